@@ -6,13 +6,23 @@ Shape letters: T frames, H rows and W columns of pixels; t, h, w the latent grid
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 Stage = Literal["decode", "encode", "write"]
+
+# Constraints of what is read back from an output, which anybody may have written.
+Count = Annotated[int, Field(ge=0, le=2**40)]
+Positive = Annotated[int, Field(gt=0, le=2**31 - 1)]
+Side = Annotated[int, Field(gt=0, le=2**15 - 1)]
+"""Of a grid of codes, and a stride."""
+_NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.parquet"
+
 STAGES: tuple[Stage, ...] = ("decode", "encode", "write")  # In pipeline order
 
 
@@ -77,9 +87,9 @@ class ClipRef(Travels):
     """Identifies one clip in pixels, codes, receipts and rejections."""
 
     clip_id: str
-    row: int
-    segment: int
-    num_segments: int
+    row: Count
+    segment: Count
+    num_segments: Positive
     source_uri: str
 
 
@@ -193,7 +203,7 @@ class Rejected(Travels):
     """Short, stable word to group by: ``"no_video"``, ``"truncated"``, ``"timeout"``, ..."""
     message: str
     backend: str | None = None
-    attempts: int = 1
+    attempts: Count = 1
     error: str | None = None
     """Class name of the exception that caused it; None if tokpipe itself rejected the clip."""
 
@@ -214,16 +224,16 @@ class Failed(Travels):
 class Receipt(Travels):
     """Describes a shard that a writer has stored. The shard counts once the manifest lists it."""
 
-    shard: str  # Key in the output, ``shards/<plan>-<lease>-<attempt>.parquet``
-    size_bytes: int
+    shard: Annotated[str, Field(pattern=rf"^shards/{_NAME}$")]  # Its key in the output
+    size_bytes: Count
     sha256: str
-    num_rows: int
-    num_codes: int
-    num_frames: int  # Real frames, without padding and context
-    grid: tuple[int, int]
-    side_table: str  # Key of the shard's table of clips, ``clips/<same name>.parquet``
+    num_rows: Count
+    num_codes: Count
+    num_frames: Count  # Real frames, without padding and context
+    grid: tuple[Side, Side]
+    side_table: Annotated[str, Field(pattern=rf"^clips/{_NAME}$")]
     side_table_sha256: str
-    side_table_size_bytes: int
+    side_table_size_bytes: Count
     clips: tuple[ClipRef, ...]
-    encoders: dict[str, int] = field(default_factory=dict)
+    encoders: dict[str, Count] = field(default_factory=dict)
     """Clips by encoder class; empty if an earlier version wrote the shard."""

@@ -122,7 +122,7 @@ def test_an_invalid_listed_key_is_a_defect(output: Made, key: str) -> None:
     for depth in DEPTHS:
         report = audit(output.store, depth=depth)
         assert report.findings.counts["entry_damaged"] == 1
-        assert report.num_shards_checked == (0 if depth == "manifest" else 8)
+        assert report.num_shards_checked == (0 if depth == "manifest" else 7)
 
 
 def test_the_report_says_what_is_wrong_and_what_to_do(

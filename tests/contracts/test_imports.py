@@ -21,7 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "storage": {"config"},
     "formats": {"config", "storage"},
     "sources": {"config", "formats", "storage"},
-    "plan": {"config", "sources", "storage"},
+    "plan": {"config", "formats", "sources", "storage"},
     "media": {"config", "storage"},
     "models": {"config"},
     "weights": {"config", "models", "storage"},
@@ -38,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "audit": {"config", "formats", "plan", "reader", "reconstruct", "storage"},
     "export": {"reader"},
     "report": {"formats", "media", "reader", "reconstruct", "storage", "verbs"},
-    "train": {"config", "media", "models", "sources", "stages", "storage"},
+    "train": {"config", "media", "models", "sources", "stages", "storage", "weights"},
     "cli": {
         *("audit", "config", "export", "reader", "reconstruct", "report", "runtime", "storage"),
         *("train", "verbs", "weights"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import signal
@@ -16,7 +17,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import yaml
 from rich.console import Console
 
 from tests.videos import encode
@@ -86,7 +86,7 @@ def write_job(
     }
     job.update(changes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(job))
+    path.write_text(json.dumps(job))
     return path
 
 

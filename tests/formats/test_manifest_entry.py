@@ -63,11 +63,14 @@ def test_the_text_of_an_entry_is_as_documented() -> None:
 
 # With surrogates: a decoder's message may hold bytes that are not text.
 texts = st.text(max_size=10)
-counts = st.integers(0, 2**62)
-refs = st.builds(ClipRef, texts, counts, counts, counts, texts)
+counts = st.integers(0, 2**40)
+sides = st.integers(1, 2**15 - 1)
+names = st.text("aZ09_.-", max_size=9).map(lambda text: f"a{text}.parquet")
+refs = st.builds(ClipRef, texts, counts, counts, st.integers(1, 2**31 - 1), texts)
 receipts = st.builds(
-    Receipt, texts, counts, texts, counts, counts, counts, st.tuples(counts, counts),
-    texts, texts, counts, st.lists(refs, max_size=3).map(tuple),
+    Receipt, names.map("shards/{}".format), counts, texts, counts, counts, counts,
+    st.tuples(sides, sides), names.map("clips/{}".format), texts, counts,
+    st.lists(refs, max_size=3).map(tuple),
 )  # fmt: skip
 rejections = st.builds(
     Rejected, refs, st.sampled_from(["plan", "decode"]), texts, texts, st.none() | texts, counts

@@ -65,7 +65,7 @@ def audit(
         findings.add("plan", store.uri_of(JOB_RECORD), error)
     else:
         check_plan(store, record, plan, findings)
-        clips = PlannedClips(store, plan, record.job["sampling"])
+        clips = PlannedClips(store, plan, record.job.get("sampling", {}))
     manifest = ManifestAudit(store, record.num_rows, clips, findings)
     rng = np.random.default_rng(seed)
     chosen: list[tuple[float, str]] = []  # the clips with the smallest random numbers

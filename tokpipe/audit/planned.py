@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tokpipe.audit.findings import Findings
 from tokpipe.errors import CorruptOutput, NotFound
+from tokpipe.formats.checks import damaged
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.identity.ids import clip_id, digest
@@ -60,7 +61,11 @@ class PlannedClips:
 
     def __init__(self, store: Store, plan: StoredPlan, sampling: dict[str, Any]) -> None:
         self._reader = PlanReader(store, plan)
-        self._cut: tuple[int, float | None] = sampling["max_clip_frames"], sampling["fps"]
+        try:
+            cut = sampling["max_clip_frames"], sampling["fps"] and float(sampling["fps"])
+            self._cut: tuple[int, float | None] = int(cut[0]), cut[1]
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(store.uri_of(JOB_RECORD), "its job has no sampling") from error
         self._part = lru_cache(_KEPT_PARTS)(self._read_part)
 
     def mismatches(self, refs: Sequence[ClipRef]) -> Iterator[tuple[ClipRef, str]]:

@@ -80,8 +80,11 @@ class TableSource(Frozen):
     def _one_way_to_a_uri(self) -> Self:
         if (self.uri_column is None) == (self.uri_template is None):
             raise ValueError("set exactly one of uri_column and uri_template")
-        if any(conversion for *_, conversion in Formatter().parse(self.uri_template or "")):
-            raise ValueError("uri_template: a '!' has no meaning after the name of a column")
+        for *_, spec, conversion in Formatter().parse(self.uri_template or ""):
+            if conversion:
+                raise ValueError("uri_template: a '!' has no meaning after the name of a column")
+            if re.search(r"\{|\d{4}", spec or ""):
+                raise ValueError("uri_template: a format may only make up to 999 characters")
         return self
 
 

@@ -1,6 +1,9 @@
 """Checksums of whole objects, and the errors for objects that are damaged or too new."""
 
 import hashlib
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
 
 from tokpipe.errors import CorruptOutput
 
@@ -21,6 +24,24 @@ def too_new(uri: str, found: int, known: int) -> CorruptOutput:
         f"{uri} has format {found}, but this tokpipe reads formats up to {known}. "
         "Reading it as an older format could misinterpret it. Upgrade tokpipe."
     )
+
+
+def explained(error: Exception) -> str:
+    """Return what is wrong, in one line."""
+    if isinstance(error, ValidationError):
+        first, others = error.errors(include_url=False)[0], error.error_count() - 1
+        more = f", and {others} more" if others else ""
+        return f"{'.'.join(map(str, first['loc']))[:200]}: {first['msg'][:200]}{more}"
+    return " ".join(str(error).split())[:400]
+
+
+def utc_time(text: str) -> datetime:
+    """Return the time that a record of an output holds."""
+    try:
+        time = datetime.fromisoformat(text)
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (OverflowError, ValueError) as error:
+        raise damaged("the record of a time in this output", f"{text[:50]!r} is not one") from error
 
 
 def sha256(data: bytes) -> str:

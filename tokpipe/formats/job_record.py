@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokpipe.config.base import RECORDED
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, NotFound, PlanMismatch
-from tokpipe.formats.checks import damaged
+from tokpipe.formats.checks import damaged, explained
 from tokpipe.formats.layout import JOB_RECORD
-from tokpipe.formats.sealed_json import seal, unseal
+from tokpipe.formats.sealed_json import read_sealed, seal, unseal
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.identity.fingerprint import fingerprint_settings
 from tokpipe.storage.store import Store
@@ -33,7 +33,7 @@ class JobRecord(BaseModel):
     fingerprint: str
     settings: dict[str, Any]  # What the fingerprint hashes, by dotted key
     tokenizer: TokenizerSpec
-    num_rows: NonNegativeInt  # Rows of the stored plan, which the manifest settles one by one
+    num_rows: Annotated[int, Field(ge=0, le=2**32)]  # Of the stored plan; the manifest settles them
     plan: dict[str, Any]  # Location and checksums of the stored plan
     libraries: dict[str, str]  # Versions at the first start, for people. A resume may run others
     job: dict[str, Any]  # The resolved job file
@@ -71,7 +71,7 @@ class JobRecord(BaseModel):
         try:
             return cls.model_validate(fields)
         except ValueError as error:
-            raise damaged(uri, f"it does not parse as a job record: {error}") from error
+            raise damaged(uri, f"it does not parse as a job record: {explained(error)}") from error
 
 
 def write_once(store: Store, record: JobRecord) -> JobRecord:
@@ -90,7 +90,7 @@ def read(store: Store) -> JobRecord:
     """
     uri = store.uri_of(JOB_RECORD)
     try:
-        data = store.get(JOB_RECORD)
+        data = read_sealed(store, JOB_RECORD)
     except NotFound as error:
         raise NotFound(
             f"{store.uri} has no {JOB_RECORD}: it is not the output of a tokpipe job, or the job "

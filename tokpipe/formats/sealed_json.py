@@ -1,13 +1,18 @@
 """JSON objects with a checksum of their content, so that a flipped bit is an error."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tokpipe.formats.checks import damaged, too_new
+from tokpipe.formats.checks import damaged, explained, too_new
 from tokpipe.identity.ids import digest
+from tokpipe.storage.store import Store
 
 CHECKSUM = "checksum"
+
+MAX_BYTES = 2**28
+_MAX_VALUES = 2**23  # Each takes up to 100 bytes of memory, and an empty list two bytes of JSON
 
 
 def seal(body: dict[str, Any]) -> dict[str, Any]:
@@ -35,18 +40,34 @@ def _text(value: Any) -> str:
     return json.dumps(value)
 
 
+def read_sealed(store: Store, key: str) -> bytes:
+    """Return an object for ``unseal``; NotFound if it does not exist."""
+    data = store.get_range(key, 0, MAX_BYTES + 1)
+    num_values = sum(map(data.count, (b",", b"[", b"{")))
+    if len(data) > MAX_BYTES or num_values > _MAX_VALUES:
+        found = f"it has {len(data):,} bytes with {num_values:,} values, more than tokpipe writes"
+        raise damaged(store.uri_of(key), found)
+    return data
+
+
+def _finite(text: str) -> float:
+    if math.isfinite(value := float(text)):
+        return value
+    raise ValueError(f"{text} is not a finite number")
+
+
 def unseal(
     uri: str, data: bytes, *, newest_format: int, may_lack_checksum: bool = False
 ) -> dict[str, Any]:
     """Parse a sealed object and return it without its checksum and format."""
     try:
-        body = json.loads(data)
+        body = json.loads(data, parse_float=_finite, parse_constant=_finite)
         if not isinstance(body, dict):
             raise damaged(uri, f"it holds a JSON {type(body).__name__}, not an object")
         checksum = body.pop(CHECKSUM, None)
         is_whole = checksum == digest(body)
     except (ValueError, RecursionError) as error:
-        raise damaged(uri, f"it does not parse as JSON: {error}") from error
+        raise damaged(uri, f"it does not parse as JSON: {explained(error)}") from error
     version = body.pop("format", None if may_lack_checksum else 0)
     if may_lack_checksum and isinstance(version, int) and version > newest_format:
         raise too_new(uri, version, newest_format)  # whatever its checksum is then

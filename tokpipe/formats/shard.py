@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import tokpipe
-from tokpipe.formats.checks import damaged, sha256, too_new
+from tokpipe.formats.checks import damaged, explained, sha256, too_new
 from tokpipe.formats.layout import shard_key, side_table_key
 from tokpipe.formats.tables import required
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
@@ -144,8 +144,10 @@ class ShardFooter:
         except KeyError as error:
             missing = f"{_METADATA_PREFIX}{error.args[0]}"
             raise damaged(uri, f"its footer lacks the key {missing}") from error
-        except (TypeError, ValueError) as error:
-            raise damaged(uri, f"its footer does not describe a shard: {error}") from error
+        except (RecursionError, TypeError, ValueError) as error:
+            raise damaged(
+                uri, f"its footer does not describe a shard: {explained(error)}"
+            ) from error
 
 
 def _encoders(clips: Sequence[EncodedClip]) -> dict[str, int]:

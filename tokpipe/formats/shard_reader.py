@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokpipe.errors import CorruptOutput
-from tokpipe.formats.checks import check_bytes, damaged
+from tokpipe.formats.checks import check_bytes, damaged, explained
 from tokpipe.formats.shard import ShardFooter, ShardMetadata, codes_crc32, shard_schema
+from tokpipe.formats.tables import check_bounds
 from tokpipe.types import Receipt
 
 _CHECKED_WITH_CODES = ("t", "h", "w", "codes", "codes_crc32")
@@ -70,13 +71,15 @@ class ShardReader:
                 # Joins the columns of a row group into few requests.
                 pre_buffer=True,
             )
+            check_bounds(self._file.metadata)
             schema = self._file.schema_arrow.remove_metadata()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise damaged(uri, f"it does not open as a shard: {error}") from error
+            raise damaged(uri, f"it does not open as a shard: {explained(error)}") from error
         self.num_row_groups: int = self._file.num_row_groups
         self.footer = ShardFooter.of_key_values(uri, self._file.metadata.metadata or {})
         if schema != shard_schema(self.footer.metadata.tokenizer.code_dtype):
-            raise damaged(uri, f"its columns are not those of a shard: {schema.to_string()}")
+            found = " ".join(schema.to_string().split())[:400]
+            raise damaged(uri, f"its columns are not those of a shard: {found}")
         if self._file.metadata.num_rows != self.footer.num_rows:
             raise damaged(
                 uri,
@@ -96,7 +99,9 @@ class ShardReader:
         try:
             table = self._file.read_row_group(group, columns=wanted)
         except (pa.ArrowException, OSError) as error:
-            raise damaged(self.uri, f"row group {group} cannot be read: {error}") from error
+            raise damaged(
+                self.uri, f"row group {group} cannot be read: {explained(error)}"
+            ) from error
         batches = table.combine_chunks().to_batches()
         if len(batches) != 1:
             raise damaged(self.uri, f"row group {group} has no rows")

@@ -6,8 +6,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tokpipe.formats.checks import damaged
+from tokpipe.formats.checks import damaged, explained
 
+_MAX_ROWS, _MAX_BYTES = 2**24, 2**31  # Of one of tokpipe's own tables, once decoded
 _BUFFERS_BYTES = 64 * 2**20  # Read-ahead of all columns together
 
 
@@ -27,19 +28,31 @@ def to_parquet(table: pa.Table) -> bytes:
     return data
 
 
-def from_parquet(uri: str, data: bytes, kind: str, *, verify: bool = True) -> pa.Table:
+def check_bounds(metadata: Any) -> None:
+    """Raise ArrowInvalid if a few bytes of Parquet claim to be gigabytes."""
+    groups = [metadata.row_group(i).to_dict() for i in range(metadata.num_row_groups)]
+    sizes = [one["total_uncompressed_size"] for group in groups for one in group["columns"]]
+    if not 0 <= metadata.num_rows <= _MAX_ROWS or sum(map(abs, sizes)) > _MAX_BYTES:
+        raise pa.ArrowInvalid(f"it claims {metadata.num_rows:,} rows and {sum(sizes):,} bytes")
+
+
+def from_parquet(
+    uri: str, data: bytes, kind: str, *, verify: bool = True, columns: list[str] | None = None
+) -> pa.Table:
     """Parse what ``to_parquet`` wrote; ``kind`` names it in the error."""
     try:
+        check_bounds(pq.read_metadata(pa.BufferReader(data)))
         # In this thread alone: pyarrow's hold on to the bytes, and if one lets go of them while
         # Python exits, the process aborts.
         return pq.read_table(
             pa.BufferReader(data),
+            columns=columns,
             page_checksum_verification=verify,
             use_threads=False,
             pre_buffer=False,
         )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise damaged(uri, f"it does not open as a {kind}: {error}") from error
+        raise damaged(uri, f"it does not open as a {kind}: {explained(error)}") from error
 
 
 def stream_parquet(file: BinaryIO) -> Any:

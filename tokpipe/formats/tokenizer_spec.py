@@ -1,11 +1,12 @@
 """What a reader must know about a tokenizer to use its codes: in every shard and job.json."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 
 from tokpipe.config.job import ChunkingConfig
 from tokpipe.config.tokenizer import TokenizerConfig
+from tokpipe.types import Side
 
 
 class TokenizerSpec(BaseModel):
@@ -17,13 +18,13 @@ class TokenizerSpec(BaseModel):
     name: str
     weights_hash: str  # Covers encoder and quantizer; names the seed of random weights
     licence: str = ""  # License of the weights; empty if not declared
-    codebook_size: PositiveInt  # Codes are 0 <= code < codebook_size
+    codebook_size: Annotated[int, Field(gt=0, le=2**32)]  # Codes are 0 <= code < codebook_size
     code_dtype: Literal["uint16", "uint32"]
     bit_order: Literal["big", "little", ""] = ""
     """For codes made of one bit per channel: whether the first is the highest. Otherwise empty."""
-    temporal_stride: PositiveInt  # Frames per latent frame, after a chunk's first
-    first_frames: PositiveInt = 1  # Frames that a chunk's first latent frame covers
-    spatial_stride: PositiveInt  # Pixels per latent row and column
+    temporal_stride: Side  # Frames per latent frame, after a chunk's first
+    first_frames: Side = 1  # Frames that a chunk's first latent frame covers
+    spatial_stride: Side  # Pixels per latent row and column
     code_order: Literal["t,h,w"] = "t,h,w"
     """Axes of a row's flat codes, slowest first."""
     chunk_policy: str

@@ -9,6 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tokpipe.config.sources import Source
+from tokpipe.formats.checks import damaged, explained
+from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.plan.stored import ROW_ID, PlanPart, StoredPlan, read_part
 from tokpipe.sources.rows import items_of
 from tokpipe.storage.store import Store
@@ -32,8 +34,12 @@ class PlanReader:
         self._parts = stored.parts
         self._starts = np.cumsum([0, *(part.num_rows for part in stored.parts)], dtype=np.int64)
         self.num_rows = int(self._starts[-1])
-        schema = base64.b64decode(stored.columns_schema)
-        self._columns = pa.ipc.read_schema(pa.py_buffer(schema))
+        try:
+            schema = base64.b64decode(stored.columns_schema)
+            self._columns = pa.ipc.read_schema(pa.py_buffer(schema))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            problem = f"it does not describe the columns of the plan: {explained(error)}"
+            raise damaged(store.uri_of(JOB_RECORD), problem) from error
         self._part = lru_cache(_CACHED_PARTS)(lambda index: read_part(store, stored.parts[index]))
 
     def part_of(self, row: int) -> int:

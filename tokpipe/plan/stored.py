@@ -3,29 +3,34 @@
 import hashlib
 import io
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field, TypeAdapter
 
 from tokpipe.errors import CorruptOutput
+from tokpipe.formats.checks import damaged, explained
+from tokpipe.formats.tables import from_parquet
 from tokpipe.sources.rows import ROW_SCHEMA
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
+from tokpipe.types import Count
 
 ROW_ID = pa.field("row_id", pa.string(), nullable=False)
-OWN_COLUMNS = [ROW_ID.name, *ROW_SCHEMA.names]
+_OWN = [ROW_ID, *ROW_SCHEMA]
+OWN_COLUMNS = [one.name for one in _OWN]
 
 
 @dataclass(frozen=True, slots=True)
 class PlanPart:
     """One file of the plan. All of its rows come from one source."""
 
-    key: str
-    num_rows: int
+    key: Annotated[str, Field(pattern=r"^plan/[A-Za-z0-9_-]+/[0-9]+\.parquet$")]
+    num_rows: Count
     sha256: str
-    size_bytes: int
-    source: int = 0
+    size_bytes: Count
+    source: Count = 0
     """Position of its source in the job; unknown, like the sources' versions, in older plans."""
 
 
@@ -36,9 +41,9 @@ class StoredPlan:
     plan_id: str
     """Hash of the parts' hashes: plans with the same id have the same rows in the same order."""
     parts: tuple[PlanPart, ...]
-    num_rows: int
-    num_problems: int  # Rows found unusable while planning; they count in ``num_rows``
-    num_duplicates: int  # Rows dropped because an earlier row is the same clip
+    num_rows: Count
+    num_problems: Count  # Rows found unusable while planning; they count in ``num_rows``
+    num_duplicates: Count  # Rows dropped because an earlier row is the same clip
     duplicate_examples: tuple[str, ...]
     columns: dict[str, str]
     """Columns carried from the sources, by name, with the Arrow type as people read it."""
@@ -53,16 +58,14 @@ class StoredPlan:
     def from_json(cls, value: dict[str, Any]) -> "StoredPlan":
         """Reverse ``to_json``."""
         try:
-            own = {
-                "parts": tuple(PlanPart(**part) for part in value["parts"]),
-                "duplicate_examples": tuple(value["duplicate_examples"]),
-                "left_out": LeftOut.from_json(value.get("left_out", {})),
-            }
-            return cls(**{**value, **own})
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            found = f"job.json does not describe a stored plan ({error!r})"
+            return _STORED.validate_python(value)
+        except ValueError as error:
+            found = f"job.json does not describe a stored plan ({explained(error)})"
             do = "Restore job.json from a copy of the output, or tokenize to a new output prefix"
             raise CorruptOutput(f"{found}. It lists the clips to make. {do}.") from error
+
+
+_STORED = TypeAdapter(StoredPlan)
 
 
 def store_part(store: Store, key: str, table: pa.Table, source: int) -> PlanPart:
@@ -83,11 +86,15 @@ def store_part(store: Store, key: str, table: pa.Table, source: int) -> PlanPart
 
 
 def read_part(store: Store, part: PlanPart, columns: list[str] | None = None) -> pa.Table:
-    data = store.get(part.key)
+    data = store.get_range(part.key, 0, part.size_bytes + 1)
     if hashlib.sha256(data).hexdigest() != part.sha256:
         raise CorruptOutput(
             f"{store.uri_of(part.key)}: its {len(data)} bytes are not the {part.size_bytes} that "
             "were planned (SHA-256 differs). Its rows may not be the clips that were committed: "
             "restore the file, or plan again under a new output prefix."
         )
-    return pq.read_table(io.BytesIO(data), columns=columns)
+    table = from_parquet(store.uri_of(part.key), data, "part of a plan", columns=columns)
+    known = [(one, table.schema.field(one.name)) for one in _OWN if one.name in table.column_names]
+    if table.num_rows != part.num_rows or any(a.type != b.type for a, b in known) or not known:
+        raise damaged(store.uri_of(part.key), "its rows or columns are not those of the plan")
+    return table

@@ -7,6 +7,7 @@ others have read, and a run can resume with another number of ranks.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +87,11 @@ class Remaining:
     num_items: int  # Items of the whole epoch
     start: int = 0
     pending: tuple[int, ...] = ()  # Positions before ``start`` that no reader has taken
+
+    def __post_init__(self) -> None:
+        places = [*self.pending, self.start, self.num_items + 1]
+        if any(one >= later for one, later in pairwise(places)):
+            raise ValueError(f"{places[:9]} ... are not increasing positions in an epoch")
 
     def __len__(self) -> int:
         return len(self.pending) + self.num_items - self.start

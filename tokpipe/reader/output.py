@@ -219,25 +219,31 @@ class Output:
             raise _missing(info.uri) from error
         metadata = ShardMetadata(self.fingerprint, self.tokenizer)
         check_same_tokenizer(info.uri, shard.footer.metadata, metadata)
+        if (shard.footer.grid, shard.footer.num_rows) != (info.grid, info.num_rows):
+            raise damaged(info.uri, f"its rows or grid {shard.footer.grid} are not those listed")
         return shard
 
     def _verified_bytes(self, info: ShardInfo) -> bytes:
-        data = self._get(info.key)
+        data = self._get(info.key, info.size_bytes)
         check_bytes(info.uri, data, size_bytes=info.size_bytes, sha256_hex=info.sha256)
         return data
 
     def _side_table(self, info: ShardInfo) -> pa.Table:
-        return read_side_table(
+        table = read_side_table(
             info.side_table_uri,
-            self._get(info.side_table),
+            self._get(info.side_table, info.side_table_size_bytes),
             size_bytes=info.side_table_size_bytes,
             sha256_hex=info.side_table_sha256,
             verify=self.verify,
         )
+        rows, known = table.column("plan_row").to_numpy(), self.record.num_rows
+        if not ((rows >= 0) & (rows < known)).all():
+            raise damaged(info.side_table_uri, "its rows are not in the plan")
+        return table
 
-    def _get(self, key: str) -> bytes:
+    def _get(self, key: str, size_bytes: int) -> bytes:
         try:
-            return self.store.get(key)
+            return self.store.get_range(key, 0, size_bytes + 1)
         except NotFound as error:
             raise _missing(self.store.uri_of(key)) from error
 
@@ -257,6 +263,8 @@ def _clip_in(info: ShardInfo, shard: ShardReader, table: pa.Table, clip_id: str)
 def _clip(info: ShardInfo, rows: Sequence[Chunk] | None, record: dict[str, Any] | None) -> Clip:
     if rows is None or record is None or record["clip_id"] != rows[0].clip_id:
         raise damaged(info.side_table_uri, f"its clips are not those of {info.key}")
+    if not 0 < record["fps"] < 1e9 or not 0 <= record["segment"] < record["n_segments"]:
+        raise damaged(info.side_table_uri, f"clip {record['clip_id']} has no place in its source")
     return Clip(
         clip_id=record["clip_id"],
         source_uri=record["source_uri"],

@@ -66,13 +66,13 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         filled = number = 0
         while filled < own.length and (document := self._open or self._next_document()):
             size = len(document[0])
-            count = min(own.length - filled, size - self._used)
+            count = min(own.length - filled, max(0, size - self._used))
             here, there = slice(filled, filled + count), slice(self._used, self._used + count)
             tokens[here], positions[here] = document[0][there], document[1][there]
             documents[here] = number
             filled, number, self._used = filled + count, number + 1, self._used + count
             self._open = document
-            if self._used == size:
+            if self._used >= size:
                 self._open, self._used = None, 0
         if not filled or (filled < own.length and own.drop_last):
             raise StopIteration
@@ -94,8 +94,11 @@ class SequenceIterator(Iterator[dict[str, Any]]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of the same reader, with the same number of readers."""
-        self._clips.load_state_dict(state["clips"])
-        self._used, self._open = state["given"], None
+        given, clips = state.get("given"), state.get("clips")
+        if not isinstance(given, int) or given < 0 or not isinstance(clips, Mapping):
+            raise ConfigError(f"the state is damaged: it has given={given!s:.99} or no clips")
+        self._clips.load_state_dict(clips)
+        self._used, self._open = given, None
 
 
 _Document = tuple[NDArray[np.int64], NDArray[np.int32]]

@@ -6,8 +6,10 @@ from functools import lru_cache
 from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
+from pydantic import BaseModel
 
 from tokpipe.errors import ConfigError
+from tokpipe.formats.checks import explained
 from tokpipe.formats.job_record import differences, flatten
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.code_cache import CodeCache
@@ -15,6 +17,7 @@ from tokpipe.reader.order import EpochOrder, Remaining
 from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import Codes, ShardCodes
 from tokpipe.reader.shares import MixRemaining, Share, quotas
+from tokpipe.types import Count, Positive
 
 Sample = dict[str, Any]  # ``clip_id``, and ``codes`` (t, h, w) as int64
 
@@ -33,6 +36,15 @@ class StreamSettings(TypedDict, total=False):
     rank: int
     world_size: int
     make: Callable[[str, Codes], Any]
+
+
+class _State(BaseModel):
+    epoch: Count
+    start: list[Count]
+    pending: list[list[Count]]
+    reader: Count
+    num_readers: Positive
+    taken: Count
 
 
 class ClipMix:
@@ -142,8 +154,8 @@ class ClipMix:
         if not found:
             raise ConfigError(f"resume: the argument contains no state of a {self._kind}")
         first = found[0]
-        self._check(first)
         for state in found:
+            self._check(state)
             for key in ("epoch", "start", "pending", "num_readers"):
                 if state[key] != first[key]:
                     raise ConfigError(
@@ -153,12 +165,15 @@ class ClipMix:
                     )
         taken = {state["reader"]: state["taken"] for state in found}
         num_readers = first["num_readers"]
-        if sorted(taken) != list(range(num_readers)):
+        if len(taken) != num_readers or sorted(taken) != list(range(len(taken))):
             raise ConfigError(
                 f"resume: got the states of {len(taken)} of {num_readers} readers. What the others "
                 "have read is unknown: pass the states of all ranks"
             )
-        left = self._left_of(first).after([taken[reader] for reader in range(num_readers)])
+        try:
+            left = self._left_of(first).after([taken[reader] for reader in range(num_readers)])
+        except ValueError as error:
+            raise ConfigError(f"resume: {error}") from error
         self.epoch, self._left = first["epoch"], left
 
     def _left_of(self, state: Mapping[str, Any]) -> MixRemaining:
@@ -168,12 +183,18 @@ class ClipMix:
 
     def _check(self, state: Mapping[str, Any]) -> None:
         for key, value in self._settings.items():
-            if state[key] != value:
+            if state.get(key) != value:
                 raise ConfigError(
-                    f"the state has {key}={state[key]}, but this stream has {key}={value}, so they "
-                    "read different clips or another order. Open the outputs as of when the state "
-                    "was saved, and use the same settings"
+                    f"the state has {key}={state.get(key)!s:.99}, but this stream has {key}="
+                    f"{value}, so they read different clips or another order. Open the outputs as "
+                    "of when the state was saved, and use the same settings"
                 )
+        try:
+            _State.model_validate(dict(state))
+            if not state["taken"] <= len(self._left_of(state)):
+                raise ValueError(f"it has taken {state['taken']} clips, more than there are")
+        except ValueError as error:
+            raise ConfigError(f"the state is damaged: {explained(error)}") from error
 
     def _order(self, source: int, number: int) -> EpochOrder:
         """Return the order of one pass over an output."""

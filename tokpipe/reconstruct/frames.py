@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokpipe.config.job import JobConfig
+from tokpipe.config.job import MAX_CLIP_BYTES, JobConfig
 from tokpipe.errors import ConfigError, NotFound, SourceError
+from tokpipe.formats.checks import damaged
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.media.quality import Frames, Quality
 from tokpipe.models.streaming import StreamState
@@ -50,7 +51,13 @@ class Reconstructor:
         """
         state: StreamState | None = None
         before: NDArray[np.uint16] | NDArray[np.uint32] | None = None
+        traits = self.tokenizer.traits
         for chunk in chunks:
+            num_pixels = chunk.codes.size * traits.temporal_stride * traits.spatial_stride**2
+            if 3 * num_pixels > 2 * MAX_CLIP_BYTES or (chunk.n_context_frames and before is None):
+                shape = "x".join(map(str, chunk.codes.shape))
+                found = f"{shape} codes, {chunk.n_context_frames} frames of context"
+                raise damaged(f"clip {chunk.clip_id}", f"no job writes a chunk of {found}")
             if self.policy == "streaming":
                 pixels, state = self.tokenizer.decode_piece(self._on_device(chunk.codes), state)
                 first = 0
@@ -59,13 +66,16 @@ class Reconstructor:
                 # but decodes to one. The frames it affects are context, cut off below.
                 codes = chunk.codes
                 if chunk.n_context_frames:
-                    assert before is not None, "a clip's first chunk has no context"
+                    assert before is not None
                     num_context = self.tokenizer.traits.num_latent_frames(chunk.n_context_frames)
                     codes = np.concatenate([before[-num_context:], codes])
                 before = codes
                 pixels = self.tokenizer.decode(self._on_device(codes))
                 first = chunk.n_context_frames
-            yield pixels[0, first : first + chunk.n_frames].cpu().numpy()
+            frames = pixels[0, first : first + chunk.n_frames].cpu().numpy()
+            if not 0 < len(frames) == chunk.n_frames:
+                raise damaged(f"clip {chunk.clip_id}", f"it has not {chunk.n_frames} frames")
+            yield frames
 
     def _on_device(self, codes: NDArray[np.uint16] | NDArray[np.uint32]) -> torch.Tensor:
         return torch.from_numpy(codes.astype(np.int64)).unsqueeze(0).to(self.device)

@@ -1,11 +1,11 @@
 """HTML and SVG from templates, and what several sections build from them."""
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from html import escape
 from string import Formatter
 from typing import Any
 
+from tokpipe.formats.checks import utc_time
 from tokpipe.telemetry.redact import printable
 
 UNKNOWN = "-"  # Shown in place of a number that is not known
@@ -84,7 +84,7 @@ def tiles(values: Iterable[tuple[str, str, str]]) -> Markup:
 
 def moment(time: str) -> str:
     """Return an ISO 8601 time for people, in UTC."""
-    return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{utc_time(time):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def short(number: float, *, exact_below: float = 1e7) -> str:

@@ -81,6 +81,6 @@ def write_report(
         sample=sample,
         pairs=make_pairs(output, sample.clips, device) if num_pairs else None,
     )
-    data = page(facts).encode()
+    data = page(facts).encode(errors="backslashreplace")
     write_file(path, data)
     return WrittenReport(path, len(data), facts, output.incomplete)

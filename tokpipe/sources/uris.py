@@ -113,6 +113,6 @@ def _formatted(values: pa.Array, name: str, spec: str, problems: dict[int, str])
                 value = int(value)  # a column of integers with nulls, as pandas writes it
             if value not in (None, ""):
                 texts[i] = format(value, spec)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             problems.setdefault(i, f"has {value!r} as its {name}, which {spec!r} cannot format")
     return pa.array(texts, pa.string())

@@ -6,8 +6,11 @@ import re
 from tokpipe.errors import ConfigError
 
 MAX_ALTERNATIVES = 100_000
+_MAX_CHARS = 2**28  # Of all of them together
 
-_RANGE = re.compile(r"(?:(-?\d+)\.\.(-?\d+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.(-?\d+))?")
+_RANGE = re.compile(
+    r"(?:(-?\d{1,99})\.\.(-?\d{1,99})|([A-Za-z])\.\.([A-Za-z]))(?:\.\.(-?\d{1,9}))?"
+)
 _PADDED = re.compile(r"-?0\d")
 
 
@@ -16,6 +19,7 @@ def expand_braces(text: str) -> list[str]:
 
     Braces without a comma or a range, or without a partner, mean themselves.
     """
+    _check_number(2 ** (text.count("{") // 10), text)  # which may be nested
     for opening in (match.start() for match in re.finditer("{", text)):
         cuts, depth = [opening], 0
         for match in re.compile("[{},]").finditer(text, opening):
@@ -28,7 +32,10 @@ def expand_braces(text: str) -> list[str]:
             continue
         if len(cuts) > 2:
             inner = [text[a + 1 : b] for a, b in itertools.pairwise(cuts)]
-            options = [option for part in inner for option in expand_braces(part)]
+            options = []
+            for part in inner:
+                options += expand_braces(part)
+                _check_number(len(options), text)
         else:
             options = _sequence(text[opening + 1 : cuts[-1]])
         if options:
@@ -53,8 +60,8 @@ def _sequence(body: str) -> list[str]:
 
 
 def _check_number(number: int, text: str) -> None:
-    if number > MAX_ALTERNATIVES:
+    if number > MAX_ALTERNATIVES or number * len(text) > _MAX_CHARS:
         raise ConfigError(
-            f"{text}: these braces stand for more than {MAX_ALTERNATIVES:,} names, and each of "
-            "them would be looked up. Use '*', which lists what is there"
+            f"{text[:1000]}: these braces stand for more than {MAX_ALTERNATIVES:,} names, or for "
+            "very long ones, and each would be looked up. Use '*', which lists what is there"
         )

@@ -1,9 +1,7 @@
 """Counts the files that a source finds but does not take."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from tokpipe.telemetry.human import counted
 
@@ -35,10 +33,9 @@ class LeftOut:
     counts: dict[str, int] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "LeftOut":
-        counts = {str(kind): int(number) for kind, number in value.get("counts", {}).items()}
-        return cls(counts, {kind: list(map(str, value["names"][kind])) for kind in counts})
+    def __post_init__(self) -> None:
+        if self.counts.keys() != self.names.keys():
+            raise ValueError("what was left out has names or a number, but not both")
 
     def add(self, kind: str, name: str) -> None:
         known = self.names.get(kind, [])

@@ -23,6 +23,7 @@ from tokpipe.storage.trouble import Trouble, classify
 
 _MAGIC = re.compile(r"[*?\[]")
 _WILDCARD = re.compile(r"[*?]")
+_STAR = re.escape("[^/]*")
 _NO_MAGIC = re.compile(r"(?!)")
 _LOOK_UP_THREADS = 16
 
@@ -191,7 +192,7 @@ class Listing:
     def _scan(self, folder: str, globs: dict[str, str], magic: re.Pattern[str]) -> _Scan:
         escaped = globs if magic is _MAGIC else [glob.replace("[", "[[]") for glob in globs]
         try:
-            regex = re.compile("|".join(f"({glob_translate(glob)})" for glob in escaped))
+            regex = re.compile("|".join(f"({_linear(glob_translate(glob))})" for glob in escaped))
         except (ValueError, re.error) as error:
             raise ConfigError(
                 f"{self.uri}: is not a valid glob ({error}). '*' and '?' match within one folder; "
@@ -336,3 +337,13 @@ def _walk_local(
             ) from error
         if above or trouble is not Trouble.NOT_FOUND:  # such as lost+found, or removed meanwhile
             left_out.add(UNREADABLE, folder)
+
+
+def _linear(regex: str) -> str:
+    """Let each ``*`` but a folder's last end where what follows it is first found.
+
+    Trying all places could take hours for one long name.
+    """
+    regex = re.sub(f"({_STAR})+", r"[^/]*", regex)
+    fixed = r"(?:\[\^/\]|\\.|[^/*\[\\])+?"  # without sets of letters, which may match a /
+    return re.sub(rf"{_STAR}({fixed})(?={_STAR})", r"(?>[^/]*?\1)", regex)

@@ -27,6 +27,7 @@ from tokpipe.storage.local_files import write_file
 from tokpipe.train.config import TrainConfig
 from tokpipe.train.data import TrainingData
 from tokpipe.train.reconstruction import initialize, losses, scaled
+from tokpipe.weights.checkpoint import load_checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -116,13 +117,22 @@ class Trainer:
 
     def load(self, state: dict[str, Any], source: str) -> None:
         """Continue from a state that was read from ``source``."""
-        theirs = json.loads(state["config"])
-        before = validate_settings(TrainConfig, theirs, name=source, context=RECORDED)
-        _check_same_run(before, self.config, state["step"], source)
-        self.tokenizer.load_state_dict(state["weights"])
-        self.average = {key: value.to(self.device) for key, value in state["average"].items()}
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        try:
+            theirs = json.loads(state["config"])
+            before = validate_settings(TrainConfig, theirs, name=source, context=RECORDED)
+            _check_same_run(before, self.config, state["step"], source)
+            self.tokenizer.load_state_dict(state["average"])  # only to compare shapes
+            self.tokenizer.load_state_dict(state["weights"])
+            self.average = {key: value.to(self.device) for key, value in state["average"].items()}
+            self.optimizer.load_state_dict(state["optimizer"])
+            moments = [(one, self.optimizer.state[one]) for one in self.optimizer.state]
+            if state["step"] < 0 or any(one.shape != m["exp_avg"].shape for one, m in moments):
+                raise ValueError("its step or its optimizer is that of another model")
+            self.step = state["step"]
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            found = f"{source} is not the state of a training run ({type(error).__name__}: "
+            do = "It cannot be continued: restore the file, or choose another output"
+            raise ConfigError(f"{found}{' '.join(str(error).split())[:200]}). {do}") from error
 
 
 def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | None:
@@ -147,7 +157,7 @@ def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | No
     data, trainer = TrainingData(config), Trainer(config)
     rows, state_path, log_bytes = data.digest(), output / STATE_NAME, 0
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
+        state = load_checkpoint(state_path)
         trainer.load(state, str(state_path))
         if state.get("rows") != rows:
             raise ConfigError(

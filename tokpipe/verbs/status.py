@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tokpipe.formats import job_record
+from tokpipe.formats.checks import utc_time
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestEntry, ManifestState, Totals, iter_entries, load_state
 from tokpipe.storage.store import Store
@@ -97,8 +98,7 @@ def status_of(
 
 def time_of(entry: ManifestEntry) -> datetime:
     """When the entry was written, by its driver's clock."""
-    time = datetime.fromisoformat(entry.written_at)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    return utc_time(entry.written_at)
 
 
 def _rate(entries: Sequence[ManifestEntry]) -> float | None:

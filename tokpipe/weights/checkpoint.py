@@ -89,7 +89,8 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
             is_program = "constants.pkl" in records
-            broken = None if is_program else archive.testzip()
+            is_compressed = any(one.compress_type != zipfile.ZIP_STORED for one in records.values())
+            broken = None if is_program or is_compressed else archive.testzip()
     except OSError as error:
         raise _unusable(path, f"cannot be read: {error.strerror}", "Check the path") from error
     except zipfile.BadZipFile as error:
@@ -101,7 +102,6 @@ def _check_archive(path: Path) -> None:
         ) from error
     except Exception as error:  # zipfile raises many kinds for a damaged archive
         raise _unreadable(path, error) from error
-    is_compressed = any(one.compress_type != zipfile.ZIP_STORED for one in records.values())
     as_program = "Use it unchanged as the weights of a tokenizer of kind cosmos_dv"
     for is_so, problem, remedy in (
         (is_program, "is a TorchScript program", as_program),

@@ -7,21 +7,23 @@ a missing or damaged one costs only time.
 import base64
 import logging
 import zlib
-from collections import Counter
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, TypeAdapter
 
 from tokpipe.errors import CorruptOutput, NotFound
-from tokpipe.formats.checks import check_bytes, damaged, sha256
+from tokpipe.formats.checks import check_bytes, damaged, explained, sha256
 from tokpipe.formats.layout import checkpoint_key, checkpoint_shards_key
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
 from tokpipe.formats.manifest.entry import Tail
 from tokpipe.formats.manifest.log import count_entries, iter_entries, read_entry
 from tokpipe.formats.manifest.state import SHARD_LIST_SCHEMA, UNRECORDED, ManifestState, Totals
-from tokpipe.formats.sealed_json import dump_lines, seal, unseal
+from tokpipe.formats.sealed_json import dump_lines, read_sealed, seal, unseal
 from tokpipe.formats.tables import from_parquet, to_parquet
 from tokpipe.storage.store import Store
+from tokpipe.types import Count, Positive
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +99,8 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
         CorruptOutput: it is damaged, or belongs to another plan.
     """
     uri = store.uri_of(checkpoint_key(seq))
-    record = unseal(uri, store.get(checkpoint_key(seq)), newest_format=CHECKPOINT_FORMAT)
+    data = read_sealed(store, checkpoint_key(seq))
+    record = unseal(uri, data, newest_format=CHECKPOINT_FORMAT)
     try:
         if (record["seq"], record["num_rows"]) != (seq, num_rows):
             raise ValueError(f"it is for entry {record['seq']} and {record['num_rows']} plan rows")
@@ -108,25 +111,29 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
                 base64.b64decode(record["bitmap"]), max_length=num_rows // 8 + 2
             ),
             {
-                row: PartialRow(num_segments, set(done))
-                for row, num_segments, done in record["partial"]
+                row: PartialRow(num_segments, done)
+                for row, num_segments, done in _PARTIAL.validate_python(record["partial"])
             },
         )
         # By name, so that a field that an older tokpipe did not count is an error, not zero.
         found = record["totals"]
         found = {"encoders": {UNRECORDED: found["num_clips"]}, **found}
-        totals = Totals(**{field: found[field] for field in Totals.__slots__})
-        totals.rejected, totals.encoders = Counter(totals.rejected), Counter(totals.encoders)
-        size_bytes, sha256_hex = record["shards_size_bytes"], record["shards_sha256"]
+        totals = _TOTALS.validate_python({field: found[field] for field in Totals.__slots__})
+        size_bytes = _COUNT.validate_python(record["shards_size_bytes"])
+        sha256_hex = record["shards_sha256"]
         # Earlier versions did not write the tail.
-        tail = Tail(*record.get("tail") or read_entry(store, seq - 1).tail)
+        tail = _TAIL.validate_python(record.get("tail") or read_entry(store, seq - 1).tail)
     except (KeyError, TypeError, ValueError, zlib.error) as error:
-        raise damaged(uri, f"it does not parse as a checkpoint: {error}") from error
+        raise damaged(uri, f"it does not parse as a checkpoint: {explained(error)}") from error
     uri = store.uri_of(checkpoint_shards_key(seq))
-    table = store.get(checkpoint_shards_key(seq))
+    table = store.get_range(checkpoint_shards_key(seq), 0, size_bytes + 1)
     check_bytes(uri, table, size_bytes=size_bytes, sha256_hex=sha256_hex)
     shards = _read_table(uri, table)
     return ManifestState(committed, next_seq=seq, totals=totals, shards=shards, tail=tail)
+
+
+_PARTIAL = TypeAdapter(list[tuple[Count, Positive, Annotated[set[Count], Field(min_length=1)]]])
+_TOTALS, _COUNT, _TAIL = TypeAdapter(Totals), TypeAdapter(Count), TypeAdapter(Tail)
 
 
 def _record(state: ManifestState, table: bytes) -> dict[str, Any]:
@@ -153,5 +160,8 @@ def _record(state: ManifestState, table: bytes) -> dict[str, Any]:
 def _read_table(uri: str, data: bytes) -> pa.Table:
     table = from_parquet(uri, data, "table of shards")
     if table.schema != SHARD_LIST_SCHEMA:
-        raise damaged(uri, f"its columns are {table.schema.to_string()}")
+        raise damaged(uri, f"its columns are {' '.join(table.schema.to_string().split())[:400]}")
+    for column in filter(lambda one: len(one) and pa.types.is_integer(one.type), table.columns):
+        if not 0 <= pc.min(column).as_py() <= pc.max(column).as_py() <= 2**40:
+            raise damaged(uri, "its counts are not those of shards")
     return table

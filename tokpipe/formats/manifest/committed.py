@@ -41,6 +41,9 @@ class CommittedRows:
         self.num_done = int.from_bytes(self._bits, "little").bit_count()
         """Rows that are fully settled."""
         self.partial = dict(partial or {})  # Partly settled rows, by row number
+        for row, one in self.partial.items():
+            if not row < num_rows or self._is_done(row) or not max(one.done) < one.num_segments:
+                raise ValueError(f"its segments of row {row} do not fit the plan")
 
     @property
     def num_unopened(self) -> int:

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from tokpipe.formats.checks import damaged
+from tokpipe.formats.checks import damaged, explained
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.sealed_json import dump_lines, seal, unseal
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.redact import redact
-from tokpipe.types import ClipRef, Receipt, Rejected
+from tokpipe.types import ClipRef, Count, Receipt, Rejected
 
 MANIFEST_FORMAT = 3
 """2 since entries can withdraw rejections, and 3 since each holds the hash of the one before.
@@ -47,7 +47,7 @@ class Reopened:
 class ManifestEntry:
     """What one commit adds to the output, or the claim of a driver that starts."""
 
-    seq: int  # Position in the manifest, counted from 0 without gaps
+    seq: Count  # Position in the manifest, counted from 0 without gaps
     writer: str  # Attempt id of the driver, so no two drivers write the same bytes
     written_at: str  # UTC, ISO 8601
     shards: tuple[Receipt, ...] = ()
@@ -112,7 +112,8 @@ class ManifestEntry:
                 body["account"] = {key: value for one in seconds for key, value in one.items()}
             return _ENTRY.validate_python(body)
         except (KeyError, TypeError, ValueError) as error:
-            raise damaged(uri, f"it does not parse as a manifest entry: {error}") from error
+            found = f"it does not parse as a manifest entry: {explained(error)}"
+            raise damaged(uri, found) from error
 
 
 _ENTRY = TypeAdapter(ManifestEntry)

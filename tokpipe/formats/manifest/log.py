@@ -9,6 +9,7 @@ from tokpipe.errors import NotFound
 from tokpipe.formats.checks import damaged, sha256
 from tokpipe.formats.layout import MANIFEST_KEY, entry_key
 from tokpipe.formats.manifest.entry import ManifestEntry, Tail
+from tokpipe.formats.sealed_json import read_sealed
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.types import Rejected
@@ -133,7 +134,7 @@ def read_entry(store: Store, seq: int) -> ManifestEntry:
     key = entry_key(seq)
     uri = store.uri_of(key)
     try:
-        data = store.get(key)
+        data = read_sealed(store, key)
     except NotFound as error:
         raise damaged(uri, "it is missing, though later entries of the manifest exist") from error
     entry = ManifestEntry.from_json(uri, data)

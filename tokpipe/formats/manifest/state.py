@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+from pydantic import NonNegativeInt
 
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.manifest.committed import CommittedRows
@@ -41,12 +42,12 @@ UNRECORDED = "hardware that was not recorded"
 class Totals:
     """Totals over all entries of a manifest."""
 
-    num_shards: int = 0
-    num_clips: int = 0  # Tokenized clips
-    num_rows: int = 0  # Chunks: rows of shards
-    num_codes: int = 0
-    num_frames: int = 0
-    size_bytes: int = 0  # Shards and side tables
+    num_shards: NonNegativeInt = 0
+    num_clips: NonNegativeInt = 0  # Tokenized clips
+    num_rows: NonNegativeInt = 0  # Chunks: rows of shards
+    num_codes: NonNegativeInt = 0
+    num_frames: NonNegativeInt = 0
+    size_bytes: NonNegativeInt = 0  # Shards and side tables
     rejected: Counter[str] = field(default_factory=Counter)
     """Rejected clips by reason, without withdrawn rejections."""
     encoders: Counter[str] = field(default_factory=Counter)  # Tokenized clips by encoder class
@@ -153,8 +154,11 @@ class ManifestState:
                 f"found manifest entry {entry.seq} in place of entry {self.next_seq}. Commits "
                 "would be counted twice or not at all. Restore the manifest from a copy."
             )
+        # A row that was settled as a whole is in memory as its segments once one is reopened.
+        num_settled = self.totals.num_clips + self.totals.num_rejected
         for one in entry.reopened:
-            if not self.totals.rejected[one.reason] or not self.committed.reopen(one.ref):
+            is_settled = self.totals.rejected[one.reason] and one.ref.num_segments <= num_settled
+            if not is_settled or not self.committed.reopen(one.ref):
                 raise CorruptOutput(
                     f"manifest entry {entry.seq} withdraws the rejection ({one.reason}) of clip "
                     f"{one.ref.clip_id} ({one.ref.source_uri}), which is not rejected. Counts of "
