@@ -60,11 +60,7 @@ class DecodeStage:
     """Bytes of the sources that it has fetched or found on local disk."""
 
     def setup(self) -> None:
-        """Start up inside the actor.
-
-        Raises:
-            NodeTrouble: the job's decoders do not load here, or in other versions.
-        """
+        """Start up inside the actor. NodeTrouble: the job's decoders do not load here."""
         self._decoder = VideoDecoder(
             *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
         )
@@ -77,13 +73,7 @@ class DecodeStage:
         self._sources.release()
 
     def process(self, items: list[WorkItem]) -> list[DecodedClip | Rejected | Failed]:
-        """Decode each item.
-
-        Raises:
-            StorageError: the store kept failing.
-            NodeTrouble: a disk or a mount of this node is gone, full or failing.
-            RuntimeFault: decoding children do not start, or keep being killed from outside.
-        """
+        """Decode each item. Errors that are raised are those of a store or of this node."""
         return [self._decode(item) for item in items]
 
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:

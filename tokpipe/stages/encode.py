@@ -67,11 +67,8 @@ class EncodeStage:
     def setup(self, device: str, weights: bytes | None) -> None:
         """Build the tokenizer on ``device``, such as ``"cuda"``. Runs once, inside the actor.
 
-        Also changes settings of the whole process, for repeatable results and less memory.
-
-        Raises:
-            ConfigError: the weights do not fit the tokenizer.
-            NodeTrouble: the device's codes differ from those of the CPU in float32.
+        Also changes settings of the whole process, for repeatable results and less memory. Raises
+        NodeTrouble if the device's codes differ from those of the CPU in float32.
         """
         torch.backends.cudnn.benchmark = False  # choose no kernel by timing
         torch.backends.cudnn.deterministic = True
@@ -95,9 +92,7 @@ class EncodeStage:
     def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected | Failed]:
         """Return the codes of each clip, or why it has none, in order.
 
-        Raises:
-            RuntimeFault: a code is outside the codebook.
-            Exception: the device has stopped working; the process must be replaced.
+        An error that is raised means that the device has stopped working or computes wrong codes.
         """
         if self.chunking.policy == "streaming":
             return [self.process_piece(clip, None)[0] for clip in clips]
@@ -135,18 +130,9 @@ class EncodeStage:
     def process_piece(
         self, piece: DecodedClip, state: StreamState | None
     ) -> tuple[EncodedClip | Rejected, StreamState | None]:
-        """Encode the next piece of a streamed clip.
+        """Encode the next piece of a streamed clip, from the state returned with the previous one.
 
-        Args:
-            state: the state returned with the previous piece; None for the first.
-
-        Returns:
-            The codes of the piece, or why the clip has none; and the state for the next piece, on
-            the CPU, or None if there is no next piece.
-
-        Raises:
-            RuntimeFault: a code is outside the codebook.
-            ValueError: the state does not belong to the previous piece.
+        Returns its codes, or why the clip has none; and the state, on the CPU, for the next piece.
         """
         if (rejection := self._rejection(piece)) is not None:
             return rejection, None

@@ -51,18 +51,9 @@ def convert(
     """Convert a ``.ckpt``, ``.pt``, ``.pth`` or ``.safetensors`` file; yield lines that say how.
 
     Runs nothing in ``source``, which stays memory-mapped. Builds the tokenizer from the result
-    before moving it into place, so a folder left behind is one that loads strictly.
-
-    Args:
-        source: the checkpoint.
-        folder: receives ``config.yaml`` and ``model.safetensors``; neither may exist there.
-        kind: one of ``KINDS``, to derive the settings from the weights.
-        config: or a file with a tokenizer section, without ``weights``.
-        choices: which weights to take.
-
-    Raises:
-        ConfigError: no weights are found, the config does not match them, or files would be
-            overwritten.
+    before moving it into place, so a folder left behind is one that loads strictly. Settings are
+    those of ``config``, a tokenizer section without ``weights``, or follow from the weights if
+    ``kind`` is one of ``KINDS``.
     """
     from tokpipe.models.tokenizers import build_tokenizer
 
