@@ -54,10 +54,8 @@ class DecodeStage:
     versions: Mapping[str, str] | None = None
     """What has to load on this node, as ``job.json`` lists it; None accepts any."""
     folders: tuple[Path, ...] = ()  # Local folders that were not empty when the job was planned
-    fetched_s: float = field(default=0.0, init=False)
-    """Seconds that this process has spent fetching sources."""
-    fetched_bytes: int = field(default=0, init=False)
-    """Bytes of the sources that it has fetched or found on local disk."""
+    fetched_s: float = field(default=0.0, init=False)  # Time spent fetching sources
+    fetched_bytes: int = field(default=0, init=False)  # Also of sources on local disk
 
     def setup(self) -> None:
         """Start up inside the actor. NodeTrouble: the job's decoders do not load here."""
@@ -169,11 +167,9 @@ def decoder_versions(config: DecodeConfig) -> dict[str, str]:
 
 
 class _SourceFiles:
-    """Local copies of the last source, for all segments of a cut source, and of those kept for
-    the next pieces of streamed clips.
+    """Local copies of the last source, for its next clip, and of those of streamed clips.
 
-    Another decoder may finish a streamed clip, so at most ``KEPT_SOURCES`` copies are kept, and the
-    oldest are dropped.
+    Another decoder may go on with these, so only the newest ``KEPT_SOURCES`` copies are kept.
     """
 
     def __init__(self, options: StoreOptions, max_bytes: int) -> None:

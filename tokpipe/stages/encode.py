@@ -50,10 +50,9 @@ class EncodeStage:
     """Turns clips into codes, chunk by chunk.
 
     A clip's codes do not depend on the other clips of the call. Chunks of one shape are encoded in
-    batches of a fixed size, the last one filled up with zeros, and no chunk of a batch affects
-    another. Streamed clips are encoded one chunk at a time, so shapes do not depend on the length
-    of pieces. Any call can be repeated after a crash. The only state that remains: once a GPU runs
-    out of memory, later batches are half as large.
+    batches of a fixed size, the last one filled up with zeros. Streamed clips are encoded one chunk
+    at a time, so shapes do not depend on the length of pieces. Any call can be repeated after a
+    crash; but once a GPU runs out of memory, later batches are half as large.
 
     A batch that fails is split in halves until the failing chunks are alone. Their clips come back
     as ``Failed``; the other clips get their usual codes.
@@ -320,12 +319,10 @@ def _rejected(clip: DecodedClip, reason: str, problem: str) -> Rejected:
 
 def _failed(clip: DecodedClip, error: Exception) -> Failed:
     """Return a failure with the first line of the tokenizer's error."""
-    name = type(error).__name__
+    name, uri = type(error).__name__, clip.ref.source_uri
     first_line = (str(error).strip().splitlines() or [""])[0]
-    is_memory = isinstance(error, torch.OutOfMemoryError)
-    hint = "use smaller frames or chunks" if is_memory else "see the tokenizer"
-    problem = f"encoding one of its chunks by itself raised {name}: {first_line}; {hint}"
-    message = f"{clip.ref.source_uri}: {problem}"
-    return Failed(
-        clip.ref, "out_of_memory" if is_memory else "encode_error", message, name, clip.backend
-    )
+    reason, hint = "encode_error", "see the tokenizer"
+    if isinstance(error, torch.OutOfMemoryError):
+        reason, hint = "out_of_memory", "use smaller frames or chunks"
+    found = f"{uri}: encoding one of its chunks by itself raised {name}: {first_line}; {hint}"
+    return Failed(clip.ref, reason, found, name, clip.backend)

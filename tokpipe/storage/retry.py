@@ -22,11 +22,10 @@ class GaveUp(Exception):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Exponential backoff with full jitter and a total deadline.
+    """Exponential backoff with a total deadline.
 
-    Full jitter (each pause is drawn from the whole range, starting at 0) spreads out a thousand
-    actors that failed in the same second. Source: AWS Architecture Blog, "Exponential Backoff And
-    Jitter" (2015).
+    Each pause is drawn from the whole range, starting at 0, which spreads out a thousand actors
+    that failed in the same second.
     """
 
     deadline_s: float

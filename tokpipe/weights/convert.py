@@ -102,9 +102,6 @@ def convert(
     )
 
 
-# --- reading and writing ------------------------------------------------------------------------
-
-
 def _read_state(source: Path, choices: Choices) -> dict[str, Tensor]:
     """Return the checkpoint's weights by name, without what ``choices`` drops."""
     import safetensors.torch
@@ -158,9 +155,6 @@ def _write(state: Mapping[str, Tensor], path: Path) -> None:
         tensors[key] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     safetensors.torch.save_file(tensors, path)
-
-
-# --- which weights to take ----------------------------------------------------------------------
 
 
 def _choose(
@@ -244,9 +238,6 @@ def _averaged(
 def _some(keys: Iterable[str]) -> str:
     named = list(keys)
     return ", ".join(named[:5]) + (f" and {len(named) - 5:,} more" if len(named) > 5 else "")
-
-
-# --- the tokenizer's settings -------------------------------------------------------------------
 
 
 def _read_config(path: Path) -> dict[str, Any]:
