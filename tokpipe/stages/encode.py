@@ -319,10 +319,12 @@ def _rejected(clip: DecodedClip, reason: str, problem: str) -> Rejected:
 
 def _failed(clip: DecodedClip, error: Exception) -> Failed:
     """Return a failure with the first line of the tokenizer's error."""
-    name, uri = type(error).__name__, clip.ref.source_uri
+    name = type(error).__name__
     first_line = (str(error).strip().splitlines() or [""])[0]
-    reason, hint = "encode_error", "see the tokenizer"
-    if isinstance(error, torch.OutOfMemoryError):
-        reason, hint = "out_of_memory", "use smaller frames or chunks"
-    found = f"{uri}: encoding one of its chunks by itself raised {name}: {first_line}; {hint}"
-    return Failed(clip.ref, reason, found, name, clip.backend)
+    is_memory = isinstance(error, torch.OutOfMemoryError)
+    hint = "use smaller frames or chunks" if is_memory else "see the tokenizer"
+    problem = f"encoding one of its chunks by itself raised {name}: {first_line}; {hint}"
+    message = f"{clip.ref.source_uri}: {problem}"
+    return Failed(
+        clip.ref, "out_of_memory" if is_memory else "encode_error", message, name, clip.backend
+    )
