@@ -39,11 +39,8 @@ class DecodeStage:
     """Turns each work item into a decoded clip, in order.
 
     A clip that cannot be decoded through its own fault becomes a ``Rejected``, and one whose web
-    server does not answer a ``Failed``; every other problem raises. Source files and the decoding
-    child are kept between calls but do not affect results, so any item can be repeated after a
-    crash.
-
-    With ``pieces``, sources are not cut into clips: an item is a piece of its row's one clip.
+    server does not answer a ``Failed``; every other problem raises. Any item can be repeated after
+    a crash. With ``pieces``, an item is a piece of its row's one clip.
     """
 
     sampling: SamplingConfig

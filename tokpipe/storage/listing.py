@@ -35,8 +35,7 @@ class Match:
 
     uri: str
     is_folder: bool = False
-    version: int | None = field(default=None, compare=False)
-    """Identifies its content; None if that is unknown."""
+    version: int | None = field(default=None, compare=False)  # Of its content, if known
 
 
 @dataclass

@@ -24,8 +24,7 @@ class TokenizerWeights:
     hash: str
     """Covers only what encoding needs, so training a decoder further changes no fingerprint."""
     encoding: bytes | None  # The file's bytes, or a file of only the tensors for encoding
-    decoding: bytes | None = None
-    """Bytes of the decoder, for tokenizers that keep it in a separate file."""
+    decoding: bytes | None = None  # The decoder, for tokenizers that keep it in a separate file
 
 
 def read_weights(
