@@ -15,7 +15,7 @@ from tokpipe.config.bounds import Moment
 
 T = TypeVar("T")
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0  # Upper bounds; they double after each failure
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0  # The upper bound doubles after each failure
 
 
 class GaveUp(Exception):
