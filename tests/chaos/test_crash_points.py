@@ -71,7 +71,7 @@ def test_a_crash_at_any_store_call_loses_and_doubles_nothing(
             check_output(job, table)
     assert None not in died
     kinds_of_calls = {str(call).partition(" ")[0] for call in died}
-    assert {"create", "put", "get"} <= kinds_of_calls
+    assert {"create", "put", "get_range"} <= kinds_of_calls
 
 
 lives = st.tuples(st.integers(0, 80), st.sampled_from(SIDES))

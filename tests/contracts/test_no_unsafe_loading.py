@@ -37,7 +37,6 @@ EXCEPTIONS = {
     "models/process.py": "ctypes",
     # Keeps what decord loads from answering calls of other modules; calls nothing.
     "media/backends/decord.py": "ctypes",
-    # The trainer's own state, in its own folder.
 }
 
 

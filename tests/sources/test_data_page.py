@@ -1,7 +1,7 @@
 """docs/data.md: builds its tables and tars, and plans its sources over real videos."""
 
-import re
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path

@@ -1,10 +1,7 @@
 """How long a shard may wait to be listed, against the age at which ``tokpipe clean`` removes it.
 
-A shard is put before its lease ends. It may wait for one commit, and is listed by the next:
-
-    runtime.write.lease_deadline_s + 2 * storage.deadline_s <= LISTED_WITHIN_S
-
-A driver that was frozen, or whose clock jumped, may be later. It lists none of them then.
+A shard is put before its lease ends. It may wait for one commit, and is listed by the next. A
+driver that was frozen, or whose clock jumped, may be later. It lists none of them then.
 """
 
 import time

@@ -299,11 +299,7 @@ class JobConfig(Frozen):
                 f"chunking.chunk_frames={frames} leaves no frames for the chunks after the first: "
                 f"use {traits.num_frames(2)} or more"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _streamed_clips_are_whole(self) -> Self:
-        if self.chunking.policy == "streaming" and self.decode.on_damage == "mark":
+        if chunking.policy == "streaming" and self.decode.on_damage == "mark":
             raise ValueError(
                 "decode.on_damage=mark does not work with chunking.policy=streaming: later pieces "
                 "of a clip would continue from the damaged one. Use reject, or another policy"

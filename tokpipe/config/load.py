@@ -88,13 +88,10 @@ def parse_job(
     environ: Mapping[str, str] | None = None,
     read: ReadFromStore | None = None,
 ) -> JobConfig:
-    """Check the YAML ``text`` of a job. Errors start with ``name``.
+    """Check the YAML ``text`` of a job. Errors start with ``name``, relative paths at ``root``.
 
-    Args:
-        root: folder that relative paths start from.
-        environ: values of ``${NAME}``; the process's environment by default.
-        read: reads the config of a checkpoint that is in a store. Without it, checkpoints must be
-            on this machine: ``config`` itself knows no stores, so it imports fast.
+    ``read`` reads the config of a checkpoint that is in a store. Without it, checkpoints must be
+    on this machine: ``config`` itself knows no stores, so it imports fast.
     """
     data = _job_settings(text, name)
     context = {"root": root, "environ": os.environ if environ is None else environ}

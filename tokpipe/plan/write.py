@@ -33,10 +33,6 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     of a glob's files while they are sorted.
 
     ``plan_attempt`` must differ from that of every plan ever written to this output.
-
-    Raises:
-        ConfigError: a source is unusable or has no rows, or two rows are the same clip and the
-            job does not say which to keep.
     """
     sources = open_sources(job.sources, job.storage, job.output.uri)
     columns = merge_columns(sources)

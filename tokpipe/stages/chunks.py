@@ -1,8 +1,7 @@
 """Cuts a clip into the chunks that are encoded at once. Pure arithmetic.
 
-A tokenizer with temporal stride ``r`` turns ``f + r * j`` frames into ``1 + j`` latent frames. The
-first covers ``f`` frames (1 if it is causal, ``r`` if it groups frames from the start), each later
-one the next ``r`` frames. Any other length loses frames, so every chunk has a length of that form.
+With the traits ``f = first_frames`` and ``r = temporal_stride``, every chunk has ``f + r * j``
+frames. Any other length would lose some.
 """
 
 from tokpipe.config.job import ChunkingConfig, JobConfig
@@ -27,12 +26,7 @@ def plan_chunks(
       the encoder remembers what came before. The kept latent frames are those of ``whole``.
     - ``whole``: one chunk.
 
-    Args:
-        first_frame: under ``streaming``, position in the clip of a piece of ``num_frames`` frames
-            (see ``pieces_of``), whose chunks are returned.
-
-    Raises:
-        ValueError: no frames, or settings that do not fit the grid (never in a checked job).
+    With ``first_frame``, these are the chunks of a streamed clip's piece that starts there.
     """
     if num_frames < 1:
         raise ValueError(f"a clip of {num_frames} frames has no chunks: it needs one or more")

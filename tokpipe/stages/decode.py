@@ -39,11 +39,8 @@ class DecodeStage:
     """Turns each work item into a decoded clip, in order.
 
     A clip that cannot be decoded through its own fault becomes a ``Rejected``, and one whose web
-    server does not answer a ``Failed``; every other problem raises. Source files and the decoding
-    child are kept between calls but do not affect results, so any item can be repeated after a
-    crash.
-
-    With ``pieces``, sources are not cut into clips: an item is a piece of its row's one clip.
+    server does not answer a ``Failed``; every other problem raises. Any item can be repeated after
+    a crash. With ``pieces``, an item is a piece of its row's one clip.
     """
 
     sampling: SamplingConfig
@@ -54,17 +51,11 @@ class DecodeStage:
     versions: Mapping[str, str] | None = None
     """What has to load on this node, as ``job.json`` lists it; None accepts any."""
     folders: tuple[Path, ...] = ()  # Local folders that were not empty when the job was planned
-    fetched_s: float = field(default=0.0, init=False)
-    """Seconds that this process has spent fetching sources."""
-    fetched_bytes: int = field(default=0, init=False)
-    """Bytes of the sources that it has fetched or found on local disk."""
+    fetched_s: float = field(default=0.0, init=False)  # Time spent fetching sources
+    fetched_bytes: int = field(default=0, init=False)  # Also of sources on local disk
 
     def setup(self) -> None:
-        """Start up inside the actor.
-
-        Raises:
-            NodeTrouble: the job's decoders do not load here, or in other versions.
-        """
+        """Start up inside the actor. NodeTrouble: the job's decoders do not load here."""
         self._decoder = VideoDecoder(
             *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
         )
@@ -77,13 +68,7 @@ class DecodeStage:
         self._sources.release()
 
     def process(self, items: list[WorkItem]) -> list[DecodedClip | Rejected | Failed]:
-        """Decode each item.
-
-        Raises:
-            StorageError: the store kept failing.
-            NodeTrouble: a disk or a mount of this node is gone, full or failing.
-            RuntimeFault: decoding children do not start, or keep being killed from outside.
-        """
+        """Decode each item. Errors that are raised are those of a store or of this node."""
         return [self._decode(item) for item in items]
 
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
@@ -179,11 +164,9 @@ def decoder_versions(config: DecodeConfig) -> dict[str, str]:
 
 
 class _SourceFiles:
-    """Local copies of the last source, for all segments of a cut source, and of those kept for
-    the next pieces of streamed clips.
+    """Local copies of the last source, for its next clip, and of those of streamed clips.
 
-    Another decoder may finish a streamed clip, so at most ``KEPT_SOURCES`` copies are kept, and the
-    oldest are dropped.
+    Another decoder may go on with these, so only the newest ``KEPT_SOURCES`` copies are kept.
     """
 
     def __init__(self, options: StoreOptions, max_bytes: int) -> None:

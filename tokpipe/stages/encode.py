@@ -50,10 +50,9 @@ class EncodeStage:
     """Turns clips into codes, chunk by chunk.
 
     A clip's codes do not depend on the other clips of the call. Chunks of one shape are encoded in
-    batches of a fixed size, the last one filled up with zeros, and no chunk of a batch affects
-    another. Streamed clips are encoded one chunk at a time, so shapes do not depend on the length
-    of pieces. Any call can be repeated after a crash. The only state that remains: once a GPU runs
-    out of memory, later batches are half as large.
+    batches of a fixed size, the last one filled up with zeros. Streamed clips are encoded one chunk
+    at a time, so shapes do not depend on the length of pieces. Any call can be repeated after a
+    crash; but once a GPU runs out of memory, later batches are half as large.
 
     A batch that fails is split in halves until the failing chunks are alone. Their clips come back
     as ``Failed``; the other clips get their usual codes.
@@ -67,11 +66,8 @@ class EncodeStage:
     def setup(self, device: str, weights: bytes | None) -> None:
         """Build the tokenizer on ``device``, such as ``"cuda"``. Runs once, inside the actor.
 
-        Also changes settings of the whole process, for repeatable results and less memory.
-
-        Raises:
-            ConfigError: the weights do not fit the tokenizer.
-            NodeTrouble: the device's codes differ from those of the CPU in float32.
+        Also changes settings of the whole process, for repeatable results and less memory. Raises
+        NodeTrouble if the device's codes differ from those of the CPU in float32.
         """
         torch.backends.cudnn.benchmark = False  # choose no kernel by timing
         torch.backends.cudnn.deterministic = True
@@ -95,9 +91,7 @@ class EncodeStage:
     def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected | Failed]:
         """Return the codes of each clip, or why it has none, in order.
 
-        Raises:
-            RuntimeFault: a code is outside the codebook.
-            Exception: the device has stopped working; the process must be replaced.
+        An error that is raised means that the device has stopped working or computes wrong codes.
         """
         if self.chunking.policy == "streaming":
             return [self.process_piece(clip, None)[0] for clip in clips]
@@ -135,18 +129,9 @@ class EncodeStage:
     def process_piece(
         self, piece: DecodedClip, state: StreamState | None
     ) -> tuple[EncodedClip | Rejected, StreamState | None]:
-        """Encode the next piece of a streamed clip.
+        """Encode the next piece of a streamed clip, from the state returned with the previous one.
 
-        Args:
-            state: the state returned with the previous piece; None for the first.
-
-        Returns:
-            The codes of the piece, or why the clip has none; and the state for the next piece, on
-            the CPU, or None if there is no next piece.
-
-        Raises:
-            RuntimeFault: a code is outside the codebook.
-            ValueError: the state does not belong to the previous piece.
+        Returns its codes, or why the clip has none; and the state, on the CPU, for the next piece.
         """
         if (rejection := self._rejection(piece)) is not None:
             return rejection, None

@@ -17,14 +17,7 @@ def try_tokenizer(
     """Build a tokenizer as an encoder would, encode small clips of noise, and check the codes.
 
     Without a GPU, a job for GPUs is tried on the CPU in float32, like every device before its
-    first clip.
-
-    Returns:
-        The device it was tried on: ``cuda`` or ``cpu``.
-
-    Raises:
-        ConfigError: the weights do not fit, or the tokenizer does not do what it declares.
-        NodeTrouble: the device's codes differ from those of the CPU in float32.
+    first clip. Returns the device it was tried on: ``cuda`` or ``cpu``.
     """
     device = "cuda" if encode.device != "cpu" and torch.cuda.is_available() else "cpu"
     is_stand_in = device == "cpu" and encode.device == "cuda"

@@ -40,16 +40,8 @@ class WriteStage:
         """Put one shard of whole clips of one grid, and its side table.
 
         Before it is put, the shard is parsed again and every row is compared with the CRC of the
-        codes passed here.
-
-        Args:
-            shard_name: ``<plan>-<lease>-<attempt>``, which no other attempt writes to.
-            clips: at least one, in any order; the pieces of a streamed clip must be in sequence.
-
-        Raises:
-            ValueError: the clips cannot share a shard of this output.
-            CorruptOutput: the shard does not read back; nothing was put.
-            StorageError: the store kept failing; objects it accepted stay unlisted.
+        codes passed here. No other attempt may write to ``shard_name``, and the pieces of a
+        streamed clip must be in sequence.
         """
         clips = [_joined(list(pieces)) for _, pieces in groupby(clips, lambda clip: clip.ref)]
         shard = build_shard(clips, self.metadata)

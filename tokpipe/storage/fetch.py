@@ -72,11 +72,8 @@ def fetch_to_file(
 
     Local videos are used in place. Others, and members of archives, are copied to ``TMPDIR``.
 
-    Raises:
-        SourceError: this video is unusable, or is not the ``version`` that is wanted.
-        StorageError: the store kept failing.
-        ConfigError: the store's package is missing on this node, or its options are wrong.
-        NodeTrouble: a disk of this node is full or failing, or it has no memory or files left.
+    Raises ``SourceError`` for what is the fault of this video, also if it is another ``version``,
+    and other errors for what is the fault of the store or of this node.
     """
     protocol, path = split_protocol(uri)
     if member is None and protocol == "file":
@@ -115,11 +112,8 @@ def source_errors(source: str) -> Iterator[None]:
 
 
 def check_readable(path: Path) -> None:
-    """Raise NodeTrouble if a decoder may have failed because a file cannot be read any more.
-
-    Raises:
-        SourceError: it is not there any more.
-    """
+    """Raise NodeTrouble if a decoder may have failed because a file cannot be read any more, and
+    SourceError if it is gone."""
     version = _local_version(path, max_bytes=2**63)
     try:
         _read_once(path, version)

@@ -35,9 +35,6 @@ class FsspecStore:
             self.uri = os.path.abspath(self.uri)  # noqa: PTH100 (resolve() follows links)
             remove_abandoned(Path(self.uri))
 
-    def __repr__(self) -> str:
-        return f"FsspecStore({self.uri!r})"
-
     def uri_of(self, key: str) -> str:
         parts = key.split("/")
         if "" in parts or "." in parts or ".." in parts or parts[0] == TEMPORARY_FOLDER:

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import math
 import os
 import re
 import unicodedata
@@ -34,8 +35,7 @@ class Match:
 
     uri: str
     is_folder: bool = False
-    version: int | None = field(default=None, compare=False)
-    """Identifies its content; None if that is unknown."""
+    version: int | None = field(default=None, compare=False)  # Of its content, if known
 
 
 @dataclass
@@ -48,7 +48,7 @@ class _Scan:
     known: frozenset[str]  # Kinds that are taken from a folder, and counted beside a glob
     regex: re.Pattern[str] | None = None  # Has a group per glob; None for a folder
     stem: str = ""  # What all names that the globs match begin with
-    depth: int | None = None  # How many folders deep the globs look; None for all
+    depth: float = math.inf  # How many folders deep the globs look
     takes_folders: bool = False
     """Whether a folder whose name matches is a match, to be rejected by name."""
 
@@ -204,7 +204,7 @@ class Listing:
             self._known,
             regex,
             stem=os.path.commonprefix([magic.split(glob, 1)[0] for glob in globs]),  # noqa: RUF071
-            depth=None if "**" in "".join(globs) else 1 + max(glob.count("/") for glob in globs),
+            depth=max(math.inf if "**" in glob else 1 + glob.count("/") for glob in globs),
             takes_folders=any(re.search(r"\.\w+$", glob) for glob in globs),
         )
 
@@ -261,7 +261,7 @@ class Listing:
                 if (
                     (scan.regex is None or kind in self._known)
                     and kind not in self._elsewhere
-                    and (scan.depth is None or name.count("/") < scan.depth)
+                    and name.count("/") < scan.depth
                     and path not in self._names
                     and not any(other.taker(path) for other in self._scans)
                 ):
@@ -310,7 +310,7 @@ def _is_loop(path: str) -> bool:
 
 
 def _walk_local(
-    folder: str, depth: int | None, above: tuple[tuple[int, int], ...], left_out: LeftOut
+    folder: str, depth: float, above: tuple[tuple[int, int], ...], left_out: LeftOut
 ) -> Iterator[tuple[str, bool, None]]:
     """Yield (path, is_folder) for everything below a folder; follows links, but not in loops."""
     try:
@@ -325,9 +325,8 @@ def _walk_local(
                 is_link = entry.is_symlink()
                 is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()  # noqa: PTH112
                 yield entry.path, is_folder, None
-                if is_folder and (depth is None or depth > 1):
-                    below = None if depth is None else depth - 1
-                    yield from _walk_local(entry.path, below, (*above, here), left_out)
+                if is_folder and depth > 1:
+                    yield from _walk_local(entry.path, depth - 1, (*above, here), left_out)
     except OSError as error:
         trouble = classify(error)
         if trouble in (Trouble.TRANSIENT, Trouble.NODE):

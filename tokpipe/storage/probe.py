@@ -75,12 +75,7 @@ class Landmark:
     data: bytes
 
     def check(self) -> None:
-        """Read the object here, then write and delete another.
-
-        Raises:
-            UnfitNode: the object is not there, or this node may not read or write the output.
-            NodeTrouble: the store does not answer this node.
-        """
+        """Read the object here, then write and delete another."""
         probe = f"probe/{uuid.uuid4().hex}"
         try:
             store = open_store(self.uri, self.options)

@@ -15,6 +15,8 @@ from tokpipe.config.bounds import Moment
 
 T = TypeVar("T")
 
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0  # The upper bound doubles after each failure
+
 
 class GaveUp(Exception):
     """The deadline passed. ``__cause__`` is the error of the last attempt."""
@@ -22,17 +24,13 @@ class GaveUp(Exception):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Exponential backoff with full jitter and a total deadline.
+    """Exponential backoff with a total deadline.
 
-    Full jitter (each pause is drawn from the whole range, starting at 0) spreads out a thousand
-    actors that failed in the same second. Source: AWS Architecture Blog, "Exponential Backoff And
-    Jitter" (2015).
+    Each pause is drawn from the whole range, starting at 0, which spreads out a thousand actors
+    that failed in the same second.
     """
 
     deadline_s: float
-    first_pause_s: float = 0.2
-    """Upper bound of the first pause. The bound doubles after each failure."""
-    longest_pause_s: float = 10.0
     clock: Callable[[], float] = lambda: Moment.now().boot_s
     sleep: Callable[[float], None] = time.sleep
     draw: Callable[[], float] = random.random  # Returns a number from 0 to 1
@@ -49,7 +47,7 @@ class RetryPolicy:
         time limit: at most half the deadline, so that one that hangs leaves time for a second.
         """
         started = self.clock()
-        longest_pause_s = self.first_pause_s
+        longest_pause_s = _FIRST_PAUSE_S
         num_attempts, last_error = 0, None
         while True:
             left_s = self.deadline_s - (self.clock() - started)
@@ -67,4 +65,4 @@ class RetryPolicy:
                     raise GaveUp(f"{num_attempts} attempts in {elapsed_s:.1f} s") from error
                 last_error = error
             self.sleep(pause_s)
-            longest_pause_s = min(2 * longest_pause_s, self.longest_pause_s)
+            longest_pause_s = min(2 * longest_pause_s, _LONGEST_PAUSE_S)

@@ -1,9 +1,7 @@
 """Classifies exceptions of stores by type, status and error code.
 
-Libraries report the same answer in different ways: a rejected exclusive create is a
-``FileExistsError`` if the error body names the condition, but ``OSError(EINVAL)`` if it does not
-(SeaweedFS, Ceph). The HTTP answer is in the exception's chain of causes, so classification starts
-there. Classes are known by name, because few of the libraries are installed.
+Libraries report the same answer in different ways, so classification starts with the HTTP answer
+in the chain of causes. Classes are known by name, because few of the libraries are installed.
 """
 
 import contextlib

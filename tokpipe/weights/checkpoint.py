@@ -32,9 +32,6 @@ def load_checkpoint(path: Path) -> Any:
 
     Tensors are views of the memory-mapped file, which must not change while they are in use.
     The type of a stub is named after the class that it replaces.
-
-    Raises:
-        ConfigError: the file is damaged, contains code, or was not written by ``torch.save``.
     """
     _check_archive(path)
     try:

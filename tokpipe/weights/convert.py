@@ -51,18 +51,9 @@ def convert(
     """Convert a ``.ckpt``, ``.pt``, ``.pth`` or ``.safetensors`` file; yield lines that say how.
 
     Runs nothing in ``source``, which stays memory-mapped. Builds the tokenizer from the result
-    before moving it into place, so a folder left behind is one that loads strictly.
-
-    Args:
-        source: the checkpoint.
-        folder: receives ``config.yaml`` and ``model.safetensors``; neither may exist there.
-        kind: one of ``KINDS``, to derive the settings from the weights.
-        config: or a file with a tokenizer section, without ``weights``.
-        choices: which weights to take.
-
-    Raises:
-        ConfigError: no weights are found, the config does not match them, or files would be
-            overwritten.
+    before moving it into place, so a folder left behind is one that loads strictly. Settings are
+    those of ``config``, a tokenizer section without ``weights``, or follow from the weights if
+    ``kind`` is one of ``KINDS``.
     """
     from tokpipe.models.tokenizers import build_tokenizer
 
@@ -109,9 +100,6 @@ def convert(
         f"{len(state):,} tensors of {sum(one.nbytes for one in state.values()):,} bytes, "
         f"codes by sha256 {digest}"
     )
-
-
-# --- reading and writing ------------------------------------------------------------------------
 
 
 def _read_state(source: Path, choices: Choices) -> dict[str, Tensor]:
@@ -167,9 +155,6 @@ def _write(state: Mapping[str, Tensor], path: Path) -> None:
         tensors[key] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     safetensors.torch.save_file(tensors, path)
-
-
-# --- which weights to take ----------------------------------------------------------------------
 
 
 def _choose(
@@ -253,9 +238,6 @@ def _averaged(
 def _some(keys: Iterable[str]) -> str:
     named = list(keys)
     return ", ".join(named[:5]) + (f" and {len(named) - 5:,} more" if len(named) > 5 else "")
-
-
-# --- the tokenizer's settings -------------------------------------------------------------------
 
 
 def _read_config(path: Path) -> dict[str, Any]:

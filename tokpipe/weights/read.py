@@ -24,19 +24,13 @@ class TokenizerWeights:
     hash: str
     """Covers only what encoding needs, so training a decoder further changes no fingerprint."""
     encoding: bytes | None  # The file's bytes, or a file of only the tensors for encoding
-    decoding: bytes | None = None
-    """Bytes of the decoder, for tokenizers that keep it in a separate file."""
+    decoding: bytes | None = None  # The decoder, for tokenizers that keep it in a separate file
 
 
 def read_weights(
     config: TokenizerConfig, options: StoreOptions, *, with_decoder: bool = False
 ) -> TokenizerWeights:
-    """Fetch a tokenizer's weights; without ``with_decoder``, keep only what encoding needs.
-
-    Raises:
-        ConfigError: there is no file at the URI, or it is incomplete.
-        StorageError: the store kept failing.
-    """
+    """Fetch a tokenizer's weights; without ``with_decoder``, keep only what encoding needs."""
     if config.weights is None:
         seed = f"random, seed {config.seed}" if isinstance(config, NativeConfig) else "none"
         return TokenizerWeights(seed, None)
@@ -89,12 +83,7 @@ def _to_safetensors(tensors: Tensors) -> bytes:
 
 
 def read_object(uri: str, options: StoreOptions, setting: str = "") -> bytes:
-    """Return the bytes at ``uri``, in any store or ``builtin://``.
-
-    Raises:
-        ConfigError: no object at ``uri``; the message names the job's ``setting``.
-        StorageError: the store kept failing.
-    """
+    """Return the bytes at ``uri``, in any store or ``builtin://``; errors name ``setting``."""
     store, key = _locate(uri, options)
     try:
         return store.get(key)

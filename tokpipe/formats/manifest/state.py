@@ -157,8 +157,9 @@ class ManifestState:
         # A row that was settled as a whole is in memory as its segments once one is reopened.
         num_settled = self.totals.num_clips + self.totals.num_rejected
         for one in entry.reopened:
-            is_settled = self.totals.rejected[one.reason] and one.ref.num_segments <= num_settled
-            if not is_settled or not self.committed.reopen(one.ref):
+            fits = one.ref.row in self.committed.partial or one.ref.num_segments <= num_settled
+            was_rejected = fits and self.totals.rejected[one.reason]
+            if not was_rejected or not self.committed.reopen(one.ref):
                 raise CorruptOutput(
                     f"manifest entry {entry.seq} withdraws the rejection ({one.reason}) of clip "
                     f"{one.ref.clip_id} ({one.ref.source_uri}), which is not rejected. Counts of "

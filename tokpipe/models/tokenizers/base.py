@@ -23,7 +23,8 @@ class VideoTokenizer(nn.Module, ABC):
 
     Shape letters: B clips, T frames, H rows and W columns of pixels; t, h, w the latent grid.
     Subclasses implement ``_encode`` and ``_decode`` on floats, in the layout and range that their
-    ``traits`` declare; shapes and types are checked here, before and after.
+    ``traits`` declare. Shapes and types are checked here: a ``ValueError`` is the fault of the
+    arguments, and a ``TypeError`` that of the model.
     """
 
     def __init__(self, traits: TokenizerTraits) -> None:
@@ -39,10 +40,6 @@ class VideoTokenizer(nn.Module, ABC):
 
         T is ``first_frames + temporal_stride * k``, and then ``t = 1 + k``; H and W are multiples
         of ``traits.side_multiple``.
-
-        Raises:
-            ValueError: pixels of another shape or dtype.
-            TypeError: the model returned something other than codes of that shape.
         """
         self._check_pixels(pixels)
         self.traits.check_num_frames(pixels.shape[1], "frames of a chunk")
@@ -51,13 +48,7 @@ class VideoTokenizer(nn.Module, ABC):
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """(B, t, h, w) of any integer type -> (B, T, H, W, 3) uint8 RGB.
-
-        Raises:
-            ValueError: codes of another shape or type, outside the codebook, or of a chunk that
-                the tokenizer cannot have made; no decoder; pixels that are not finite.
-            TypeError: the model returned something other than pixels of that shape.
-        """
+        """(B, t, h, w) of any integer type -> (B, T, H, W, 3) uint8 RGB."""
         codes = self._checked_input_codes(codes)
         num_frames = self.traits.num_frames(codes.shape[1])
         self.traits.check_num_frames(num_frames, "frames of these codes")
@@ -69,10 +60,6 @@ class VideoTokenizer(nn.Module, ABC):
 
         The first piece (``state=None``) has as many frames as ``encode`` takes, each later one a
         multiple of the temporal stride. Returns the codes, and the state for the next piece.
-
-        Raises:
-            ValueError: pixels of another shape or dtype, a state of another tokenizer or frame
-                size, or a tokenizer that cannot encode in pieces, with the reason.
         """
         self._check_streamable()
         self._check_pixels(pixels)
@@ -94,10 +81,7 @@ class VideoTokenizer(nn.Module, ABC):
     def compute_in(self, dtype: torch.dtype) -> None:
         """Let the networks compute in ``dtype``; searching a codebook stays in float32.
 
-        Rounds the weights irreversibly.
-
-        Raises:
-            ConfigError: a dtype that this tokenizer cannot compute in, with the reason.
+        Rounds the weights irreversibly. Not every tokenizer can compute in every dtype.
         """
         self._cast(dtype)
         self.dtype = dtype

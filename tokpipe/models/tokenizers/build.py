@@ -41,9 +41,6 @@ def build_tokenizer(
     ``weights`` are the bytes of the file at ``config.weights``, with exactly the keys of the
     model. Without them a ``native`` tokenizer gets random parameters, each a pure function of
     ``config.seed`` and its key. The global random state does not change.
-
-    Raises:
-        ConfigError: weights that do not fit the model, or whose bytes are missing.
     """
     if config.weights is not None and weights is None:
         raise ConfigError(

@@ -85,10 +85,8 @@ def build_cosmos_dv(
 ) -> CosmosDVTokenizer:
     """Build on the CPU, in float32 if the program allows; see ``build_tokenizer``."""
     if with_decoder and decoder_weights is None:
-        raise ConfigError(
-            "tokenizer.decoder_weights: missing. Cosmos keeps its decoder in a separate file: name "
-            "its decoder.jit"
-        )
+        found = "tokenizer.decoder_weights: missing. Cosmos keeps its decoder in a separate file"
+        raise ConfigError(f"{found}: name its decoder.jit")
     # With the fuser, the first calls round differently from later ones (pytorch#74534). Cosmos'
     # code turns it off, too.
     torch._C._jit_set_texpr_fuser_enabled(False)

@@ -19,10 +19,7 @@ from tokpipe.models.tokenizers.weights import load_weights
 class CustomTokenizer(VideoTokenizer):
     """A user's ``nn.Module``, held to its declared traits. Its keys are below ``model.``.
 
-    It must have ``encode(x)`` and, to decode, ``decode(codes)``, in the declared layout and range;
-    to stream, unless its layout is ``BCHW``, ``encode_piece(x, state)`` and
-    ``decode_piece(codes, state)``, whose state is a tuple of tensors, None before the first piece;
-    and to compute in other types than float32, ``compute_in(dtype)``.
+    docs/tokenizers.md lists the methods that it must have.
     """
 
     def __init__(self, config: CustomConfig, model: nn.Module) -> None:

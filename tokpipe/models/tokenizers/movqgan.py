@@ -13,9 +13,8 @@ class MoVQGANTokenizer(VideoTokenizer):
     """2D encoder, 1x1 convolution, codebook, 1x1 convolution, 2D MoVQ decoder.
 
     Keys of the state_dict are the published ones: ``encoder.*``, ``quant_conv.*``,
-    ``quantize.embedding.weight``, ``post_quant_conv.*``, ``decoder.*``. The codebook is searched
-    in float32; published code adds the latent's norm to every distance, which only rounds, so it
-    may choose the other of two code vectors at nearly the same distance.
+    ``quantize.embedding.weight``, ``post_quant_conv.*``, ``decoder.*``. Published code adds the
+    latent's norm to every distance, so it may round to another code vector as near.
     Source: github.com/ai-forever/MoVQGAN, ``movqgan.models.vqgan.MOVQ``.
     """
 

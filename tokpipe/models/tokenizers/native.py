@@ -7,12 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.config.native_parts import (
-    FSQConfig,
-    GumbelConfig,
-    LFQConfig,
-    QuantizerConfig,
-)
+from tokpipe.config.native_parts import FSQConfig, GumbelConfig, LFQConfig, QuantizerConfig
 from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError
 from tokpipe.models.encoder_3d import Encoder3D

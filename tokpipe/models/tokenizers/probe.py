@@ -125,11 +125,7 @@ class Parity:
         return float((found == self._wanted)[finite].float().mean())
 
     def check(self, tokenizer: VideoTokenizer, device: torch.device) -> None:
-        """Reject a device that computes something else.
-
-        Raises:
-            NodeTrouble: fewer codes agree than rounding explains.
-        """
+        """Raise NodeTrouble if fewer codes agree than rounding explains."""
         _warn_of_slow_convolutions(tokenizer.dtype, device)
         is_wide = tokenizer.dtype == torch.float32
         least = FLOAT32_AGREEMENT if is_wide else NARROW_AGREEMENT
