@@ -59,9 +59,8 @@ class JobRecord(BaseModel):
         except ValidationError as error:
             raise ConfigError(
                 f"{uri}: its job was recorded by tokpipe {self.tokpipe_version} with settings that "
-                f"this version does not accept ({error.error_count()} problems, the first: "
-                f"{error.errors(include_url=False)[0]['msg']}). You can still read its codes. To "
-                "run its tokenizer, install that version"
+                f"this version does not accept ({explained(error)}). You can still read its codes. "
+                "To run its tokenizer, install that version"
             ) from error
 
     @classmethod

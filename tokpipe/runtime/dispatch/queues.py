@@ -58,8 +58,6 @@ class Queues:
             and not self._suspects["encode"]
         )
 
-    # --- the plan -------------------------------------------------------------------------------
-
     def ask_for_plan(self, low: int) -> None:
         """Fetch more of the plan if fewer than ``low`` items wait."""
         if not self._plan_is_exhausted and not self._plan_is_asked and len(self._items) < low:
@@ -70,8 +68,6 @@ class Queues:
         self._plan_is_asked = False
         self._plan_is_exhausted = event.exhausted
         self._items.extend(event.items)
-
-    # --- in -------------------------------------------------------------------------------------
 
     def add(self, lease: EncodeLease | WriteLease) -> None:
         self._waiting[lease.stage].append(lease)
@@ -97,8 +93,6 @@ class Queues:
             self.decode_again(lease.items)
         else:
             self._waiting[lease.stage].appendleft(lease)
-
-    # --- out ------------------------------------------------------------------------------------
 
     def next_suspect(self, stage: Stage) -> Lease | None:
         suspects = self._suspects[stage]
