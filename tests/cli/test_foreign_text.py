@@ -103,8 +103,18 @@ def test_a_clip_id_that_is_no_hash_names_no_file(name: str, clip_id: str, tmp_pa
         tmp_path,
         tmp_path / "e.partial",
     }
-    with pytest.raises(CorruptOutput, match="clip ids that are no hashes"):
-        CodeCache(open_output(out), tmp_path / "cache").shard(0)
+
+
+@pytest.mark.parametrize("sha256", ["../../evil", "/evil", ".."])
+def test_a_hash_of_a_manifest_names_no_file_outside_the_cache(
+    sha256: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = CodeCache(open_output(forged(tmp_path, clip_ref(0).clip_id)), tmp_path / "a/cache")
+    monkeypatch.setattr(cache, "_open", lambda *_: pytest.fail("a file was opened"))
+    shards = [replace(cache.output.shards[0], sha256=sha256)]
+    monkeypatch.setattr(cache, "output", SimpleNamespace(shards=shards))
+    with pytest.raises(CorruptOutput, match="its SHA-256 in the manifest is"):
+        cache._find(0)
 
 
 def test_only_its_owner_reads_a_plan(tmp_path: Path) -> None:
@@ -128,7 +138,8 @@ def test_an_audit_compares_masked_sources_with_the_plan() -> None:
             "source_uri": [f"https://h/a?sig={SECRET}", "https://h/c"],
         }
     )
-    found = list(PlannedClips._compare(object(), refs, planned))  # type: ignore[arg-type]
+    plan = SimpleNamespace(_cut=(129, None))
+    found = list(PlannedClips._compare(plan, refs, planned))  # type: ignore[arg-type]
     assert [ref.source_uri for ref, _ in found] == ["https://h/b"]
 
 

@@ -404,7 +404,7 @@ def test_kinds_and_names_that_are_left_out_take_bounded_memory() -> None:
     assert sum(left_out.files.values()) == 2000
     assert left_out.names[".jpg"] == ["0000.jpg", "0001.jpg", "0002.jpg"]
     assert len(left_out.text) < 500
-    assert LeftOut.from_json({"counts": left_out.counts, "names": left_out.names}) == left_out
+    assert LeftOut(left_out.counts, left_out.names) == left_out
 
 
 def test_names_that_are_left_out_are_printable() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -76,6 +77,12 @@ def export_output(
     def counting() -> Iterator[Clip]:
         nonlocal num_clips, num_codes
         for clip in output.clips():
+            if not re.fullmatch("[0-9a-f]{32}", clip.clip_id):
+                raise CorruptOutput(
+                    f"export: {output.store.uri} has a clip with the id {clip.clip_id!r}, not 32 "
+                    "hex digits. Files and samples are named by ids, so this could name any file. "
+                    "Do not trust this output: tokenize its sources yourself"
+                )
             yield clip
             num_clips, num_codes = num_clips + 1, num_codes + clip.codes.size
 

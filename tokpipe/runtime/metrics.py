@@ -159,7 +159,7 @@ class JobMetrics:
     """Passes snapshots of one run to Ray. Where Ray exports no metrics, this has no effect."""
 
     def __init__(self, dataset: str, plan_id: str) -> None:
-        job = {"dataset": dataset, "plan_id": plan_id[:PLAN_ID_CHARS]}
+        job = {"dataset": printable(dataset), "plan_id": plan_id[:PLAN_ID_CHARS]}
         self._changes = Changes()
         self._series: dict[str, Counter | Gauge] = {}
         for metric in METRICS:
