@@ -47,16 +47,9 @@ class Queues:
     @property
     def nothing_before_write(self) -> bool:
         """Nothing waits to be planned, decoded or encoded."""
-        return (
-            self._plan_is_exhausted
-            and not self._plan_is_asked
-            and not self._items
-            and not self._segments
-            and not self._waiting["encode"]
-            and not self._retries
-            and not self._suspects["decode"]
-            and not self._suspects["encode"]
-        )
+        suspects = self._suspects["decode"], self._suspects["encode"]
+        waiting = self._items, self._segments, self._waiting["encode"], self._retries, *suspects
+        return self._plan_is_exhausted and not self._plan_is_asked and not any(waiting)
 
     def ask_for_plan(self, low: int) -> None:
         """Fetch more of the plan if fewer than ``low`` items wait."""
@@ -95,8 +88,7 @@ class Queues:
             self._waiting[lease.stage].appendleft(lease)
 
     def next_suspect(self, stage: Stage) -> Lease | None:
-        suspects = self._suspects[stage]
-        return suspects.popleft() if suspects else None
+        return self._suspects[stage].popleft() if self._suspects[stage] else None
 
     def next_decode(self, max_clips: int) -> DecodeLease | None:
         """Consecutive segments of one source, or single clips."""
