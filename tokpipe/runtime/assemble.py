@@ -118,6 +118,11 @@ def _most_clips(job: JobConfig, lease_bytes: int) -> int:
     return max(1, min(job.runtime.clips_per_lease, lease_bytes // clip_bytes))
 
 
+def usual_clips(job: JobConfig, device: str) -> int:
+    """Clips per lease until their cost has been measured."""
+    return min(USUAL_CLIPS, _most_clips(job, USUAL_BYTES[device]))
+
+
 def _limits_of(job: JobConfig, device: str, state: ManifestState) -> Limits:
     """The limits of a job's dispatcher, for encoders on a kind of device, after earlier runs."""
     totals, rows = state.totals, state.committed
@@ -125,7 +130,7 @@ def _limits_of(job: JobConfig, device: str, state: ManifestState) -> Limits:
         runtime=job.runtime,
         on_gpu=device == "cuda",
         clips_per_lease=_most_clips(job, LEASE_BYTES),
-        usual_clips=min(USUAL_CLIPS, _most_clips(job, USUAL_BYTES[device])),
+        usual_clips=usual_clips(job, device),
         hardware=job.encode.hardware,
         shard_bytes=job.output.shard_bytes,
         shard_max_age_s=job.output.shard_max_age_s,

@@ -52,7 +52,6 @@ class Actor:
     leases: deque[AttemptId] = field(default_factory=deque)
     head_since: float = 0.0
     """When its first lease got to the front, which is when its deadline started."""
-
     asked_about: AttemptId | None = None  # The attempt whose inputs were last looked for
 
     @property
