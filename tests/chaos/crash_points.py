@@ -84,6 +84,7 @@ def drive(job: JobConfig, store: Any, attempt: str) -> None:
     stage = WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan)
     stage.store = store
     stage.plan_reader = PlanReader(store, plan)
+    stage.metadata = shard_metadata(job.tokenizer.traits.codebook_size)
     while items := feed.fetch(ROWS_PER_SHARD).items:
         made = [_made_of(item, job) for item in items]
         clips = [one for one in made if isinstance(one, EncodedClip)]

@@ -38,7 +38,6 @@ EXCEPTIONS = {
     # Keeps what decord loads from answering calls of other modules; calls nothing.
     "media/backends/decord.py": "ctypes",
     # The trainer's own state, in its own folder.
-    "train/loop.py": "torch.load weights_only",
 }
 
 

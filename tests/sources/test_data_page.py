@@ -1,6 +1,7 @@
 """docs/data.md: builds its tables and tars, and plans its sources over real videos."""
 
 import re
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -93,10 +94,10 @@ def test_what_the_page_says_is_rejected_is_rejected(
     assert found.reasons == {"still_picture": 1, "bad_row": 1}
 
     twice = [{"kind": "files", "uri": "videos/dog.mp4"}] * 2
-    path.write_text(yaml.safe_dump({**JOB, "sources": twice}))
+    path.write_text(json.dumps({**JOB, "sources": twice}))
     assert main(["plan", str(path)]) == 2
     assert "set on_duplicate: keep_first" in " ".join(capsys.readouterr().err.split())
-    path.write_text(yaml.safe_dump({**JOB, "sources": twice, "on_duplicate": "keep_first"}))
+    path.write_text(json.dumps({**JOB, "sources": twice, "on_duplicate": "keep_first"}))
     assert forecast(load_job(path)).clips.value == 3
 
     (folder / "list.csv").write_text("file\n../mine.mp4\n/etc/hostname\n")
