@@ -1,22 +1,4 @@
-"""All errors that tokpipe raises, and what follows from each.
-
-TokpipeError
-  ConfigError        the job file is wrong             edit the job file
-    WeightsMismatch  weights are for another model     change the settings, or rename keys
-    IncompleteOutput the output lacks clips            finish its job, or allow a partial output
-  PlanMismatch       the output has another plan       use a new prefix, or the old job file
-  SourceError        one video is unusable             it is recorded as rejected; the job continues
-  StorageError       the store kept failing            storage retries, then the job stops
-    NotFound         the object does not exist         the caller decides
-    AccessDenied     the store denies this object      the caller decides
-    Changed          it was replaced during a read     let its writer finish, run again
-    UnsafeStore      exclusive create does not work    use another store, or accept the risk
-  Fenced             another driver owns the output    this driver stops, the other continues
-  CorruptOutput      an output object is damaged       restore it, or tokenize its clips again
-  RuntimeFault       no progress is possible           fix the cluster or the weights, run again
-    HeadLost         Ray's head does not answer      restart the cluster, run again
-    NodeTrouble      one node cannot work              the runtime avoids that node
-      UnfitNode      other packages, or output         the runtime does not use that node
+"""All errors that tokpipe raises.
 
 A message says where, what was found, why it matters and what to do. Code checks types and
 attributes, never the text of a message.
@@ -32,13 +14,14 @@ class TokpipeError(Exception):
 
 
 class ConfigError(TokpipeError):
-    """The job file, or a whole source (such as a table without the named column), is wrong."""
+    """The job file, or a whole source (such as a table without the named column), is wrong: edit
+    the job file."""
 
     exit_code = 2
 
 
 class WeightsMismatch(ConfigError):
-    """Weights do not fit the model. None were loaded.
+    """Weights do not fit the model, so none were loaded. Change the settings, or rename keys.
 
     Attributes:
         missing: keys of the model without a value.
@@ -68,7 +51,7 @@ class IncompleteOutput(ConfigError):
 
 
 class PlanMismatch(TokpipeError):
-    """The output was started with other sources or settings than those of the job."""
+    """The output was started with other sources or settings: use a new prefix, or the old job."""
 
     exit_code = 3
 
@@ -94,11 +77,11 @@ class Changed(StorageError):
 
 
 class UnsafeStore(StorageError):
-    """A second exclusive create succeeded, so two drivers could both commit."""
+    """A second exclusive create succeeded, so two drivers could both commit. Use another store."""
 
 
 class Fenced(TokpipeError):
-    """Another driver has committed to the output since this one started."""
+    """Another driver has committed to the output since this one started; this one stops."""
 
     exit_code = 6
 
@@ -128,7 +111,7 @@ class CorruptOutput(TokpipeError):
 
 
 class SourceError(TokpipeError):
-    """One clip cannot be tokenized, because of its video.
+    """One clip cannot be tokenized, because of its video. It is rejected, and the job continues.
 
     ``reason`` is a short, stable word to group by, such as ``"no_video"``. The message is for
     people.

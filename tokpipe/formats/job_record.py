@@ -59,9 +59,8 @@ class JobRecord(BaseModel):
         except ValidationError as error:
             raise ConfigError(
                 f"{uri}: its job was recorded by tokpipe {self.tokpipe_version} with settings that "
-                f"this version does not accept ({error.error_count()} problems, the first: "
-                f"{error.errors(include_url=False)[0]['msg']}). You can still read its codes. To "
-                "run its tokenizer, install that version"
+                f"this version does not accept ({explained(error)}). You can still read its codes. "
+                "To run its tokenizer, install that version"
             ) from error
 
     @classmethod
@@ -129,14 +128,8 @@ def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a resolved job that decide the rows of its plan."""
     # Not allowed_prefixes, which are checked while planning, nor on_change, which decides about
     # clips and not rows.
-    sources = [
-        {
-            key: value
-            for key, value in source.items()
-            if key not in ("allowed_prefixes", "on_change")
-        }
-        for source in job["sources"]
-    ]
+    left_out = ("allowed_prefixes", "on_change")
+    sources = [{k: v for k, v in one.items() if k not in left_out} for one in job["sources"]]
     return {"dataset": job["dataset"], "on_duplicate": job["on_duplicate"], "sources": sources}
 
 

@@ -101,14 +101,12 @@ class ShardFooter:
 
     def to_key_values(self) -> dict[str, str]:
         """Return key-value pairs that describe the codes to readers that have only the file."""
+        tokenizer = self.metadata.tokenizer.model_dump()
         values: dict[str, Any] = {
             "format_version": SHARD_FORMAT,
             "version": tokpipe.__version__,
             "fingerprint": self.metadata.fingerprint,
-            **{
-                f"tokenizer.{key}": value
-                for key, value in self.metadata.tokenizer.model_dump().items()
-            },
+            **{f"tokenizer.{key}": value for key, value in tokenizer.items()},
             "grid": f"{self.grid[0]},{self.grid[1]}",
             "num_rows": self.num_rows,
             "num_codes": self.num_codes,
@@ -145,9 +143,8 @@ class ShardFooter:
             missing = f"{_METADATA_PREFIX}{error.args[0]}"
             raise damaged(uri, f"its footer lacks the key {missing}") from error
         except (RecursionError, TypeError, ValueError) as error:
-            raise damaged(
-                uri, f"its footer does not describe a shard: {explained(error)}"
-            ) from error
+            found = f"its footer does not describe a shard: {explained(error)}"
+            raise damaged(uri, found) from error
 
 
 def _encoders(clips: Sequence[EncodedClip]) -> dict[str, int]:

@@ -80,12 +80,8 @@ class ShardReader:
         if schema != shard_schema(self.footer.metadata.tokenizer.code_dtype):
             found = " ".join(schema.to_string().split())[:400]
             raise damaged(uri, f"its columns are not those of a shard: {found}")
-        if self._file.metadata.num_rows != self.footer.num_rows:
-            raise damaged(
-                uri,
-                f"it has {self._file.metadata.num_rows} rows, but its footer says "
-                f"{self.footer.num_rows}",
-            )
+        if (found_rows := self._file.metadata.num_rows) != (num_rows := self.footer.num_rows):
+            raise damaged(uri, f"it has {found_rows} rows, but its footer says {num_rows}")
 
     def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
         """Return one row group as a single record batch, checked if ``verify``.
@@ -99,9 +95,8 @@ class ShardReader:
         try:
             table = self._file.read_row_group(group, columns=wanted)
         except (pa.ArrowException, OSError) as error:
-            raise damaged(
-                self.uri, f"row group {group} cannot be read: {explained(error)}"
-            ) from error
+            found = f"row group {group} cannot be read: {explained(error)}"
+            raise damaged(self.uri, found) from error
         batches = table.combine_chunks().to_batches()
         if len(batches) != 1:
             raise damaged(self.uri, f"row group {group} has no rows")
@@ -165,10 +160,8 @@ class ShardReader:
 
     def clip(self, clip_id: str) -> tuple[Chunk, ...] | None:
         """Return a clip's rows, or None. Reads only row groups that may hold it."""
-        ids = [
-            self._file.metadata.row_group(i).column(0).statistics
-            for i in range(self.num_row_groups)
-        ]
+        metadata = self._file.metadata
+        ids = [metadata.row_group(i).column(0).statistics for i in range(self.num_row_groups)]
         groups = [  # without bounds, as of ids that are too long, any id may be there
             i
             for i, one in enumerate(ids)
@@ -211,9 +204,7 @@ def check_shard(uri: str, data: bytes, receipt: Receipt, metadata: ShardMetadata
     names = "grid", "num_rows", "num_codes", "num_frames", "encoders"
     listed = tuple(getattr(receipt, name) for name in names)
     if found != listed or footer.num_codes != num_codes:
-        raise damaged(
-            uri,
-            f"it holds ({', '.join(names)}) = {found}, but the manifest lists {listed}",
-        )
+        held = f"it holds ({', '.join(names)}) = {found}"
+        raise damaged(uri, f"{held}, but the manifest lists {listed}")
     if clip_ids != sorted(clip.clip_id for clip in receipt.clips):
         raise damaged(uri, f"its {len(clip_ids)} clips are not those that the manifest lists")

@@ -1,9 +1,8 @@
 """One output of a job, finished or still growing, as its manifest describes it."""
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import zip_longest
 from typing import Any
 
@@ -68,7 +67,7 @@ class Output:
         """Totals, the list of shards, and which plan rows are settled."""
         self.shards = ShardList(store, self.state.shards)
         self._index: ClipIndex | None = None
-        self._open: OrderedDict[int, tuple[ShardReader, pa.Table]] = OrderedDict()
+        self._kept_open = lru_cache(_OPEN_SHARDS)(self._open)
         self._verified: set[int] = set()
 
     @property
@@ -192,20 +191,13 @@ class Output:
         for info, data in read_ahead(source, self.shards, 1):
             yield info, self._reader(info, data)
 
-    def _kept_open(self, number: int) -> tuple[ShardReader, pa.Table]:
+    def _open(self, number: int) -> tuple[ShardReader, pa.Table]:
         """Open a shard for random access, verified whole the first time."""
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
         info = self.shards[number]
         if self.verify and number not in self._verified:
             self._verified_bytes(info)
             self._verified.add(number)
-        opened = self._reader(info), self._side_table(info)
-        self._open[number] = opened
-        if len(self._open) > _OPEN_SHARDS:
-            self._open.popitem(last=False)
-        return opened
+        return self._reader(info), self._side_table(info)
 
     def _reader(self, info: ShardInfo, data: bytes | None = None) -> ShardReader:
         """Open a shard from bytes that match the manifest, or to fetch by row group."""

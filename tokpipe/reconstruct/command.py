@@ -77,7 +77,6 @@ def decode_clip(
         source: instead, the first clip whose source matches, as in ``source_matcher``.
         compare: decode the source again, measure PSNR and SSIM against it, and show it: on the
             left of a video, above each row of an image.
-        device: ``"auto"``, or a torch device.
 
     Raises:
         TokpipeError: the clip or decoder does not exist, or weights or source have changed.

@@ -22,7 +22,6 @@ _SECTIONS: dict[str, tuple[str, Callable[[Facts], list[Markup]]]] = {
 }
 """Title and content by anchor. A section without content is left out."""
 
-
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">\
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \

@@ -65,10 +65,7 @@ def write_report(
 
     Args:
         num_shards: number of shards in which to count codes and lengths; 0 for all.
-        num_pairs: number of their clips to show next to their sources; 0 for none.
-        seed: selects these clips.
-        device: ``"auto"`` or the torch device that decodes.
-        now: time of the report; the current time by default.
+        num_pairs: number of their clips to show, which ``seed`` selects; 0 for none.
     """
     now = now or datetime.now(UTC)
     sample = take_sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)

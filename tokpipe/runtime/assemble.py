@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,11 +85,8 @@ def assemble(
         line = f"{num_clips:,} rejected clips will be tried again"
         say(console, line)
         log_event("rejections_reopened", line, num_clips=num_clips)
-    uris = [
-        uri
-        for one in job.sources
-        for uri in (one.uri, *(getattr(one, "allowed_prefixes", None) or ()))
-    ]
+    allowed = (getattr(one, "allowed_prefixes", None) or () for one in job.sources)
+    uris = [*(one.uri for one in job.sources), *chain(*allowed)]
     # A CPU gains nothing from batches, and would only wait for them to fill.
     encode = job.encode if device == "cuda" else job.encode.model_copy(update={"batch_chunks": 1})
     return Run(

@@ -206,8 +206,3 @@ def draining_nodes() -> frozenset[str]:
     """Ids of nodes that are being drained: by a person, an autoscaler, or a cloud that reclaims a
     spot instance. Ray has no public function for this."""
     return frozenset(ray._private.state.state.get_draining_nodes())
-
-
-def has_gpu() -> bool:
-    """Whether any live node of the cluster has a GPU."""
-    return any(node["Resources"].get("GPU", 0) for node in live_nodes().values())

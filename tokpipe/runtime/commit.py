@@ -1,6 +1,7 @@
 """The only writer of the manifest: one driver, in one exclusive sequence of entries."""
 
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -27,7 +28,7 @@ from tokpipe.formats.manifest import (
 )
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
-from tokpipe.telemetry.logs import events_are_logged, log_event
+from tokpipe.telemetry.logs import LOGGER, log_event
 from tokpipe.types import ClipRef, Receipt, Rejected
 
 _CLAIM_ATTEMPTS = 10
@@ -109,7 +110,7 @@ class Committer:
             seen.add(ref)
         began = time.monotonic()
         entry = self.append(shards=tuple(receipts), rejected=tuple(rejected), account=account)
-        if events_are_logged():
+        if LOGGER.isEnabledFor(logging.INFO):  # it builds an event per clip
             _log_entry(entry, time.monotonic() - began)
 
     def reopen(self, rejected: Iterable[Rejected]) -> int:

@@ -15,7 +15,7 @@ from tokpipe.formats.manifest import ManifestState, iter_rejected, load_state
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
 from tokpipe.plan import write_plan
-from tokpipe.runtime.cluster import has_gpu
+from tokpipe.runtime.cluster import live_nodes
 from tokpipe.runtime.console import say
 from tokpipe.stages.decode import decoder_versions
 from tokpipe.storage import open_store
@@ -84,7 +84,8 @@ def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobReco
     store, driver, weights_hash = output.store, output.driver, output.weights.hash
     device = job.encode.device
     if device == "auto":
-        device = "cuda" if has_gpu() else "cpu"
+        gpus = sum(node["Resources"].get("GPU", 0) for node in live_nodes().values())
+        device = "cuda" if gpus else "cpu"
     found = decoder_versions(job.decode)
     settings = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=found)
     say(console, "planning ...")

@@ -74,13 +74,11 @@ class ProgressView:
                 no_wrap=True,
                 overflow="crop",
             )
-        yield Text(_job_text(snapshot), no_wrap=True, overflow="ellipsis")
-        if pieces := _pieces_text(snapshot):
-            yield Text(pieces, no_wrap=True, overflow="ellipsis")
+        speed = "" if snapshot.waiting_for else _speed_text(snapshot)
+        for text in filter(None, [_job_text(snapshot), _pieces_text(snapshot), speed]):
+            yield Text(text, no_wrap=True, overflow="ellipsis")
         if snapshot.waiting_for:
             yield Text(printable(snapshot.waiting_for), style="yellow")  # wraps, as it may be long
-        elif speed := _speed_text(snapshot):
-            yield Text(speed, no_wrap=True, overflow="ellipsis")
         if snapshot.rejected:
             line = Text(printable(_rejected_text(snapshot)), no_wrap=True, overflow="ellipsis")
             line.stylize("yellow", 0, len("rejected"))

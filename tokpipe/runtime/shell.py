@@ -174,8 +174,6 @@ class Shell:
         is_node_lost = known is not None and known.node not in (None, *live_nodes())
         self._events.put(protocol.ActorLost(actor, is_node_lost, message))
 
-    # --- commands -------------------------------------------------------------------------------
-
     def _carry_out(self, command: Command) -> None:
         match command:
             case protocol.Dispatch():
@@ -281,7 +279,7 @@ class Shell:
         failed = LeaseFailed(attempt, "node", STUCK, (lease.pick.source,))
         found.future().add_done_callback(lambda future: self._heard_found(failed, future))
 
-    # --- answers (on Ray's threads: they only post events) --------------------------------------
+    # Answers come on Ray's threads, so these methods only post events.
 
     def _heard_placed(self, actor: ActorId, future: Future[str]) -> None:
         if future.exception() is None:

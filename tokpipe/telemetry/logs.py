@@ -41,11 +41,6 @@ def log_event(
         LOGGER.log(level, "%s", message, extra={"event": event, "fields": fields})
 
 
-def events_are_logged() -> bool:
-    """Return whether events are written, so that it is worth building one per clip."""
-    return LOGGER.isEnabledFor(logging.INFO)
-
-
 @contextmanager
 def driver_log(
     path: str | None, say: Callable[[str], None], context: Mapping[str, object]

@@ -5,7 +5,7 @@ driver or list objects.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,8 +40,10 @@ class Status:
         return self.num_rows_done == self.num_rows
 
     def to_dict(self) -> dict[str, Any]:
-        totals = {**_fields(self.totals), "goodput": self.totals.goodput}
-        return {**_fields(self), "totals": totals, "is_done": self.is_done}
+        own = {name: getattr(self, name) for name in self.__slots__}
+        totals = {name: getattr(self.totals, name) for name in self.totals.__slots__}
+        totals["goodput"] = self.totals.goodput
+        return {**own, "totals": totals, "is_done": self.is_done}
 
     def lines(self) -> Iterator[str]:
         totals = self.totals
@@ -117,7 +119,3 @@ def _driver(entries: Sequence[ManifestEntry]) -> str | None:
         if (claim := entry.claim) is not None:
             return f"process {claim.pid} on {claim.host} (tokpipe {claim.tokpipe_version})"
     return f"driver {entries[-1].writer}" if entries else None
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {one.name: getattr(value, one.name) for one in fields(value)}

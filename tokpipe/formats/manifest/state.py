@@ -154,12 +154,12 @@ class ManifestState:
                 f"found manifest entry {entry.seq} in place of entry {self.next_seq}. Commits "
                 "would be counted twice or not at all. Restore the manifest from a copy."
             )
-        # A row that was settled as a whole is in memory as its segments once one is reopened.
         num_settled = self.totals.num_clips + self.totals.num_rejected
         for one in entry.reopened:
+            # A row that was settled as a whole is in memory as its segments once one is reopened.
             fits = one.ref.row in self.committed.partial or one.ref.num_segments <= num_settled
-            was_rejected = fits and self.totals.rejected[one.reason]
-            if not was_rejected or not self.committed.reopen(one.ref):
+            is_settled = self.totals.rejected[one.reason] and fits
+            if not is_settled or not self.committed.reopen(one.ref):
                 raise CorruptOutput(
                     f"manifest entry {entry.seq} withdraws the rejection ({one.reason}) of clip "
                     f"{one.ref.clip_id} ({one.ref.source_uri}), which is not rejected. Counts of "

@@ -52,7 +52,6 @@ class Actor:
     leases: deque[AttemptId] = field(default_factory=deque)
     head_since: float = 0.0
     """When its first lease got to the front, which is when its deadline started."""
-
     asked_about: AttemptId | None = None  # The attempt whose inputs were last looked for
 
     @property
@@ -157,8 +156,6 @@ class Fleet:
         """Those of them that take leases."""
         return self._num_up[stage]
 
-    # --- who has room ---------------------------------------------------------------------------
-
     def idle_actor(self, stage: Stage) -> ActorId | None:
         """The actor that has held nothing for longest."""
         return next(iter(self._idle[stage]), None)
@@ -209,8 +206,6 @@ class Fleet:
         elif not alone and len(actor.leases) < SLOTS[actor.stage]:
             spare[actor_id] = None
 
-    # --- actors come ----------------------------------------------------------------------------
-
     def start(self, stage: Stage, now: float, *, zero_cpu: bool) -> None:
         actor_id = self._out.new_id()
         self.actors[actor_id] = Actor(stage, now, zero_cpu)
@@ -252,8 +247,6 @@ class Fleet:
             self._out.count("up_s", up[stage] * elapsed_s, by=stage)
         encoders = (one for one in self.actors.values() if one.stage == "encode")
         self._out.count("paid_s", sum(one.is_placed for one in encoders) * elapsed_s)
-
-    # --- actors go ------------------------------------------------------------------------------
 
     def remove(self, actor_id: ActorId, *, kill: bool = True) -> Actor:
         """Forget an actor; return it, with what it held."""
@@ -360,8 +353,6 @@ class Fleet:
             for actor_id, actor in self.actors.items()
             if actor.stage == stage and actor_id not in self._leaving
         }
-
-    # --- nodes that will go ---------------------------------------------------------------------
 
     def drain(self, nodes: frozenset[NodeId]) -> bool:
         """Stop using draining nodes; return whether any is new."""

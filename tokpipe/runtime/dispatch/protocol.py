@@ -45,9 +45,6 @@ class Limits:
     """Clips that earlier runs rejected, by reason."""
 
 
-# --- leases -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Pick:
     """Clips at ``positions`` in the output of attempt ``source``."""
@@ -127,8 +124,6 @@ class EncodedInfo(Travels):
 
 
 Info = DecodedInfo | EncodedInfo | Rejected | Failed
-
-# --- events -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +258,6 @@ Event = (
     Capacity | ActorPlaced | ActorUp | ActorLost | SetupFailed | Draining
     | Planned | LeaseDone | LeaseFailed | Committed | StopRequested | Tick
 )  # fmt: skip
-
-# --- commands -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,18 +47,9 @@ class Queues:
     @property
     def nothing_before_write(self) -> bool:
         """Nothing waits to be planned, decoded or encoded."""
-        return (
-            self._plan_is_exhausted
-            and not self._plan_is_asked
-            and not self._items
-            and not self._segments
-            and not self._waiting["encode"]
-            and not self._retries
-            and not self._suspects["decode"]
-            and not self._suspects["encode"]
-        )
-
-    # --- the plan -------------------------------------------------------------------------------
+        suspects = self._suspects["decode"], self._suspects["encode"]
+        waiting = self._items, self._segments, self._waiting["encode"], self._retries, *suspects
+        return self._plan_is_exhausted and not self._plan_is_asked and not any(waiting)
 
     def ask_for_plan(self, low: int) -> None:
         """Fetch more of the plan if fewer than ``low`` items wait."""
@@ -70,8 +61,6 @@ class Queues:
         self._plan_is_asked = False
         self._plan_is_exhausted = event.exhausted
         self._items.extend(event.items)
-
-    # --- in -------------------------------------------------------------------------------------
 
     def add(self, lease: EncodeLease | WriteLease) -> None:
         self._waiting[lease.stage].append(lease)
@@ -98,11 +87,8 @@ class Queues:
         else:
             self._waiting[lease.stage].appendleft(lease)
 
-    # --- out ------------------------------------------------------------------------------------
-
     def next_suspect(self, stage: Stage) -> Lease | None:
-        suspects = self._suspects[stage]
-        return suspects.popleft() if suspects else None
+        return self._suspects[stage].popleft() if self._suspects[stage] else None
 
     def next_decode(self, max_clips: int) -> DecodeLease | None:
         """Consecutive segments of one source, or single clips."""

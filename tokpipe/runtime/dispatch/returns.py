@@ -163,9 +163,6 @@ def _piece_done(parts: Parts, event: LeaseDone, lease: ClipLease, result: Info, 
             parts.settlement.add_codes(whole, result.grid, clip.num_codes, now)
 
 
-# --- failed -------------------------------------------------------------------------------------
-
-
 def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
     """A stage raised."""
     if (flight := parts.flights.end(event.attempt)) is None:
@@ -273,9 +270,6 @@ def _decode_again(parts: Parts, items: tuple[WorkItem, ...], picks: tuple[Pick, 
     parts.out.count("clips", -len(items), by="decode")
     for pick in picks:
         parts.flights.use_up(pick)
-
-
-# --- rejected -----------------------------------------------------------------------------------
 
 
 def _reject(parts: Parts, rejected: Rejected, now: float) -> None:

@@ -44,8 +44,6 @@ class Settlement:
         self.end_by = 0.0  # When a stop ends the job, whatever is still being written
         self.why = ""  # Why the job is stopped early, if it is because of its rejections
 
-    # --- shards ---------------------------------------------------------------------------------
-
     def add_codes(
         self, part: protocol.EncodedClips, grid: tuple[int, int], num_codes: int, now: float
     ) -> None:
@@ -72,8 +70,6 @@ class Settlement:
     def _close(self, grid: tuple[int, int]) -> None:
         parts = tuple(self._open.pop(grid).parts)
         self._queues.add(protocol.WriteLease(parts, self._out.new_id()))
-
-    # --- commits --------------------------------------------------------------------------------
 
     def written(self, receipt: Receipt, encode_s: float) -> None:
         """A shard is stored and can be committed."""
@@ -116,8 +112,6 @@ class Settlement:
         assert self._committing is not None
         self._out.add_account(self._committing)
         self._committing = None
-
-    # --- the end --------------------------------------------------------------------------------
 
     def stop(self, event: protocol.StopRequested, now: float) -> None:
         """Let encoders finish for a grace period, and writers for another."""

@@ -65,11 +65,8 @@ class StreamedClip:
     @property
     def piece_to_decode(self) -> int | None:
         """The next piece for a decoder, if it is time for one."""
-        last = min(self.next_piece + AHEAD, self.num_pieces - 1)
-        for piece in range(self.next_piece, last + 1):
-            if piece not in self.pixels and piece not in self.decoding:
-                return piece
-        return None
+        ahead = range(self.next_piece, min(self.next_piece + AHEAD + 1, self.num_pieces))
+        return next((one for one in ahead if one not in {*self.pixels, *self.decoding}), None)
 
     @property
     def can_encode(self) -> bool:
