@@ -190,7 +190,7 @@ def test_a_closed_terminal_lets_a_run_commit_and_print_nowhere(tmp_path: Path) -
     process = subprocess.Popen([sys.executable, "-c", code], preexec_fn=lambda: os.login_tty(end))
     os.close(end)
     seen = b""
-    while b"ready" not in seen:
+    while b"ready\r\n" not in seen:  # or closing would break the line that is being printed
         seen += os.read(terminal, 100)
     os.close(terminal)
     assert process.wait(300) == 0
