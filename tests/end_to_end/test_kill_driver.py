@@ -127,7 +127,12 @@ def test_interruptions_lose_and_double_nothing_and_an_audit_agrees(
     assert "nothing left to do: 91 clips" in run_well(life.job, life.address)
 
     out = str(life.folder / "out")
-    assert main(["audit", out, "--trust-uris", "--sample", "4", "--seed", "1", "--json"]) == 0
+    assert (
+        main(
+            ["audit", out, "--trust-uris", "--trust-code", "--sample", "4", "--seed", "1", "--json"]
+        )
+        == 0
+    )
     report = json.loads(capsys.readouterr().out)
     assert report["clean"]
     assert report["num_rejected"] == 1
@@ -146,7 +151,7 @@ def test_interruptions_lose_and_double_nothing_and_an_audit_agrees(
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert main(["audit", out]) == 0
     capsys.readouterr()
-    assert main(["audit", out, "--trust-uris", "--sample", "2"]) == 8
+    assert main(["audit", out, "--trust-uris", "--trust-code", "--sample", "2"]) == 8
     assert "produces different codes when it is encoded again" in capsys.readouterr().out
 
 
