@@ -32,7 +32,12 @@ def explained(error: Exception) -> str:
         first, others = error.errors(include_url=False)[0], error.error_count() - 1
         more = f", and {others} more" if others else ""
         return f"{'.'.join(map(str, first['loc']))[:200]}: {first['msg'][:200]}{more}"
-    return " ".join(str(error).split())[:400]
+    return in_brief(str(error))
+
+
+def in_brief(text: str) -> str:
+    """Return text of any origin in one line, not too long for a message."""
+    return " ".join(text.split())[:400]
 
 
 def utc_time(text: str) -> datetime:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokpipe.errors import CorruptOutput
-from tokpipe.formats.checks import check_bytes, damaged, explained
+from tokpipe.formats.checks import check_bytes, damaged, explained, in_brief
 from tokpipe.formats.shard import ShardFooter, ShardMetadata, codes_crc32, shard_schema
 from tokpipe.formats.tables import check_bounds
 from tokpipe.types import Receipt
@@ -78,8 +78,8 @@ class ShardReader:
         self.num_row_groups: int = self._file.num_row_groups
         self.footer = ShardFooter.of_key_values(uri, self._file.metadata.metadata or {})
         if schema != shard_schema(self.footer.metadata.tokenizer.code_dtype):
-            found = " ".join(schema.to_string().split())[:400]
-            raise damaged(uri, f"its columns are not those of a shard: {found}")
+            found = f"its columns are not those of a shard: {in_brief(schema.to_string())}"
+            raise damaged(uri, found)
         if (found_rows := self._file.metadata.num_rows) != (num_rows := self.footer.num_rows):
             raise damaged(uri, f"it has {found_rows} rows, but its footer says {num_rows}")
 

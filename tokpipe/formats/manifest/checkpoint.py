@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import Field, TypeAdapter
 
 from tokpipe.errors import CorruptOutput, NotFound
-from tokpipe.formats.checks import check_bytes, damaged, explained, sha256
+from tokpipe.formats.checks import check_bytes, damaged, explained, in_brief, sha256
 from tokpipe.formats.layout import checkpoint_key, checkpoint_shards_key
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
 from tokpipe.formats.manifest.entry import Tail
@@ -160,7 +160,7 @@ def _record(state: ManifestState, table: bytes) -> dict[str, Any]:
 def _read_table(uri: str, data: bytes) -> pa.Table:
     table = from_parquet(uri, data, "table of shards")
     if table.schema != SHARD_LIST_SCHEMA:
-        raise damaged(uri, f"its columns are {' '.join(table.schema.to_string().split())[:400]}")
+        raise damaged(uri, f"its columns are {in_brief(table.schema.to_string())}")
     for column in filter(lambda one: len(one) and pa.types.is_integer(one.type), table.columns):
         if not 0 <= pc.min(column).as_py() <= pc.max(column).as_py() <= 2**40:
             raise damaged(uri, "its counts are not those of shards")
