@@ -188,7 +188,7 @@ def test_inputs_that_do_not_come_are_looked_for_once_and_made_again(stage: Stage
     for _ in range(3):
         bench.tick(INPUTS_WITHIN_S)
     asked = only(protocol.FindInputs, bench.log)
-    assert asked == ([protocol.FindInputs(stuck.attempt)] if stage == "encode" else [])
+    assert asked == ([protocol.FindInputs(stuck, None)] if stage == "encode" else [])
     sources = {one.attempt for one in only(protocol.Dispatch, bench.log)} - {stuck.attempt}
     commands = bench.fail(stuck, "node", "its inputs do not come", max(sources))
     assert protocol.KillActor(stuck.actor) in commands, "it waits for them"
@@ -203,10 +203,22 @@ def test_inputs_that_do_not_come_are_looked_for_once_and_made_again(stage: Stage
     assert (len(commit.receipts), commit.rejected) == (1, ())
 
 
+def test_inputs_are_looked_for_even_if_the_deadline_ends_the_lease_at_the_same_moment() -> None:
+    pool = PoolConfig(max_actors=1, lease_deadline_s=INPUTS_WITHIN_S)
+    runtime = LIMITS.runtime.model_copy(update={"encode": pool})
+    bench = Bench(0, limits=replace(LIMITS, runtime=runtime))
+    bench.done(bench.in_flight()[0])
+    (late,) = bench.in_flight("encode")
+    commands = bench.tick(INPUTS_WITHIN_S + 1)
+    assert protocol.KillActor(late.actor) in commands
+    assert late not in bench.in_flight()
+    assert commands[0] == protocol.FindInputs(late, None), "it holds what the lease needs"
+
+
 def test_inputs_that_never_come_end_the_job() -> None:
     bench = Bench(0, limits=replace(LIMITS, runtime=RuntimeConfig()))
     while not only(protocol.Abort, bench.log):
-        asked = {one.attempt for one in only(protocol.FindInputs, bench.tick(1))}
+        asked = {one.flight.attempt for one in only(protocol.FindInputs, bench.tick(1))}
         bench.bring_up()
         for flight in bench.in_flight():
             if flight.lease.stage == "decode":

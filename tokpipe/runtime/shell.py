@@ -178,8 +178,8 @@ class Shell:
         match command:
             case protocol.Dispatch():
                 self._dispatch(command)
-            case protocol.FindInputs(attempt):
-                self._find_inputs(attempt)
+            case protocol.FindInputs(flight, node):
+                self._find_inputs(flight, node)
             case protocol.Release(attempt, state_only):
                 self._states.pop(attempt, None)
                 if not state_only:
@@ -266,17 +266,15 @@ class Shell:
             self._payloads[attempt], self._states[attempt], done = outputs
         done.future().add_done_callback(lambda future: self._heard_done(command, future))
 
-    def _find_inputs(self, attempt: AttemptId) -> None:
+    def _find_inputs(self, flight: protocol.Dispatch, node: str | None) -> None:
         """Look for them from the actor's node: the actor itself is deaf while it waits."""
-        flight = self.dispatcher.parts.flights.attempts[attempt]
         lease = flight.lease
         assert isinstance(lease, protocol.EncodeLease)
-        node = self.dispatcher.parts.fleet.actors[flight.actor].node
         inputs = [self._payloads[lease.pick.source]]
         inputs += [] if lease.state is None else [self._states[lease.state]]
         there = {"ray.io/node-id": node} if node else {}
         found = _MISSING_INPUTS.options(label_selector=there).remote(inputs, INPUTS_WITHIN_S)
-        failed = LeaseFailed(attempt, "node", STUCK, (lease.pick.source,))
+        failed = LeaseFailed(flight.attempt, "node", STUCK, (lease.pick.source,))
         found.future().add_done_callback(lambda future: self._heard_found(failed, future))
 
     # Answers come on Ray's threads, so these methods only post events.

@@ -53,7 +53,8 @@ class Dispatcher:
                 parts.settlement.committed()
             case protocol.Tick():
                 parts.fleet.count_time(now)
-                parts.fleet.find_late_inputs(now)
+                for attempt, node in parts.fleet.ask_about_late(now):
+                    parts.out.emit(protocol.FindInputs(parts.flights.attempts[attempt], node))
                 for actor, why in parts.fleet.remove_overdue(now):
                     returns.lost(parts, actor, now, blame=why)
             case protocol.Capacity():

@@ -13,7 +13,6 @@ from tokpipe.runtime.dispatch.protocol import (
     ActorPlaced,
     AttemptId,
     Capacity,
-    FindInputs,
     KillActor,
     NodeId,
     SetupFailed,
@@ -320,13 +319,13 @@ class Fleet:
                 self._note("actor_refused", actor_id, f"was abandoned: {why}", reason=why)
                 yield self.remove(actor_id), why
 
-    def find_late_inputs(self, now: float) -> None:
-        """Find out whether encoders that have long been busy have begun at all."""
+    def ask_about_late(self, now: float) -> Iterator[tuple[AttemptId, NodeId | None]]:
+        """Yield, once, what encoders have long been busy with: they may not have begun at all."""
         for actor in self.actors.values():
             is_late = actor.leases and now - actor.head_since > INPUTS_WITHIN_S
             if is_late and actor.stage == "encode" and actor.leases[0] != actor.asked_about:
                 actor.asked_about = actor.leases[0]
-                self._out.emit(FindInputs(actor.leases[0]))
+                yield actor.leases[0], actor.node
 
     def surplus(self, stage: Stage, target: int) -> list[ActorId]:
         """The actors beyond ``target`` that cost least: not up yet, then idle, then newest."""

@@ -286,9 +286,11 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class FindInputs:
-    """Find out whether an encode attempt has its inputs; answer with LeaseFailed if it has not."""
+    """Find out whether an encode attempt on ``node`` has its inputs; answer with LeaseFailed if it
+    has not. It may have ended by the time that this is carried out."""
 
-    attempt: AttemptId
+    flight: Dispatch
+    node: NodeId | None
 
 
 @dataclass(frozen=True, slots=True)
