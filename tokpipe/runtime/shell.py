@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import groupby
 from math import inf
+from operator import attrgetter
 from typing import Any
 
 import ray
@@ -252,29 +254,32 @@ class Shell:
 
     def _dispatch(self, command: protocol.Dispatch) -> None:
         lease, attempt, actor = command.lease, command.attempt, self._actors[command.actor]
-        if isinstance(lease, protocol.WriteLease):
+        picks = [  # of each output in turn, in the lease's order
+            (source, self._payloads[source], tuple(place.at for place in places))
+            for source, places in groupby(lease.places, attrgetter("source"))
+        ]
+        if lease.stage == "write":
             name = f"{self.job.shard_prefix}.{lease.lease_id}-{attempt}"
             self._begun[shard_key(name)] = Moment.now()
-            codes = [(p.source, self._payloads[p.source], p.positions) for p in lease.picks]
-            done = actor.work.remote(attempt, name, codes)
-        elif isinstance(lease, protocol.DecodeLease):
+            done = actor.work.remote(attempt, name, picks)
+        elif lease.stage == "decode":
             self._payloads[attempt], done = actor.work.remote(attempt, Packed(lease.items))
         else:
-            positions, pixels = lease.pick.positions, self._payloads[lease.pick.source]
+            _, pixels, positions = zip(*picks, strict=True)
             state = None if lease.state is None else self._states[lease.state]
-            outputs = actor.work.remote(attempt, positions, pixels, state)
+            outputs = actor.work.remote(attempt, positions, state, *pixels)
             self._payloads[attempt], self._states[attempt], done = outputs
         done.future().add_done_callback(lambda future: self._heard_done(command, future))
 
     def _find_inputs(self, flight: protocol.Dispatch, node: str | None) -> None:
         """Look for them from the actor's node: the actor itself is deaf while it waits."""
         lease = flight.lease
-        assert isinstance(lease, protocol.EncodeLease)
-        inputs = [self._payloads[lease.pick.source]]
+        sources = tuple({place.source for place in lease.places})
+        inputs = [self._payloads[source] for source in sources]
         inputs += [] if lease.state is None else [self._states[lease.state]]
         there = {"ray.io/node-id": node} if node else {}
         found = _MISSING_INPUTS.options(label_selector=there).remote(inputs, INPUTS_WITHIN_S)
-        failed = LeaseFailed(flight.attempt, "node", STUCK, (lease.pick.source,))
+        failed = LeaseFailed(flight.attempt, "node", STUCK, sources)
         found.future().add_done_callback(lambda future: self._heard_found(failed, future))
 
     # Answers come on Ray's threads, so these methods only post events.

@@ -11,7 +11,7 @@ encoding the previous one left. Its leases carry its stream id, which changes wh
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.telemetry.account import Account
@@ -45,62 +45,42 @@ class Limits:
     """Clips that earlier runs rejected, by reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """Clips at ``positions`` in the output of attempt ``source``."""
+class Place(NamedTuple):
+    """Where one clip or piece is: a position in the output of an attempt."""
 
     source: AttemptId
-    positions: tuple[int, ...]
+    at: int
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeLease:
-    items: tuple[WorkItem, ...]
-    stream: StreamId | None = None
-    """Set for a later piece of a streamed clip, which is then the only item."""
-    stage: Stage = "decode"
+class Clip:
+    """A clip on its way through the stages. If what is at its places is lost, it starts over."""
+
+    item: WorkItem
+    places: tuple[Place, ...] = ()
+    """Where its pixels are, or its codes: those of a streamed clip piece by piece, in order."""
+    encode_s: float = 0.0  # Seconds that an encoder spent on it
 
 
 @dataclass(frozen=True, slots=True)
-class EncodeLease:
-    items: tuple[WorkItem, ...]
-    """The items behind the picked clips, in the same order: decoded again if pixels are lost."""
-    pick: Pick
+class Lease:
+    """Work for one actor. Its clips may come from several outputs."""
+
+    stage: Stage
+    clips: tuple[Clip, ...]
     stream: StreamId | None = None
-    """Set for a piece of a streamed clip, which is then the only item."""
+    """Set for a piece of a streamed clip, which is then the only clip: not for its first decode."""
     state: AttemptId | None = None
     """The attempt that encoded the previous piece and left the state to continue from."""
-    stage: Stage = "encode"
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedClips:
-    """Clips whose codes are kept or lost together: several in one output, or one streamed clip
-    in the outputs of its pieces, in order."""
-
-    items: tuple[WorkItem, ...]
-    picks: tuple[Pick, ...]
-    encode_s: float = 0.0  # Seconds that an encoder spent on them
-
-
-@dataclass(frozen=True, slots=True)
-class WriteLease:
-    parts: tuple[EncodedClips, ...]
-    lease_id: int  # Part of the shard's name, next to the attempt
-    stage: Stage = "write"
-    stream: None = None
+    lease_id: int = 0  # Part of a shard's name, next to the attempt
 
     @property
     def items(self) -> tuple[WorkItem, ...]:
-        return tuple(item for part in self.parts for item in part.items)
+        return tuple(clip.item for clip in self.clips)
 
     @property
-    def picks(self) -> tuple[Pick, ...]:
-        return tuple(pick for part in self.parts for pick in part.picks)
-
-
-ClipLease = DecodeLease | EncodeLease
-Lease = ClipLease | WriteLease
+    def places(self) -> tuple[Place, ...]:
+        return tuple(place for clip in self.clips for place in clip.places)
 
 
 @dataclass(frozen=True, slots=True)
