@@ -7,7 +7,6 @@ fault: they end the job.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import Abort, Lease
@@ -69,7 +68,7 @@ class Blame:
                 )
             return [lease]
         if len(lease.clips) > 1:
-            return [replace(lease, clips=(clip,)) for clip in lease.clips]
+            return [lease._replace(clips=(clip,)) for clip in lease.clips]
         ref, strikes = self._ref_of(lease.clips[0].item), self._strike(lease)
         if strikes < self._max_attempts:
             self._note_retry(ref, lease.stage, reason, why, strikes)

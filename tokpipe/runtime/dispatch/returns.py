@@ -104,7 +104,7 @@ def _encoded(
     num_codes = sum(one.num_codes for one in encoded)
     for at, (clip, result) in enumerate(zip(lease.clips, answer, strict=True)):
         if isinstance(result, Failed):  # its pixels are still needed
-            _try_later(parts, replace(lease, clips=(clip,)), result, now)
+            _try_later(parts, lease._replace(clips=(clip,)), result, now)
             continue
         parts.flights.use_up(clip.places)
         if isinstance(result, EncodedInfo):
@@ -232,7 +232,7 @@ def _start_over(parts: Parts, lease: Lease, lost: Sequence[AttemptId]) -> None:
             (gone if is_gone else kept).append(clip)
         _decode_again(parts, lease.stage, gone)
         if kept:
-            parts.queues.put_back(replace(lease, clips=tuple(kept)))
+            parts.queues.put_back(lease._replace(clips=tuple(kept)))
     elif (streamed := parts.streams.of(lease)) is not None:
         _end_streamed(parts, streamed)
         parts.queues.decode_again([streamed.item])
