@@ -15,7 +15,7 @@ from tokpipe.types import STAGES, Stage
 
 
 def fleet_of(num_decoders: int) -> Fleet:
-    fleet = Fleet(LIMITS.runtime, Outbox())
+    fleet = Fleet(LIMITS, Outbox())
     fleet.fill("decode", num_decoders, 0.0, one_shares=False)
     for actor in fleet.actors:
         fleet.came_up(actor)

@@ -11,10 +11,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 from tokpipe.errors import ConfigError
 from tokpipe.telemetry.redact import printable, redact_nested
@@ -63,8 +62,7 @@ def driver_log(
         yield
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerLog:
+class WorkerLog(NamedTuple):
     """How an actor logs. If the driver writes JSON, so does the actor, to its standard error,
     which Ray stores in a file. Otherwise only warnings appear, as by default in Python."""
 
