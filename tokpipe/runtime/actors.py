@@ -10,7 +10,7 @@ cost seconds and hundreds of megabytes each.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -26,7 +26,6 @@ from tokpipe.runtime.dispatch.protocol import (
 )
 from tokpipe.runtime.packing import Packed
 from tokpipe.storage.probe import Landmark
-from tokpipe.telemetry.logs import WorkerLog
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 
 Payload = list[DecodedClip | None] | list[EncodedClip | None]
@@ -43,8 +42,8 @@ Codes = tuple[AttemptId, Any, Positions]
 class Worker:
     """What all actors share."""
 
-    def __init__(self, log: WorkerLog) -> None:
-        log.start()
+    def __init__(self, start_log: Callable[[], None]) -> None:
+        start_log()
 
     def setup(self, output: Landmark, stage: Any, *arguments: Any) -> str | None:
         """Set up a stage, or one that ``stage`` builds here. Return an encoder's class."""

@@ -42,7 +42,7 @@ from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event
 from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.placement import actor_options, capacity_of
 from tokpipe.runtime.trouble import explain, one_line
-from tokpipe.telemetry.logs import WorkerLog, log_event
+from tokpipe.telemetry.logs import log_event, start_worker_log
 from tokpipe.types import Stage
 
 TICK_S = 0.5
@@ -236,10 +236,8 @@ class Shell:
             setup += job.device, self._weights()
             if job.device == "cuda":
                 options["num_gpus"] = gpus_per_encoder(job.config)
-        log = WorkerLog(
-            as_json=job.config.log_path is not None,
-            context={**job.log_context, "stage": stage, "actor": actor_id},
-        )
+        context = {**job.log_context, "stage": stage, "actor": actor_id}
+        log = partial(start_worker_log, context, as_json=job.config.log_path is not None)
         actor = _REMOTE[stage].options(**options).remote(log)
         self._actors[actor_id] = actor
         placed, ready = actor.node_id.remote(), actor.setup.remote(*setup)
