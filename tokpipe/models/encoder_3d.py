@@ -133,6 +133,8 @@ class Encoder3D(Network3D):
 
     def _encode(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         with tf32_convolutions(x.device) if self.is_narrow else nullcontext():
-            h = self.down(self.conv_in(x, stream), None, stream)
+            h = self.conv_in(x, stream)
+            for step in self.down.run(None, stream):
+                h = step(h)
             h = self.mid(h, None, None, stream)
             return self.conv_out.of_silu(self.norm_out, h, stream)
