@@ -83,7 +83,7 @@ def test_missing_and_damaged_files_are_config_errors(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^tokenizer.weights: no file at"):
         find_weights(uri, StoreOptions())
     with pytest.raises(ConfigError, match=r"no file at builtin://no-such-one/config.yaml"):
-        read_object("builtin://no-such-one/config.yaml", StoreOptions(), "x")
+        read_object("builtin://no-such-one/config.yaml", StoreOptions())
     path.write_bytes(safetensors.torch.save(STATE)[:-1])
     with pytest.raises(ConfigError, match=r"model.safetensors is not a complete safetensors file"):
         read(native(str(path)))

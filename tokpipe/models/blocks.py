@@ -305,9 +305,8 @@ class DownSample3D(nn.Module):
                     "be averaged with: cut or repeat frames to fit"
                 )
         x = self._pooled(x, kept, margin=0 if self.conv is None else 1)
-        if self.conv is not None:
-            return self.conv(x)
-        return F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
+        y: Tensor = F.avg_pool2d(x.flatten(1, 2), 2) if self.conv is None else self.conv(x)
+        return y.unflatten(1, x.shape[1:3]) if self.conv is None else y
 
     @staticmethod
     def _pooled(x: Tensor, kept: int, margin: int) -> Tensor:

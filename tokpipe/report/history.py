@@ -158,7 +158,7 @@ class History:
 
     @property
     def step_s(self) -> int:
-        return 2 ** max(0, math.ceil(math.log2(max(1.0, self.worked_s) / MAX_STEPS)))
+        return 1 << max(0, math.ceil(math.log2(max(1.0, self.worked_s) / MAX_STEPS)))
 
     @cached_property
     def steps(self) -> list[Step]:

@@ -82,7 +82,7 @@ def _to_safetensors(tensors: Tensors) -> bytes:
     return struct.pack("<Q", len(text)) + text + b"".join(tensors[name]["data"] for name in header)
 
 
-def read_object(uri: str, options: StoreOptions, setting: str) -> bytes:
+def read_object(uri: str, options: StoreOptions, setting: str = "") -> bytes:
     """Return the bytes at ``uri``, in any store or ``builtin://``; errors name ``setting``."""
     store, key = _locate(uri, options)
     try:
@@ -108,6 +108,8 @@ def _locate(uri: str, options: StoreOptions) -> tuple[Store, str]:
 
 
 def _missing(uri: str, setting: str) -> ConfigError:
+    if not setting:
+        return ConfigError(f"no file at {uri}")  # the caller says what to do
     return ConfigError(
         f"{setting}: no file at {uri}. The tokenizer needs it. Put the file there, or correct the "
         "URI"
