@@ -62,12 +62,16 @@ class TrainingData:
 
     def batches(self, first_step: int) -> Generator[Tensor]:
         """Yield the batch of each step from ``first_step`` on: (B, T, H, W, 3) uint8."""
+
+        def batch(buffer: tuple[int, list[Frames]]) -> Tensor:
+            return self._batch(*buffer)
+
         ahead = self.config.data_threads
         numbers = itertools.count(self._first_clip(first_step))
         with (
             closing(_Decoders(self.config)) as decoders,
             closing(read_ahead(partial(self._clip, decoders), numbers, ahead)) as clips,
-            closing(read_ahead(self._batch, self._buffers(first_step, clips), ahead)) as batches,
+            closing(read_ahead(batch, self._buffers(first_step, clips), ahead)) as batches,
         ):
             yield from batches
 
@@ -86,8 +90,7 @@ class TrainingData:
             end = needed
             yield step, list(buffer)
 
-    def _batch(self, buffer: tuple[int, Sequence[Frames]]) -> Tensor:
-        step, clips = buffer
+    def _batch(self, step: int, clips: Sequence[Frames]) -> Tensor:
         phase, _ = self.config.phase_at(step)
         rng = np.random.default_rng((self.config.seed, _BATCH, step))
         shape = phase.batches[int(rng.integers(len(phase.batches)))]
