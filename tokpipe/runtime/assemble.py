@@ -24,7 +24,7 @@ from tokpipe.runtime.console import say
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.output import JobOutput, RetryRejected
-from tokpipe.stages.chunks import pieces_of
+from tokpipe.stages.chunks import largest_chunk, pieces_of
 from tokpipe.stages.decode import DecodeStage, ref_of
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage.client import split_protocol
@@ -99,7 +99,7 @@ def assemble(
             versions=record.settings["decode"]["libraries"],
             folders=tuple(folders_of(uris)),
         ),
-        encode=partial(_encode_stage, job.tokenizer, job.chunking, encode),
+        encode=partial(_encode_stage, job.tokenizer, job.chunking, encode, largest_chunk(job)),
         write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
         device=device,
         weights=output.weights.encoding,
@@ -147,11 +147,14 @@ def log_context(output: JobOutput, record: JobRecord) -> dict[str, object]:
 
 
 def _encode_stage(
-    tokenizer: TokenizerConfig, chunking: ChunkingConfig, encode: EncodeConfig
+    tokenizer: TokenizerConfig,
+    chunking: ChunkingConfig,
+    encode: EncodeConfig,
+    largest: tuple[int, int, int],
 ) -> EncodeStage:
     from tokpipe.stages.encode import EncodeStage
 
-    return EncodeStage(tokenizer, chunking, encode)
+    return EncodeStage(tokenizer, chunking, encode, largest)
 
 
 def folders_of(uris: Iterable[str]) -> Iterator[Path]:

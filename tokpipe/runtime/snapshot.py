@@ -34,6 +34,8 @@ class Snapshot:
     elapsed_s: float = 0.0  # Seconds since the run started
     pieces: tuple[int, int, float] = (0, 0, 0.0)
     """Of clips that are encoded in pieces, see ``StreamedClips``."""
+    paths: Mapping[tuple[str, ...], int] = field(default_factory=dict)
+    """Encoders on GPUs by how they compute, see ``Fleet.paths``."""
     recent_part: float = 0.0
     """Clips that the pieces of the last RECENT_S are worth, beyond those in ``recent``."""
     waiting_for: str = ""
@@ -105,6 +107,7 @@ class Snapshots:
             encoding_s=now - (self._encoding_since or now),
             elapsed_s=now - self._started,
             pieces=pieces,
+            paths=dispatcher.parts.fleet.paths,
             recent_part=pieces[2] - part,
             waiting_for=waiting_for(dispatcher.parts, self._last_up, now),
         )
