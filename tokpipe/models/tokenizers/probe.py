@@ -115,14 +115,14 @@ class Parity:
     """
 
     def __init__(self, tokenizer: VideoTokenizer, dtype: torch.dtype) -> None:
-        self._small = moving_picture(tokenizer.traits)
-        self._wanted = tokenizer.encode(self._small)
+        self._picture = moving_picture(tokenizer.traits)
+        self._wanted = tokenizer.encode(self._picture)
         self._changes = FLOAT32_CHANGES if dtype == torch.float32 else NARROW_CHANGES
         if dtype != torch.float32:
             with suppress(Exception):  # it cannot be copied, or computes nothing in dtype on CPUs
                 narrow = copy.deepcopy(tokenizer)
                 narrow.compute_in(dtype)
-                found = narrow.encode(self._small)
+                found = narrow.encode(self._picture)
                 same = (found == self._wanted)[found != NOT_FINITE]
                 shares = torch.linspace(FLOAT32_CHANGES, NARROW_CHANGES, 500).tolist()
                 likely = [p for p in shares if _surprise(same, 1 - p) < CALIBRATION_SURPRISE]
@@ -132,12 +132,13 @@ class Parity:
         self, tokenizer: VideoTokenizer, device: torch.device, shape: tuple[int, int, int] | None
     ) -> None:
         """Compare float32 on the device and on the CPU, then encode (T, H, W) for ``check``."""
-        found = tokenizer.encode(self._small.to(device)).cpu()
+        found = tokenizer.encode(self._picture.to(device)).cpu()
         _compare(found, self._wanted, FLOAT32_CHANGES, f"in float32 on {_name(device)}")
         if shape is not None:
-            self._small = moving_picture(tokenizer.traits, shape)
+            picture = moving_picture(tokenizer.traits, shape)
             with plain_norms():
-                self._wanted = tokenizer.encode(self._small.to(device)).cpu()
+                self._wanted = tokenizer.encode(picture.to(device)).cpu()
+            self._picture = picture
 
     def check(self, tokenizer: VideoTokenizer, device: torch.device, rows: int) -> None:
         """Compare a batch of the same picture, computed as the job does, with float32.
@@ -145,7 +146,7 @@ class Parity:
         Raises NodeTrouble if more codes differ than rounding explains, anywhere or in one place.
         """
         where = f"in {tokenizer.dtype} on {_name(device)}"
-        pixels = self._small.to(device).expand(rows, -1, -1, -1, -1)
+        pixels = self._picture.to(device).expand(rows, -1, -1, -1, -1)
         found = tokenizer.encode(pixels).cpu()
         for row in found:
             _compare(row[None], self._wanted, self._changes, where)

@@ -148,7 +148,7 @@ class Fleet:
         self._none_up_since: dict[Stage, float] = {}
         self._draining: frozenset[NodeId] = frozenset()
         self._lost_nodes: set[NodeId] = set()
-        self._paths: set[EncoderPath] = set()  # All that there were
+        self._slow: set[str] = set()  # Why encoders have been slow
         self._counted_until: float | None = None
 
     def num(self, stage: Stage) -> int:
@@ -246,16 +246,10 @@ class Fleet:
         if path is None or (actor := self.actors.get(actor_id)) is None:
             return
         actor.path = path
-        news = set(path.slow).difference(*(one.slow for one in self._paths))
-        self._paths.add(path)
+        news = set(path.slow) - self._slow
+        self._slow |= news
         text = f"encode actor {actor_id}: {'; '.join(sorted(news)) or path}"
         self._out.note("encoder_path", text, is_warning=bool(news), **path._asdict())
-
-    @property
-    def paths(self) -> dict[tuple[str, ...], int]:
-        """Encoders on GPUs by the fields of their paths, 0 for paths that there were."""
-        up = Counter(actor.path for actor in self.actors.values() if actor.up)
-        return {tuple(map(str, path[:-1])): up[path] for path in self._paths}
 
     def misfit(self, found: str | None) -> str | None:
         """Take in the class of an encoder that came up; return why it must not encode, if so."""
