@@ -2,8 +2,10 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -125,3 +127,22 @@ def test_what_ray_raises_while_it_starts_becomes_one_plain_line(
     line = str(caught.value)
     assert line.isprintable(), "no line breaks and no escape codes"
     assert ".." not in line
+
+
+@pytest.mark.parametrize("is_own", [True, False], ids=["on its path", "an output"])
+def test_workers_import_from_the_current_folder_only_if_the_driver_does(
+    is_own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path[1:], *[str(tmp_path)] * is_own])
+    sent: list[str] = []
+
+    def init(job_config: Any, **_: object) -> None:
+        job_config._py_driver_sys_path.append(str(tmp_path))  # as Ray's does
+        job_config._serialize()
+        sent.extend(job_config._get_proto_job_config().py_driver_sys_path)
+        assert not ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
+
+    monkeypatch.setattr(ray, "init", init)
+    with connected("local"):
+        assert sent == [str(tmp_path)] * is_own

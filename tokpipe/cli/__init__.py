@@ -15,11 +15,9 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``tokpipe`` command and return its exit code; without arguments, as a process."""
     if arguments is None:  # before imports, which take a second
-        # ``python -m`` imports from the current folder, which may be in a stranger's output.
-        for folder in [*sys.path]:
-            near = (f"{folder or '.'}/{up}job.json" for up in ("", "../", "../../"))
-            if any(map(os.path.exists, near)):
-                sys.path.remove(folder)
+        sys.path[:] = _own_folders(sys.path)
+        if inherited := os.environ.get("PYTHONPATH"):  # by processes of a local Ray
+            os.environ["PYTHONPATH"] = os.pathsep.join(_own_folders(inherited.split(os.pathsep)))
         import signal
 
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Python's prints a traceback
@@ -30,3 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from tokpipe.cli import command
 
     return command.main(arguments)
+
+
+def _own_folders(import_path: list[str]) -> list[str]:
+    """Leave out folders in outputs: ``python -m`` and empty parts mean the current folder."""
+
+    def is_own(folder: str) -> bool:
+        near = (f"{folder or '.'}/{up}job.json" for up in ("", "../", "../../"))
+        return not any(map(os.path.exists, near))
+
+    return [*filter(is_own, import_path)]

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import ray.exceptions
 from ray._private.services import psutil  # type: ignore[attr-defined]
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 
 from tokpipe.errors import ConfigError, HeadLost, RuntimeFault
 from tokpipe.runtime.trouble import one_line
@@ -58,6 +60,7 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
     # Ray would print the traceback of a failed lease too, once for each of its two results.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options["job_config"] = _ImportPath()
     if address == "local":  # Ray reads these from the environment of the process that starts it
         for name, value in OF_LOCAL_RAY.items():
             os.environ.setdefault(name, value)
@@ -79,6 +82,8 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
         ray._private.worker.listen_error_messages = lambda *_: None
         # Off, as on macOS, a new Ray uses the loopback address, whatever _node_ip_address says.
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = address != "local"
+        # After `uv run` it would send the current folder, and workers would import from it.
+        ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
         ray.init(address=address, **options)
     except AuthenticationError as error:
         raise authentication_fault(where) from error
@@ -98,6 +103,17 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
             atexit.unregister(ray.shutdown)
             at_end.pop_all()
             raise
+
+
+class _ImportPath(JobConfig):
+    """Workers import from the current folder, as Ray wants, only if the driver does: it may be in
+    a stranger's output, which ``tokpipe.cli`` takes off the driver's path."""
+
+    def _serialize(self) -> str:
+        own = {os.path.realpath(folder) for folder in sys.path}
+        paths = self._py_driver_sys_path
+        self._py_driver_sys_path = [path for path in paths if os.path.realpath(path) in own]
+        return super()._serialize()
 
 
 class _Service(ray._private.services.ConsolePopen):
