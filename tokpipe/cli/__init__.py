@@ -15,9 +15,9 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``tokpipe`` command and return its exit code; without arguments, as a process."""
     if arguments is None:  # before imports, which take a second
-        sys.path[:] = _own_folders(sys.path)
+        sys.path[:] = filter(_is_own, sys.path)
         if inherited := os.environ.get("PYTHONPATH"):  # by processes of a local Ray
-            os.environ["PYTHONPATH"] = os.pathsep.join(_own_folders(inherited.split(os.pathsep)))
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(_is_own, inherited.split(os.pathsep)))
         import signal
 
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Python's prints a traceback
@@ -30,11 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.main(arguments)
 
 
-def _own_folders(import_path: list[str]) -> list[str]:
-    """Leave out folders in outputs: ``python -m`` and empty parts mean the current folder."""
-
-    def is_own(folder: str) -> bool:
-        near = (f"{folder or '.'}/{up}job.json" for up in ("", "../", "../../"))
-        return not any(map(os.path.exists, near))
-
-    return [*filter(is_own, import_path)]
+def _is_own(folder: str) -> bool:
+    """Whether a folder to import from, for ``python -m`` the current one, is not in an output."""
+    near = (f"{folder or '.'}/{up}job.json" for up in ("", "../", "../../"))
+    return not any(map(os.path.exists, near))

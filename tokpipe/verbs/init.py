@@ -43,9 +43,9 @@ _COMMENTS = {
     "webdataset": "  # A clip per video in these tars. Its .txt and .json go to the output too.\n",
 }
 _NOT_OPENED = "; videos outside the folder of the table were not opened"
-_PROPOSED = "allowed_prefixes"
 _OUTSIDE = """\
   # Rows with files elsewhere are rejected. If the table may name them, list their folders here:
+  # allowed_prefixes: {}
 """
 _TEMPLATE = """\
 # For {target}, by `tokpipe init`. docs/jobs.md explains every setting.
@@ -105,7 +105,7 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
             problems.append(str(error))
             continue
         if rows.outside_example:
-            source[_PROPOSED] = [redact(example_prefix(rows.outside_example)), near]
+            source["allowed_prefixes"] = [redact(example_prefix(rows.outside_example)), near]
         sources.append(source)
         probes += some
         notes.append(f"found {count} ({source['kind']} {source['uri']}){more}")
@@ -222,9 +222,9 @@ def _text(
     about_fps = f"Videos here have up to {fps:.3g} frames/s. " if fps else ""
     sections = []
     for one in sources:
-        proposed = one.pop(_PROPOSED, None)
+        proposed = one.pop("allowed_prefixes", None)
         text = yaml.safe_dump([one], allow_unicode=True, sort_keys=False)
-        text += f"{_OUTSIDE}  # {_PROPOSED}: {json.dumps(proposed)}\n" if proposed else ""
+        text += _OUTSIDE.format(json.dumps(proposed)) if proposed else ""
         sections.append(_COMMENTS[one["kind"]] + textwrap.indent(text, "  "))
     return _TEMPLATE.format(
         target=redact(" ".join(target.split())),
