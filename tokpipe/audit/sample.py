@@ -21,9 +21,8 @@ def encode_again(
     job = output.trusted_job()
     store, record = output.store, output.record
     plan = PlanReader(store, StoredPlan.from_json(record.plan), job.sources)
-    device = str(record.settings["encode"]["device"])
     sampled = []
-    with closing(Reencoder(job, record.tokenizer, plan, device)) as reencoder:
+    with closing(Reencoder(job, record.tokenizer, plan, record.device)) as reencoder:
         for number, clip_id in enumerate(clip_ids):
             say(f"encoding clip {number + 1} of {len(clip_ids)} again")
             clip = output.clip(clip_id)

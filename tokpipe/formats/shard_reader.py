@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.checks import check_bytes, damaged, explained, in_brief
 from tokpipe.formats.shard import ShardFooter, ShardMetadata, codes_crc32, shard_schema
-from tokpipe.formats.tables import check_bounds
+from tokpipe.formats.tables import check_bounds, check_texts
 from tokpipe.types import Receipt
 
 _CHECKED_WITH_CODES = ("t", "h", "w", "codes", "codes_crc32")
@@ -97,6 +97,7 @@ class ShardReader:
         except (pa.ArrowException, OSError) as error:
             found = f"row group {group} cannot be read: {explained(error)}"
             raise damaged(self.uri, found) from error
+        check_texts(self.uri, table)
         batches = table.combine_chunks().to_batches()
         if len(batches) != 1:
             raise damaged(self.uri, f"row group {group} has no rows")

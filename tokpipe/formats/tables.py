@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tokpipe.formats.checks import damaged, explained
@@ -53,6 +54,27 @@ def from_parquet(
         )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(uri, f"it does not open as a {kind}: {explained(error)}") from error
+
+
+def check_texts(uri: str, table: pa.Table, **patterns: str) -> None:
+    """Raise CorruptOutput unless all texts are UTF-8 and match the pattern of their column."""
+    try:
+        table.validate(full=True)
+        for name in patterns.keys() & set(table.column_names):
+            is_valid = pc.match_substring_regex(table.column(name), patterns[name])
+            if not pc.all(is_valid, min_count=0).as_py():
+                raise pa.ArrowInvalid(f"a {name} does not match {patterns[name]}")
+    except pa.ArrowException as error:
+        raise damaged(uri, f"its values are not what tokpipe writes: {explained(error)}") from error
+
+
+def rows_of(uri: str, rows: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return rows with columns of any type as Python values; CorruptOutput if it has none."""
+    try:
+        values: list[dict[str, Any]] = rows.to_pylist()
+        return values
+    except (pa.ArrowException, OverflowError, ValueError) as error:
+        raise damaged(uri, f"its values cannot be read: {explained(error)}") from error
 
 
 def stream_parquet(file: BinaryIO) -> Any:
