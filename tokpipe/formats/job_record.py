@@ -44,11 +44,9 @@ class JobRecord(BaseModel):
     def device(self) -> str:
         """The kind of device that encodes since the first run, ``cpu`` or ``cuda``."""
         encode = self.settings.get("encode")
-        device = encode.get("device") if isinstance(encode, dict) else None
-        if device not in ("cpu", "cuda"):
-            found = f"its settings have the device {device!r:.50}, not cpu or cuda"
-            raise damaged(JOB_RECORD, found, "Other hardware could make other codes")
-        return str(device)
+        if isinstance(encode, dict) and (device := encode.get("device")) in ("cpu", "cuda"):
+            return str(device)
+        raise damaged(JOB_RECORD, "its settings have no device", "Other codes could be mixed in")
 
     def to_json(self) -> bytes:
         """Return indented JSON that ends with a checksum."""
@@ -127,7 +125,7 @@ def check_resumable(
     try:
         planned = _plan_inputs(record.job)
     except (AttributeError, KeyError, TypeError) as error:
-        found = f"its job has no sources, or not as a job has them ({explained(error)})"
+        found = f"its job lacks what a plan is made from ({explained(error)})"
         raise damaged(store.uri_of(JOB_RECORD), found, "Other clips could be mixed in") from error
     wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=decoders)
     check_same(

@@ -42,16 +42,14 @@ def from_parquet(
 ) -> pa.Table:
     """Parse what ``to_parquet`` wrote; ``kind`` names it in the error."""
     try:
-        check_bounds(pq.read_metadata(pa.BufferReader(data)))
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=verify)
+        check_bounds(file.metadata)
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names) or not set(columns or ()) <= set(names):
+            raise pa.ArrowInvalid(f"some of its columns {names[:50]} repeat, or some are missing")
         # In this thread alone: pyarrow's hold on to the bytes, and if one lets go of them while
         # Python exits, the process aborts.
-        return pq.read_table(
-            pa.BufferReader(data),
-            columns=columns,
-            page_checksum_verification=verify,
-            use_threads=False,
-            pre_buffer=False,
-        )
+        return file.read(columns, use_threads=False)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(uri, f"it does not open as a {kind}: {explained(error)}") from error
 
@@ -71,8 +69,7 @@ def check_texts(uri: str, table: pa.Table, **patterns: str) -> None:
 def rows_of(uri: str, rows: pa.RecordBatch) -> list[dict[str, Any]]:
     """Return rows with columns of any type as Python values; CorruptOutput if it has none."""
     try:
-        values: list[dict[str, Any]] = rows.to_pylist()
-        return values
+        return list(rows.to_pylist())
     except (pa.ArrowException, OverflowError, ValueError) as error:
         raise damaged(uri, f"its values cannot be read: {explained(error)}") from error
 

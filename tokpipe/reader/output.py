@@ -122,10 +122,11 @@ class Output:
     def clips(self) -> Iterator[Clip]:
         """Yield every clip, shard by shard in the order of the manifest, sorted by id in each."""
         for info, shard in self._opened():
-            batches = self._side_table(info).to_batches(max_chunksize=1024)
-            records = (
-                record for batch in batches for record in rows_of(info.side_table_uri, batch)
+            uri, batches = (
+                info.side_table_uri,
+                self._side_table(info).to_batches(max_chunksize=1024),
             )
+            records = (record for batch in batches for record in rows_of(uri, batch))
             for rows, record in zip_longest(shard.clips(), records):
                 yield _clip(info, rows, record)
 
