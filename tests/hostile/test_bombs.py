@@ -1,6 +1,8 @@
 """Records of the wrong shape, and small inputs that stand for gigabytes or hours."""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from tests.audit.outputs import finished
+from tests.audit.outputs import Made, finished
 from tests.hostile.bombs import JOBS, OUTPUTS
+from tests.hostile.forged_values import VALUES
 from tests.hostile.wrong_shapes import KINDS, copied, run, spoil
-from tokpipe.errors import CorruptOutput, TokpipeError
+from tokpipe.config.job import JobConfig
+from tokpipe.errors import ConfigError, CorruptOutput, PlanMismatch, TokpipeError
 from tokpipe.formats.shard_reader import Chunk
-from tokpipe.reader import open_output
+from tokpipe.reader import ClipStream, CodeCache, Output, open_output
 from tokpipe.reconstruct.frames import Reconstructor
+from tokpipe.runtime.assemble import assemble, log_context
+from tokpipe.runtime.output import RetryRejected, look_up
 from tokpipe.telemetry.redact import redact
 
 
@@ -37,8 +44,13 @@ def test_a_bomb_is_found_before_memory_is_spent(opened: dict[str, Any], name: st
 
 
 @pytest.fixture(scope="module")
-def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(finished(tmp_path_factory.mktemp("valid")).store.uri)
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return finished(tmp_path_factory.mktemp("valid"))
+
+
+@pytest.fixture(scope="module")
+def valid(made: Made) -> Path:
+    return Path(made.store.uri)
 
 
 def read(out: Path) -> tuple[int, str]:
@@ -49,6 +61,96 @@ def read(out: Path) -> tuple[int, str]:
     except TokpipeError as error:
         return error.exit_code, str(error)
     return 0, ""
+
+
+def resume(out: Path, job: JobConfig) -> tuple[int, str]:
+    """Begin what a run does with an output, up to the first work item, without Ray."""
+    moved = job.model_copy(update={"output": job.output.model_copy(update={"uri": str(out)})})
+    console = Console(file=io.StringIO())
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tokpipe.runtime.output.decoder_versions", lambda _: {"av": "18.1.0"})
+            found = look_up(moved)
+        assert found.record is not None
+        log_context(found, found.record)
+        assemble(moved, found, found.record, console, RetryRejected()).feed.fetch(50)
+    except PlanMismatch:
+        return 0, ""
+    except TokpipeError as error:
+        return error.exit_code, str(error)
+    return 0, ""
+
+
+def cached(out: Path) -> tuple[int, str]:
+    try:
+        list(ClipStream(CodeCache(open_output(str(out)), out.parent / "codes")))
+    except TokpipeError as error:
+        return error.exit_code, str(error)
+    return 0, ""
+
+
+def check_results(results: dict[str, tuple[int, str]], said: str) -> None:
+    for verb, (code, errors) in results.items():
+        assert code in (0, 8), (said, verb, errors)
+        assert len(errors.splitlines()) == (code == 8) or verb == "audit", (said, verb, errors)
+
+
+def every_verb(out: Path, job: JobConfig, verbs: dict[str, list[str]]) -> dict[str, Any]:
+    to = str(out.parent / "made")
+    results = {}
+    for verb, options in verbs.items():
+        words = [word.replace("TO", f"{to}-{verb}") for word in options]
+        results[verb] = run(verb.partition(" ")[0], str(out), *words)
+    return results | {"reader": read(out), "cache": cached(out), "resume": resume(out, job)}
+
+
+CHEAP = {"status": [], "ls": [], "audit": [], "export": ["--to", "mds", "-o", "TO"]}
+DEAR = {
+    "inspect": [],
+    "rejected": [],
+    "clean": ["--dry-run"],
+    "report": ["--trust-code", "--pairs", "1", "-o", "TO.html"],
+    **{f"export {to}": ["--to", to, "-o", "TO"] for to in ("memmap", "webdataset", "litdata")},
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_forged_value_is_read_or_one_line_says_why_not(
+    made: Made, tmp_path: Path, name: str
+) -> None:
+    out = copied(Path(made.store.uri), tmp_path / "out")
+    VALUES[name](out)
+    results = every_verb(out, made.job, CHEAP)
+    assert any(code == 8 for code, _ in results.values()) or "checkpoint" in name
+    if "checkpoint" in name:  # skipped with a warning
+        assert results["reader"] == results["cache"] == results["resume"] == (0, "")
+    else:
+        check_results(results, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "checkpoint"])
+def test_every_verb_reads_a_forged_output_or_one_line_says_why_not(
+    made: Made, tmp_path: Path, kind: str
+) -> None:
+    for seed in range(12):
+        out = copied(Path(made.store.uri), tmp_path / f"out{seed}")
+        said = spoil(out, kind, seed)
+        check_results(every_verb(out, made.job, {**CHEAP, **DEAR}), said)
+        shutil.rmtree(out)
+
+
+@pytest.mark.parametrize("values", [{"epoch": "1"}, {"taken": 10**13}, {"start": [1.0]}, {}])
+def test_a_forged_state_of_a_reader_is_rejected(
+    made: Made, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    reader = iter(ClipStream(CodeCache(Output(made.store), tmp_path)))
+    state = reader.state_dict() | values
+    if not values:
+        reader.load_state_dict(state)
+        return
+    with pytest.raises(ConfigError, match="the state is damaged"):
+        reader.load_state_dict(state)
 
 
 def check_spoiled(valid: Path, tmp_path: Path, kind: str, seed: int, verbs: list[str]) -> None:

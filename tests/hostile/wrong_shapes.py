@@ -52,6 +52,16 @@ def resealed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_bytes(json.dumps(seal(body)).encode())
 
 
+def relist(body: dict[str, Any], out: Path, kind: str, change: Callable[[bytes], bytes]) -> None:
+    """Change a shard, a side table or a part of the plan, and its hash in the record ``body``."""
+    prefix = "side_table_" if kind == "side_table" else ""
+    listed = body["plan"]["parts"][0] if kind == "plan" else body["shards"][0]
+    table = out / listed["key" if kind == "plan" else kind]
+    data = change(table.read_bytes())
+    table.write_bytes(data)
+    listed |= {f"{prefix}sha256": sha256(data), f"{prefix}size_bytes": len(data)}
+
+
 def spoil(out: Path, kind: str, seed: int) -> str:
     """Change one thing in an output; return what."""
     rng, said = random.Random(f"{kind} {seed}"), ""
@@ -61,6 +71,8 @@ def spoil(out: Path, kind: str, seed: int) -> str:
         for one in checkpoints:
             one.unlink()
     entries = [one for one in sorted(out.glob("manifest/*.json")) if one not in checkpoints]
+    if kind in TABLES:
+        entries = [one for one in entries if json.loads(one.read_bytes())["shards"]]
     path = checkpoints[0] if kind == "checkpoint" else rng.choice(entries)
     if kind in ("record", "plan"):
         path = out / "job.json"
@@ -70,12 +82,13 @@ def spoil(out: Path, kind: str, seed: int) -> str:
         if kind not in TABLES:
             said = _changed(body, rng)
             return
-        prefix = "side_table_" if kind == "side_table" else ""
-        listed = body["plan"]["parts"][0] if kind == "plan" else body["shards"][0]
-        table = out / listed["key" if kind == "plan" else kind]
-        data, said = (_changed_bytes if in_bytes else _changed_table)(table.read_bytes(), rng)
-        table.write_bytes(data)
-        listed |= {f"{prefix}sha256": sha256(data), f"{prefix}size_bytes": len(data)}
+
+        def damage(data: bytes) -> bytes:
+            nonlocal said
+            data, said = (_changed_bytes if in_bytes else _changed_table)(data, rng)
+            return data
+
+        relist(body, out, kind, damage)
 
     resealed(path, change)
     return f"{path.name}: {said}"

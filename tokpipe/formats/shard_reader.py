@@ -163,10 +163,11 @@ class ShardReader:
         """Return a clip's rows, or None. Reads only row groups that may hold it."""
         metadata = self._file.metadata
         ids = [metadata.row_group(i).column(0).statistics for i in range(self.num_row_groups)]
+        wanted = clip_id.encode(errors="replace")  # raw bounds need not be UTF-8
         groups = [  # without bounds, as of ids that are too long, any id may be there
             i
             for i, one in enumerate(ids)
-            if not one or not one.has_min_max or one.min <= clip_id <= one.max
+            if not one or not one.has_min_max or one.min_raw <= wanted <= one.max_raw
         ]
         rows = tuple(row for row in self.rows(groups) if row.clip_id == clip_id)
         return self._whole(rows) if rows else None

@@ -31,8 +31,9 @@ def to_parquet(table: pa.Table) -> bytes:
 
 def check_bounds(metadata: Any) -> None:
     """Raise ArrowInvalid if a few bytes of Parquet claim to be gigabytes."""
-    groups = [metadata.row_group(i).to_dict() for i in range(metadata.num_row_groups)]
-    sizes = [one["total_uncompressed_size"] for group in groups for one in group["columns"]]
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    sizes = [one.total_uncompressed_size for one in columns]  # to_dict() reads statistics too
     if not 0 <= metadata.num_rows <= _MAX_ROWS or sum(map(abs, sizes)) > _MAX_BYTES:
         raise pa.ArrowInvalid(f"it claims {metadata.num_rows:,} rows and {sum(sizes):,} bytes")
 
