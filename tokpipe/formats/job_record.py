@@ -17,7 +17,6 @@ from tokpipe.identity.fingerprint import fingerprint_settings
 from tokpipe.storage.store import Store
 
 JOB_RECORD_FORMAT = 1
-
 _JSON: TypeAdapter[Any] = TypeAdapter(dict[str, JsonValue])
 
 

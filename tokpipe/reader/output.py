@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -122,11 +122,8 @@ class Output:
     def clips(self) -> Iterator[Clip]:
         """Yield every clip, shard by shard in the order of the manifest, sorted by id in each."""
         for info, shard in self._opened():
-            uri, batches = (
-                info.side_table_uri,
-                self._side_table(info).to_batches(max_chunksize=1024),
-            )
-            records = (record for batch in batches for record in rows_of(uri, batch))
+            batches = self._side_table(info).to_batches(max_chunksize=1024)
+            records = chain.from_iterable(map(partial(rows_of, info.side_table_uri), batches))
             for rows, record in zip_longest(shard.clips(), records):
                 yield _clip(info, rows, record)
 

@@ -126,9 +126,8 @@ class Trainer:
             self.average = {key: state["average"][key].to(v) for key, v in self.average.items()}
             self.optimizer.load_state_dict(state["optimizer"])
             moments = [(one, self.optimizer.state[one]) for one in self.optimizer.state]
-            if min(state["step"], state.get("log_bytes", 0)) < 0 or any(
-                one.shape != m["exp_avg"].shape for one, m in moments
-            ):
+            counts = state["step"], state.get("log_bytes", 0)
+            if min(counts) < 0 or any(one.shape != m["exp_avg"].shape for one, m in moments):
                 raise ValueError("its step or its optimizer is that of another model")
             self.step = state["step"]
         except ConfigError:
