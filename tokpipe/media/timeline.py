@@ -248,8 +248,10 @@ def _read_packets(
                 )
             if first is None:
                 # A stream may start in the middle. That no frame follows is found later.
-                with contextlib.suppress(av.FFmpegError):
+                try:
                     first = next((one for one in packet.decode() if not one.is_corrupt), None)
+                except av.FFmpegError as error:
+                    _skip(error)
     except av.FFmpegError as error:
         damage = damaged(f"the file cannot be read past video packet {len(packets)}", error)
         damage.__cause__ = error
@@ -378,8 +380,9 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
         except (av.EOFError, StopIteration):
             return
         except av.FFmpegError as error:
-            if count or isinstance(error, MemoryError):
+            if count:
                 raise damaged(f"decoding stopped after {count} frames", error) from error
+            _skip(error)
             continue
         for frame in frames:
             if not frame.is_corrupt:
@@ -388,6 +391,13 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
             elif count:
                 message = f"the decoder marked the frame after {count} frames as damaged"
                 raise SourceError("corrupt", message)
+
+
+def _skip(error: Exception) -> None:
+    """Raise an error of the first frames only if no stream that starts in the middle has it."""
+    found = damaged("the first frame cannot be decoded", error)
+    if found.reason != "corrupt":
+        raise found from error
 
 
 def _duration_s(
