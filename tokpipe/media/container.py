@@ -34,10 +34,9 @@ _HEADERS = {
     b"nut/": rb"nut/multimedia container\0",
     b"\x89PNG": rb"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR",
 }
-MAX_PIXELS = 12_288 * 8_192
-"""Of a frame. FFmpeg's own limit lets a GIF of 89 bytes take 6 GB."""
-_LIMITS = {"max_pixels": str(MAX_PIXELS)}
-_PROTOCOLS = "file,concat,subfile"
+_MAX_PIXELS = 12_288 * 8_192  # FFmpeg's own limit lets a GIF of 89 bytes take 6 GB
+_LIMITS = {"max_pixels": str(_MAX_PIXELS)}
+_ALLOWED = {"format_whitelist": _FORMATS, "protocol_whitelist": "file,concat,subfile"}
 _DOLBY_ONLY = r"^ +DOVI configuration record: .*profile: (5|(?:10|20)(?=,.* compatibility id: 0)),"
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -81,7 +80,7 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
         try:
             container = av.open(
                 _joined_files(path, version) or file,
-                options={"format_whitelist": _FORMATS, "protocol_whitelist": _PROTOCOLS, **_LIMITS},
+                options=_ALLOWED | _LIMITS,
                 metadata_errors="replace",
             )
         except (av.FFmpegError, OSError) as error:
@@ -250,11 +249,10 @@ def damaged(what: str, error: Exception) -> SourceError:
     """
     if isinstance(error, MemoryError):
         raise error
-    # FFmpeg returns the code of any invalid value, and only logs which one it is.
-    logged = str(getattr(error, "log", None))
-    if found := re.search(r"'IMGUTILS', 'Picture size (\d+x\d+) (is invalid|exceeds)", logged):
-        most = f"the limit is {MAX_PIXELS:,} pixels, which bounds the memory that a frame takes"
-        return SourceError("too_many_pixels", f"a frame claims to be {found[1]} in size; {most}")
+    size = r"'IMGUTILS', 'Picture size (\d+x\d+) (is invalid|exceeds)"
+    if found := re.search(size, str(getattr(error, "log", None))):  # its code says less
+        most = f"which is more than {_MAX_PIXELS:,} pixels, so it could take all memory"
+        return SourceError("too_many_pixels", f"a frame claims to be {found[1]} in size, {most}")
     return SourceError("corrupt", f"{what} ({_words(error)})")
 
 

@@ -117,6 +117,7 @@ def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> 
         starts = [at for at, one in enumerate(packets) if at == 0 or one.is_restart]
         parts = [packets[start:end] for start, end in pairwise([*starts, len(packets)])]
         trusted = name in _TIMED_FORMATS and codec in _PLAIN_CODECS and all(map(_are_frames, parts))
+        trusted = trusted and first is not None  # decoding shows why there is none
         key_frames: tuple[Packet, ...] = ()
         pts: list[int] = []
         durations = {packet.pts: packet.duration for packet in packets}
@@ -248,10 +249,8 @@ def _read_packets(
                 )
             if first is None:
                 # A stream may start in the middle. That no frame follows is found later.
-                try:
+                with contextlib.suppress(av.FFmpegError):
                     first = next((one for one in packet.decode() if not one.is_corrupt), None)
-                except av.FFmpegError as error:
-                    _skip(error)
     except av.FFmpegError as error:
         damage = damaged(f"the file cannot be read past video packet {len(packets)}", error)
         damage.__cause__ = error
@@ -380,9 +379,9 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
         except (av.EOFError, StopIteration):
             return
         except av.FFmpegError as error:
-            if count:
-                raise damaged(f"decoding stopped after {count} frames", error) from error
-            _skip(error)
+            damage = damaged(f"decoding stopped after {count} frames", error)
+            if count or damage.reason != "corrupt":
+                raise damage from error
             continue
         for frame in frames:
             if not frame.is_corrupt:
@@ -391,13 +390,6 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
             elif count:
                 message = f"the decoder marked the frame after {count} frames as damaged"
                 raise SourceError("corrupt", message)
-
-
-def _skip(error: Exception) -> None:
-    """Raise an error of the first frames only if no stream that starts in the middle has it."""
-    found = damaged("the first frame cannot be decoded", error)
-    if found.reason != "corrupt":
-        raise found from error
 
 
 def _duration_s(
