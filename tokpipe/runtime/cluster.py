@@ -61,8 +61,7 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":  # Ray reads these from the environment of the process that starts it
-        for name, value in OF_LOCAL_RAY.items():
-            os.environ.setdefault(name, value)
+        os.environ.update(OF_LOCAL_RAY | dict(os.environ))
         options["include_dashboard"] = False
     # Running processes: the file that Ray keeps may be of a dead cluster.
     unused = [] if named else sorted(ray._private.services.find_gcs_addresses())
@@ -72,8 +71,7 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
             if address == "local":
                 # Ray lets everyone write to the folders that it makes, and so to its sockets.
                 place = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-                if len(os.fsencode(place)) > 26:  # Ray adds 81, and names of sockets have up to 107
-                    place = "/tmp"
+                place = place if len(place) <= 26 else "/tmp"  # sockets: up to 107, Ray adds 81
                 Path(place).mkdir(parents=True, exist_ok=True)
                 folder = tempfile.mkdtemp(prefix="ray-", dir=place)
                 options["_temp_dir"] = f"{folder}/ray"

@@ -113,6 +113,6 @@ def _denied(place: str, found: str) -> AccessDenied:
     return AccessDenied(
         f"{redact(place)}: {found}, so nothing is requested. Otherwise a table, or a server that "
         "redirects, could reach what only this machine may. If that is safe, a job may name it in "
-        "allowed_prefixes of a table, or as the uri of a source. What reads an output never requests "
-        "it, whatever its job allows: use copies of its sources, or serve them elsewhere"
+        "allowed_prefixes of a table, or as the uri of a source. What reads an output never asks "
+        "for it, whatever its job allows: use copies of its sources, or serve them elsewhere"
     )
