@@ -58,7 +58,7 @@ class ParquetFile:
                 arrays = []
                 for field, (path, kind) in zip(columns, found, strict=True):
                     if (leaf := ".".join(path)) in is_set:
-                        arrays.append(is_set[leaf].slice(place - 1, batch.num_rows))
+                        arrays.append(is_set[leaf].take(pa.array([i - 1 for i in places])))
                     elif path and not pa.types.is_null(kind):
                         array = batch.column(names.index(path[0]))
                         for name in path[1:]:

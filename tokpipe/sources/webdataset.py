@@ -247,7 +247,7 @@ def _members(file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
             with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:  # type: ignore[call-overload]
                 offset = start - 1
                 while (member := archive.next()) is not None:
-                    archive.fileobj.left = _HEADER_BYTES  # type: ignore[union-attr]
+                    archive.fileobj.left = _HEADER_BYTES
                     archive.members.clear()  # tarfile keeps every header it has seen
                     if archive.offset <= offset or member.size < 0:
                         raise _Damaged(f"has a header that points back, at byte {offset}")
