@@ -1,5 +1,6 @@
 """Records of the wrong shape, and small inputs that stand for gigabytes or hours."""
 
+import asyncio
 import io
 import json
 import shutil
@@ -10,9 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from rich.console import Console
+from yarl import URL
 
 from tests.audit.outputs import Made, finished
 from tests.hostile.bombs import JOBS, OUTPUTS
@@ -22,9 +25,12 @@ from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, CorruptOutput, PlanMismatch, TokpipeError
 from tokpipe.formats.shard_reader import Chunk
 from tokpipe.reader import ClipStream, CodeCache, Output, open_output
+from tokpipe.reader.search import source_matcher
 from tokpipe.reconstruct.frames import Reconstructor
 from tokpipe.runtime.assemble import assemble, log_context
 from tokpipe.runtime.output import RetryRejected, look_up
+from tokpipe.sources.guess import guess_columns
+from tokpipe.storage.gate import _Gate
 from tokpipe.telemetry.redact import redact
 
 
@@ -172,3 +178,18 @@ def test_no_chunk_is_decoded_to_more_than_a_job_encodes(change: dict[str, int]) 
 @pytest.mark.parametrize("text", ["a" * 200_000 + "://=", "?" + "token" * 20_000 + "!://"])
 def test_long_foreign_text_is_masked_in_linear_time(text: str) -> None:
     assert redact(text, {}) == text
+
+
+MARKS = "a" + "\u0301\u0323" * 500_000  # Which Unicode sorts
+
+
+async def is_below(prefix: str, url: str) -> bool:
+    return _Gate([prefix])._is_below(URL(url))
+
+
+def test_long_foreign_names_are_compared_in_linear_time() -> None:
+    assert not source_matcher("a*b")(MARKS)
+    assert asyncio.run(is_below("http://h", "http://h/a"))
+    assert not asyncio.run(is_below("http://h", f"http://h/{MARKS}"))
+    rows = pa.record_batch({"url": [".mp4?" * 200_000 + "\n\n"]})
+    assert guess_columns(rows, "s3://bucket")["uri_column"] == "url"
