@@ -24,11 +24,11 @@ from tokpipe.sources.allowed import example_prefix
 from tokpipe.sources.guess import guess_columns
 from tokpipe.sources.rows import RowSource
 from tokpipe.sources.table import EXTENSIONS, TableRows
+from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact
 from tokpipe.verbs.locate import is_inside_output
-from tokpipe.verbs.probing import decoding
 
 _OPTIONS = StoreOptions()
 _NUM_SAMPLED = 8
@@ -202,7 +202,7 @@ def _probe(job: JobConfig, source: RowSource, near: str) -> tuple[str, str, list
         more += _NOT_OPENED * (len(items) < len(rows.items) or bool(source.outside_example))
     if not items or not find_spec("av"):
         return count, more, []
-    with decoding(job) as stage:
+    with DecodeStage(job.sampling, job.frames, job.decode, job.storage) as stage:
         found = [stage.probe(item) for item in items]
     probes = [one for one in found if isinstance(one, Probe)]
     if bad := [one for one in found if not isinstance(one, Probe)]:
