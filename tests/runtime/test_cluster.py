@@ -1,9 +1,13 @@
 """Which cluster a driver works on, and that one it leaves unused does not go unnoticed."""
 
+import contextlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -125,3 +129,40 @@ def test_what_ray_raises_while_it_starts_becomes_one_plain_line(
     line = str(caught.value)
     assert line.isprintable(), "no line breaks and no escape codes"
     assert ".." not in line
+
+
+@pytest.mark.parametrize("ended", ["well", "with an error", "before it started"])
+@pytest.mark.parametrize(
+    "mine", [{}, {"RAY_AUTH_TOKEN": "mine", "RAY_AUTH_MODE": "token"}], ids=len
+)
+def test_a_local_ray_leaves_neither_its_token_nor_after_a_good_end_its_folder(
+    ended: str, mine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 30)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    for name in ("RAY_TMPDIR", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in mine.items():
+        monkeypatch.setenv(name, value)
+    folders = []
+
+    def init(**options: Any) -> None:
+        folders.append(Path(options["_temp_dir"]))
+        folders[0].mkdir()
+        os.environ["RAY_AUTH_MODE"] = "token"  # as Ray does
+        token = os.environ["RAY_AUTH_TOKEN"]
+        assert token == mine.get("RAY_AUTH_TOKEN", token)
+        if ended == "before it started":
+            raise RuntimeError
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with contextlib.suppress(RuntimeFault), connected("local"):
+        if ended == "with an error":
+            raise RuntimeFault
+    assert {name: os.environ[name] for name in os.environ if "RAY_AUTH" in name} == mine
+    (folder,) = folders
+    assert folder.parents[1] == Path("/tmp"), "names of sockets are limited"
+    assert folder.parent.exists() == (ended != "well"), "its logs may help"
+    shutil.rmtree(folder.parent, ignore_errors=True)

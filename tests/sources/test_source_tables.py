@@ -359,3 +359,20 @@ def test_rows_after_a_bad_row_are_read_whatever_its_bytes(
         assert uris(rows).count("/good.mp4") >= len(junk) + 1
     assert uris(rows)[0] == "/good.mp4"
     assert uris(rows)[-1] == "/good.mp4" or any(b'"' in line for line in junk)
+
+
+def test_a_parquet_table_that_claims_other_numbers_of_rows_than_it_holds_is_an_error(
+    tmp_path: Path,
+) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"url": [b"v"] * 12_344 + [None]}), sink)
+    data, claimed = sink.getvalue().to_pybytes(), b"\x16\xf2\xc0\x01"  # 12,345, as Thrift has it
+    head, foot = data[: -8 - (size := int.from_bytes(data[-8:-4], "little"))], data[-8 - size : -8]
+    assert claimed in foot
+    a_billion, ten_trillion = b"\x16\x80\xa8\xd6\xb9\x07", b"\x16\x80\x80\x95\xe7\x89\xc6\x04"
+    for number in (a_billion, ten_trillion):
+        other = foot.replace(claimed, number)
+        path = tmp_path / "x.parquet"
+        path.write_bytes(head + other + len(other).to_bytes(4, "little") + b"PAR1")
+        with pytest.raises(ConfigError, match="cannot be read as Parquet"):
+            read(path, uri_column="url")

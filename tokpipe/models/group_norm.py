@@ -111,13 +111,9 @@ def fused_on_gpu(device: torch.device) -> Callable[..., None] | None:
     return norm_triton
 
 
-def norm_class(norm: Norm) -> type[GroupNorm]:
-    """The class of a kind of norm; ValueError for an unknown kind."""
+def group_norm(num_channels: int, norm: Norm = "clip") -> GroupNorm:
+    """The norm of this family: 32 groups of channels, epsilon 1e-6."""
     if norm not in ("clip", "frame"):
         raise ValueError(f"norm={norm!r}: use 'clip' (as published) or 'frame' (streamable)")
-    return GroupNorm if norm == "clip" else FrameGroupNorm
-
-
-def group_norm(channels: int, norm: Norm = "clip") -> GroupNorm:
-    """The norm of this family: 32 groups of channels, epsilon 1e-6."""
-    return norm_class(norm)(num_groups=32, num_channels=channels, eps=1e-6)
+    kind = GroupNorm if norm == "clip" else FrameGroupNorm
+    return kind(num_groups=32, num_channels=num_channels, eps=1e-6)

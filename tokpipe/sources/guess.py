@@ -10,7 +10,7 @@ import pyarrow as pa
 from tokpipe.config.sources import VIDEO_EXTENSIONS
 from tokpipe.sources.spans import holds_seconds
 
-_IS_VIDEO = re.compile(rf"(?i).*\.({'|'.join(VIDEO_EXTENSIONS)})(\?.*)?$")
+_IS_VIDEO = re.compile(rf"(?is).*\.({'|'.join(VIDEO_EXTENSIONS)})(\?.*)?$")
 _IS_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SPAN = re.compile(
     r"(?i)(?:clip_?|t_?)?(?:(start|begin|from)|end|stop|to)(?:_?(?:s|sec|seconds|time))?"

@@ -71,7 +71,8 @@ class _Gate(ThreadedResolver):
         path = decoded = url.raw_path_qs
         for _ in range(8):
             decoded = unquote(last := decoded, errors="surrogateescape")
-        is_clear = decoded == last and not _UNCLEAR.search(normalize("NFKC", decoded))
+        is_clear = len(path) < 2**14 and decoded == last  # normalizing takes quadratic time
+        is_clear = is_clear and not _UNCLEAR.search(normalize("NFKC", decoded))
         return any(
             is_clear
             and prefix.origin() == url.origin()
@@ -113,7 +114,8 @@ def _is_own(address: IPv4Address | IPv6Address) -> bool:
 
 def _denied(place: str, found: str) -> AccessDenied:
     return AccessDenied(
-        f"{redact(place)}: {found}, so nothing is requested. Otherwise a table, or a web server "
-        "that redirects, could reach what only this machine may. If that is safe, name the address "
-        "in allowed_prefixes of the table, or as the uri of a source"
+        f"{redact(place)}: {found}, so nothing is requested. Otherwise a table, or a server that "
+        "redirects, could reach what only this machine may. If that is safe, a job may name it in "
+        "allowed_prefixes of a table, or as the uri of a source. What reads an output never asks "
+        "for it, whatever its job allows: use copies of its sources, or serve them elsewhere"
     )
