@@ -92,6 +92,8 @@ EVERY: dict[str, list[str]] = {
     **CHEAP,
     **{verb: [] for verb in ("status", "inspect", "rejected", "clean")},
     "report": ["--trust-code", "--pairs", "1", "-o", "TO.html"],
+    "decode": ["--trust-code", "-o", "TO.png"],
+    "audit --sample": ["--sample", "1", "--trust-code"],
     **{
         f"export {to}": ["--to", to, "-o", "TO", "--allow-partial"]
         for to in ("memmap", "webdataset", "litdata")
