@@ -83,6 +83,14 @@ def _row_ids(data: bytes) -> bytes:
     return parquet_edited(data, change)
 
 
+def _captions(data: bytes) -> bytes:
+    def change(table: pa.Table) -> pa.Table:
+        at = table.schema.get_field_index("caption")
+        return table.set_column(at, "caption", pa.array(range(len(table))))
+
+    return parquet_edited(data, change)
+
+
 VALUES: dict[str, Change] = {
     "no encoder settings": _record(lambda body: body["settings"].pop("encode")),
     "a device of another type": _record(lambda body: body["settings"].update(encode=["cpu"])),
@@ -96,6 +104,7 @@ VALUES: dict[str, Change] = {
     "a caption that is not UTF-8": _listed("side_table", _no_utf8(b"caption 0")),
     "a URI in the plan that is not UTF-8": _listed("plan", _no_utf8(b"0.mp4")),
     "row ids that are paths": _listed("plan", _row_ids),
+    "captions in the plan that are numbers": _listed("plan", _captions),
     "a time after all years": _carried(2**62, pa.int64(), pa.timestamp("ms")),
     "a day after all years": _carried(2**31 - 1, pa.int32(), pa.date32()),
     "a shard elsewhere in a checkpoint": _checkpoint(shard="../../x.parquet"),

@@ -376,3 +376,22 @@ def test_a_parquet_table_that_claims_other_numbers_of_rows_than_it_holds_is_an_e
         path.write_bytes(head + other + len(other).to_bytes(4, "little") + b"PAR1")
         with pytest.raises(ConfigError, match="cannot be read as Parquet"):
             read(path, uri_column="url")
+
+
+def test_one_long_text_cannot_fill_all_rows(tmp_path: Path) -> None:
+    """300 KB of text in 65,536 rows would take 20 GB; the file has 0.2 MB."""
+    note = pa.DictionaryArray.from_arrays(pa.array([0] * 65_536, pa.int32()), ["a" * 300_000])
+    path = parquet(tmp_path, url=["/1.mp4"] * 65_536, note=note)
+    with pytest.raises(ConfigError, match="texts would take 19,661,193,216 bytes"):
+        list(opened("table", path).batches())
+    few = parquet(tmp_path, url=["/1.mp4"] * 3, note=["a" * 300_000] * 3)
+    assert [len(row["note"]) for row in read(few)] == [300_000] * 3
+
+
+def test_a_few_bytes_cannot_hold_billions_of_rows(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    with pq.ParquetWriter(path, pa.schema([("url", pa.string())])) as writer:
+        for _ in range(8):
+            writer.write_table(pa.table({"url": pa.nulls(2**22, pa.string())}), 2**22)
+    with pytest.raises(ConfigError, match="claims 33,554,432 rows in"):
+        list(opened("table", path).batches())

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter
+from yarl import URL
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import Source
@@ -138,6 +139,35 @@ def test_no_generated_url_reaches_what_is_not_below_the_prefix(
     assert outside == []
     assert heard(other) == []
     assert reasons.count("") > 50  # and what is below is read
+
+
+DROPPED = ["%FF", "%80", "%E2%80%8B", "%C2%AD", "%EF%BB%BF", "%EF%B8%8F", "%EF%BF%BD", "%C2%A0"]
+DROPPED += ["%C2%85", "%CD%8F", "%F3%A0%80%81", "%EE%80%80", "%C3%A9", "%F0%9F%98%80", "%ED%A0%80"]
+SLASHLIKE = ["%E2%88%95", "%E2%81%84", "%E2%A7%B8", "%E2%95%B1", "%E2%88%96", "%E2%A7%B5", "\uff0f"]
+SLASHLIKE += ["%E2%9F%8B", "%EF%B9%A8", "%E0%80%AF", "%F0%80%80%AF", "%F8%80%80%80%AF", "%C1%9C"]
+MISREAD = [f"{form}/secret" for one in DROPPED for form in (f"..{one}", f".{one}.", f"{one}..")]
+MISREAD += [f"..{one}secret" for one in SLASHLIKE] + [f"a{one}..{one}secret" for one in SLASHLIKE]
+MISREAD += ["%E2%80%A5/x", "%E2%80%A4./x", "..%E2%80%8B;v=1/x"]
+MISREAD += ["?p=a%E2%88%95..%E2%80%8B%E2%88%95x"]
+NAMES = ["caf%C3%A9.mp4", "m%FCller.mp4", "%E7%8C%AB.mp4", "%E7%8C%AB..mp4", "%F0%9F%98%80.mp4"]
+NAMES += ["a%E2%88%95b.mp4", "e%CC%81.mp4", "%E7%8C%AB.%E7%8A%AC", ".%E7%8C%AB", "a%E2%80%A6b.mp4"]
+NAMES += ["...a", "a..%FF", "%D0%AF.%D0%B0.mp4", "x%C2%A0y.mp4", "a%C2%AD.mp4", "-..-", "100%25"]
+
+
+@pytest.mark.parametrize("again", [0, 1, 2])
+def test_no_part_that_a_lenient_server_may_read_as_dots_is_sent(again: int) -> None:
+    async def gate_of(prefix: str) -> _Gate:
+        return _Gate([prefix])
+
+    gate = asyncio.run(gate_of("https://h/videos"))
+
+    def is_sent(path: str) -> bool:
+        for _ in range(again):
+            path = path.replace("%", "%25")
+        return gate._is_below(URL(f"https://h/videos/{path}", encoded=True))
+
+    assert [path for path in MISREAD if is_sent(path)] == []
+    assert [path for path in NAMES if not is_sent(path)] == []
 
 
 def address_of_this_machine() -> str:

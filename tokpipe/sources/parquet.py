@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound
-from tokpipe.formats.tables import stream_parquet
+from tokpipe.formats.tables import check_text_bytes, stream_parquet
 from tokpipe.sources.columns import find, is_media, plain, plain_type, within
 from tokpipe.sources.rows import MAX_COLUMNS, RawBatch, unique_names
 from tokpipe.storage.ranged import Pin, open_ranged
@@ -52,6 +52,7 @@ class ParquetFile:
             for batch in file.iter_batches(
                 _batch_rows(file, skipped), columns=leaves if skipped else None, use_threads=True
             ):
+                check_text_bytes(batch.columns)
                 places = range(place, place + batch.num_rows)
                 names = unique_names(batch.schema.names)
                 problems: dict[int, str] = {}
@@ -73,7 +74,7 @@ class ParquetFile:
     def _open(self) -> Iterator[Any]:
         try:
             with open_ranged(self.uri, self.options, 64 * 1024, self.pin) as file:
-                yield stream_parquet(file)
+                yield stream_parquet(file, as_dictionaries=True)
         except (NotFound, AccessDenied) as error:
             raise ConfigError(str(error)) from error
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

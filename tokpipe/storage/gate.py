@@ -23,12 +23,15 @@ _INTERNAL = (
 )
 """This machine, and where clouds answer with its credentials and settings."""
 _NAMES = {"localhost": "127.0.0.1", "metadata.google.internal": "169.254.169.254"}
+_SLASHES = r"/\\\u2044\u2215\u2216\u27cb\u27cd\u2571\u2572\u29f5\u29f8\u29f9"
 _UNCLEAR = re.compile(
-    r"(^|[/\\=])(\s*\.){2,}\s*([/\\;?#&]|$)"
-    r"|[\x00-\x1f\x7f\udcc0\udcc1]|\udce0[\udc80-\udc9f]|%u[0-9A-Fa-f]{4}"
+    rf"(^|[{_SLASHES}=])([^!-~{_SLASHES}]*\.){{2,}}[^!-~{_SLASHES}]*([{_SLASHES};?#&]|$)"
+    r"|[\x00-\x1f\x7f\udcc0\udcc1]|\udce0[\udc80-\udc9f]|\udcf0[\udc80-\udc8f]"
+    r"|[\udcf8-\udcfd][\udc80-\udcbf]|%u[0-9A-Fa-f]{4}"
 )
-"""What a server may read as a part ``..``: also with blanks or parameters, around controls that it
-drops, or in the invalid UTF-8 and the escapes that some decode."""
+"""What a server may read as a part ``..``: also with parameters, around or between what it drops
+(all but printable ASCII), at what looks like a slash, or in the invalid UTF-8 and the escapes that
+some decode."""
 
 
 async def get_client(prefixes: Iterable[str], **kwargs: Any) -> aiohttp.ClientSession:
