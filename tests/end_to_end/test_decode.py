@@ -57,7 +57,7 @@ def test_a_clip_comes_back_beside_its_source(
     blocks = Reconstructor(job, output.tokenizer, "cpu").frames(clip.chunks)
     found = np.concatenate(list(blocks))
     plan = PlanReader(output.store, StoredPlan.from_json(output.record.plan))
-    sources = SourceFrames(job, plan)
+    sources = SourceFrames(job, plan, is_own=False)
     wanted = np.concatenate([piece.frames for piece in sources.decoded(clip)])
     sources.close()
     assert found.shape == wanted.shape == (30, 32, 32, 3)

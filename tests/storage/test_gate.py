@@ -283,6 +283,9 @@ def test_only_what_the_author_of_a_job_wrote_is_requested_wherever_it_is(
     frames._plan = SimpleNamespace(items=lambda _: [item])  # type: ignore[assignment]
     frames._stage = SimpleNamespace(process=seen.extend)  # type: ignore[assignment]
     clip: Any = SimpleNamespace(plan_row=0, segment=0, num_segments=1)
-    with pytest.raises(TypeError):  # nothing was decoded
-        next(frames.decoded(clip))
-    assert [one.allowed for one in seen] == [()]  # whose output is compared may be anyone's
+    for is_own in (False, True):
+        frames._is_own = is_own
+        with pytest.raises(TypeError):  # nothing was decoded
+            next(frames.decoded(clip))
+    # Whose output is compared may be anyone's, unless the caller's own job file is named.
+    assert [one.allowed for one in seen] == [(), allowed]

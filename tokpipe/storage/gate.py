@@ -115,7 +115,7 @@ def _is_own(address: IPv4Address | IPv6Address) -> bool:
 def _denied(place: str, found: str) -> AccessDenied:
     return AccessDenied(
         f"{redact(place)}: {found}, so nothing is requested. Otherwise a table, or a server that "
-        "redirects, could reach what only this machine may. If that is safe, a job may name it in "
-        "allowed_prefixes of a table, or as the uri of a source. What reads an output never asks "
-        "for it, whatever its job allows: use copies of its sources, or serve them elsewhere"
+        "redirects, could reach what only this machine may. If that is safe, name it in your job "
+        "file, in allowed_prefixes of a table or as the uri of a source; and to read an output, "
+        "name that job file"
     )
