@@ -16,6 +16,7 @@ from tokpipe.runtime.actors import EncodeActor
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.metrics import METRICS
 from tokpipe.runtime.snapshot import Snapshots
+from tokpipe.stages import encode as encode_module
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import EncoderPath
 
@@ -80,8 +81,8 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, why: str = "", **encode: object) -> 
     stage = ready_stage(dtype="bfloat16", **encode)  # type: ignore[arg-type]
     stage.device = torch.device("cuda")
     stage._graphed = GraphedCall(stage.tokenizer.encode, Captures())
-    found = (None, why) if why else (group_norm, "")
-    monkeypatch.setattr(group_norm, "_working_kernels", lambda device: found)
+    norms = f"torch: {why}" if why else "triton"
+    monkeypatch.setattr(encode_module, "working_kernels", lambda device: (None, norms))
     return stage
 
 
@@ -125,10 +126,10 @@ def test_an_encoder_on_a_cpu_says_nothing() -> None:
 
 
 def test_why_triton_does_not_work_is_kept_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = group_norm._working_kernels.__wrapped__
+    find = group_norm.working_kernels.__wrapped__
     kernels, why = find(torch.device("cpu"))
     assert kernels is None
-    assert why.startswith("Triton's kernels did not work (")
+    assert why.startswith("torch: Triton's kernels did not work (")
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert "install gcc, libc6-dev and python3-dev" in find(torch.device("cpu"))[1]
 

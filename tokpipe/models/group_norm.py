@@ -133,18 +133,12 @@ def gpu_kernels(x: Tensor) -> ModuleType | None:
     """``tokpipe.models.triton_kernels`` if they work on the device of ``x`` and in its dtype."""
     if x.device.type != "cuda" or x.dtype == torch.float64:
         return None
-    return _working_kernels(x.device)[0]
-
-
-def norm_path(device: torch.device) -> str:
-    """What computes norms on a GPU: ``triton``, or ``torch: `` and why."""
-    kernels, why = _working_kernels(device)
-    return "triton" if kernels is not None else f"torch: {why}"
+    return working_kernels(x.device)[0]
 
 
 @lru_cache
-def _working_kernels(device: torch.device) -> tuple[ModuleType | None, str]:
-    """The kernels, or why there are none, in words that do not differ between workers."""
+def working_kernels(device: torch.device) -> tuple[ModuleType | None, str]:
+    """The kernels and ``triton``, or None and ``torch: `` with the reason."""
     try:
         from tokpipe.models import triton_kernels
 
@@ -161,12 +155,12 @@ def _working_kernels(device: torch.device) -> tuple[ModuleType | None, str]:
             "there (%s: %s)",
             *(device, type(error).__name__, error),
         )
-        why = f"Triton's kernels did not work ({type(error).__name__}; the worker's log has more)"
+        why = f"Triton's kernels did not work ({type(error).__name__}: see the worker's log)"
         has_compiler = any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
         if not has_compiler or isinstance(error, subprocess.CalledProcessError):
             why = "Triton found no C compiler or headers: install gcc, libc6-dev and python3-dev"
-        return None, why
-    return triton_kernels, ""
+        return None, f"torch: {why}"
+    return triton_kernels, "triton"
 
 
 def group_norm(num_channels: int, norm: Norm = "clip") -> GroupNorm:

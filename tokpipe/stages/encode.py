@@ -16,7 +16,7 @@ from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault
 from tokpipe.models.graphs import CudaGraphs, GraphedCall
-from tokpipe.models.group_norm import GroupNorm, norm_path
+from tokpipe.models.group_norm import GroupNorm, working_kernels
 from tokpipe.models.hardware import encoder_class
 from tokpipe.models.process import keep_freed_memory, make_repeatable
 from tokpipe.models.streaming import StreamState
@@ -121,8 +121,8 @@ class EncodeStage:
         if self.device.type != "cuda":
             return None
         config, slow = self.encode_config, []
-        has_norms = any(isinstance(one, GroupNorm) for one in self.tokenizer.modules())
-        norms = norm_path(self.device) if has_norms else "other"
+        ours = (one for one in self.tokenizer.modules() if isinstance(one, GroupNorm))
+        norms = next((working_kernels(one.weight.device)[1] for one in ours), "other")
         graphs = "off: only for native tokenizers"
         if self._graphed is not None:
             graphs = self._graphed.state.partition(" (")[0]

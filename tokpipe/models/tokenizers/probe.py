@@ -132,8 +132,10 @@ class Parity:
         self, tokenizer: VideoTokenizer, device: torch.device, shape: tuple[int, int, int] | None
     ) -> None:
         """Compare float32 on the device and on the CPU, then encode (T, H, W) for ``check``."""
+        # Networks that are not ours may round on GPUs even so.
+        changes = FLOAT32_CHANGES * (1 if isinstance(tokenizer, NativeTokenizer) else 10)
         found = tokenizer.encode(self._picture.to(device)).cpu()
-        _compare(found, self._wanted, FLOAT32_CHANGES, f"in float32 on {_name(device)}")
+        _compare(found, self._wanted, changes, f"in {tokenizer.dtype} on {_name(device)}")
         if shape is not None:
             picture = moving_picture(tokenizer.traits, shape)
             with plain_norms():
