@@ -29,7 +29,6 @@ from tokpipe.stages.encode import EncodeStage
 CPU = torch.device("cpu")
 LFQ = LFQConfig(kind="lfq", dim=16, bit_order="big")
 FINE = FSQConfig(kind="fsq", levels=(64, 64, 64))
-COARSE = FSQConfig(kind="fsq", levels=(3, 3))
 
 
 @pytest.fixture
@@ -53,18 +52,18 @@ def set_up(quantizer: Quantizer, dtype: str) -> None:
     EncodeStage(*job, largest=(9, 56, 96)).setup("cpu", None)
 
 
-@pytest.mark.parametrize("quantizer", [FSQ, VQ, LFQ, FINE, COARSE], ids=str)
+@pytest.mark.parametrize("quantizer", [FSQ, VQ, LFQ, FINE], ids=str)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rounding_passes_the_check(dtype: str, quantizer: Quantizer) -> None:
     set_up(quantizer, dtype)
 
 
 def one_channel(x: Tensor, y: Tensor) -> None:
-    y[:, 3] = 0
+    y[:, 3] *= 1.1
 
 
 def one_tile(x: Tensor, y: Tensor) -> None:
-    y[:, :, :2, 8:16, 16:32] = 0
+    y[:, :, 0, :8, :8] = 0
 
 
 def large_inputs(x: Tensor, y: Tensor) -> None:
