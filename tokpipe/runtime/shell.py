@@ -26,13 +26,7 @@ from tokpipe.errors import (
     UnfitNode,
 )
 from tokpipe.formats.layout import shard_key
-from tokpipe.runtime.actors import (
-    STUCK,
-    DecodeActor,
-    EncodeActor,
-    WriteActor,
-    missing_inputs,
-)
+from tokpipe.runtime.actors import STUCK, DecodeActor, EncodeActor, WriteActor, missing_inputs
 from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.cluster import draining_nodes, live_nodes
 from tokpipe.runtime.dispatch import protocol
@@ -233,7 +227,10 @@ class Shell:
         options |= {"max_restarts": 0, "max_task_retries": 0}
         setup = [job.landmark, getattr(job, stage)]
         if stage == "encode":
-            setup += job.device, self._weights()
+            # Put them again if an actor may have waited for them in vain.
+            if time.monotonic() - self._put_at > job.config.start_timeout_s:
+                self._put_weights, self._put_at = ray.put(job.weights), time.monotonic()
+            setup += job.device, self._put_weights
             if job.device == "cuda":
                 options["num_gpus"] = gpus_per_encoder(job.config)
         context = {**job.log_context, "stage": stage, "actor": actor_id}
@@ -243,12 +240,6 @@ class Shell:
         placed, ready = actor.node_id.remote(), actor.setup.remote(*setup)
         placed.future().add_done_callback(lambda f: self._heard_placed(actor_id, f))
         ready.future().add_done_callback(lambda f: self._heard_ready(actor_id, f))
-
-    def _weights(self) -> Any:
-        """Put them into the object store again if an actor may have waited for them in vain."""
-        if time.monotonic() - self._put_at > self.job.config.start_timeout_s:
-            self._put_weights, self._put_at = ray.put(self.job.weights), time.monotonic()
-        return self._put_weights
 
     def _dispatch(self, command: protocol.Dispatch) -> None:
         lease, attempt, actor = command.lease, command.attempt, self._actors[command.actor]

@@ -31,8 +31,13 @@ def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str
     if lack := no_room(parts):
         lower = ", or lower runtime.encode.gpus" if lack.endswith("in all") else ""
         return f"{lack}. Add nodes (an autoscaler does){lower}"
-    if "encode" in idle and (lack := _lack_of_gpus(parts, now - last_up["encode"])):
-        return lack
+    waited_s, some_work = now - last_up["encode"], len(idle) < len(STAGES)
+    if some_work and waited_s >= NO_ROOM_S and _waits_for_gpu(parts):
+        need = gpus_per_encoder(parts.pools.limits.runtime)
+        return (
+            f"no node has had {need:g} GPU free for encode workers for {duration(waited_s)}. Other "
+            "jobs may hold them (`ray status` shows it); this one continues when they are free"
+        )
     *others, last = [f"{parts.fleet.num(stage) or ''} {stage}".strip() for stage in idle]
     what = f"{', '.join(others)} and {last}" if others else last
     workers = "worker" if sum(map(parts.fleet.num, idle)) == 1 else "workers"
@@ -60,18 +65,6 @@ def no_room(parts: Parts) -> str:
             f"{gpus:g} in all"
         )
     return ""
-
-
-def _lack_of_gpus(parts: Parts, waited_s: float) -> str:
-    """Return why no encoder has a place, if others may hold it."""
-    any_up = any(map(parts.fleet.num_up, STAGES))
-    if not (_waits_for_gpu(parts) and any_up) or waited_s < NO_ROOM_S:
-        return ""
-    need = gpus_per_encoder(parts.pools.limits.runtime)
-    return (
-        f"no node has had {need:g} GPU free for encode workers for {duration(waited_s)}. Other "
-        "jobs may hold them (`ray status` shows it); this one continues when they are free"
-    )
 
 
 def _waits_for_gpu(parts: Parts) -> bool:

@@ -7,6 +7,7 @@ fault: they end the job.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import Abort, Lease
@@ -69,21 +70,27 @@ class Blame:
             return [lease]
         if len(lease.clips) > 1:
             return [lease._replace(clips=(clip,)) for clip in lease.clips]
-        ref, strikes = self._ref_of(lease.clips[0].item), self._strike(lease)
-        if strikes < self._max_attempts:
-            self._note_retry(ref, lease.stage, reason, why, strikes)
+        failed = Failed(self._ref_of(lease.clips[0].item), reason, why)
+        if not isinstance(verdict := self.stage_gave_up(lease, failed), Rejected):
             return [lease]
-        message = f"gave up after {strikes} attempts alone: {why}"
-        return Rejected(ref, lease.stage, reason, message, attempts=strikes)
+        return replace(verdict, message=f"gave up after {verdict.attempts} attempts alone: {why}")
 
     def stage_gave_up(self, lease: Lease, failed: Failed) -> float | Rejected:
         """A stage gave up on the clip of a lease: seconds until the next try, or its rejection."""
-        strikes = self._strike(lease)
-        if strikes < self._max_attempts:
-            self._note_retry(failed.ref, lease.stage, failed.reason, failed.message, strikes)
-            return RETRY_PAUSE_S * 4.0 ** (strikes - 1)
-        ref, reason, message = failed.ref, failed.reason, failed.message
-        return Rejected(ref, lease.stage, reason, message, failed.backend, strikes, failed.error)
+        ref, stage, reason, message = failed.ref, lease.stage, failed.reason, failed.message
+        if (strikes := self._strike(lease)) >= self._max_attempts:
+            return Rejected(ref, stage, reason, message, failed.backend, strikes, failed.error)
+        self._out.count("retried", by=stage)
+        self._out.note(
+            "clip_retried",
+            f"{stage}: {ref.source_uri} will be tried again: {message}",
+            clip_id=ref.clip_id,
+            source_uri=ref.source_uri,
+            stage=stage,
+            reason=reason,
+            attempts=strikes,
+        )
+        return RETRY_PAUSE_S * 4.0 ** (strikes - 1)
 
     def store_failed(self, lease: Lease, why: str) -> None:
         """A store failed under a lease; abort if it does so again and again."""
@@ -117,21 +124,8 @@ class Blame:
         self._strikes[_key(lease)] += 1
         return self._strikes[_key(lease)]
 
-    def _note_retry(self, ref: ClipRef, stage: Stage, reason: str, why: str, strikes: int) -> None:
-        self._out.count("retried", by=stage)
-        self._out.note(
-            "clip_retried",
-            f"{stage}: {ref.source_uri} will be tried again: {why}",
-            clip_id=ref.clip_id,
-            source_uri=ref.source_uri,
-            stage=stage,
-            reason=reason,
-            attempts=strikes,
-        )
-
 
 def _keys(lease: Lease) -> list[Key]:
-    """Of its clips."""
     return [(clip.item.row, clip.item.segment) for clip in lease.clips]
 
 

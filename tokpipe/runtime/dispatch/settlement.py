@@ -84,11 +84,11 @@ class Settlement:
             return
         since = self._rejected_since
         waited = since is not None and now - since >= self._limits.shard_max_age_s
-        if self._receipts or is_last or waited or len(self._rejected) >= REJECTED_PER_COMMIT:
-            self._commit(tuple(self._receipts), tuple(self._rejected))
-            self._receipts, self._rejected, self._rejected_since = [], [], None
-
-    def _commit(self, receipts: tuple[Receipt, ...], rejected: tuple[Rejected, ...]) -> None:
+        is_enough = self._receipts or len(self._rejected) >= REJECTED_PER_COMMIT
+        if not (is_enough or is_last or waited):
+            return
+        receipts, rejected = tuple(self._receipts), tuple(self._rejected)
+        self._receipts, self._rejected, self._rejected_since = [], [], None
         self._committing = Account(
             useful_s=self._useful_s,
             clips={"write": sum(len(one.clips) for one in receipts)},
