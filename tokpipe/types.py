@@ -19,8 +19,7 @@ Stage = Literal["decode", "encode", "write"]
 # Constraints of what is read back from an output, which anybody may have written.
 Count = Annotated[int, Field(ge=0, le=2**40)]
 Positive = Annotated[int, Field(gt=0, le=2**31 - 1)]
-Side = Annotated[int, Field(gt=0, le=2**15 - 1)]
-"""Of a grid of codes, and a stride."""
+Side = Annotated[int, Field(gt=0, le=2**15 - 1)]  # Of a grid of codes, and a stride
 _NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.parquet"
 SHARD_KEY, SIDE_TABLE_KEY, SHA256 = f"^shards/{_NAME}$", f"^clips/{_NAME}$", "^[0-9a-f]{64}$"
 Sha256 = Annotated[str, Field(pattern=SHA256)]
@@ -140,8 +139,7 @@ class DecodedClip(Travels):
     piece: Piece = Piece()
     marks: tuple[str, ...] = ()
     """What users of the clip should know: ``"damaged"`` if part of its video is missing."""
-    damage: str | None = None
-    """What is missing, for people, if the clip is marked ``"damaged"``."""
+    damage: str | None = None  # What is missing, for people, if it is marked ``"damaged"``
     version: int | None = None  # Identifies the content of the source that was decoded
 
 
@@ -199,10 +197,8 @@ class Rejected(Travels):
     """Takes the place of a clip that was rejected, with the reason."""
 
     ref: ClipRef
-    stage: str
-    """``"plan"``, ``"decode"``, ``"encode"`` or ``"runtime"``."""
-    reason: str
-    """Short, stable word to group by: ``"no_video"``, ``"truncated"``, ``"timeout"``, ..."""
+    stage: str  # ``"plan"``, ``"decode"``, ``"encode"`` or ``"runtime"``
+    reason: str  # Short, stable word to group by: ``"no_video"``, ``"truncated"``, ``"timeout"``
     message: str
     backend: str | None = None
     attempts: Count = 1

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from tokpipe.runtime.metrics import JOB_LABELS, METRICS, Changes
+from tokpipe.runtime.metrics import JOB_LABELS, METRICS, Sent, changes
 from tokpipe.runtime.snapshot import Snapshot
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import EventName
@@ -34,10 +34,10 @@ def test_names_follow_the_conventions_of_prometheus() -> None:
 
 def raised(*snapshots: Snapshot) -> dict[tuple[str, ...], float]:
     """Counters after these snapshots: (name, *labels) -> value."""
-    changes = Changes()
+    sent: Sent = {}
     counts: dict[tuple[str, ...], float] = {}
     for one in snapshots:
-        for metric, labels, value in changes.of(one):
+        for metric, labels, value in changes(one, sent):
             if metric.kind == "counter":
                 assert value > 0, "Ray rejects increments of 0"
                 key = (metric.name, *labels)

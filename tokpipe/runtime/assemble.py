@@ -56,8 +56,7 @@ class Run:
     device: str  # ``cpu`` or ``cuda``: where to encode
     weights: bytes | None  # Weights of the encoder and quantizer; None for random ones
     shard_prefix: str  # ``<plan>-<driver>``: no other driver writes shards with this prefix
-    log_context: Mapping[str, object]
-    """Fields of every line in the logs of the driver and its actors."""
+    log_context: Mapping[str, object]  # Fields of every line in the logs of driver and actors
 
 
 def assemble(

@@ -30,7 +30,6 @@ from tokpipe.runtime.signals import OF_RUN
 from tokpipe.runtime.snapshot import Snapshot, Snapshots
 from tokpipe.runtime.waiting import no_room
 from tokpipe.storage import probe_store
-from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.logs import EventName, driver_log, log_event
@@ -64,7 +63,12 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
     if output.state is not None and output.is_done(retry):
         elapsed_s, left_out = time.monotonic() - started, _left_out(output.record)
         return Outcome("done", output.state.totals, elapsed_s, 0, left_out, was_done=True)
-    _probe(output.store, job, console)
+    try:
+        probe_store(output.store)
+    except UnsafeStore as error:
+        if not job.output.accept_unsafe_store:
+            raise
+        say(console, f"warning: {error}", "yellow")
     say(console, "connecting to Ray ...")
     with connected(job.runtime.cluster) as (unused, is_local):
         record = output.record or start_output(job, output, console)
@@ -118,15 +122,6 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
 
 def _left_out(record: JobRecord | None) -> str:
     return "" if record is None else StoredPlan.from_json(record.plan).left_out.text
-
-
-def _probe(store: Store, job: JobConfig, console: Console) -> None:
-    try:
-        probe_store(store)
-    except UnsafeStore as error:
-        if not job.output.accept_unsafe_store:
-            raise
-        say(console, f"warning: {error}", "yellow")
 
 
 @contextmanager

@@ -15,8 +15,7 @@ from tokpipe.telemetry.speed import OF_STAGE, busy_shares, speed_of
 from tokpipe.types import STAGES
 
 JOB_LABELS = ("dataset", "plan_id")
-"""Labels of every metric. ``plan_id`` is its first PLAN_ID_CHARS digits, as in shard names."""
-PLAN_ID_CHARS = 12
+"""Labels of every metric. ``plan_id`` is its first 12 digits, as in shard names."""
 
 Labels = tuple[str, ...]  # Values of a metric's labels besides JOB_LABELS, in order
 Kind = Literal["counter", "gauge"]
@@ -26,8 +25,7 @@ class Metric(NamedTuple):
     """One metric, and how to read it from a snapshot: one value, or values by label."""
 
     name: str  # As passed to Ray; see ``exposed``
-    kind: Kind
-    """Counters start at 0 with each driver; Prometheus treats that as a restart, which it is."""
+    kind: Kind  # Counters start at 0 with each driver, which is a restart for Prometheus too
     description: str
     read: Callable[[Snapshot], float | Mapping[Any, float] | None]
     labels: tuple[str, ...] = ()  # Besides JOB_LABELS
@@ -138,33 +136,30 @@ METRICS: tuple[Metric, ...] = (
 )
 
 
-class Changes:
-    """Turns snapshots into updates of metrics. Pure: ``JobMetrics`` passes them to Ray."""
+Sent = dict[tuple[str, Labels], float]  # Current values of counters
 
-    def __init__(self) -> None:
-        self._sent: dict[tuple[str, Labels], float] = {}  # Current values of counters
 
-    def of(self, snapshot: Snapshot) -> Iterator[tuple[Metric, Labels, float]]:
-        """Yield the values of gauges, and what to add to counters if anything.
+def changes(snapshot: Snapshot, sent: Sent) -> Iterator[tuple[Metric, Labels, float]]:
+    """Yield the values of gauges, and what to add to counters if anything.
 
-        Work that has to be repeated is subtracted from the counts of a run, but counters cannot
-        fall: they wait until the work is done again.
-        """
-        for metric in METRICS:
-            for labels, value in metric.values(snapshot).items():
-                if metric.kind == "gauge":
-                    yield metric, labels, value
-                elif value > (sent := self._sent.get((metric.name, labels), 0.0)):
-                    self._sent[metric.name, labels] = value
-                    yield metric, labels, value - sent
+    Work that has to be repeated is subtracted from the counts of a run, but counters cannot
+    fall: they wait until the work is done again.
+    """
+    for metric in METRICS:
+        for labels, value in metric.values(snapshot).items():
+            if metric.kind == "gauge":
+                yield metric, labels, value
+            elif value > (before := sent.get((metric.name, labels), 0.0)):
+                sent[metric.name, labels] = value
+                yield metric, labels, value - before
 
 
 class JobMetrics:
     """Passes snapshots of one run to Ray. Where Ray exports no metrics, this has no effect."""
 
     def __init__(self, dataset: str, plan_id: str) -> None:
-        job = {"dataset": printable(dataset), "plan_id": plan_id[:PLAN_ID_CHARS]}
-        self._changes = Changes()
+        job = {"dataset": printable(dataset), "plan_id": plan_id[:12]}
+        self._sent: Sent = {}
         self._series: dict[str, Counter | Gauge] = {}
         for metric in METRICS:
             make = Counter if metric.kind == "counter" else Gauge
@@ -173,7 +168,7 @@ class JobMetrics:
             self._series[metric.name] = series
 
     def show(self, snapshot: Snapshot) -> None:
-        for metric, labels, value in self._changes.of(snapshot):
+        for metric, labels, value in changes(snapshot, self._sent):
             values, series = map(printable, labels), self._series[metric.name]
             tags = dict(zip(metric.labels, values, strict=True))
             if isinstance(series, Gauge):

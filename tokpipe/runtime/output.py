@@ -42,8 +42,7 @@ class JobOutput:
     store: Store
     weights: TokenizerWeights
     record: JobRecord | None = None  # None before the first run
-    state: ManifestState | None = None
-    """The manifest when it was looked up; None before the first run."""
+    state: ManifestState | None = None  # The manifest when it was looked up; None as above
     driver: str = field(default_factory=lambda: secrets.token_hex(4))
     """Marks the plan, manifest entries and shards of this run."""
 

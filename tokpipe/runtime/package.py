@@ -34,11 +34,9 @@ class Package(NamedTuple):
     name: str
     job: JobConfig
     text: str  # The resolved job as YAML
-    code: Mapping[str, Path]
-    """Files and folders of a custom tokenizer, by their place in the package."""
+    code: Mapping[str, Path]  # Files and folders of a custom tokenizer, by place in the package
     options: tuple[str, ...]  # Options of ``tokpipe run``
-    variables: Mapping[str, str]
-    """Environment variables for the driver and the workers, as asked for."""
+    variables: Mapping[str, str]  # For the environments of the driver and the workers
 
     @property
     def entrypoint(self) -> str:

@@ -126,20 +126,15 @@ def _speed_text(snapshot: Snapshot) -> str:
 
 def _log(snapshot: Snapshot) -> None:
     speed, run = speed_of(snapshot.recent), snapshot.run
+    names = ("clips", "num_frames", "num_codes", "written_bytes", "goodput")
     log_event(
         "progress",
         f"{snapshot.num_rows_done:,} of {snapshot.num_rows:,} plan rows are settled",
-        num_rows=snapshot.num_rows,
-        num_rows_done=snapshot.num_rows_done,
-        clips=run.clips,
-        num_frames=run.num_frames,
-        num_codes=run.num_codes,
-        written_bytes=run.written_bytes,
+        **{name: getattr(snapshot, name) for name in ("num_rows", "num_rows_done", "actors")},
+        **{name: getattr(run, name) for name in names},
         pieces_encoded=snapshot.pieces[0],
         num_pieces=snapshot.pieces[1],
         num_rejected=sum(run.rejected.values()),
-        actors=snapshot.actors,
-        goodput=run.goodput,
         speed_of_light=None if speed is None else round(speed.share, 4),
         limit=None if speed is None else speed.limit,
         share_done=round(snapshot.share_done, 4),

@@ -65,8 +65,7 @@ class Shell:
         self._actors: dict[ActorId, Any] = {}
         self._payloads: dict[AttemptId, Any] = {}
         self._states: dict[AttemptId, Any] = {}
-        self._begun: dict[str, Moment] = {}
-        """When the lease of each shard began that is not committed."""
+        self._begun: dict[str, Moment] = {}  # When the lease of each uncommitted shard began
         # Both access the store, and both are ordered: one thread each.
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._plans = ThreadPoolExecutor(1, thread_name_prefix="plan")

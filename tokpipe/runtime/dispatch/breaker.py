@@ -17,8 +17,7 @@ from tokpipe.telemetry.human import counted, counts_text
 from tokpipe.telemetry.redact import printable
 from tokpipe.types import Rejected
 
-MIN_ALARM, MAX_ALARM = 20, 500
-"""Fewer rejections stop no job: it is small, or has hardly begun."""
+MIN_ALARM, MAX_ALARM = 20, 500  # Fewer rejections stop no job: it is small, or has hardly begun
 SUSPECT = 5
 """An alarm from which on rejections are not committed by a run that stops, or fails at its end."""
 ENOUGH_ROWS = 100  # Rows that are opened before they say how many clips the others have

@@ -26,10 +26,8 @@ SLOTS = {"decode": 2, "encode": 2, "write": 1}
 that no actor idles during a round trip."""
 ZERO_CPU_AFTER_S = 20.0
 """A stage without any actor waits this long for capacity before it starts one with zero CPUs."""
-MAX_SETUP_FAILURES = 3
-"""Actors of one stage whose setup raises, in a row, before the job is aborted."""
-MAX_LOST_STARTING = 10
-"""The same for actors that die while they start, as on a node that is short of memory."""
+MAX_SETUP_FAILURES = 3  # Actors of a stage whose setup raises, in a row, before the job is aborted
+MAX_LOST_STARTING = 10  # The same for actors that die while they start, as where memory is short
 INPUTS_WITHIN_S = 120.0
 """When to find out whether an encoder has its inputs, and how long that may take: for what it
 cannot read back from a disk, Ray waits without an end."""
@@ -49,8 +47,7 @@ class Actor:
     node: NodeId | None = None
     up: bool = False
     leases: deque[AttemptId] = field(default_factory=deque)
-    head_since: float = 0.0
-    """When its first lease got to the front, which is when its deadline started."""
+    head_since: float = 0.0  # When its first lease got to the front: when its deadline started
     path: EncoderPath | None = None  # Of an encoder on a GPU
     asked_about: AttemptId | None = None  # The attempt whose inputs were last looked for
 
@@ -221,9 +218,8 @@ class Fleet:
         if lacking <= 0 or not self.starts.may_start(stage, now):
             return
         zero_cpu = one_shares and not any(one.zero_cpu for one in self._staying(stage).values())
-        for _ in range(lacking):
-            self.start(stage, now, zero_cpu=zero_cpu)
-            zero_cpu = False
+        for number in range(lacking):
+            self.start(stage, now, zero_cpu=zero_cpu and not number)
 
     def placed(self, event: ActorPlaced) -> None:
         if (actor := self.actors.get(event.actor)) is not None:
@@ -342,8 +338,9 @@ class Fleet:
             if actor.leases and now - actor.head_since > deadline_s:
                 why = f"its {actor.stage} worker did not answer within {deadline_s:g} s"
                 self._out.count("lost_actors", by=actor.stage)
-                what = f"was killed: {why}"
-                self._note("actor_lost", actor_id, what, reason=why, node_lost=False)
+                self._note(
+                    "actor_lost", actor_id, f"was killed: {why}", reason=why, node_lost=False
+                )
                 yield self.remove(actor_id), why
             elif not actor.up and now - actor.since > timeout_s:
                 why = f"it was not ready within {timeout_s:g} s"

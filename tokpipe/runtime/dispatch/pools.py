@@ -19,8 +19,7 @@ NEED_CLIPS = 2000  # Clips that the average pace covers; older ones count less a
 LEASE_S = 1.0
 """Leases grow until they hold this much work, so that what each lease costs (about a millisecond
 of the driver) stays a small part of it."""
-LEASES_PER_S = 350
-"""They also grow until a stage needs no more of them, so that the driver keeps up."""
+LEASES_PER_S = 350  # They also grow until a stage needs no more, so that the driver keeps up
 FIRST_WRITERS = 4  # The most write actors before the time to write a clip is known
 
 
@@ -33,8 +32,7 @@ class PoolSizes(NamedTuple):
     decode_shares: bool = False  # One of the decoders requests zero CPUs
 
 
-Need = Mapping[Stage, float]
-"""Seconds that a clip takes one actor of each stage."""
+Need = Mapping[Stage, float]  # Seconds that a clip takes one actor of each stage
 
 
 @dataclass(slots=True)
