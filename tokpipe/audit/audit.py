@@ -3,7 +3,7 @@
 import heapq
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from tokpipe.audit.objects import Depth, ObjectChecks
 from tokpipe.audit.planned import PlannedClips, check_plan
 from tokpipe.audit.report import AuditReport, Sampled
 from tokpipe.config.trust import NO_TRUST, Trust
-from tokpipe.errors import CorruptOutput, NotFound
+from tokpipe.errors import CorruptOutput, NotFound, SourceError
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.job_record import JobRecord
@@ -104,10 +104,8 @@ def audit(
     leftovers = Leftovers.of(unlisted(listing, manifest.listed, parts), time.time())
     sampled: tuple[Sampled, ...] = ()
     if sample and not findings:
-        from tokpipe.audit.sample import encode_again  # imports torch
-
         clip_ids = [clip_id for _, clip_id in chosen]
-        sampled = encode_again(Output(store, trust=trust), clip_ids, findings, say)
+        sampled = tuple(_encode_again(Output(store, trust=trust), clip_ids, findings, say))
     return AuditReport(
         store.uri,
         depth,
@@ -143,3 +141,34 @@ def _record(store: Store, listing: Listing, findings: Findings) -> JobRecord | N
         problem = f"its settings do not hash to its fingerprint {record.fingerprint}"
         findings.add_damage("job_record", uri, problem)
     return record
+
+
+def _encode_again(
+    output: Output, clip_ids: Sequence[str], findings: Findings, say: Callable[[str], None]
+) -> Iterator[Sampled]:
+    """Encode clips again from their sources: the one check that does not trust stored codes."""
+    from tokpipe.reconstruct.frames import Reencoder  # imports torch
+
+    with Reencoder(output) as reencoder:
+        for number, clip_id in enumerate(clip_ids, 1):
+            say(f"encoding clip {number} of {len(clip_ids)} again")
+            clip = output.clip(clip_id)
+            where = f"{output.store.uri}: clip {clip_id} of {clip.source_uri}"
+            try:
+                same, *psnrs = reencoder.compare(clip)
+            except (SourceError, NotFound) as error:
+                problem = (
+                    f"cannot be encoded again ({error}), so its codes are not confirmed. "
+                    "Restore its source, or sample other clips with --seed"
+                )
+            else:
+                yield Sampled(clip_id, clip.source_uri, same, *psnrs)
+                if same == 1:
+                    continue
+                problem = (
+                    f"produces different codes when it is encoded again: {same:.2%} are the same. "
+                    "Training would see a video that differs from the source. Other hardware, or "
+                    "other library versions than job.json lists, can break ties differently; "
+                    "otherwise tokenize it again to a new output prefix"
+                )
+            findings.add("codes_differ", output.store.uri, f"{where} {problem}")

@@ -152,15 +152,13 @@ class ManifestAudit:
         state = self.state
         try:
             saved = read_checkpoint(self._store, seq, state.committed.num_rows)
+            if not (
+                saved.committed.bitmap == state.committed.bitmap
+                and saved.committed.partial == state.committed.partial
+                and saved.totals == state.totals
+                and saved.tail == state.tail
+                and saved.shards.equals(state.shards)
+            ):
+                raise CorruptOutput(f"{uri} is damaged: it does not sum up the entries before it.")
         except (CorruptOutput, NotFound) as error:
             self._findings.add("checkpoint", uri, f"{str(error).rstrip('.')}. {_SHORTCUT}")
-            return
-        if not (
-            saved.committed.bitmap == state.committed.bitmap
-            and dict(saved.committed.partial) == dict(state.committed.partial)
-            and saved.totals == state.totals
-            and saved.tail == state.tail
-            and saved.shards.equals(state.shards)
-        ):
-            problem = f"{uri} is damaged: it does not sum up the entries before it."
-            self._findings.add("checkpoint", uri, f"{problem} {_SHORTCUT}")

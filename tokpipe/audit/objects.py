@@ -1,9 +1,8 @@
 """Compares shards and side tables with what the manifest lists, several at a time."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from tokpipe.audit.findings import Findings, Kind
@@ -21,7 +20,6 @@ Depth = Literal["manifest", "sizes", "bytes"]
 """Check the manifest alone, or also the size of each listed object, or every byte and code."""
 
 _PARALLEL_CHECKS = 4  # Shards in memory: at most 0.5 GB with default settings
-_Check = tuple[Kind, str, int, Callable[[str, bytes, Receipt], None]]
 
 
 @dataclass(slots=True)
@@ -47,19 +45,19 @@ class ObjectChecks:
                 self.num_bytes += receipt.size_bytes + receipt.side_table_size_bytes
 
     def _check(self, receipt: Receipt) -> Receipt:
-        side_table, size_bytes = receipt.side_table, receipt.side_table_size_bytes
-        check_listed = partial(check_shard, metadata=self.metadata)
-        checks: list[_Check] = [
-            ("shard", receipt.shard, receipt.size_bytes, check_listed),
-            ("side_table", side_table, size_bytes, _check_side_table),
+        objects: list[tuple[Kind, str, int]] = [
+            ("shard", receipt.shard, receipt.size_bytes),
+            ("side_table", receipt.side_table, receipt.side_table_size_bytes),
         ]
-        for kind, key, size_bytes, check in checks:
+        for kind, key, size_bytes in objects:
             uri = f"{self.store.uri}/{key}"
             try:
                 if self.depth == "sizes":
                     self._check_size(uri, key, size_bytes)
+                elif kind == "shard":
+                    check_shard(uri, self.store.get(key), receipt, self.metadata)
                 else:
-                    check(uri, self.store.get(key), receipt)
+                    _check_side_table(uri, self.store.get(key), receipt)
             except NotFound:
                 problem = "it is missing, although the manifest lists it"
                 self.findings.add_damage("object_missing", uri, problem)

@@ -21,11 +21,7 @@ class Frozen(BaseModel):
     """A section of the job file: immutable, strictly typed, no unknown keys."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 

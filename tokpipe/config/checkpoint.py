@@ -43,7 +43,7 @@ def _pretrained() -> Path:
     return Path(__file__).parents[1] / "models" / "pretrained"
 
 
-def read_local(uri: str) -> bytes:
+def read_local(uri: str, _: object = None) -> bytes:
     """Read a file on this machine, or one of a built-in checkpoint."""
     if "://" in uri and not uri.startswith((BUILTIN, "file://")):
         raise ConfigError(f"{uri} is in a store, but only local files can be read here")
@@ -73,7 +73,7 @@ def resolve_checkpoint(
     folder = uri.rstrip("/")
     config_uri = f"{folder}/{CONFIG_NAME}"
     try:
-        data = read(config_uri)
+        data = (read_local if folder.startswith(BUILTIN) else read)(config_uri)
     except TokpipeError as error:
         names = ""
         if folder.startswith(BUILTIN):

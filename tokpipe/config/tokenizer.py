@@ -154,6 +154,8 @@ class MoVQGANConfig(Levels, TokenizerConfig):
     ``num_res_blocks: 4``.
     """
 
+    decoder_keys: ClassVar[tuple[str, ...]] = ("decoder.", "post_quant_conv.")
+
     kind: Literal["movqgan"]
     name: Name = "sber-movqgan"
     weights: Uri
@@ -182,10 +184,6 @@ class MoVQGANConfig(Levels, TokenizerConfig):
             why_not_streamable=None,
         )
 
-    @property
-    def decoder_keys(self) -> tuple[str, ...]:
-        return ("decoder.", "post_quant_conv.")
-
 
 class Emu3Config(TokenizerConfig):
     """Emu3's video tokenizer, through the package transformers: four frames per latent frame.
@@ -195,6 +193,7 @@ class Emu3Config(TokenizerConfig):
     """
 
     libraries = ("transformers",)
+    decoder_keys: ClassVar[tuple[str, ...]] = ("decoder.", "post_quant_conv.")
 
     kind: Literal["emu3"]
     name: Name = "emu3-vision-tokenizer"
@@ -238,10 +237,6 @@ class Emu3Config(TokenizerConfig):
                 "codes than its authors get"
             ),
         )
-
-    @property
-    def decoder_keys(self) -> tuple[str, ...]:
-        return ("decoder.", "post_quant_conv.")
 
 
 class CosmosDVConfig(TokenizerConfig):

@@ -150,7 +150,7 @@ class CodeCache:
 
     def _make(self, path: Path, info: ShardInfo) -> ShardCodes:
         itemsize = np.dtype(self.output.tokenizer.code_dtype).itemsize
-        self._check_size(info, info.num_codes * itemsize)  # before the shard is fetched
+        self._make_room(info, info.num_codes * itemsize)  # before the shard is fetched
         temporary = self._temporary / uuid.uuid4().hex
         try:
             with temporary.open("xb") as file:
@@ -164,17 +164,14 @@ class CodeCache:
             temporary.unlink(missing_ok=True)
         return codes
 
-    def _check_size(self, info: ShardInfo, num_bytes: int) -> None:
-        if self._max_bytes is not None and num_bytes > self._max_bytes:
+    def _make_room(self, info: ShardInfo, num_bytes: int) -> None:
+        if self._max_bytes is None:
+            return
+        if num_bytes > self._max_bytes:
             raise ConfigError(
                 f"{self._folder}: the codes of {info.uri} take {num_bytes} bytes, more than the "
                 f"max_bytes={self._max_bytes} of the cache. Raise max_bytes"
             )
-
-    def _make_room(self, info: ShardInfo, num_bytes: int) -> None:
-        if self._max_bytes is None:
-            return
-        self._check_size(info, num_bytes)
         found = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):

@@ -1,6 +1,6 @@
 """The shards of an output, and which of them hold a clip."""
 
-import hashlib
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import overload
 
@@ -58,22 +58,18 @@ class ClipIndex:
     def __init__(self, entries: Iterable[ManifestEntry]) -> None:
         """Index the shards of a manifest, numbered in the order in which it lists them."""
         receipts = (receipt for entry in entries for receipt in entry.shards)
-        packed, sizes = bytearray(), []
+        packed, sizes = array("q"), []
         for receipt in receipts:
-            packed += b"".join(_hash(clip.clip_id) for clip in receipt.clips)
+            packed.extend(hash(clip.clip_id) for clip in receipt.clips)
             sizes.append(len(receipt.clips))
-        hashes = np.frombuffer(packed, np.uint64)
+        hashes = np.frombuffer(packed, np.int64)
         order = np.argsort(hashes)
         self._hashes = hashes[order]
         self._shards = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
 
     def shards_of(self, clip_id: str) -> list[int]:
         """Return the numbers of the shards that may hold the clip; empty if none does."""
-        (wanted,) = np.frombuffer(_hash(clip_id), np.uint64)
+        wanted = np.int64(hash(clip_id))
         first, last = (np.searchsorted(self._hashes, wanted, side) for side in ("left", "right"))
         shards: list[int] = self._shards[first:last].tolist()
         return shards
-
-
-def _hash(clip_id: str) -> bytes:
-    return hashlib.blake2b(clip_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tokpipe.formats.job_record import JobRecord
+from tokpipe.reader import Output
 from tokpipe.report.history import History
 from tokpipe.report.sample import Pairs, Sample
 from tokpipe.verbs.status import Status
@@ -15,9 +15,8 @@ class Facts:
     """An output at one moment."""
 
     made_at: str  # ISO 8601, in UTC
-    record: JobRecord
+    output: Output
     status: Status
-    num_entries: int
     history: History
     sample: Sample
     pairs: Pairs | None  # None if none were requested
@@ -25,7 +24,7 @@ class Facts:
     @property
     def max_bits_per_code(self) -> float:
         """Entropy if all codes of the codebook were equally frequent."""
-        return math.log2(self.record.tokenizer.codebook_size)
+        return math.log2(self.output.tokenizer.codebook_size)
 
     @property
     def frames_per_s(self) -> float | None:
