@@ -46,10 +46,11 @@ def leaves(place: str, value: Any, name: str = "") -> Iterator[tuple[str, str, A
 
 def _expanded(text: str, info: ValidationInfo) -> str:
     """Replace ``${NAME}`` and ``${NAME:-default}``."""
+    environ: Mapping[str, str] = (info.context or {}).get("environ", os.environ)
 
     def value(match: re.Match[str]) -> str:
         name, default = match.groups()
-        found = _environ(info).get(name, default)
+        found = environ.get(name, default)
         if found is None:
             raise ValueError(
                 f"environment variable {name} is not set; set it, or write ${{{name}:-default}}"
@@ -114,13 +115,8 @@ def _validate_log_path(text: str | None, info: ValidationInfo) -> str | None:
     return uri
 
 
-def _environ(info: ValidationInfo) -> Mapping[str, str]:
-    environ: Mapping[str, str] = (info.context or {}).get("environ", os.environ)
-    return environ
-
-
 def _check_no_secret(uri: str, info: ValidationInfo) -> str:
-    if redact(uri, _environ(info)) != uri:
+    if redact(uri, (info.context or {}).get("environ")) != uri:
         raise ValueError(
             "contains a password, a signature or another secret, and job files are copied into "
             "outputs; remove it, and use the nodes' environment or an instance role"

@@ -22,6 +22,7 @@ WEIGHTS_KEYS = ("weights", "decoder_weights")
 """Settings of a section that name files in its folder."""
 
 BUILTIN = "builtin://"
+_PRETRAINED = Path(__file__).parents[1] / "models" / "pretrained"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
 
 
@@ -32,15 +33,11 @@ def builtin_path(uri: str) -> Path:
         names = ", ".join(builtin_names()) or "(none are installed)"
         found = f"{uri} does not name a built-in checkpoint"
         raise ConfigError(f"{found}: write {BUILTIN}NAME with one of {names}")
-    return _pretrained() / name
+    return _PRETRAINED / name
 
 
 def builtin_names() -> list[str]:
-    return sorted(path.parent.name for path in _pretrained().glob(f"*/{CONFIG_NAME}"))
-
-
-def _pretrained() -> Path:
-    return Path(__file__).parents[1] / "models" / "pretrained"
+    return sorted(path.parent.name for path in _PRETRAINED.glob(f"*/{CONFIG_NAME}"))
 
 
 def read_local(uri: str, _: object = None) -> bytes:

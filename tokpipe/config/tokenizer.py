@@ -138,7 +138,6 @@ class NativeConfig(TokenizerConfig):
             spatial_stride=self.encoder.spatial_stride * self.patch_size,
             codebook_size=self.quantizer.codebook_size,
             bit_order=self.quantizer.bit_order if isinstance(self.quantizer, LFQConfig) else None,
-            licence=self.licence,
             why_not_streamable=why_not_streamable,
         )
 
@@ -180,7 +179,6 @@ class MoVQGANConfig(Levels, TokenizerConfig):
             spatial_stride=self.spatial_stride,
             codebook_size=self.codebook_size,
             layout="BCHW",
-            licence=self.licence,
             why_not_streamable=None,
         )
 
@@ -231,7 +229,6 @@ class Emu3Config(TokenizerConfig):
             spatial_stride=int(2 ** (len(self.channel_multiplier) - 1)),
             codebook_size=self.codebook_size,
             layout="BTCHW",
-            licence=self.licence,
             why_not_streamable=(
                 "Emu3 encodes every four frames separately; encoding a clip whole produces other "
                 "codes than its authors get"
@@ -262,7 +259,6 @@ class CosmosDVConfig(TokenizerConfig):
             temporal_stride=time,
             spatial_stride=space,
             codebook_size=64_000,
-            licence=self.licence,
             why_not_streamable=(
                 "its attention covers all earlier frames of a chunk, so no cache of bounded size "
                 "reproduces the codes of the whole clip"

@@ -196,13 +196,12 @@ def check_shard(uri: str, data: bytes, receipt: Receipt, metadata: ShardMetadata
     shard = ShardReader(uri, data)
     footer = shard.footer
     check_same_tokenizer(uri, footer.metadata, metadata)
-    clip_ids, num_rows, num_codes, num_frames = [], 0, 0, 0
+    clip_ids, num_codes, num_frames = [], 0, 0
     for rows in shard.clips():
         clip_ids.append(rows[0].clip_id)
-        num_rows += len(rows)
         num_codes += sum(row.codes.size for row in rows)
         num_frames += sum(row.n_frames for row in rows)
-    found = (footer.grid, num_rows, num_codes, num_frames, footer.encoders)
+    found = (footer.grid, footer.num_rows, num_codes, num_frames, footer.encoders)
     names = "grid", "num_rows", "num_codes", "num_frames", "encoders"
     listed = tuple(getattr(receipt, name) for name in names)
     if found != listed or footer.num_codes != num_codes:

@@ -11,10 +11,9 @@ from typing import Any
 
 import tokpipe
 from tokpipe.reader import Output
-from tokpipe.report.facts import Facts
+from tokpipe.report.facts import Facts, make_pairs, take_sample
 from tokpipe.report.history import History, read_groups
 from tokpipe.report.markup import Markup, html, moment
-from tokpipe.report.sample import make_pairs, take_sample
 from tokpipe.report.sections.job import headline, provenance, rejected, state_line
 from tokpipe.report.sections.sample import codes, lengths, pictures
 from tokpipe.report.sections.throughput import throughput

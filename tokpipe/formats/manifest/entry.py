@@ -95,7 +95,7 @@ class ManifestEntry:
         if self.previous is not None:
             body["previous"] = self.previous
         if self.reopened:
-            body["reopened"] = [asdict(one) for one in self.reopened]
+            body["reopened"] = list(map(asdict, self.reopened))
         if self.claim is not None:
             body["claim"] = asdict(self.claim)
         if self.account is not None:

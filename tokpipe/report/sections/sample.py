@@ -8,9 +8,8 @@ from itertools import pairwise
 from statistics import fmean, median_low
 
 from tokpipe.report.charts import AxisTick, Column, columns_chart, count_ticks
-from tokpipe.report.facts import Facts
+from tokpipe.report.facts import NUM_FRAMES, Facts, Pair, Sample
 from tokpipe.report.markup import Markup, details, figure, html, notice, table, tiles
-from tokpipe.report.sample import NUM_FRAMES, Pair, Sample
 from tokpipe.telemetry.human import counted
 
 NUM_BARS = 64  # Columns of the histogram of codes
