@@ -112,11 +112,8 @@ def clean(
             committed.add(ref)
         listed.update(key for one in entry.shards for key in (one.shard, one.side_table))
     plan_parts = {part.key for part in StoredPlan.from_json(record.plan).parts}
-    old = [
-        found
-        for found in unlisted(listing, listed, plan_parts)
-        if now_s - found.modified_s > older_than_s
-    ]
+    every = unlisted(listing, listed, plan_parts)
+    old = [found for found in every if now_s - found.modified_s > older_than_s]
     keeps = committed.num_done < record.num_rows and not partial
     removed = [found for found in old if not (keeps and found.key in listing.data)]
     if not dry_run:

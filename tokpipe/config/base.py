@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,11 +46,11 @@ def leaves(place: str, value: Any, name: str = "") -> Iterator[tuple[str, str, A
 
 def _expanded(text: str, info: ValidationInfo) -> str:
     """Replace ``${NAME}`` and ``${NAME:-default}``."""
-    environ: Mapping[str, str] = (info.context or {}).get("environ", os.environ)
 
     def value(match: re.Match[str]) -> str:
         name, default = match.groups()
-        found = environ.get(name, default)
+        environ = (info.context or {}).get("environ", os.environ)
+        found: str | None = environ.get(name, default)
         if found is None:
             raise ValueError(
                 f"environment variable {name} is not set; set it, or write ${{{name}:-default}}"

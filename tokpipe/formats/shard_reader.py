@@ -125,9 +125,8 @@ class ShardReader:
             zip(pairwise(offsets.tolist()), crcs.tolist(), strict=True)
         ):
             if (crc := codes_crc32(flat[start:end])) != wanted:
-                raise self._damaged_row(
-                    group, row, f"has codes of CRC-32 {crc:08x}, not {wanted:08x}"
-                )
+                found = f"has codes of CRC-32 {crc:08x}, not {wanted:08x}"
+                raise self._damaged_row(group, row, found)
         size = self.footer.metadata.tokenizer.codebook_size
         if len(flat) and (largest := int(flat.max())) >= size:
             row = int(np.searchsorted(offsets, int(flat.argmax()), side="right")) - 1

@@ -54,10 +54,8 @@ def read_groups(output: Output) -> Iterator[Group]:
     start = 0
     for entry in read_entries(output.store, chosen):
         stop = entry.seq + 1
-        first, last = np.searchsorted(seqs, [start, stop])
-        yield Group(
-            entry, stop - start, int(clips[first:last].sum()), int(frames[first:last].sum())
-        )
+        span = slice(*np.searchsorted(seqs, [start, stop]))
+        yield Group(entry, stop - start, int(clips[span].sum()), int(frames[span].sum()))
         start = stop
 
 
