@@ -93,10 +93,10 @@ def run(quick: bool) -> Iterator[Result]:
     rounds = 1 if quick else 5
     for channels, size in CPU_SIZES[: 1 if quick else None]:
         yield from _on_cpu(channels, size // 2 if quick else size, rounds)
-    yield from _agreement("cpu", num_clips=1 if quick else 8)
+    yield from agreement("cpu", num_clips=1 if quick else 8)
     if torch.cuda.is_available():
         yield from _on_gpu(rounds)
-        yield from _agreement("cuda", num_clips=1 if quick else 8)
+        yield from agreement("cuda", num_clips=1 if quick else 8)
     else:
         yield Skipped("encoder, GPU bfloat16 against eager bfloat16", "there is no CUDA device")
 
@@ -241,7 +241,7 @@ def _limits(
     }
 
 
-def _agreement(device: str, num_clips: int) -> Iterator[Result]:
+def agreement(device: str, num_clips: int) -> Iterator[Result]:
     """Codes of the trained checkpoint, on moving scenes, against plain float32 on the CPU."""
     patches = [_patches(number) for number in range(num_clips)]
     quantizer, encoder = FSQ((8, 8, 8, 5, 5, 5)), trained_encoder()

@@ -74,6 +74,10 @@ class _Recorder(TorchDispatchMode):
     def __post_init__(self) -> None:
         super().__init__()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # importing the compiler takes seconds, and nothing is compiled here
+
     def add(self, kind: str, *tensors: Tensor, flops: int = 0, is_bf16: bool = False) -> None:
         num_bytes = sum(_bytes_of(one) for one in tensors)
         self.passes.append(Pass(self.level, kind, num_bytes, flops, is_bf16))

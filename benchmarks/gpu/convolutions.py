@@ -1,0 +1,126 @@
+"""The six shapes of bfloat16 convolutions in the published encoder, by cuDNN."""
+
+import re
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu.rates import PRODUCTS
+from benchmarks.gpu.record import Finding, Left, Row
+from benchmarks.gpu.setting import Setting, short
+
+SHAPES = (
+    (128, 128, 17, 256),
+    (128, 256, 9, 128),
+    (256, 256, 9, 128),
+    (256, 512, 5, 64),
+    (512, 512, 5, 64),
+    (512, 512, 5, 32),
+)
+"""Channels in and out, frames, and rows and columns, of 17 frames of 256x256 pixels."""
+TINY = ((32, 32, 2, 4), (32, 64, 1, 4))
+BATCHES, TINY_BATCHES = (4, 1, 8), (1, 2)
+_CONVERTS = re.compile("nchwToNhwc|nhwcToNchw|nchw2nhwc|transpose|permute", re.IGNORECASE)
+_ADDS = re.compile("elementwise|add", re.IGNORECASE)
+
+
+def run(setting: Setting) -> Iterator[Finding]:
+    worst_error, converting, extra = 0.0, set[str](), set[str]()
+    shares: list[float] = []
+    exact = True
+    peak = setting.values.get(PRODUCTS)
+    for shape in setting.of(SHAPES, TINY):
+        name = "{}→{} channels, {}x{}".format(*shape)
+        first: Tensor | None = None
+        for batch in setting.of(BATCHES, TINY_BATCHES):
+            if setting.left_s < 5:
+                yield Left(f"{name}, batch {batch}", "its time is used up")
+                continue
+            x, weight, bias = _operands(setting, shape, batch)
+            flops = 2 * weight.numel() * batch * shape[2] * shape[3] ** 2
+            plain = partial(_convolution, x, weight, None)
+            seconds = setting.seconds(plain)
+            with_bias = setting.seconds(partial(_convolution, x, weight, bias))
+            y = plain()
+            if first is None:
+                first = y[:1].clone()
+                error = _error(x[:1], weight, first)
+                worst_error = max(worst_error, error)
+            same = torch.equal(y[:1], first)
+            exact &= same
+            names = [one.name for one in setting.kernels(plain)]
+            converting |= {one for one in names if _CONVERTS.search(one)}
+            more = [one.name for one in setting.kernels(partial(_convolution, x, weight, bias))]
+            extra |= {one for one in names if _ADDS.search(one)}
+            if peak:
+                shares.append(flops / seconds / peak)
+            yield Row(
+                {
+                    "shape": name,
+                    "batch": batch,
+                    "TFLOP/s": setting.measured(flops / seconds / 1e12),
+                    "share of products": setting.measured(shares[-1] if shares else None, 3),
+                    "with its bias": setting.measured(flops / with_bias / 1e12),
+                    "if cuDNN may try kernels": setting.measured(
+                        flops / _tried(setting, plain) / 1e12
+                    ),
+                    "error to float32": error,
+                    "same bits": same,
+                    "kernels": None if setting.is_dry else ", ".join(map(short, names)),
+                    "and with a bias": None
+                    if setting.is_dry
+                    else ", ".join(short(one) for one in more if one not in names),
+                }
+            )
+    yield setting.claim("sums are right", worst_error < 0.01, f"largest error {worst_error:.2g}")
+    yield setting.claim("no call converts layouts", not converting, ", ".join(converting))
+    yield setting.claim("without a bias there is one pass", not extra, ", ".join(extra))
+    yield setting.claim("a clip has the same bits in batches of 1, 4 and 8", exact)
+    yield setting.claim(
+        "convolutions reach 75 % of the rate of products",
+        min(shares) >= 0.75 if shares else None,
+        f"{min(shares):.0%} to {max(shares):.0%}" if shares else "",
+    )
+
+
+def _operands(
+    setting: Setting, shape: tuple[int, int, int, int], batch: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Input behind two past frames, weights and bias; the first clip is the same in any batch."""
+    channels, out, frames, side = shape
+    generator = torch.Generator(setting.device).manual_seed(0)
+
+    def random(*sizes: int) -> Tensor:
+        values = torch.randn(sizes, generator=generator, device=setting.device)
+        return values.to(torch.bfloat16)
+
+    weight, bias = random(out, channels, 3, 3, 3).mul_((27 * channels) ** -0.5), random(out)
+    clips = [random(1, channels, frames + 2, side, side) for _ in range(batch)]
+    last = torch.channels_last_3d
+    return (
+        torch.cat(clips).contiguous(memory_format=last),
+        weight.contiguous(memory_format=last),
+        bias,
+    )
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv3d(x, weight, bias, padding=(0, 1, 1))
+
+
+def _error(x: Tensor, weight: Tensor, y: Tensor) -> float:
+    """Relative to the sums in float32 of the same numbers."""
+    wanted = _convolution(x.float(), weight.float(), None)
+    return float((y.float() - wanted).norm() / wanted.norm())
+
+
+def _tried(setting: Setting, call: "partial[Tensor]") -> float:
+    """Seconds where cuDNN may choose the fastest of its kernels by trying them."""
+    torch.backends.cudnn.benchmark = not setting.is_dry
+    try:
+        return setting.seconds(call)
+    finally:
+        torch.backends.cudnn.benchmark = False

@@ -1,0 +1,198 @@
+"""Memory: what fails when it is short, what many shapes leave behind, and failed captures."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.encoder import clips_for, codes_of, encoder_for, graphed
+from benchmarks.gpu.record import Finding, Left, Row
+from benchmarks.gpu.setting import Setting, short
+from tokpipe.models.graphs import CAPTURED_AT
+
+LEFT_FREE = (0.9, 0.6, 0.35, 0.15, 0.03)
+"""Shares of what a batch takes, which are left free in turn."""
+SIDES = (128, 144, 160, 176, 192, 208, 224, 256)
+TINY_SIDES = (8, 16)
+
+
+def pressure(setting: Setting) -> Iterator[Finding]:
+    """Batches of eight clips with too little memory, halved until they fit."""
+    encoder, batch = encoder_for(setting), setting.of(8, 2)
+    x = clips_for(setting, batch)
+    wanted = encoder(x)
+    spread = wanted.std()
+    usual = {one.name for one in setting.kernels(lambda: encoder(x))}
+    needs = setting.peak_bytes(lambda: encoder(x)) - allocated(setting)
+    by_size = {}
+    for rows in _halves(batch):
+        by_size[rows] = torch.cat([encoder(part) for part in x.split(rows)])
+    all_known = same_codes = fitted = True
+    for left_free in setting.of(LEFT_FREE, LEFT_FREE[-1:]):
+        if setting.left_s < 4:
+            yield Left(f"{left_free:.0%} of the memory", "its time is used up")
+            continue
+        filler = _fill(setting, int(needs * left_free))
+        for rows in _halves(batch):
+            found, problem = _attempt(setting, encoder, x.split(rows))
+            row: dict[str, Any] = {
+                "left free": f"{left_free:.0%} of {needs / 1e9:.1f} GB" if needs else None,
+                "batch": rows,
+            }
+            if problem is not None:
+                known = trouble_of(problem)
+                all_known &= known in (None, "memory")
+                row |= {
+                    "raises": f"{type(problem).__name__}: {str(problem)[:240]}",
+                    "tokpipe calls it": known,
+                }
+                yield Row(row)
+                continue
+            assert found is not None
+            row["same bits as with enough memory"] = torch.equal(found, by_size[rows])
+            unlike = codes_of(found, spread) != codes_of(wanted, spread)
+            row["codes unlike the full batch's"] = setting.measured(float(unlike.float().mean()))
+            same_codes &= bool(row["same bits as with enough memory"])
+            if rows == batch and not setting.is_dry:
+                names = {one.name for one in setting.kernels(lambda: encoder(x))}
+                row["other kernels"] = ", ".join(map(short, names - usual))
+            yield Row(row)
+            break
+        else:
+            fitted = False
+        del filler
+    yield setting.claim("every error of too little memory is recognized", all_known)
+    yield setting.claim("codes do not depend on how much memory is free", same_codes)
+    yield setting.claim("a batch of 1 fits what a thirtieth of a batch of 8 takes", fitted)
+
+
+def _halves(batch: int) -> list[int]:
+    return [batch >> step for step in range(batch.bit_length())]
+
+
+def _fill(setting: Setting, leave: int) -> Tensor | None:
+    """A tensor that leaves so many bytes of the device free."""
+    free = setting.free_bytes()
+    if setting.is_dry or free <= leave:
+        return None
+    return torch.empty(free - leave, dtype=torch.uint8, device=setting.device)
+
+
+def _attempt(
+    setting: Setting, call: Callable[[Tensor], Tensor], parts: tuple[Tensor, ...]
+) -> tuple[Tensor | None, Exception | None]:
+    try:
+        found = torch.cat([call(part) for part in parts])
+        setting.wait()
+        return found, None
+    except Exception as error:
+        return None, error.with_traceback(None)  # which would keep the tensors of its frames
+
+
+def trouble_of(error: Exception) -> str | None:
+    """What the encode stage takes an error for; None where this version does not say."""
+    try:
+        device: Any = importlib.import_module("tokpipe.stages.device")
+    except ImportError:
+        return None
+    return str(device.trouble_of(error))
+
+
+def allocated(setting: Setting) -> int:
+    return 0 if setting.is_dry else torch.cuda.memory_allocated(setting.device)
+
+
+def reserved(setting: Setting) -> int:
+    return 0 if setting.is_dry else torch.cuda.memory_reserved(setting.device)
+
+
+def allocator(setting: Setting) -> Iterator[Finding]:
+    """Eight shapes, rising and falling, called directly and through graphs."""
+    encoder, batch = encoder_for(setting), setting.of(8, 1)
+    most: dict[str, int] = {}
+    largest = 0
+    sides = setting.of(SIDES, TINY_SIDES)
+    for way, order, order_name in (
+        ("calls", sides, "rising"),
+        ("graphs", sides, "rising"),
+        ("graphs", sides[::-1], "falling"),
+        ("calls", sides[::-1], "falling"),
+    ):
+        setting.free_bytes()
+        call: Any = encoder if way == "calls" else graphed(setting, encoder)
+        for side in order:
+            if setting.left_s < 3:
+                yield Left(f"{way}, {order_name}, {side}", "its time is used up")
+                continue
+            x = clips_for(setting, batch, (side, side))
+            problem = ""
+            try:
+                for _ in range(CAPTURED_AT + 1):
+                    call(x)
+                setting.wait()
+            except Exception as error:
+                problem = f"{type(error).__name__}: {str(error)[:200]}"
+            if way == "calls" and side == max(sides):
+                largest = max(largest, setting.peak_bytes(lambda x=x: encoder(x)))
+            most[way] = max(most.get(way, 0), reserved(setting))
+            yield Row(
+                {
+                    "way": way,
+                    "order": order_name,
+                    "shape": f"{batch} of {side}x{side}",
+                    "allocated GB": setting.measured(allocated(setting) / 1e9),
+                    "reserved GB": setting.measured(reserved(setting) / 1e9),
+                    "graphs": str(getattr(call, "state", "")),
+                    "raised": problem,
+                }
+            )
+            del x
+        del call
+    for way in most:
+        yield setting.claim(
+            f"{way} of eight shapes reserve at most twice what the largest takes",
+            most[way] <= 2 * largest,
+            f"{most[way] / 1e9:.1f} GB, {largest / 1e9:.1f} GB by the largest alone",
+        )
+
+
+def capture(setting: Setting) -> Iterator[Finding]:
+    """A call that no graph can hold, and what works after it."""
+    before = allocated(setting)
+
+    def reads(x: Tensor) -> Tensor:
+        return x + float(x.sum().item() > 0)  # waits for the device, which a capture cannot
+
+    x = torch.ones(1024, device=setting.device)
+    call, problem = graphed(setting, reads), ""
+    try:
+        results = [float(call(x)[0]) for _ in range(CAPTURED_AT + 2)]
+    except Exception as error:
+        results, problem = [], f"{type(error).__name__}: {error}"
+    yield Row({"step": "calls that a graph cannot hold", "result": problem or str(results)})
+    steps: dict[str, Callable[[], object]] = {
+        "the same call again": lambda: float(call(x)[0]),
+        "a plain sum": lambda: float((x + x).sum()),
+        "an upload": lambda: float(torch.ones(8).to(setting.device).sum()),
+        "freeing kept memory": lambda: setting.free_bytes() > 0,
+        "another graph": lambda: [float(graph(x)[0]) for _ in range(CAPTURED_AT + 2)][-1],
+        "whether a capture is still on": lambda: (
+            False if setting.is_dry else torch.cuda.is_current_stream_capturing()
+        ),
+    }
+    graph = graphed(setting, lambda x: x * 3)
+    all_work = not problem and results == [2.0] * len(results)
+    for name, step in steps.items():
+        try:
+            result = str(step())
+            all_work &= result != "True" or name != "whether a capture is still on"
+        except Exception as error:
+            result, all_work = f"{type(error).__name__}: {str(error)[:240]}", False
+        yield Row({"step": name, "result": result})
+    del call, graph
+    setting.free_bytes()
+    kept = allocated(setting) - before
+    yield Row({"step": "bytes that stay allocated", "result": setting.measured(float(kept))})
+    yield setting.claim("after a capture failed, the process goes on as before", all_work, problem)
