@@ -50,8 +50,9 @@ def codes_of(latents: Tensor, spread: Tensor) -> Tensor:
 
 def run(setting: Setting) -> Iterator[Finding]:
     torch.manual_seed(0)
+    eager_dtype = setting.of(torch.bfloat16, torch.float32)  # CPUs pool in time in float32 only
     plain = build(setting.of(GPU_CHANNELS, 32)).requires_grad_(False)
-    plain = plain.to(setting.device, torch.bfloat16)
+    plain = plain.to(setting.device, eager_dtype)
     encoder = encoder_for(setting)
     passes = roofline.passes()
     flops = sum(one.flops for one in passes)
@@ -61,7 +62,7 @@ def run(setting: Setting) -> Iterator[Finding]:
     best: dict[str, float] = {}
     for batch in setting.of(BATCHES, TINY_BATCHES):
         x = clips_for(setting, batch)
-        narrow = x.to(torch.bfloat16, memory_format=torch.contiguous_format)
+        narrow = x.to(eager_dtype, memory_format=torch.contiguous_format)
         wanted = encoder(x)
         ways: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
             "ours": (encoder, x),

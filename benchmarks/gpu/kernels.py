@@ -20,7 +20,7 @@ SHAPES = (
     (1, 20, 720, 1280, 128),  # more than 2^31 elements
     (4, 9, 128, 128, 256),
 )
-TINY = ((1, 2, 3, 5, 32), (2, 2, 2, 3, 64))
+TINY = ((2, 2, 2, 3, 64),)
 TOLERANCE = 1e-4
 """Of normalized values in float32, which are mostly between -4 and 4."""
 
@@ -111,7 +111,6 @@ def _sums(setting: Setting, kernels: Any, shape: tuple[int, ...]) -> Iterator[Ro
     y, sums = add(x, h, bias, sample_dims=1)
     frames = zip(x.flatten(0, 1), h.flatten(0, 1), y.flatten(0, 1), strict=True)
     exact = all(torch.equal(sum_, one + (more.float() + bias)) for one, more, sum_ in frames)
-    del x, h
     out = torch.empty(shape, dtype=torch.float32, device=setting.device)
     write(y, out, norm, sample_dims=1, with_silu=True, sums=sums)
     yield Row(

@@ -191,7 +191,6 @@ def capture(setting: Setting) -> Iterator[Finding]:
         except Exception as error:
             result, all_work = f"{type(error).__name__}: {str(error)[:240]}", False
         yield Row({"step": name, "result": result})
-    del call, graph
     setting.free_bytes()
     kept = allocated(setting) - before
     yield Row({"step": "bytes that stay allocated", "result": setting.measured(float(kept))})

@@ -1,7 +1,6 @@
 """What the sections find, as JSON and as a page. Imports nothing heavy."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +87,7 @@ class Record:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 beside = path.with_name(path.name + ".part")
                 beside.write_text(text)
-                os.replace(beside, path)
+                beside.replace(path)
 
 
 def page_of(record: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import ClipRef, DecodedClip, EncodedClip
 
 BATCHES = 8
+LEVELS = (8, 8, 8, 5, 5, 5)
 MOST_IDLE = 0.05
 KINDS = {
     "copies to the GPU": "HtoD",
@@ -29,7 +30,7 @@ KINDS = {
 def tokenizer_config(setting: Setting) -> NativeConfig:
     """A tokenizer with the published encoder and random weights."""
     encoder = Encoder3DConfig(ch=setting.of(GPU_CHANNELS, 32), z_channels=6)
-    return NativeConfig(encoder=encoder, quantizer=FSQConfig(levels=(8, 8, 8, 5, 5, 5)))
+    return NativeConfig(encoder=encoder, quantizer=FSQConfig(kind="fsq", levels=LEVELS))
 
 
 def run(setting: Setting) -> Iterator[Finding]:
@@ -46,25 +47,22 @@ def run(setting: Setting) -> Iterator[Finding]:
     fine = sum(isinstance(one, EncodedClip) for one in results)
     yield Row({"what": "clips that got codes", "found": f"{fine} of {len(clips)}"})
     busy, idle, longest = gaps(kernels)
-    yield Row(
-        {"what": "seconds, first to last kernel", "found": setting.measured((busy + idle) / 1e6)}
-    )
-    yield Row({"what": "chunks/s", "found": setting.measured(len(clips) / ((busy + idle) / 1e6))})
-    yield Row(
-        {"what": "share without a kernel", "found": setting.measured(idle / (busy + idle), 3)}
-    )
+    seconds, waiting = (busy + idle) / 1e6, idle / (busy + idle)
+    for what, value in (
+        ("seconds, first to last kernel", seconds),
+        ("chunks/s", len(clips) / seconds),
+        ("share without a kernel", waiting),
+        ("share of copies while kernels run", _hidden_copies(kernels)),
+    ):
+        yield Row({"what": what, "found": setting.measured(value)})
     for gap in longest[:5]:
         row = {"gap, ms": setting.measured(gap[0] / 1e3), "after": gap[1], "before": gap[2]}
         yield Row(row if not setting.is_dry else dict.fromkeys(row), "The longest gaps")
     yield from _by_kind(setting, kernels)
-    hidden = _hidden_copies(kernels)
-    yield Row({"what": "share of copies while kernels run", "found": setting.measured(hidden, 3)})
     yield setting.claim(
         f"the GPU waits for less than {MOST_IDLE:.0%} of the time",
-        idle / (busy + idle) < MOST_IDLE,
-        f"{idle / (busy + idle):.1%}, the longest gap {longest[0][0] / 1e3:.2f} ms"
-        if longest
-        else "",
+        waiting < MOST_IDLE,
+        f"{waiting:.1%}" + (f", the longest gap {longest[0][0] / 1e3:.2f} ms" if longest else ""),
     )
     yield setting.claim("every clip got codes", fine == len(clips), f"{fine} of {len(clips)}")
 
