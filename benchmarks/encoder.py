@@ -73,12 +73,14 @@ class Case:
         return call
 
 
-def build(channels: int) -> Encoder3D:
+def build(
+    channels: int, ch_mult: tuple[int, ...] = (1, 2, 4, 4), num_res_blocks: int = 2
+) -> Encoder3D:
     """The published shape of encoder: four levels, two blocks each, 4x in time and 8x in space."""
     return Encoder3D(
         ch=channels,
-        ch_mult=(1, 2, 4, 4),
-        num_res_blocks=2,
+        ch_mult=ch_mult,
+        num_res_blocks=num_res_blocks,
         attn_resolutions=(),
         in_channels=3,
         resolution=256,
@@ -241,9 +243,9 @@ def _limits(
     }
 
 
-def agreement(device: str, num_clips: int) -> Iterator[Result]:
+def agreement(device: str, num_clips: int, size: int = 128) -> Iterator[Result]:
     """Codes of the trained checkpoint, on moving scenes, against plain float32 on the CPU."""
-    patches = [_patches(number) for number in range(num_clips)]
+    patches = [_patches(number, size) for number in range(num_clips)]
     quantizer, encoder = FSQ((8, 8, 8, 5, 5, 5)), trained_encoder()
     with torch.inference_mode():
         wanted = [quantizer.codes_of(encode_eagerly(encoder, x)) for x in patches]
@@ -260,15 +262,15 @@ def agreement(device: str, num_clips: int) -> Iterator[Result]:
             "of all codes",
             target=target,
             details={"codes": same.numel()},
-            remark="the trained checkpoint, 17 frames of 128x128",
+            remark=f"the trained checkpoint, 17 frames of {size}x{size}",
         )
 
 
-def _patches(number: int) -> Tensor:
-    """A moving scene, in patches as the checkpoint takes it: (1, 12, T, 64, 64) in [-1, 1]."""
+def _patches(number: int, size: int) -> Tensor:
+    """A moving scene in patches, as the checkpoint takes it: (1, 12, T, H/2, W/2) in [-1, 1]."""
     rng = np.random.default_rng(number)
     palette = make_palette(seed=number, num_textures=4, num_masks=4)
-    pixels = render_scene(palette, rng, frames=FRAMES, height=128, width=128)
+    pixels = render_scene(palette, rng, frames=FRAMES, height=size, width=size)
     frames = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
     return nn.functional.pixel_unshuffle(frames, 2).transpose(0, 1).unsqueeze(0)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.command import BENCHMARKS
 from benchmarks.figures import Figure, number_text
+from benchmarks.gpu.record import summary_of
 
 MARK = "<!-- {}: {} -->"
 BEGIN, END = MARK.format("results", "begin"), MARK.format("results", "end")
@@ -77,3 +78,6 @@ def _rows(record: dict[str, Any]) -> Iterator[str]:
 if __name__ == "__main__":
     folder, page = map(Path, sys.argv[1:])
     page.write_text(with_results(page.read_text(), results_text(folder)))
+    if (gpu := folder / "gpu.json").exists():
+        text = summary_of(json.loads(gpu.read_text()))
+        page.write_text(with_results(page.read_text(), text, "gpu"))

@@ -8,8 +8,10 @@ replaced by stand-ins that count what each pass reads and writes, so the table f
 """
 
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,7 +48,7 @@ H100 = Rates("H100", H200.bf16_flops, H200.bytes_per_s * _H100_BANDWIDTH / _H200
 """Scaled, not measured: by the data sheets both compute 989 TFLOP/s, and the bandwidths differ."""
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Pass:
     """One kernel: what it computes, reads and writes."""
 
@@ -122,7 +124,8 @@ def _bytes_of(x: Tensor) -> int:
     return stored * x.element_size()
 
 
-def passes(*, former: bool = False, batch: int = 1) -> list[Pass]:
+@cache
+def passes(*, former: bool = False, batch: int = 1) -> tuple[Pass, ...]:
     """The passes of the published encoder in bfloat16, 17 frames of 256x256.
 
     ``former``: with each bias in a pass of its own, and so the sums of each norm.
@@ -147,7 +150,7 @@ def passes(*, former: bool = False, batch: int = 1) -> list[Pass]:
         enter(torch.no_grad())
         enter(recorder)
         encoder(x.contiguous(memory_format=torch.channels_last_3d))
-    return recorder.passes
+    return tuple(recorder.passes)
 
 
 def _at(module: nn.Module, recorder: _Recorder, level: str) -> None:
@@ -163,11 +166,11 @@ def _at(module: nn.Module, recorder: _Recorder, level: str) -> None:
     module.register_forward_hook(leave)
 
 
-def milliseconds(found: list[Pass], rates: Rates, *shares: float) -> float:
+def milliseconds(found: Iterable[Pass], rates: Rates, *shares: float) -> float:
     return 1000 * sum(one.seconds(rates, *shares) for one in found)
 
 
-def share_of_peak(found: list[Pass], rates: Rates, *shares: float) -> float:
+def share_of_peak(found: Iterable[Pass], rates: Rates, *shares: float) -> float:
     """Operations divided by what products would do in the time of all passes."""
     flops = sum(one.flops for one in found)
     return flops / rates.bf16_flops / milliseconds(found, rates, *shares) * 1000
@@ -213,11 +216,11 @@ def text() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _of(kind: str, found: list[Pass]) -> list[Pass]:
+def _of(kind: str, found: Iterable[Pass]) -> list[Pass]:
     return [one for one in found if one.kind == kind]
 
 
-def _cell(found: list[Pass], rates: Rates, *shares: float) -> str:
+def _cell(found: Iterable[Pass], rates: Rates, *shares: float) -> str:
     took, share = milliseconds(found, rates, *shares), share_of_peak(found, rates, *shares)
     return f"{took:.1f} ms, {1000 / took:.0f}/s, {share:.1%}"
 

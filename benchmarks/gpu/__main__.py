@@ -32,13 +32,19 @@ class Runner:
     """Runs sections and keeps the record."""
 
     def __init__(
-        self, sections: Sequence[Section], *, is_dry: bool, write: Callable[[Record], None]
+        self,
+        sections: Sequence[Section],
+        *,
+        is_dry: bool,
+        write: Callable[[Record], None],
+        command: Sequence[str] = (sys.executable, "-m", "benchmarks.gpu.child"),
     ) -> None:
         self.record = Record(is_dry, [Part(one.name, one.title) for one in sections])
         self._parts = {one.name: one for one in self.record.parts}
         self._waiting = list(sections)
         self._values: dict[str, float] = {}
         self._write = write
+        self._command = command
         self._end = time.monotonic() + TOTAL_S
 
     def run(self) -> None:
@@ -67,22 +73,28 @@ class Runner:
         environment = {**os.environ, **({"TRITON_INTERPRET": "1"} if self.record.is_dry else {})}
         with tempfile.TemporaryFile("w+") as errors:
             child = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.gpu.child", json.dumps(order)],
+                [*self._command, json.dumps(order)],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=environment,
                 text=True,
                 start_new_session=True,
             )
+            messages: queue.Queue[str | None] = queue.Queue()
+            reader = threading.Thread(target=_read, args=(child.stdout, messages))
+            reader.start()
             try:
-                return self._follow(child, errors)
+                return self._follow(child, messages, errors)
             finally:
                 _end(child)
+                reader.join()
 
-    def _follow(self, child: "subprocess.Popen[str]", errors: IO[str]) -> str:
-        assert child.stdout is not None
-        messages: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=_read, args=(child.stdout, messages), daemon=True).start()
+    def _follow(
+        self,
+        child: "subprocess.Popen[str]",
+        messages: "queue.Queue[str | None]",
+        errors: IO[str],
+    ) -> str:
         part: Part | None = None
         began = time.monotonic()
         limit = began + START_S
@@ -129,9 +141,10 @@ class Runner:
 
 
 def _read(source: IO[str], messages: "queue.Queue[str | None]") -> None:
-    for line in source:
-        if line.startswith("["):  # a library may print, too
-            messages.put(line)
+    with source:
+        for line in source:
+            if line.startswith("["):  # a library may print, too
+                messages.put(line)
     messages.put(None)
 
 

@@ -19,13 +19,15 @@ from tokpipe.models.graphs import CAPTURED_AT
 from tokpipe.models.quantizers import FSQ
 
 BATCHES, TINY_BATCHES = (4, 1, 8), (1, 2)
+SHAPE, TINY_SHAPE = (GPU_CHANNELS,), (32, (1, 1, 1), 1)
+"""Arguments of ``build``."""
 LEVELS = (8, 8, 8, 5, 5, 5)
 """Of the quantizer that turns latents into codes here."""
 
 
 def encoder_for(setting: Setting, dtype: torch.dtype = torch.bfloat16) -> Encoder3D:
     torch.manual_seed(0)
-    encoder = build(setting.of(GPU_CHANNELS, 32)).requires_grad_(False).to(setting.device)
+    encoder = build(*setting.of(SHAPE, TINY_SHAPE)).requires_grad_(False).to(setting.device)
     encoder.compute_in(dtype)
     return encoder
 
@@ -51,7 +53,7 @@ def codes_of(latents: Tensor, spread: Tensor) -> Tensor:
 def run(setting: Setting) -> Iterator[Finding]:
     torch.manual_seed(0)
     eager_dtype = setting.of(torch.bfloat16, torch.float32)  # CPUs pool in time in float32 only
-    plain = build(setting.of(GPU_CHANNELS, 32)).requires_grad_(False)
+    plain = build(*setting.of(SHAPE, TINY_SHAPE)).requires_grad_(False)
     plain = plain.to(setting.device, eager_dtype)
     encoder = encoder_for(setting)
     passes = roofline.passes()
@@ -170,7 +172,7 @@ def codes(setting: Setting) -> Iterator[Finding]:
             },
             "The same clips in batches of other sizes",
         )
-    for result in agreement(setting.device.type, num_clips=setting.of(8, 1)):
+    for result in agreement(setting.device.type, *setting.of((8, 128), (1, 32))):
         assert isinstance(result, Figure)
         yield Row({"codes": result.name, "share": result.value}, "The trained checkpoint")
         least = 0.9999 if "float32 on" in result.name else 0.995

@@ -29,7 +29,8 @@ KINDS = {
 
 def tokenizer_config(setting: Setting) -> NativeConfig:
     """A tokenizer with the published encoder and random weights."""
-    encoder = Encoder3DConfig(ch=setting.of(GPU_CHANNELS, 32), z_channels=6)
+    shape = setting.of({"ch": GPU_CHANNELS}, {"ch": 32, "ch_mult": (1, 1, 1), "num_res_blocks": 1})
+    encoder = Encoder3DConfig(**shape, z_channels=len(LEVELS))
     return NativeConfig(encoder=encoder, quantizer=FSQConfig(kind="fsq", levels=LEVELS))
 
 
@@ -52,7 +53,7 @@ def run(setting: Setting) -> Iterator[Finding]:
         ("seconds, first to last kernel", seconds),
         ("chunks/s", len(clips) / seconds),
         ("share without a kernel", waiting),
-        ("share of copies while kernels run", _hidden_copies(kernels)),
+        ("share of copies while kernels run", hidden_copies(kernels)),
     ):
         yield Row({"what": what, "found": setting.measured(value)})
     for gap in longest[:5]:
@@ -105,7 +106,7 @@ def gaps(kernels: Sequence[Kernel]) -> tuple[float, float, list[tuple[float, str
     return busy, sum(gap for gap, *_ in found), sorted(found, reverse=True)
 
 
-def _hidden_copies(kernels: Sequence[Kernel]) -> float | None:
+def hidden_copies(kernels: Sequence[Kernel]) -> float | None:
     """Share of the time of copies to and from the host during which a kernel ran."""
     copies = [one for one in kernels if _is_copy(one)]
     total = sum(one.end_us - one.start_us for one in copies)

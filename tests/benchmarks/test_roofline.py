@@ -1,5 +1,7 @@
 """The predicted times of the encoder on GPUs: by whose rules, and that the page has them."""
 
+from collections.abc import Iterable
+
 import pytest
 
 from benchmarks.page import with_results
@@ -16,7 +18,7 @@ BY_HAND = {
 convolutions by their operations alone."""
 
 
-def of(found: list[Pass], level: str, kind: str) -> float:
+def of(found: Iterable[Pass], level: str, kind: str) -> float:
     return milliseconds([one for one in found if (one.level, one.kind) == (level, kind)], H200)
 
 
