@@ -74,7 +74,7 @@ class _Recorder(TorchDispatchMode):
     """What operations outside of convolutions and kernels belong to."""
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -16,11 +16,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.gpu.record import Part, Record
 from benchmarks.gpu.sections import SECTIONS, TOTAL_S, Section
+
+Message = tuple[str, Any]
+"""Its kind and value."""
 
 START_S = 60.0
 """For the process to start: Python, torch and a CUDA context."""
@@ -80,7 +84,7 @@ class Runner:
                 text=True,
                 start_new_session=True,
             )
-            messages: queue.Queue[str | None] = queue.Queue()
+            messages: queue.Queue[Message | None] = queue.Queue()
             reader = threading.Thread(target=_read, args=(child.stdout, messages))
             reader.start()
             try:
@@ -92,7 +96,7 @@ class Runner:
     def _follow(
         self,
         child: "subprocess.Popen[str]",
-        messages: "queue.Queue[str | None]",
+        messages: "queue.Queue[Message | None]",
         errors: IO[str],
     ) -> str:
         part: Part | None = None
@@ -101,7 +105,7 @@ class Runner:
         while True:
             try:
                 wait = min(limit, self._end) - time.monotonic()
-                line = messages.get(timeout=max(0.1, wait))
+                message = messages.get(timeout=max(0.1, wait))
             except queue.Empty:
                 took = round(time.monotonic() - began, 1)
                 problem = f"its process was ended after {took:.0f} s"
@@ -109,7 +113,7 @@ class Runner:
                     part.state, part.seconds = problem, took
                     self._write(self.record)
                 return problem
-            if line is None:
+            if message is None:
                 if part is None and not self._waiting:
                     return ""
                 errors.seek(0)
@@ -119,7 +123,7 @@ class Runner:
                     part.state = problem
                     self._write(self.record)
                 return problem
-            kind, value = json.loads(line)
+            kind, value = message
             if kind == "begin":
                 section = self._waiting.pop(0)
                 assert section.name == value
@@ -140,11 +144,12 @@ class Runner:
                 self._write(self.record)
 
 
-def _read(source: IO[str], messages: "queue.Queue[str | None]") -> None:
+def _read(source: IO[str], messages: "queue.Queue[Message | None]") -> None:
     with source:
         for line in source:
-            if line.startswith("["):  # a library may print, too
-                messages.put(line)
+            with suppress(ValueError):  # a library may print, too
+                kind, value = json.loads(line)
+                messages.put((kind, value))
     messages.put(None)
 
 

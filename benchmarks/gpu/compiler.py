@@ -26,6 +26,7 @@ BATCH = 8
 
 
 def run(setting: Setting) -> Iterator[Finding]:
+    setting.free_bytes()  # which the other processes need
     with tempfile.TemporaryDirectory() as folder:
         found = {}
         for name, environment in (
@@ -58,7 +59,10 @@ def without_compiler(folder: Path) -> dict[str, str]:
 
 def _in_process(environment: dict[str, str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.gpu.compiler"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    except subprocess.TimeoutExpired:
+        return {"error": "the process was ended after 30 s"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
         return {"error": f"exit code {done.returncode}: {done.stderr[-300:]}"}

@@ -1,7 +1,9 @@
 """The published encoder in bfloat16: plain eager code, tokpipe's, and tokpipe's as graphs."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -12,10 +14,11 @@ from benchmarks.eager import encode_eagerly
 from benchmarks.encoder import FRAMES, GPU_CHANNELS, GPU_SIZE, agreement, build
 from benchmarks.figures import Figure
 from benchmarks.gpu.rates import COPIES, PRODUCTS
-from benchmarks.gpu.record import Finding, Left, Row
+from benchmarks.gpu.record import Cell, Finding, Left, Row
 from benchmarks.gpu.setting import Setting
+from benchmarks.gpu.timeline import CONVOLUTIONS, NORMS, OTHERS, milliseconds_by
+from tokpipe.models import graphs
 from tokpipe.models.encoder_3d import Encoder3D
-from tokpipe.models.graphs import CAPTURED_AT
 from tokpipe.models.quantizers import FSQ
 
 BATCHES, TINY_BATCHES = (4, 1, 8), (1, 2)
@@ -51,97 +54,123 @@ def codes_of(latents: Tensor, spread: Tensor) -> Tensor:
 
 
 def run(setting: Setting) -> Iterator[Finding]:
-    torch.manual_seed(0)
-    eager_dtype = setting.of(torch.bfloat16, torch.float32)  # CPUs pool in time in float32 only
-    plain = build(*setting.of(SHAPE, TINY_SHAPE)).requires_grad_(False)
-    plain = plain.to(setting.device, eager_dtype)
-    encoder = encoder_for(setting)
-    passes = roofline.passes()
-    flops = sum(one.flops for one in passes)
-    peak, copies = setting.values.get(PRODUCTS), setting.values.get(COPIES)
-    rates = roofline.Rates("this GPU", peak, copies) if peak and copies else None
-    predicted = roofline.milliseconds(passes, rates) if rates else None
+    encoder, plain = encoder_for(setting), eager_for(setting)
+    flops = sum(one.flops for one in roofline.passes())
+    peak, rates = setting.values.get(PRODUCTS), _rates(setting)
     best: dict[str, float] = {}
-    for batch in setting.of(BATCHES, TINY_BATCHES):
+    for way, batch in product(("ours", "graphs", "eager"), setting.of(BATCHES, TINY_BATCHES)):
+        if setting.left_s < 8:
+            yield Left(f"{way}, batch {batch}", "its time is used up")
+            continue
+        setting.free_bytes()  # of the graph before
         x = clips_for(setting, batch)
-        narrow = x.to(eager_dtype, memory_format=torch.contiguous_format)
-        wanted = encoder(x)
-        ways: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
-            "ours": (encoder, x),
-            "eager": (partial(encode_eagerly, plain), narrow),
-            "graphs": (graphed(setting, encoder), x),
+        row: dict[str, Cell] = {"way": way, "batch": batch}
+        if way == "eager":
+            x = x.to(plain.conv_in.conv.weight.dtype, memory_format=torch.contiguous_format)
+            call: Callable[[Tensor], Tensor] = partial(encode_eagerly, plain)
+        elif way == "graphs":
+            call = captured(setting, encoder, x)
+            row["bits of ours"] = torch.equal(call(x), encoder(x))
+        else:
+            call = encoder
+        peak_bytes = setting.peak_bytes(partial(call, x))
+        per_s = batch / setting.seconds(partial(call, x))
+        best[way] = max(best.get(way, 0.0), per_s)
+        row |= {
+            "chunks/s": setting.measured(per_s),
+            "ms per chunk": setting.measured(1000 / per_s),
+            "share of products": setting.measured(flops * per_s / peak if peak else None, 3),
+            "peak GB": setting.measured(peak_bytes / 1e9),
         }
-        for way, (call, given) in ways.items():
-            if setting.left_s < 8:
-                yield Left(f"{way}, batch {batch}", "its time is used up")
-                continue
-            for _ in range(CAPTURED_AT):
-                result = call(given)
-            peak_bytes = setting.peak_bytes(partial(call, given))
-            seconds = setting.seconds(partial(call, given))
-            per_s = batch / seconds
-            best[way] = max(best.get(way, 0.0), per_s)
-            row: dict[str, Any] = {
-                "way": way,
-                "batch": batch,
-                "chunks/s": setting.measured(per_s),
-                "ms per chunk": setting.measured(1000 / per_s),
-                "predicted ms": setting.measured(predicted, 3),
-                "share of products": setting.measured(flops * per_s / peak if peak else None, 3),
-                "peak GB": setting.measured(peak_bytes / 1e9),
-                "bits of ours": torch.equal(result, wanted),
-            }
-            if way == "ours":
-                bytes_predicted = predicted_bytes(setting, batch)
-                row["predicted GB"] = setting.measured(bytes_predicted and bytes_predicted / 1e9)
-                if bytes_predicted:
-                    yield setting.claim(
-                        f"the predicted peak of a batch of {batch} is right to 10 %",
-                        abs(peak_bytes / bytes_predicted - 1) < 0.1,
-                        f"{peak_bytes / 1e9:.2f} GB, predicted {bytes_predicted / 1e9:.2f}",
-                    )
-            if way == "graphs":
-                row["graphs"] = str(getattr(call, "state", ""))
-            yield Row(row)
-            if row["bits of ours"] is False and way == "graphs":
-                yield setting.claim("a graph has the bits of a call", False, f"batch {batch}")
-    if "eager" in best and "ours" in best:
-        faster = best["ours"] / best["eager"]
-        yield setting.claim("2.5 times as fast as eager bfloat16", faster >= 2.5, f"{faster:.2f}")
-    if peak and "ours" in best:
-        share = flops * best["ours"] / peak
-        yield setting.claim("55 % of the rate of products", share >= 0.55, f"{share:.1%}")
-        assert predicted is not None
+        yield Row(row)
+        if way == "ours":
+            yield _memory(setting, batch, peak_bytes)
+        if way == "graphs":
+            has_bits = row["bits of ours"] is True
+            yield setting.claim(f"a graph of a batch of {batch} has the bits of calls", has_bits)
+    yield from _by_kind(setting, encoder)
+    ours = best.get("ours")
+    if ours and (eager := best.get("eager")):
         yield setting.claim(
-            "no slower than convolutions at 75 % and other passes at 80 % of their rates",
-            rates is not None
-            and 1000 / best["ours"] <= roofline.milliseconds(passes, rates, 0.75, 0.8),
-            f"{1000 / best['ours']:.1f} ms per chunk, {predicted:.1f} at most by these rates",
+            "2.5 times as fast as eager bfloat16", ours >= 2.5 * eager, f"{ours / eager:.2f}"
+        )
+    if ours and peak and rates:
+        share, most = (
+            flops * ours / peak,
+            roofline.milliseconds(roofline.passes(), rates, 0.75, 0.8),
+        )
+        yield setting.claim("55 % of the rate of products", share >= 0.55, f"{share:.1%}")
+        yield setting.claim(
+            "as fast as convolutions at 75 % and other passes at 80 % of their rates allow",
+            1000 / ours <= most,
+            f"{1000 / ours:.1f} ms per chunk, {most:.1f} by these rates",
         )
 
 
-def graphed(setting: Setting, call: Callable[[Tensor], Tensor]) -> Any:
-    """``call``, captured for each shape that recurs; in a dry run by a plain call."""
-    from tokpipe.models import graphs
+def eager_for(setting: Setting) -> Encoder3D:
+    torch.manual_seed(0)
+    dtype = setting.of(torch.bfloat16, torch.float32)  # CPUs pool in time in float32 only
+    return build(*setting.of(SHAPE, TINY_SHAPE)).requires_grad_(False).to(setting.device, dtype)
 
+
+def _rates(setting: Setting) -> roofline.Rates | None:
+    peak, copies = setting.values.get(PRODUCTS), setting.values.get(COPIES)
+    return roofline.Rates("this GPU", peak, copies) if peak and copies else None
+
+
+def _by_kind(setting: Setting, encoder: Encoder3D) -> Iterator[Row]:
+    """Time of a chunk in a batch of four by kind of kernel, next to the prediction."""
+    x, rates = clips_for(setting, setting.of(4, 1)), _rates(setting)
+    for kind, took in milliseconds_by("kind", setting.kernels(lambda: encoder(x))):
+        passes = [one for one in roofline.passes() if _KINDS.get(one.kind, OTHERS) == kind]
+        cells = {
+            "kind": kind,
+            "ms per chunk": setting.measured(took / len(x)),
+            "predicted ms": setting.measured(
+                roofline.milliseconds(passes, rates) if rates else None, 3
+            ),
+        }
+        yield Row(cells, "Where the time goes")
+
+
+_KINDS = {"convolutions": CONVOLUTIONS, "norm + SiLU": NORMS, "residual": NORMS}
+
+
+def captured(setting: Setting, call: Callable[[Tensor], Tensor], x: Tensor) -> Any:
+    """A graph of ``call``, whether it would pay or not; in a dry run the call."""
     module: Any = graphs
-    if hasattr(module, "CudaGraphs") and not setting.is_dry:
+    if setting.is_dry:
+        return call
+    if hasattr(module, "CudaGraphs"):
+        return module.CudaGraphs(setting.device).captured(call, x)
+    return module._Capture()(call, x)
+
+
+def graphed(setting: Setting, call: Callable[[Tensor], Tensor]) -> Any:
+    """``call``, captured for each shape that recurs, as jobs do; in a dry run the call."""
+    module: Any = graphs
+    if setting.is_dry:
+        return call
+    if hasattr(module, "CudaGraphs"):
         return module.GraphedCall(call, module.CudaGraphs(setting.device))
-    return call if setting.is_dry else module.GraphedCall(call)
+    return module.GraphedCall(call)
 
 
-def predicted_bytes(setting: Setting, batch: int) -> int | None:
-    """The predicted peak of an encoder with a tokenizer around it, where it can be predicted."""
+def _memory(setting: Setting, batch: int, peak_bytes: int) -> Finding:
+    """Whether the prediction of a peak holds: of a tokenizer with this encoder."""
     try:
-        import importlib
-
         memory: Any = importlib.import_module("tokpipe.models.memory")
         from benchmarks.gpu.stage import tokenizer_config
-    except ImportError:
-        return None
+    except ImportError as error:
+        return Left(f"the predicted peak of a batch of {batch}", str(error))
     predictor = memory.Predictor(tokenizer_config(setting), torch.bfloat16)
     side = setting.of(GPU_SIZE, 8)
-    return int(predictor.peak_bytes(setting.of(FRAMES, 5), side, side, batch))
+    predicted = predictor.peak_bytes(setting.of(FRAMES, 5), side, side, batch)
+    return setting.claim(
+        f"the predicted peak of a batch of {batch} is right to 10 %",
+        abs(peak_bytes / predicted - 1) < 0.1,
+        f"{peak_bytes / 1e9:.2f} GB, predicted {predicted / 1e9:.2f}",
+    )
 
 
 def codes(setting: Setting) -> Iterator[Finding]:
@@ -153,9 +182,13 @@ def codes(setting: Setting) -> Iterator[Finding]:
     spread = wanted.std()
     repeats = all(torch.equal(encoder(x), wanted) for _ in range(3))
     yield setting.claim("the same call has the same bits", repeats)
-    turned = [torch.equal(encoder(x.roll(by, 0)), wanted.roll(by, 0)) for by in range(1, batch)]
+    last = torch.channels_last_3d
+    turned = [
+        torch.equal(encoder(x.roll(by, 0).contiguous(memory_format=last)), wanted.roll(by, 0))
+        for by in range(1, batch)
+    ]
     yield setting.claim("bits do not depend on a clip's position in the batch", all(turned))
-    others = torch.cat([x[:1], torch.zeros_like(x[1:])])
+    others = torch.cat([x[:1], torch.zeros_like(x[1:])]).contiguous(memory_format=last)
     alone = torch.equal(encoder(others)[:1], wanted[:1])
     yield setting.claim("nor on the other clips of the batch", alone)
     for size in setting.of((1, 2, 8), (1,)):

@@ -105,7 +105,7 @@ def summary_of(record: Mapping[str, Any]) -> str:
     """The machine and the answers, for docs/performance.md."""
     if record["dry_run"]:
         raise ValueError("this is the record of a dry run on a CPU, which says nothing about a GPU")
-    machine = next((p["rows"] for p in record["sections"] if p["name"] == "versions"), [])
+    machine = [row for p in record["sections"] if p["name"] == "versions" for row in p["rows"]]
     found = ", ".join(f"{row['cells']['what']} {_text(row['cells']['found'])}" for row in machine)
     return "\n".join([f"{found}.", "", *answers_of(record)]) + "\n"
 

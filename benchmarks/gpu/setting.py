@@ -5,24 +5,16 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.record import Claim
+from benchmarks.gpu.timeline import Kernel
 
-TIMED_S = 0.15
+TIMED_S = 0.3
 """About how long a call is repeated."""
-
-
-class Kernel(NamedTuple):
-    """One run of a kernel or copy on the GPU; in dry runs an operation of the CPU."""
-
-    name: str
-    start_us: float
-    end_us: float
 
 
 @dataclass
@@ -90,9 +82,8 @@ class Setting:
             started = time.perf_counter()
             call()
             return time.perf_counter() - started
-        for _ in range(2):
-            call()
-        number = max(3, min(50, round(TIMED_S / max(self._once(call), 1e-6))))
+        call()
+        number = max(1, min(50, round(TIMED_S / max(self._once(call), 1e-6))))
         return statistics.median(self._once(call) for _ in range(number))
 
     def _once(self, call: Callable[[], object]) -> float:
@@ -116,19 +107,13 @@ class Setting:
 
     def kernels(self, call: Callable[[], object]) -> list[Kernel]:
         """What a call runs on the device, in order of its start."""
-        kind = self.of(DeviceType.CUDA, DeviceType.CPU)
-        activities = [self.of(ProfilerActivity.CUDA, ProfilerActivity.CPU)]
-        with profile(activities=activities) as profiled:
+        kind, activity = self.of(("CUDA", ProfilerActivity.CUDA), ("CPU", ProfilerActivity.CPU))
+        with profile(activities=[activity]) as profiled:
             call()
             self.wait()
         found = [
             Kernel(event.name, event.time_range.start, event.time_range.end)
             for event in profiled.events() or ()
-            if event.device_type == kind
+            if event.device_type.name == kind
         ]
         return sorted(found, key=lambda one: one.start_us)
-
-
-def short(name: str, most: int = 90) -> str:
-    """The name of a kernel, without the arguments of its templates if it is long."""
-    return name if len(name) <= most else f"{name[:most]}…"

@@ -1,5 +1,6 @@
 """The program for GPUs: its sections run on a CPU, and whatever ends it loses nothing."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,67 +14,56 @@ import pytest
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu.record import DRY, UNKNOWN, Part, Record, page_of, summary_of
 from benchmarks.gpu.sections import SECTIONS, TOTAL_S, Section
-from benchmarks.gpu.setting import Kernel
-from benchmarks.gpu.stage import gaps, hidden_copies
+from benchmarks.gpu.timeline import Kernel, gaps, hidden_copies
+from tests.pages import REPOSITORY
 
-NOT_NEEDED = ("ray", "pyarrow", "av", "decord", "fsspec", "s3fs", "rich", "safetensors.torch")
-RATES = ("GB", "/s", "ms", "share")
+NOT_NEEDED = ("ray", "pyarrow", "av", "decord", "fsspec", "s3fs", "rich", "yaml")
+FIGURES = ("GB", "/s", "ms", "share of")
 """Parts of the names of columns with figures of a GPU."""
 
 
-def dry_run(folder: Path, *missing: str) -> dict[str, Any]:
-    """The record of a dry run where some packages cannot be imported."""
+@pytest.mark.parametrize(
+    "missing",
+    [
+        pytest.param(NOT_NEEDED[:-1], id="with pydantic and Triton"),
+        pytest.param((*NOT_NEEDED, "pydantic", "triton"), marks=pytest.mark.slow, id="without"),
+    ],
+)
+def test_a_dry_run_has_every_section_and_no_figures(
+    missing: tuple[str, ...], tmp_path: Path
+) -> None:
     for name in missing:
-        (folder / f"{name}.py").write_text(f"raise ImportError('{name} is not installed')\n")
-    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", ""), str(Path.cwd())])
-    files = [folder / "found.json", folder / "found.md"]
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} here')\n")
+    found, page = tmp_path / "found.json", tmp_path / "found.md"
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--dry-run"]
     done = subprocess.run(
-        [
-            *(sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--dry-run"),
-            *("--json", str(files[0]), "--page", str(files[1])),
-        ],
-        env={**os.environ, "PYTHONPATH": path},
+        [*command, "--json", str(found), "--page", str(page)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])},
         capture_output=True,
         text=True,
     )
-    record: dict[str, Any] = json.loads(files[0].read_text())
     assert done.returncode == 0, (done.stdout, done.stderr)
-    assert files[1].read_text() == page_of(record)
-    return record
-
-
-def check(record: dict[str, Any]) -> None:
+    record = json.loads(found.read_text())
+    assert page.read_text() == page_of(record)
+    assert DRY in page.read_text()
     assert [part["name"] for part in record["sections"]] == [one.name for one in SECTIONS]
-    page = page_of(record)
-    assert DRY in page
+    left = {}
     for part in record["sections"]:
         assert part["state"] == "done", part
-        assert f"## {part['title']}\n" in page
+        assert f"## {part['title']}\n" in page.read_text()
         assert part["rows"] or part["left"], part["name"]
         assert all(claim["holds"] is None for claim in part["claims"]), part["name"]
-        for row in part["rows"]:
-            for name, value in row["cells"].items():
-                is_rate = any(one in name for one in RATES) and row["table"] == ""
-                assert not is_rate or not isinstance(value, float), (part["name"], name, value)
+        for name, value in (cell for row in part["rows"] for cell in row["cells"].items()):
+            is_figure = any(one in name for one in FIGURES)
+            assert not (is_figure and isinstance(value, float)), (part["name"], name, value)
+        left |= dict.fromkeys([part["name"]] * len(part["left"]), str(part["left"]))
     with pytest.raises(ValueError, match="dry run"):
         summary_of(record)
-
-
-def test_a_dry_run_has_every_section_and_no_figures(tmp_path: Path) -> None:
-    record = dry_run(tmp_path, *(name for name in NOT_NEEDED if "." not in name))
-    check(record)
-    left = {part["name"]: part["left"] for part in record["sections"] if part["left"]}
-    assert not left or "triton" in str(left)
-
-
-@pytest.mark.slow
-def test_what_needs_pydantic_or_triton_is_left_out_by_name(tmp_path: Path) -> None:
-    record = dry_run(tmp_path, *NOT_NEEDED[:-1], "pydantic", "triton")
-    check(record)
-    left = {part["name"]: part["left"][0]["why"] for part in record["sections"] if part["left"]}
-    assert "pydantic is not installed" in left.pop("stage")
-    assert "triton is not installed" in left.pop("norm")
-    assert not left
+    if "pydantic" in missing:
+        assert "no triton here" in left.pop("norm")
+        assert {"encoder", "stage", "pressure"} == left.keys()
+    elif importlib.util.find_spec("triton"):
+        assert not left
 
 
 def test_sections_fit_into_eight_minutes() -> None:
