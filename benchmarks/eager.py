@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokpipe.models.autoencoder_3d import Encoder3D
 from tokpipe.models.blocks import DownSample3D, ResnetBlock3D
 from tokpipe.models.causal_conv import CausalConv3d
-from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.group_norm import FrameGroupNorm, GroupNorm
 from tokpipe.models.levels import Level
 

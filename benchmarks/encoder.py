@@ -23,7 +23,7 @@ from benchmarks.eager import encode_eagerly
 from benchmarks.figures import Figure, Result, Skipped
 from benchmarks.timing import Times, by_turns, ratio
 from examples.demo_tokenizer.scenes import make_palette, render_scene
-from tokpipe.models.encoder_3d import Encoder3D
+from tokpipe.models.autoencoder_3d import Encoder3D
 from tokpipe.models.process import forbid_reduced_float32, keep_freed_memory
 from tokpipe.models.quantizers import FSQ
 

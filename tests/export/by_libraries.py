@@ -13,8 +13,7 @@ from typing import Any
 
 from tests.formats.formats_helpers import encoded_clip
 from tests.reader.reader_helpers import store_with
-from tokpipe.export.packed import FILE_BYTES
-from tokpipe.export.sidecar import sidecar
+from tokpipe.export.packed import FILE_BYTES, sidecar
 from tokpipe.reader.output import Output
 
 WRITTEN = Path(__file__).parent / "written"

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from tests.models.networks import small
+from tokpipe.models.autoencoder_3d import Encoder3D
 from tokpipe.models.blocks import DownSample3D
-from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.group_norm import Norm
 
 small_encoder = partial(small, Encoder3D)

@@ -7,9 +7,9 @@ from torch import nn
 
 from tests.models import golden_fixtures as golden
 from tests.models.networks import small
+from tokpipe.models.autoencoder_3d import MOVQDecoder3D
 from tokpipe.models.blocks import AttnBlock2D, ResnetBlock3D, Upsample3D
 from tokpipe.models.group_norm import FrameGroupNorm, GroupNorm, Norm, group_norm
-from tokpipe.models.movq_3d import MOVQDecoder3D
 from tokpipe.models.spatial_norm import SpatialNorm3D
 
 

@@ -1,5 +1,6 @@
 """What all published networks promise: values, bits, precision, gradients and arguments."""
 
+import inspect
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -156,6 +157,15 @@ def test_autocast_runs_float32_weights_in_bfloat16(name: str) -> None:
     assert difference(narrow, wide) < 0.06
     narrow.float().square().mean().backward()
     assert all(one.grad is not None and one.grad.isfinite().all() for one in network.parameters())
+
+
+@EVERY
+def test_signatures_name_the_published_arguments(name: str) -> None:
+    network: Any = NETWORKS[name][0]
+    parameters = inspect.signature(network.func).parameters
+    assert {*network.keywords, "ch_mult", "dropout", "resamp_with_conv"} <= parameters.keys()
+    assert {one.kind for one in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert parameters["ch_mult"].default == (1, 2, 4, 8)
 
 
 @EVERY

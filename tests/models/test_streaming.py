@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from tests.models import golden_fixtures as golden
 from tests.models.checks import assert_same_bits, changed_frames
 from tests.models.networks import small
+from tokpipe.models.autoencoder_3d import Encoder3D, MOVQDecoder3D
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.encoder_3d import Encoder3D
 from tokpipe.models.group_norm import FrameGroupNorm
-from tokpipe.models.movq_3d import MOVQDecoder3D
 from tokpipe.models.streaming import Stream, StreamState
 
 CAUSAL: list[PadMode] = ["first", "constant"]

@@ -5,13 +5,13 @@ as uint32. A head follows, then the samples. A sample is the sizes of its fields
 their bytes.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from tokpipe.export.sidecar import sidecar
 from tokpipe.reader import Clip, Output
 
 FILE_BYTES = 2**26  # The default of both libraries. A file is larger only if a single sample is
@@ -53,3 +53,21 @@ def _file_of(samples: list[bytes], head: bytes) -> bytes:
 
 def _words(numbers: Iterable[int]) -> bytes:
     return np.array(list(numbers), _WORD).tobytes()
+
+
+def sidecar(clip: Clip, output: Output) -> str:
+    """Describe a clip as JSON, for formats that have a place for it."""
+    values: dict[str, Any] = {
+        "clip_id": clip.clip_id,
+        "source_uri": clip.source_uri,
+        "shape": clip.codes.shape,
+        "fps": clip.fps,
+        "chunk_latents": [len(chunk.codes) for chunk in clip.chunks],
+        "first_is_image": [chunk.first_is_image for chunk in clip.chunks],
+        "start_pts_s": clip.chunks[0].start_pts_s,
+        "end_pts_s": clip.chunks[-1].end_pts_s,
+        "marks": clip.marks,
+        "metadata": clip.metadata,
+        "fingerprint": output.fingerprint,
+    }
+    return json.dumps(values, default=str)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokpipe.export.sidecar import sidecar
+from tokpipe.export.packed import sidecar
 from tokpipe.reader import Clip, Output
 
 TAR_BYTES = 2**28  # A tar is closed at about this size

@@ -11,21 +11,20 @@ from tokpipe.models.autoencoder_2d import (
     Encoder,
     MOVQDecoder,
 )
+from tokpipe.models.autoencoder_3d import Encoder3D, MOVQDecoder3D
 from tokpipe.models.blocks import (
     AttnBlock,
     AttnBlock2D,
     Downsample,
     DownSample3D,
+    LinearAttention,
     ResnetBlock,
     ResnetBlock3D,
     Upsample,
     Upsample3D,
+    make_attn,
 )
 from tokpipe.models.causal_conv import CausalConv3d
-from tokpipe.models.diffusion.attention import LinearAttention, make_attn
-from tokpipe.models.diffusion.unet import UNet, get_timestep_embedding
-from tokpipe.models.encoder_3d import Encoder3D
-from tokpipe.models.movq_3d import MOVQDecoder3D
 from tokpipe.models.published import load_published
 from tokpipe.models.quantizers import (
     FSQ,
@@ -40,6 +39,7 @@ from tokpipe.models.quantizers import (
 )
 from tokpipe.models.spatial_norm import SpatialNorm, SpatialNorm3D
 from tokpipe.models.streaming import StreamState
+from tokpipe.models.unet import UNet, get_timestep_embedding
 
 __all__ = [
     "FSQ", "LFQ", "AttnBlock", "AttnBlock2D", "AutoencoderDecoder", "AutoencoderEncoder",

@@ -10,10 +10,9 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from tokpipe.models.blocks import Downsample, ResnetBlock, Upsample
-from tokpipe.models.diffusion.attention import AttnType, make_attn
+from tokpipe.models.blocks import AttnType, Downsample, ResnetBlock, Upsample, make_attn
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Factory, Levels, MidBlocks, Pyramid, Shape
+from tokpipe.models.levels import Factory, Levels, MidBlocks, Pyramid, Shape, passes_on_to
 from tokpipe.models.operations import Conv2d, check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 
@@ -35,6 +34,7 @@ class Encoder(nn.Module):
     ``Encoder`` of ``sgm.modules.diffusionmodules.model``.
     """
 
+    @passes_on_to(Pyramid)
     def __init__(
         self,
         *,
@@ -102,6 +102,7 @@ class Decoder(nn.Module):
     ``Decoder`` of ``sgm.modules.diffusionmodules.model``.
     """
 
+    @passes_on_to(Pyramid)
     def __init__(
         self,
         *,
@@ -204,6 +205,7 @@ class MOVQDecoder(Decoder):
     Source: arXiv:2209.09002, as CogVideo's ``movq_modules.MOVQDecoder``.
     """
 
+    @passes_on_to(Decoder)
     def __init__(self, *, z_channels: int, zq_ch: int | None = None, **arguments: Any) -> None:
         zq_ch = z_channels if zq_ch is None else zq_ch
         super().__init__(z_channels=z_channels, zq_ch=zq_ch, **arguments)

@@ -9,7 +9,7 @@ name are merged here.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,51 +17,12 @@ from torch import Tensor, nn
 
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import GroupNorm, Norm, gpu_kernels, is_fused
-from tokpipe.models.levels import Pyramid
+from tokpipe.models.levels import passes_on_to
 from tokpipe.models.operations import Conv2d, Conv3d, as_weights, attention, same_conv2d, silu
 from tokpipe.models.spatial_norm import SpatialNorm, SpatialNorm3D, block_norm, normalized
-from tokpipe.models.streaming import Stream, StreamState
+from tokpipe.models.streaming import Stream
 
-
-class Network3D(nn.Module):
-    """What the 3D encoder and decoder share: strides, and whether clips can come in pieces."""
-
-    def __init__(
-        self, pyramid: Pyramid, temporal_compress_times: int, pad_mode: PadMode, norm: Norm
-    ) -> None:
-        super().__init__()
-        self.norm = norm
-        self.pad_mode = pad_mode
-        self.temporal_stride = temporal_compress_times
-        self.spatial_stride = pyramid.spatial_stride
-        powers = [2**level for level in range(len(pyramid.ch_mult))]
-        if temporal_compress_times not in powers:
-            raise ValueError(
-                f"temporal_compress_times={temporal_compress_times} cannot be reached by "
-                f"halving the frame rate at some of the {len(powers) - 1} steps between levels: "
-                f"use one of {powers}"
-            )
-
-    @property
-    def why_not_streamable(self) -> str | None:
-        """Why ``stream`` raises for this network, or None if it does not."""
-        if self.norm != "frame":
-            return (
-                f"norm={self.norm!r} takes statistics over all frames, later ones included, so a "
-                "piece differs from the same frames of the whole clip; only norm='frame' avoids "
-                "that, and it needs weights that were trained with it"
-            )
-        if self.pad_mode == "reflect":
-            return (
-                "pad_mode='reflect' shows frame 0 the frames after it, which may be in a later "
-                "piece; 'first' and 'constant' do not"
-            )
-        return None
-
-    def _piece(self, state: StreamState | None) -> Stream:
-        if (reason := self.why_not_streamable) is not None:
-            raise ValueError(f"this network cannot take a clip in pieces: {reason}")
-        return Stream(self, state)
+AttnType = Literal["vanilla", "vanilla-xformers", "linear", "none"]
 
 
 def activated_conv(
@@ -159,6 +120,7 @@ class ResnetBlock(nn.Module):
 class ResnetBlock3D(ResnetBlock):
     """``ResnetBlock`` of clips, with causal 3x3x3 convolutions."""
 
+    @passes_on_to(ResnetBlock)
     def __init__(
         self, *, pad_mode: PadMode = "constant", norm: Norm = "clip", **arguments: Any
     ) -> None:
@@ -235,6 +197,73 @@ class AttnBlock2D(AttnBlock):
     spatial_norm = SpatialNorm3D
 
 
+def make_attn(
+    in_channels: int,
+    attn_type: str = "vanilla",
+    *,
+    zq_ch: int | None = None,
+    add_conv: bool = False,
+) -> nn.Module:
+    """Return the attention named ``attn_type``, (B, in_channels, H, W) -> the same shape.
+
+    - ``vanilla``: ``AttnBlock``, softmax over all positions.
+    - ``vanilla-xformers``: the same. PyTorch's kernels need as little memory as those of xformers.
+    - ``linear``: one head of ``LinearAttention``, which has neither norm nor residual.
+    - ``none``: the input, unchanged.
+
+    With ``zq_ch``, ``vanilla`` has a norm that reads a latent, as in ``AttnBlock``.
+
+    Raises:
+        ValueError: ``zq_ch`` with another kind, or any other name, such as
+            ``memory-efficient-cross-attn``, for which published code mistakenly returns linear
+            attention.
+    """
+    if attn_type in ("vanilla", "vanilla-xformers"):
+        return AttnBlock(in_channels, zq_ch, add_conv)
+    if zq_ch is not None:
+        raise ValueError(
+            f"attn_type={attn_type!r} has no norm that reads the latent of {zq_ch=}: use 'vanilla'"
+        )
+    if attn_type == "linear":
+        return LinearAttention(in_channels, heads=1, dim_head=in_channels)
+    if attn_type == "none":
+        return nn.Identity()
+    remedy = "use 'vanilla', 'vanilla-xformers', 'linear' or 'none'"
+    if attn_type == "memory-efficient-cross-attn":
+        remedy = (
+            "published code returns linear attention for this name. For weights trained with it "
+            "(keys to_qkv and to_out) use 'linear', for attention among all positions 'vanilla'"
+        )
+    raise ValueError(f"attn_type={attn_type!r}: {remedy}")
+
+
+class LinearAttention(nn.Module):
+    """Attention whose cost grows with the number N of positions instead of its square.
+
+    Keys are normalized over the positions and weight the values into one (dim_head, dim_head)
+    matrix per head, which every query reads. There is no norm, scale or residual, so magnitudes
+    and rounding errors grow with each layer: after five, float32 was accurate to 2e-4, here and in
+    the published code. ``to_qkv`` has no bias.
+    Source: Efficient Attention, arXiv:1812.01243, without the normalization of queries;
+    arguments and keys as in CogVideo's ``sgm.modules.attention.LinearAttention``.
+    """
+
+    def __init__(self, dim: int, heads: int = 4, dim_head: int = 32) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = Conv2d(dim, 3 * heads * dim_head, 1, bias=False)
+        self.to_out = Conv2d(heads * dim_head, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, dim, H, W) -> the same shape."""
+        qkv = self.to_qkv(x).flatten(2).unflatten(1, (3, self.heads, -1))
+        q, k, v = qkv.unbind(1)  # each (B, heads, dim_head, N)
+        context = v @ k.softmax(dim=-1).transpose(-1, -2)  # values x keys
+        h = (context @ q).flatten(1, 2).unflatten(-1, x.shape[2:])
+        y: Tensor = self.to_out(h)
+        return y
+
+
 class Downsample(nn.Module):
     """Halves rows and columns, rounding down.
 
@@ -300,12 +329,9 @@ class DownSample3D(nn.Module):
                     f"{frames} frames are not {kept} plus whole pairs, so the last has nothing to "
                     "be averaged with: cut or repeat frames to fit"
                 )
-        if self.conv is None:
-            x = self._pooled(x, kept, margin=0)
-            pooled: Tensor = F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
-            return pooled
-        y: Tensor = self.conv(self._pooled(x, kept, margin=1))
-        return y
+        x = self._pooled(x, kept, margin=0 if self.conv is None else 1)
+        y: Tensor = F.avg_pool2d(x.flatten(1, 2), 2) if self.conv is None else self.conv(x)
+        return y.unflatten(1, x.shape[1:3]) if self.conv is None else y
 
     @staticmethod
     def _pooled(x: Tensor, kept: int, margin: int) -> Tensor:

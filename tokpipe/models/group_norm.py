@@ -139,13 +139,9 @@ def _working_kernels(device: torch.device) -> ModuleType | None:
     return triton_kernels
 
 
-def norm_class(norm: Norm) -> type[GroupNorm]:
-    """The class of a kind of norm; ValueError for an unknown kind."""
+def group_norm(num_channels: int, norm: Norm = "clip") -> GroupNorm:
+    """The norm of this family: 32 groups of channels, epsilon 1e-6."""
     if norm not in ("clip", "frame"):
         raise ValueError(f"norm={norm!r}: use 'clip' (as published) or 'frame' (streamable)")
-    return GroupNorm if norm == "clip" else FrameGroupNorm
-
-
-def group_norm(channels: int, norm: Norm = "clip") -> GroupNorm:
-    """The norm of this family: 32 groups of channels, epsilon 1e-6."""
-    return norm_class(norm)(num_groups=32, num_channels=channels, eps=1e-6)
+    kind = GroupNorm if norm == "clip" else FrameGroupNorm
+    return kind(num_groups=32, num_channels=num_channels, eps=1e-6)

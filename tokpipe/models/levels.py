@@ -5,12 +5,14 @@ Attribute names are state_dict keys: an interface.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import Signature, signature
 from itertools import zip_longest
-from typing import Any, Literal, Required, TypeAlias, TypedDict, cast
+from typing import Any, Literal, Required, TypeAlias, TypedDict, TypeVar, cast
 
 from torch import Tensor, nn
 
 Factory: TypeAlias = Callable[..., nn.Module]
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,14 @@ class Pyramid:
     resamp_with_conv: bool = True
     resolution: int
 
+    def __post_init__(self) -> None:
+        if not self.ch_mult or self.num_res_blocks < 1:
+            raise ValueError(
+                f"ch_mult={tuple(self.ch_mult)} with num_res_blocks={self.num_res_blocks}: "
+                "residual blocks change the channels, so there must be a level, and at least one "
+                "block at each"
+            )
+
     @property
     def spatial_stride(self) -> int:
         """Rows and columns of the input per row and column of the coarsest level."""
@@ -57,35 +67,35 @@ class Pyramid:
 
     def down(self) -> list[LevelPlan]:
         """The levels from fine to coarse, with ``num_res_blocks`` blocks each."""
-        self._check(self.num_res_blocks)
-        sizes = [self.resolution // 2**level for level in range(len(self.ch_mult))]
-        return list(self._plans(range(len(sizes)), self.ch, self.num_res_blocks, sizes))
+        return self._plans(self.ch, self.num_res_blocks, self.resolution, 1)
 
     def up(self) -> list[LevelPlan]:
         """The levels from coarse to fine, with one more block each."""
-        self._check(self.num_res_blocks + 1)
-        # Doubled from the coarsest, as published: halves lost on the way down stay lost.
-        coarsest = self.resolution // self.spatial_stride
-        sizes = [coarsest * (self.spatial_stride >> level) for level in range(len(self.ch_mult))]
-        channels = self.ch * self.ch_mult[-1]
-        order = reversed(range(len(sizes)))
-        return list(self._plans(order, channels, self.num_res_blocks + 1, sizes))
+        # Sizes double from the coarsest, as published: halves lost on the way down stay lost.
+        finest = self.resolution - self.resolution % self.spatial_stride
+        return self._plans(self.ch * self.ch_mult[-1], self.num_res_blocks + 1, finest, -1)
 
-    def _plans(
-        self, order: Iterable[int], channels: int, num_blocks: int, sizes: list[int]
-    ) -> Iterator[LevelPlan]:
-        for level in order:
+    def _plans(self, channels: int, num_blocks: int, finest: int, step: int) -> list[LevelPlan]:
+        plans = []
+        for level in range(len(self.ch_mult))[::step]:
             inputs = [channels] + [self.ch * self.ch_mult[level]] * (num_blocks - 1)
             channels = self.ch * self.ch_mult[level]
-            yield LevelPlan(level, inputs, channels, sizes[level] in self.attn_resolutions)
-
-    def _check(self, num_blocks: int) -> None:
-        if not self.ch_mult or num_blocks < 1:
-            raise ValueError(
-                f"ch_mult={tuple(self.ch_mult)} with num_res_blocks={self.num_res_blocks}: "
-                "residual blocks change the channels, so there must be a level, and at least one "
-                "block at each"
+            plans.append(
+                LevelPlan(level, inputs, channels, finest >> level in self.attn_resolutions)
             )
+        return plans
+
+
+def passes_on_to(other: Callable[..., Any]) -> Callable[[Init], Init]:
+    """In the signature of a constructor, show the arguments of ``other`` in place of ``**``."""
+
+    def shown(init: Init) -> Init:
+        own = {k: v for k, v in signature(init).parameters.items() if v.kind != v.VAR_KEYWORD}
+        more = [v for k, v in signature(other).parameters.items() if k not in own]
+        init.__signature__ = Signature([*own.values(), *more])  # type: ignore[attr-defined]
+        return init
+
+    return shown
 
 
 class Level(nn.Module):

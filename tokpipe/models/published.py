@@ -40,7 +40,13 @@ def load_published(
             f"{type(module).__name__} is on the meta device, where weights would be silently "
             "dropped: move it with to_empty(device=...) first"
         )
-    given, misfits = _renamed(state_dict, rename or {})
+    given: dict[str, tuple[str, Tensor]] = {}  # published key and value, by the module's key
+    misfits: dict[str, str] = {}
+    for published, value in state_dict.items():
+        key = _renamed(str(published), rename or {})
+        if key in given:
+            misfits[key] = f"is the new name of both {given[key][0]} and {published}"
+        given[key] = (str(published), value)
     constants = {
         key
         for key, buffer in module.named_buffers()
@@ -69,21 +75,7 @@ def load_published(
     module.load_state_dict({key: value for key, (_, value) in given.items()})
 
 
-def _renamed(
-    state_dict: Mapping[str, Tensor], table: Mapping[str, str]
-) -> tuple[dict[str, tuple[str, Tensor]], dict[str, str]]:
-    """Return (published key, value) by the module's key, and the keys that two map to."""
-    renamed: dict[str, tuple[str, Tensor]] = {}
-    clashes: dict[str, str] = {}
-    for published, value in state_dict.items():
-        key = _rename(str(published), table)
-        if key in renamed:
-            clashes[key] = f"is the new name of both {renamed[key][0]} and {published}"
-        renamed[key] = (str(published), value)
-    return renamed, clashes
-
-
-def _rename(key: str, table: Mapping[str, str]) -> str:
+def _renamed(key: str, table: Mapping[str, str]) -> str:
     for name in sorted(table, key=len, reverse=True):
         if name == "" or key == name or key.startswith(f"{name}."):
             rest = key[len(name) :].removeprefix(".")
@@ -138,9 +130,8 @@ def _advice(missing: list[str], unexpected: list[str]) -> str:
 
 def _prefix(bare: list[str], prefixed: list[str]) -> str | None:
     """The prefix, up to its dot, under which all ``bare`` keys are among the ``prefixed`` ones."""
-    for key in prefixed:
-        if bare and key.endswith(f".{bare[0]}"):
-            prefix = key.removesuffix(f".{bare[0]}")
-            if {f"{prefix}.{name}" for name in bare} <= set(prefixed):
-                return prefix
+    for key in prefixed if bare else ():
+        prefix = key.removesuffix(f".{bare[0]}")
+        if prefix != key and {f"{prefix}.{name}" for name in bare} <= set(prefixed):
+            return prefix
     return None

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.group_norm import GroupNorm, Norm, group_norm, norm_class
+from tokpipe.models.group_norm import GroupNorm, Norm, group_norm
 from tokpipe.models.operations import same_conv2d
 from tokpipe.models.streaming import Stream
 
@@ -109,8 +109,7 @@ def block_norm(
     published blocks do not pass it on.
     """
     if zq_ch is not None:
-        layer = norm_class(norm)
-        return make_spatial(channels, zq_ch, layer, add_conv=add_conv, num_groups=32, eps=1e-6)
+        return make_spatial(channels, zq_ch, group_norm, add_conv=add_conv, norm=norm)
     if add_conv:
         raise ValueError(
             "add_conv=True without zq_ch: the convolution applies to the latent, which this norm "

@@ -1,6 +1,5 @@
 """Clips of an output decoded again from their codes and sources, and encoded again."""
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -151,7 +150,7 @@ class SideBySide(ExitStack):
             trust, or its weights differ from those that encoded.
     """
 
-    def __init__(self, output: Output, device: str = "auto") -> None:
+    def __init__(self, output: Output, device: str = "auto", *, needs_decoder: bool = True) -> None:
         super().__init__()
         self._output = output
         self._job = output.trusted_job()
@@ -162,7 +161,9 @@ class SideBySide(ExitStack):
         except (AssertionError, NotImplementedError, RuntimeError) as error:
             problem = f"--device {device}: torch cannot use it here ({error}). Use cpu or auto"
             raise ConfigError(problem) from error
-        self._reconstructor = Reconstructor(self._job, output.tokenizer, device)
+        self._reconstructor: Reconstructor | None = None
+        with suppress(*() if needs_decoder else (ConfigError,)):
+            self._reconstructor = Reconstructor(self._job, output.tokenizer, device)
 
     def blocks(self, clip: Clip, *, with_source: bool) -> Iterator[tuple[Frames, Frames | None]]:
         """Yield the (T, H, W, 3) frames of each chunk of a clip, and the same frames of its source.
@@ -170,6 +171,7 @@ class SideBySide(ExitStack):
         Sources are decoded again as the job did.
         """
         sources = self._sources.blocks(clip) if with_source else repeat(None)
+        assert self._reconstructor is not None
         return zip(self._reconstructor.frames(clip.chunks), sources, strict=False)
 
     @cached_property
@@ -180,70 +182,53 @@ class SideBySide(ExitStack):
         return self.enter_context(closing(SourceFrames(self._job, reader)))
 
 
-class Reencoder:
-    """The decode and encode stages of an output's job, on the kind of device that it used."""
+class Reencoder(SideBySide):
+    """Encodes clips of one output again, as its job did, to compare the codes."""
 
-    def __init__(self, job: JobConfig, spec: TokenizerSpec, plan: PlanReader, device: str) -> None:
+    def __init__(self, output: Output) -> None:
+        device = str(output.record.settings["encode"]["device"])
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 "the output was encoded on GPUs, but this machine has none. Other devices round "
                 "differently, so correct codes could differ: audit with --sample on a machine with "
                 "a GPU"
             )
-        encode = job.encode
+        super().__init__(output, device, needs_decoder=False)
+        job, encode = self._job, self._job.encode
         if device != "cuda":
             encode = encode.model_copy(update={"batch_chunks": 1})  # as jobs do on a CPU
         self._stage = EncodeStage(job.tokenizer, job.chunking, encode)
-        self._stage.setup(device, weights_of(job, spec).encoding)
-        self._streams = job.chunking.policy == "streaming"
-        self._sources = SourceFrames(job, plan)
-        self._reconstructor: Reconstructor | None = None
-        with suppress(ConfigError):  # the tokenizer has no decoder
-            self._reconstructor = Reconstructor(job, spec, device)
+        self._stage.setup(device, weights_of(job, output.tokenizer).encoding)
 
-    def close(self) -> None:
-        """Stop the decoding process and remove fetched sources."""
-        self._sources.close()
+    def compare(self, clip: Clip) -> tuple[float, float | None, float | None]:
+        """Encode the clip again; return which fraction of its codes came out the same.
 
-    def codes(self, clip: Clip) -> Iterator[Codes]:
-        """Encode the clip again, and yield the (t, h, w) codes of each chunk."""
+        Also the PSNR of the stored codes and of the new ones, decoded, against the source: None if
+        the tokenizer has no decoder, or no code is the same.
+        """
+        codes = list(self._codes(clip))
+        if [chunk.codes.shape for chunk in clip.chunks] != [block.shape for block in codes]:
+            return 0.0, None, None
+        pairs = list(zip(clip.chunks, codes, strict=True))
+        equal = sum(int((chunk.codes == block).sum()) for chunk, block in pairs)
+        if self._reconstructor is None or not equal:
+            return equal / clip.codes.size, None, None
+        qualities = Quality(), Quality()
+        again = [replace(chunk, codes=block) for chunk, block in pairs]
+        decoded = map(self._reconstructor.frames, (clip.chunks, again))
+        for original, *both in zip(self._sources.blocks(clip), *decoded, strict=True):
+            for quality, frames in zip(qualities, both, strict=True):
+                quality.add(original, frames)
+        return equal / clip.codes.size, qualities[0].psnr_db, qualities[1].psnr_db
+
+    def _codes(self, clip: Clip) -> Iterator[Codes]:
         state: StreamState | None = None
         result: EncodedClip | Rejected | Failed
         for piece in self._sources.decoded(clip):
-            if self._streams:
+            if self._job.chunking.policy == "streaming":
                 result, state = self._stage.process_piece(piece, state)
             else:
                 (result,) = self._stage.process([piece])
             if isinstance(result, Rejected | Failed):
                 raise SourceError(result.reason, result.message)
             yield from result.codes
-
-    def psnr_db(self, clip: Clip, codes: list[Codes]) -> tuple[float, float] | None:
-        """Return the PSNR of the clip's stored codes, and of ``codes``, against the source.
-
-        None if the tokenizer has no decoder.
-        """
-        if self._reconstructor is None:
-            return None
-        again = [
-            replace(chunk, codes=block) for chunk, block in zip(clip.chunks, codes, strict=True)
-        ]
-        stored_quality, again_quality = Quality(), Quality()
-        for original, ours, theirs in zip(
-            self._sources.blocks(clip),
-            self._reconstructor.frames(clip.chunks),
-            self._reconstructor.frames(again),
-            strict=True,
-        ):
-            stored_quality.add(original, ours)
-            again_quality.add(original, theirs)
-        return stored_quality.psnr_db, again_quality.psnr_db
-
-
-def equal_fraction(clip: Clip, codes: list[Codes]) -> float:
-    """Return the fraction of the clip's stored codes that equal ``codes``; 0 if shapes differ."""
-    if [chunk.codes.shape for chunk in clip.chunks] != [block.shape for block in codes]:
-        return 0.0
-    pairs = zip(clip.chunks, codes, strict=True)
-    equal = sum(int((chunk.codes == block).sum()) for chunk, block in pairs)
-    return equal / sum(math.prod(block.shape) for block in codes)

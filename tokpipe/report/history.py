@@ -9,12 +9,12 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from tokpipe.formats.checks import utc_time
 from tokpipe.formats.manifest import ManifestEntry, read_entries
 from tokpipe.reader import Output
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.speed import ACTIVITIES, OF_STAGE, Speed, speed_of
 from tokpipe.types import STAGES, Rejected, Stage
-from tokpipe.verbs.status import time_of
 
 MAX_STEPS = 120  # A step lasts 1, 2, 4, ... seconds: the shortest of which so many are enough
 
@@ -131,7 +131,8 @@ class History:
             self._add_examples(entry)
             elapsed_s = 0.0
             if before is not None and before.writer == entry.writer:
-                elapsed_s = max(0.0, (time_of(entry) - time_of(before)).total_seconds())
+                elapsed = utc_time(entry.written_at) - utc_time(before.written_at)
+                elapsed_s = max(0.0, elapsed.total_seconds())
             else:
                 self.starts_s.append(self.worked_s)
             if entry.claim is not None:
@@ -157,10 +158,7 @@ class History:
 
     @property
     def step_s(self) -> int:
-        step_s = 1
-        while step_s * MAX_STEPS < self.worked_s:
-            step_s *= 2
-        return step_s
+        return 1 << max(0, math.ceil(math.log2(max(1.0, self.worked_s) / MAX_STEPS)))
 
     @cached_property
     def steps(self) -> list[Step]:

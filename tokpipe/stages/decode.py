@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
@@ -66,6 +66,13 @@ class DecodeStage:
         """End the decoding child and drop fetched sources."""
         self._decoder.close()
         self._sources.release()
+
+    def __enter__(self) -> Self:
+        self.setup()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def process(self, items: list[WorkItem]) -> list[DecodedClip | Rejected | Failed]:
         """Decode each item. Errors that are raised are those of a store or of this node."""

@@ -22,12 +22,11 @@ from tokpipe.plan import merge_columns, sample_rows
 from tokpipe.plan.sample import RowSample
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
-from tokpipe.stages.decode import decoder_versions
+from tokpipe.stages.decode import DecodeStage, decoder_versions
 from tokpipe.storage import open_store, probe_store
 from tokpipe.telemetry.human import counted, counts_text, duration
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import Cut, DecodedClip
-from tokpipe.verbs.probing import decoding
 from tokpipe.verbs.status import status_of
 from tokpipe.weights.read import TokenizerWeights, find_weights, read_weights
 
@@ -158,7 +157,7 @@ def _videos(job: JobConfig, source: RowSource, rows: RowSample) -> Iterator[Chec
         yield _not_checked(f"videos of {short}", "PyAV is not installed here")
         return
     # A clip's length is checked whole, but only its first frame is decoded.
-    with decoding(job, _FIRST_FRAME) as stage:
+    with DecodeStage(job.sampling, job.frames, job.decode, job.storage, _FIRST_FRAME) as stage:
         found = stage.process(rows.items)
     bad = [one for one in found if not isinstance(one, DecodedClip)]
     reasons = dict(Counter(one.reason for one in bad).most_common())

@@ -19,11 +19,11 @@ from tokpipe.formats.shard import estimated_bytes
 from tokpipe.media.decoder import Probe
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
+from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import open_store
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.telemetry.human import counted, counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected
-from tokpipe.verbs.probing import decoding
 
 _STANDARD_ERRORS = 1.96  # Half the width of a 95 % confidence interval
 
@@ -131,7 +131,9 @@ def forecast(
         plan = write_plan(job, store, "forecast")
         rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
         items = PlanReader(store, plan, job.sources).items(np.sort(rows))
-        with decoding(job, pieces_of(job)) as stage:
+        with DecodeStage(
+            job.sampling, job.frames, job.decode, job.storage, pieces_of(job)
+        ) as stage:
             sample = [_amounts(job, stage.probe(item), reasons) for item in items]
     clips, rejected, frames, chunks, codes = (
         Estimate.of(amounts, plan.num_rows) for amounts in zip(*sample, strict=True)

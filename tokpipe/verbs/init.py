@@ -21,11 +21,11 @@ from tokpipe.plan import sample_rows
 from tokpipe.sources import open_sources
 from tokpipe.sources.guess import guess_columns
 from tokpipe.sources.table import EXTENSIONS, TableRows
+from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact
 from tokpipe.verbs.locate import is_inside_output
-from tokpipe.verbs.probing import decoding
 
 _OPTIONS = StoreOptions()
 _NUM_SAMPLED = 8
@@ -178,7 +178,7 @@ def _probe(job: JobConfig) -> tuple[str, str, list[Probe]]:
     more = f"; left out: {there}" if (there := source.left_out.text) else ""
     if not find_spec("av"):
         return count, more, []
-    with decoding(job) as stage:
+    with DecodeStage(job.sampling, job.frames, job.decode, job.storage) as stage:
         found = [stage.probe(item) for item in rows.items]
     probes = [one for one in found if isinstance(one, Probe)]
     if bad := [one for one in found if not isinstance(one, Probe)]:

@@ -82,7 +82,8 @@ def status_of(
         left_s = (record.num_rows - done) * clips_per_row / clips_per_s
     age_s = None
     if recent:
-        age_s = max(0.0, ((now or datetime.now(UTC)) - time_of(recent[-1])).total_seconds())
+        age = (now or datetime.now(UTC)) - utc_time(recent[-1].written_at)
+        age_s = max(0.0, age.total_seconds())
     return Status(
         uri=store.uri,
         dataset=record.dataset,
@@ -98,18 +99,13 @@ def status_of(
     )
 
 
-def time_of(entry: ManifestEntry) -> datetime:
-    """When the entry was written, by its driver's clock."""
-    return utc_time(entry.written_at)
-
-
 def _rate(entries: Sequence[ManifestEntry]) -> float | None:
     """Clips per second between the first and the last of the newest driver's entries."""
     claims = [number for number, entry in enumerate(entries) if entry.claim is not None]
     own = entries[claims[-1] if claims else 0 :]
     if len(own) < 2:
         return None
-    seconds = (time_of(own[-1]) - time_of(own[0])).total_seconds()
+    seconds = (utc_time(own[-1].written_at) - utc_time(own[0].written_at)).total_seconds()
     clips = sum(sum(1 for _ in entry.refs()) - len(entry.reopened) for entry in own[1:])
     return clips / seconds if seconds > 0 and clips > 0 else None
 

@@ -46,7 +46,7 @@ def convert(
     *,
     kind: str | None = None,
     config: Path | None = None,
-    choices: Choices | None = None,
+    choices: Choices = Choices(),
 ) -> Iterator[str]:
     """Convert a ``.ckpt``, ``.pt``, ``.pth`` or ``.safetensors`` file; yield lines that say how.
 
@@ -57,7 +57,6 @@ def convert(
     """
     from tokpipe.models.tokenizers import build_tokenizer
 
-    choices = choices or Choices()
     if (kind is None) == (config is None):
         raise ConfigError(
             "convert: weights need settings. Pass either --kind, for weights whose shapes imply "
@@ -146,15 +145,11 @@ def _read_state(source: Path, choices: Choices) -> dict[str, Tensor]:
 def _write(state: Mapping[str, Tensor], path: Path) -> None:
     import safetensors.torch
 
-    tensors: dict[str, Tensor] = {}
-    storages = set()
-    for key, value in state.items():
-        tensor = value.detach().resolve_neg().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        # safetensors takes no tensors that share memory, such as tied weights.
-        tensors[key] = tensor.clone() if storage in storages else tensor
-        storages.add(storage)
-    safetensors.torch.save_file(tensors, path)
+    # safetensors takes neither strided views nor tensors that share memory, such as tied weights.
+    copies = {
+        key: value.detach().resolve_neg().contiguous().clone() for key, value in state.items()
+    }
+    safetensors.torch.save_file(copies, path)
 
 
 def _choose(
@@ -210,29 +205,27 @@ def _averaged(
 
     LitEma leaves out the name of the model if it was given only that, as in ``LitEma(self.model)``.
     """
-    result = dict(table)
-    owners: dict[str, str] = {}
+    owners: dict[str, str] = {}  # new key by average
     for new, key in table.items():
         part, _, rest = key.partition(".")
         names = {f"model_ema.{name.replace('.', '')}" for name in (key, new)}
-        names.add(f"ema_{part}.{rest.replace('.', '')}")
-        for name in sorted(names & averages):
-            if name in owners or key in owners.values():
+        for name in averages & {*names, f"ema_{part}.{rest.replace('.', '')}"}:
+            if name in owners or new in owners.values():
+                other = table[owners[name]] if name in owners else name
                 raise ConfigError(
-                    f"{source}: {key} and {owners.get(name, name)} share one moving average, so "
-                    "its owner is unknown. Convert without --ema"
+                    f"{source}: {key} and {other} share one moving average, so its owner is "
+                    "unknown. Convert without --ema"
                 )
-            owners[name] = key
-            result[new] = name
+            owners[name] = new
     if not owners:
         raise ConfigError(
             f"{source} has no moving averages below model_ema. or ema_<part>. for --ema to take. "
             "Convert without it"
         )
     yield f"{source}: took {len(owners):,} moving averages instead of the weights"
-    if without := [key for key in table.values() if key not in owners.values()]:
+    if without := [key for new, key in table.items() if new not in owners.values()]:
         yield f"{source}: {len(without):,} keys have no average: {_some(without)}"
-    return result
+    return {**table, **{new: name for name, new in owners.items()}}
 
 
 def _some(keys: Iterable[str]) -> str:

@@ -89,29 +89,24 @@ class CodebookQuantizer(Quantizer):
 
 
 def _used_entries(remap: Remap, num_vectors: int) -> Tensor:
-    where, given = "remap", remap
-    if isinstance(given, str | os.PathLike):
-        where = os.fspath(given)
-        try:
-            given = np.load(where, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(
-                f"{where}: not a .npy file of integers ({error}), so the entries in use are "
-                "unknown. Write it with numpy.save"
-            ) from error
-    used = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+    where = os.fspath(remap) if isinstance(remap, str | os.PathLike) else "remap"
+    try:
+        given = np.load(where, allow_pickle=False) if where != "remap" else remap
+        used = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"{where}: not a .npy file of integers ({error}): use numpy.save"
+        ) from error
+    problem = None
     if used.ndim != 1 or not used.size or used.dtype.kind not in "iu":
+        problem = f"holds {used.dtype} of shape {used.shape}"
+    elif used.min() < 0 or used.max() >= num_vectors:
+        problem = f"names entries {used.min()} to {used.max()}"
+    elif len(np.unique(used)) != len(used):
+        problem = "names an entry twice"
+    if problem is not None:
         raise ValueError(
-            f"{where}: holds {used.dtype} of shape {used.shape}, but the entries in use are a "
-            "list of at least one integer"
-        )
-    if used.min() < 0 or used.max() >= num_vectors:
-        raise ValueError(
-            f"{where}: names entries {used.min()} to {used.max()}, but the codebook has 0 to "
-            f"{num_vectors - 1}: it belongs to another codebook"
-        )
-    if len(np.unique(used)) != len(used):
-        raise ValueError(
-            f"{where}: names an entry twice, so one of its codes would never occur: name each once"
+            f"{where}: {problem}, but the codebook has 0 to {num_vectors - 1}, and the entries in "
+            "use are a list of at least one of these integers, each once"
         )
     return torch.from_numpy(used.astype(np.int64))

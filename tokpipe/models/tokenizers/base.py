@@ -1,13 +1,17 @@
-"""The interface of every tokenizer, and the checks that all of them share."""
+"""The interface of every tokenizer, and the checks and the loading that all of them share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.config.traits import TokenizerTraits
+from tokpipe.errors import ConfigError
+from tokpipe.models.published import load_published
 from tokpipe.models.quantizers import Quantizer
 from tokpipe.models.quantizers.base import check_range
 from tokpipe.models.streaming import StreamState
@@ -253,3 +257,29 @@ def _check_result(result: object, kind: str, shape: tuple[int, ...], call: str) 
         f"{call} returned {found}, not {kind} of {shape}, as its traits declare: correct the "
         "traits or the model"
     )
+
+
+def load_weights(
+    module: nn.Module,
+    weights: bytes,
+    config: TokenizerConfig,
+    *,
+    with_decoder: bool,
+    rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict,
+) -> None:
+    """Fill ``module`` from a safetensors file that has exactly its keys, once renamed.
+
+    Keys that only decoding needs are optional for a module without a decoder.
+    """
+    source = config.weights or "tokenizer.weights"
+    try:
+        state: Mapping[str, Tensor] = safetensors.torch.load(weights)
+    except safetensors.SafetensorError as error:
+        raise ConfigError(
+            f"{source} is not a complete safetensors file ({error}). The tokenizer needs its "
+            "weights. Run `tokpipe convert` on other kinds of checkpoint; copy this file again if "
+            "it was cut short"
+        ) from error
+    if not with_decoder:
+        state = {k: v for k, v in state.items() if not k.startswith(config.decoder_keys)}
+    load_published(module, rename(state), source=source)

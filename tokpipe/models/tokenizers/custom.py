@@ -2,6 +2,7 @@
 
 import importlib.util
 import symtable
+from collections.abc import Callable
 from importlib.machinery import PathFinder
 from typing import Any
 
@@ -11,9 +12,8 @@ from torch import Tensor, nn
 from tokpipe.config.tokenizer import CustomConfig
 from tokpipe.errors import ConfigError
 from tokpipe.models.streaming import StreamState
-from tokpipe.models.tokenizers.base import VideoTokenizer
+from tokpipe.models.tokenizers.base import VideoTokenizer, load_weights
 from tokpipe.models.tokenizers.probe import probe
-from tokpipe.models.tokenizers.weights import load_weights
 
 
 class CustomTokenizer(VideoTokenizer):
@@ -32,24 +32,29 @@ class CustomTokenizer(VideoTokenizer):
         return codes
 
     def _decode(self, codes: Tensor) -> Tensor:
-        if (decode := getattr(self.model, "decode", None)) is None:
-            raise ValueError(f"{self.name} has no method decode(codes), so it returns no pixels")
-        floats: Tensor = decode(codes)
+        floats: Tensor = self._method("decode(codes)")(codes)
         return floats
 
     def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        if (encode_piece := getattr(self.model, "encode_piece", None)) is None:
+        if self.traits.layout == "BCHW" and not hasattr(self.model, "encode_piece"):
             return super()._encode_piece(x, state)
-        codes, tensors = encode_piece(x, self._tensors(state))
+        codes, tensors = self._method("encode_piece(x, state)")(x, self._tensors(state))
         return codes, StreamState(self.name, tuple(tensors))
 
     def _decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        if (decode_piece := getattr(self.model, "decode_piece", None)) is None:
-            if self.traits.layout == "BCHW":
-                return super()._decode_piece(codes, state)
-            raise ValueError(f"{self.name} has no method decode_piece(codes, state)")
-        floats, tensors = decode_piece(codes, self._tensors(state))
+        if self.traits.layout == "BCHW" and not hasattr(self.model, "decode_piece"):
+            return super()._decode_piece(codes, state)
+        floats, tensors = self._method("decode_piece(codes, state)")(codes, self._tensors(state))
         return floats, StreamState(self.name, tuple(tensors))
+
+    def _method(self, call: str) -> Callable[..., Any]:
+        method: Callable[..., Any] | None = getattr(self.model, call.partition("(")[0], None)
+        if method is None:
+            raise ValueError(
+                f"{self.name} has no method {call}: add it, or name another class; "
+                "docs/tokenizers.md has an example"
+            )
+        return method
 
     def _tensors(self, state: StreamState | None) -> tuple[Tensor, ...] | None:
         if state is None:
@@ -73,7 +78,6 @@ def build_custom(
     """Build on the CPU and probe it; see ``build_tokenizer``."""
     what = f"tokenizer.implementation {config.implementation}"
     kind = _imported(config.implementation, what)
-    _check_methods(kind, config, what, with_decoder=with_decoder)
     try:
         model = kind(**config.arguments)
     except (Exception, SystemExit) as error:  # user code may raise anything
@@ -100,13 +104,15 @@ def _imported(path: str, what: str) -> type[nn.Module]:
             f"{what}: {module_name} cannot be imported: {type(error).__name__}: {error}. Install "
             "it on every node that encodes, or add its folder to PYTHONPATH there"
         ) from error
-    # Checked before it is called: a checkpoint's config must not be able to call just anything.
+    # Checked before it is called: a config must not be able to call just anything.
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         described = "not a class" if found is None else f"{found!r}"
         raise ConfigError(
             f"{what}: {name} in {module_name} is {described}, but must be a subclass of "
             "torch.nn.Module: correct the path"
         )
+    if not hasattr(found, "encode"):
+        raise ConfigError(f"{what}: has no method encode(x): add it, or name another class")
     return found
 
 
@@ -126,19 +132,3 @@ def _may_define(module_name: str, name: str) -> bool:
     if name not in table.get_identifiers():
         return "import *" in source
     return not any(one.get_type() == "function" for one in table.lookup(name).get_namespaces())
-
-
-def _check_methods(
-    kind: type[nn.Module], config: CustomConfig, what: str, *, with_decoder: bool
-) -> None:
-    wanted = {"encode": "encode(x)"}
-    if with_decoder:
-        wanted["decode"] = "decode(codes)"
-    if config.traits.why_not_streamable is None and config.traits.layout != "BCHW":
-        wanted["encode_piece"] = "encode_piece(x, state), although it is declared streamable"
-    for method, described in wanted.items():
-        if not callable(getattr(kind, method, None)):
-            raise ConfigError(
-                f"{what}: has no method {described}: add it, or name another class; "
-                "docs/tokenizers.md has an example"
-            )

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from tokpipe.config.native_parts import FSQConfig, GumbelConfig, LFQConfig, QuantizerConfig
 from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError
-from tokpipe.models.encoder_3d import Encoder3D
-from tokpipe.models.movq_3d import MOVQDecoder3D
+from tokpipe.models.autoencoder_3d import Encoder3D, MOVQDecoder3D
 from tokpipe.models.quantizers import (
     FSQ,
     LFQ,

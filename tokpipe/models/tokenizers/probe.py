@@ -1,11 +1,9 @@
 """Whether a tokenizer keeps to its traits, and a device to the codes of the CPU, before any video.
 
 Not every build of a device's libraries does. cuDNN 9.10 silently computes wrong sums in 3D
-convolutions of bfloat16 (github.com/pytorch/pytorch/issues/163539), and PyTorch 2.9 avoids it at
-ten times the cost.
+convolutions of bfloat16 (github.com/pytorch/pytorch/issues/163539).
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,11 +24,6 @@ FLOAT32_AGREEMENT = 0.9
 NARROW_AGREEMENT = 0.5
 """Types of 8 or 11 bits change 1 to 15 codes of 100, depending on how fine the codebook is. After
 wrong sums hardly any code stays, where codebooks are large."""
-
-_SOUND_CUDNN = 91500
-"""From this version on, PyTorch lets cuDNN compute 3D convolutions of bfloat16 and float16."""
-
-_log = logging.getLogger(__name__)
 
 
 def probe(
@@ -126,7 +119,6 @@ class Parity:
 
     def check(self, tokenizer: VideoTokenizer, device: torch.device) -> None:
         """Raise NodeTrouble if fewer codes agree than rounding explains."""
-        _warn_of_slow_convolutions(tokenizer.dtype, device)
         is_wide = tokenizer.dtype == torch.float32
         least = FLOAT32_AGREEMENT if is_wide else NARROW_AGREEMENT
         share = self.agreement(tokenizer, device)
@@ -153,13 +145,3 @@ def _name(device: torch.device) -> str:
     if device.type != "cuda":
         return f"the device {device}"
     return f"{torch.cuda.get_device_name(device)} (cuDNN {torch.backends.cudnn.version()})"
-
-
-def _warn_of_slow_convolutions(dtype: torch.dtype, device: torch.device) -> None:
-    version = torch.backends.cudnn.version() if device.type == "cuda" else None
-    if version is not None and version < _SOUND_CUDNN and dtype != torch.float32:
-        _log.warning(
-            "PyTorch does not trust cuDNN %d with 3D convolutions of %s: encoding will take many "
-            "times as long and as much memory; install nvidia-cudnn-cu12>=9.15",
-            *(version, dtype),
-        )

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.blocks import Downsample, ResnetBlock, Upsample
-from tokpipe.models.diffusion.attention import AttnType, make_attn
+from tokpipe.models.blocks import AttnType, Downsample, ResnetBlock, Upsample, make_attn
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Levels, MidBlocks, Pyramid, Shape
+from tokpipe.models.levels import Levels, MidBlocks, Pyramid, Shape, passes_on_to
 from tokpipe.models.operations import Conv2d, check_input, silu
 
 
@@ -33,6 +32,7 @@ class UNet(nn.Module):
     Source: arXiv:2006.11239; ``Model`` of CogVideo's ``sgm.modules.diffusionmodules.model``.
     """
 
+    @passes_on_to(Pyramid)
     def __init__(
         self,
         *,

@@ -1,1 +1,0 @@
-"""The autoencoder and the U-Net of latent diffusion, as published with CogVideo."""
