@@ -28,10 +28,8 @@ from tokpipe.runtime.dispatch.protocol import (
     Commit,
     Committed,
     DecodedInfo,
-    DecodeLease,
     Dispatch,
     EncodedInfo,
-    EncodeLease,
     Event,
     FetchPlan,
     Finish,
@@ -172,9 +170,9 @@ class VirtualCluster:
         end = self._free_at[command.actor] = begin + seconds
         self.run.busy_s[stage] += seconds
         refs = tuple(ref_of(item) for item in lease.items)
-        if isinstance(lease, DecodeLease):
+        if stage == "decode":
             answer: object = tuple(DecodedInfo(ref, 17) for ref in refs)
-        elif isinstance(lease, EncodeLease):
+        elif stage == "encode":
             answer = tuple(EncodedInfo(ref, (32, 32), CODES_PER_CLIP) for ref in refs)
             self._spans.append((begin, end))
         else:

@@ -66,7 +66,7 @@ class Bench:
     ) -> list[protocol.Command]:
         """Answer a lease: with ``infos``, or as if all went well."""
         answer: Any = infos or tuple(map(answer_for(dispatch), refs_of(dispatch)))
-        if isinstance(dispatch.lease, protocol.WriteLease):
+        if dispatch.lease.stage == "write":
             answer = receipt_of(tuple(refs_of(dispatch)))
         done: Any = protocol.LeaseDone
         return self.send(done(dispatch.attempt, answer, **seconds))
@@ -117,7 +117,7 @@ def refs_of(dispatch: protocol.Dispatch) -> list[ClipRef]:
 
 
 def answer_for(dispatch: protocol.Dispatch) -> Any:
-    if isinstance(dispatch.lease, protocol.DecodeLease):
+    if dispatch.lease.stage == "decode":
         return lambda ref: protocol.DecodedInfo(ref, 5)
     return lambda ref: protocol.EncodedInfo(ref, (4, 4), 1)
 

@@ -158,15 +158,14 @@ class Cluster:
         """Do the work of an attempt; its node holds what it makes."""
         attempt, lease = command.attempt, command.lease
         self.homes[attempt] = self.actors[command.actor].node
-        if isinstance(lease, protocol.DecodeLease):
+        if lease.stage == "decode":
             return self.decoded(attempt, lease)
-        picks = (lease.pick,) if isinstance(lease, protocol.EncodeLease) else lease.picks
-        released = [pick for pick in picks if pick.source not in self.outputs]
-        assert not released, "an output was released while it was needed"
-        if lost := tuple(pick.source for pick in picks if self.is_lost(pick.source)):
+        sources = {place.source for place in lease.places}
+        assert sources <= self.outputs.keys(), "an output was released while it was needed"
+        if lost := tuple(filter(self.is_lost, sources)):
             return protocol.LeaseFailed(attempt, "inputs_lost", "gone", lost)
-        inputs = [self.outputs[pick.source][number] for pick in picks for number in pick.positions]
-        if isinstance(lease, protocol.EncodeLease):
+        inputs = [self.outputs[source][at] for source, at in lease.places]
+        if lease.stage == "encode":
             make = self.encoded if lease.stream is None else self.piece_encoded
             return make(attempt, lease, inputs)
         refs = self.joined(inputs)
@@ -176,7 +175,7 @@ class Cluster:
         name = f"plan-{lease.lease_id}-{attempt}"
         return protocol.LeaseDone(attempt, receipt_of(tuple(refs), name, grids.pop()))
 
-    def decoded(self, attempt: protocol.AttemptId, lease: protocol.DecodeLease) -> protocol.Event:
+    def decoded(self, attempt: protocol.AttemptId, lease: protocol.Lease) -> protocol.Event:
         outputs, infos = [], []
         for item in lease.items:
             row = item.row
@@ -193,7 +192,7 @@ class Cluster:
         return protocol.LeaseDone(attempt, tuple(infos))
 
     def encoded(
-        self, attempt: protocol.AttemptId, lease: protocol.EncodeLease, pixels: list[Output]
+        self, attempt: protocol.AttemptId, lease: protocol.Lease, pixels: list[Output]
     ) -> protocol.Event:
         assert_same(lease.items, refs := [output.ref for output in pixels])
         self.outputs[attempt] = pixels
@@ -205,7 +204,7 @@ class Cluster:
         return protocol.LeaseDone(attempt, tuple(infos), 2.0)
 
     def piece_encoded(
-        self, attempt: protocol.AttemptId, lease: protocol.EncodeLease, pixels: list[Output]
+        self, attempt: protocol.AttemptId, lease: protocol.Lease, pixels: list[Output]
     ) -> protocol.Event:
         """Encode one piece of a streamed clip from the state that the dispatcher names."""
         (item,), (piece,) = lease.items, pixels

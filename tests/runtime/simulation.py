@@ -170,7 +170,7 @@ class _Driver:
                 flight = self.dispatcher.parts.flights.attempts.get(attempt)
                 if flight is None:  # it has given this attempt up
                     return
-                if isinstance(flight.lease, protocol.WriteLease):
+                if flight.lease.stage == "write":
                     self.known_lost.update((flight.lease.lease_id, source) for source in lost)
                 elif flight.lease.stream is not None:
                     self.known_lost.add(flight.lease.stream)
@@ -216,8 +216,8 @@ class _Driver:
     def check_lease(self, lease: protocol.Lease) -> None:
         """No lease needs what is known to be lost. Pieces go to encoders in order, and a streamed
         clip is neither decoded far ahead nor keeps more than its last state."""
-        if isinstance(lease, protocol.WriteLease):
-            needed = {(lease.lease_id, pick.source) for pick in lease.picks}
+        if lease.stage == "write":
+            needed = {(lease.lease_id, place.source) for place in lease.places}
             assert not self.known_lost & needed, "known to be lost"
             return
         if lease.stream is None:
@@ -226,7 +226,7 @@ class _Driver:
         assert not self.dispatcher.parts.streams.has_ended(lease), "the streamed clip has ended"
         (item,) = lease.items
         reached = self.reached[lease.stream]
-        if isinstance(lease, protocol.DecodeLease):
+        if lease.stage == "decode":
             assert item.piece <= reached + AHEAD, "decoded too far ahead"
             return
         assert item.piece in (reached - 1, reached), "a piece out of order"

@@ -50,7 +50,7 @@ def play(num_rows: int, is_bad: IsBad, most: float, *, seed: int = 0, before: in
             match command:
                 case protocol.StartActor(actor):
                     events.append(protocol.ActorUp(actor))
-                case protocol.Dispatch(attempt, _, protocol.DecodeLease() as lease):
+                case protocol.Dispatch(attempt, _, protocol.Lease("decode") as lease):
                     answer: list[protocol.Info] = []
                     for item in lease.items:
                         ref = ref_of(item)
@@ -61,7 +61,7 @@ def play(num_rows: int, is_bad: IsBad, most: float, *, seed: int = 0, before: in
                     events.append(protocol.LeaseDone(attempt, tuple(answer)))
                 case protocol.Dispatch(attempt, _, lease):
                     refs = tuple(map(ref_of, lease.items))
-                    is_write = isinstance(lease, protocol.WriteLease)
+                    is_write = lease.stage == "write"
                     done = receipt_of(refs) if is_write else tuple(map(answer_for(command), refs))
                     events.append(protocol.LeaseDone(attempt, done))
                 case protocol.Commit(receipts, rejected):

@@ -15,7 +15,7 @@ from tokpipe.types import STAGES, Stage
 
 
 def fleet_of(num_decoders: int) -> Fleet:
-    fleet = Fleet(LIMITS.runtime, Outbox())
+    fleet = Fleet(LIMITS, Outbox())
     fleet.fill("decode", num_decoders, 0.0, one_shares=False)
     for actor in fleet.actors:
         fleet.came_up(actor)
@@ -97,7 +97,7 @@ def test_a_draining_node_gets_nothing_new_and_its_codes_are_written() -> None:
     assert [one.stage for one in started] == ["encode"]
     # Its codes would be lost with it, so they are written although the shard is not full.
     assert protocol.KillActor(encoder) in bench.done(encode)
-    assert isinstance(bench.in_flight()[-1].lease, protocol.WriteLease)
+    assert bench.in_flight()[-1].lease.stage == "write"
     bench.send(protocol.Planned(items(4, 5), exhausted=True))
     bench.bring_up()
     assert not any(one.actor == encoder for one in bench.in_flight())

@@ -4,22 +4,22 @@ from tests.runtime.bench import Bench, refs_of, released
 from tokpipe.runtime.dispatch.blame import RETRY_PAUSE_S
 from tokpipe.runtime.dispatch.flights import Flights
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.runtime.dispatch.protocol import DecodeLease, Dispatch, EncodedInfo, EncodeLease, Pick
+from tokpipe.runtime.dispatch.protocol import Dispatch, EncodedInfo, Lease, Place
 from tokpipe.types import Failed
 
 
 def test_an_output_is_released_with_its_last_clip() -> None:
     flights = Flights(out := Outbox())
     flights.keep(7, 3)
-    flights.use_up(Pick(7, (0, 2)))
+    flights.use_up([Place(7, 0), Place(7, 2)])
     assert not out.take()
-    flights.use_up(Pick(7, (1,)))
+    flights.use_up([Place(7, 1)])
     flights.keep(8, 0)
     assert released(out.take()) == {7, 8}
 
 
 def test_an_attempt_ends_once() -> None:
-    flights, lease = Flights(Outbox()), DecodeLease(())
+    flights, lease = Flights(Outbox()), Lease("decode", ())
     for flight in (first := Dispatch(1, 5, lease), Dispatch(2, 5, lease)):
         flights.start(flight)
     assert flights.end(1) is first
@@ -36,6 +36,5 @@ def test_pixels_of_a_clip_that_failed_to_encode_are_kept_for_the_retry() -> None
     assert decode.attempt not in released(bench.done(encode, codes, failed))
     bench.tick(RETRY_PAUSE_S + 0.1)
     (again,) = bench.in_flight("encode")
-    assert isinstance(again.lease, EncodeLease)
-    assert again.lease.pick == Pick(decode.attempt, (1,))
+    assert again.lease.places == (Place(decode.attempt, 1),)
     assert decode.attempt in released(bench.done(again))

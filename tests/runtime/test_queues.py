@@ -8,7 +8,7 @@ from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.fleet import SLOTS
 from tokpipe.runtime.dispatch.leasing import SHARDS_AHEAD
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.runtime.dispatch.protocol import DecodedInfo, DecodeLease, FetchPlan, Planned
+from tokpipe.runtime.dispatch.protocol import Clip, DecodedInfo, FetchPlan, Lease, Planned
 from tokpipe.runtime.dispatch.queues import Queues
 
 
@@ -18,16 +18,16 @@ def test_leases_that_are_put_back_go_out_first() -> None:
     first = queues.next_decode(2)
     assert first is not None
     queues.put_back(first)
-    assert queues.next_decode(3) == DecodeLease(items(0, 1, 2))
+    assert queues.next_decode(3) == Lease("decode", tuple(map(Clip, items(0, 1, 2))))
     assert not queues.nothing_before_write
-    assert queues.next_decode(3) == DecodeLease(items(3))
+    assert queues.next_decode(3) == Lease("decode", tuple(map(Clip, items(3))))
     assert queues.next_decode(3) is None
     assert queues.nothing_before_write
 
 
 def test_retries_go_out_when_they_are_due_earliest_first() -> None:
     queues = Queues(Outbox())
-    leases = [DecodeLease(items(row), stream=row) for row in range(3)]
+    leases = [Lease("decode", (), stream=row) for row in range(3)]
     for number, (due, lease) in enumerate(zip((9.0, 3.0, 5.0), leases, strict=True)):
         queues.add_retry(due, number, lease)
     assert list(queues.due_retries(5.0)) == [leases[1], leases[2]]

@@ -14,8 +14,9 @@ def test_a_shard_is_closed_when_it_is_full_old_or_endangered() -> None:
     settlement = Settlement(LIMITS, queues, out)
 
     def add(attempt: int, num_codes: int) -> None:
-        part = protocol.EncodedClips(items(attempt), (protocol.Pick(attempt, (0,)),))
-        settlement.add_codes(part, (4, 4), num_codes, now=0.0)
+        clip = protocol.Clip(items(attempt)[0], (protocol.Place(attempt, 0),))
+        settlement.add_codes(clip, (4, 4), num_codes, now=0.0)
+        settlement.close_due(0.0, all_of_them=False)
 
     add(1, 999)
     waiting = [queues.num_waiting("write")]
@@ -63,8 +64,7 @@ def test_open_shards_are_written_when_any_node_starts_draining() -> None:
     assert not bench.in_flight("write")
     bench.send(protocol.Draining(frozenset({"elsewhere"})))
     (write,) = bench.in_flight("write")
-    assert isinstance(write.lease, protocol.WriteLease)
-    assert [part.encode_s for part in write.lease.parts] == [3.0]
+    assert sum(clip.encode_s for clip in write.lease.clips) == 3.0
 
 
 def test_encoder_seconds_are_useful_once_committed_and_lost_if_codes_are() -> None:

@@ -33,7 +33,6 @@ def test_pieces_are_encoded_in_order_and_decoded_a_little_ahead() -> None:
         states = [encode.attempt]
         decode, encode = only(protocol.Dispatch, commands)
         assert decode.lease.items[0].piece == piece + 2
-        assert isinstance(encode.lease, protocol.EncodeLease)
         assert (encode.lease.items[0].piece, encode.lease.state) == (piece, states[0])
 
 
@@ -61,9 +60,8 @@ def test_a_lost_state_restarts_the_clip() -> None:
 
 def test_a_rejected_piece_rejects_the_clip_and_releases_all_of_it() -> None:
     bench, (ahead, _, encode) = streamed()
-    assert isinstance(encode.lease, protocol.EncodeLease)
     commands = bench.done(ahead, Rejected(refs_of(ahead)[0], "decode", "corrupt", ""))
-    assert encode.lease.pick.source in released(commands)
+    assert encode.lease.places[0].source in released(commands)
     assert bench.account.rejected_at == {"decode": 1}
     # Answers to what is still in flight are ignored.
     assert encode.attempt in released(bench.done(encode))

@@ -11,7 +11,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
 from tokpipe.runtime.commit import claim_output
 from tokpipe.storage import open_store
-from tokpipe.telemetry.logs import LOGGER, WorkerLog, driver_log, log_event
+from tokpipe.telemetry.logs import LOGGER, driver_log, log_event, start_worker_log
 
 
 def nobody(_: str) -> None:
@@ -81,10 +81,10 @@ def test_workers_write_json_when_the_driver_does(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr(LOGGER, "handlers", [])
     monkeypatch.setattr(LOGGER, "level", logging.NOTSET)
-    WorkerLog(as_json=False, context={}).start()
+    start_worker_log({}, as_json=False)
     assert not LOGGER.handlers
     context = {"plan_id": "p", "stage": "decode", "actor": 3}
-    WorkerLog(as_json=True, context=context).start()
+    start_worker_log(context, as_json=True)
     logging.getLogger("tokpipe.stages.encode").warning("out of memory")
     line = json.loads(stream.getvalue())
     assert context.items() <= line.items()

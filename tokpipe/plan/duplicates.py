@@ -1,8 +1,7 @@
 """Finds and drops rows of a plan that are the same clip."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +12,7 @@ from tokpipe.storage.store import Store
 from tokpipe.telemetry.redact import redact
 
 
-@dataclass(frozen=True)
-class PlannedPart:
+class PlannedPart(NamedTuple):
     """A stored part, with what is needed only until the plan is complete."""
 
     stored: PlanPart

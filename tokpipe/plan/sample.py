@@ -1,6 +1,6 @@
 """A sample of a source's rows, without planning the job."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +11,7 @@ from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
 from tokpipe.types import WorkItem
 
 
-@dataclass(frozen=True)
-class RowSample:
+class RowSample(NamedTuple):
     """What reading the first rows of a source shows."""
 
     num_rows: int

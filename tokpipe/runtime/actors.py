@@ -10,7 +10,7 @@ cost seconds and hundreds of megabytes each.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -26,7 +26,6 @@ from tokpipe.runtime.dispatch.protocol import (
 )
 from tokpipe.runtime.packing import Packed
 from tokpipe.storage.probe import Landmark
-from tokpipe.telemetry.logs import WorkerLog
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 
 Payload = list[DecodedClip | None] | list[EncodedClip | None]
@@ -35,15 +34,16 @@ STUCK = (
     "its inputs do not come from Ray's object store: the disk that it spills to (/tmp/ray*) is "
     "full, broken or was cleaned, or the store is too small: enlarge --object-store-memory"
 )
-Codes = tuple[AttemptId, Any, tuple[int, ...]]
+Positions = tuple[int, ...]
+Codes = tuple[AttemptId, Any, Positions]
 """An attempt, a reference to its payload, and the positions to pick from it."""
 
 
 class Worker:
     """What all actors share."""
 
-    def __init__(self, log: WorkerLog) -> None:
-        log.start()
+    def __init__(self, start_log: Callable[[], None]) -> None:
+        start_log()
 
     def setup(self, output: Landmark, stage: Any, *arguments: Any) -> str | None:
         """Set up a stage, or one that ``stage`` builds here. Return an encoder's class."""
@@ -86,15 +86,14 @@ class EncodeActor(Worker):
     def work(
         self,
         attempt: AttemptId,
-        positions: Sequence[int],
-        decoded: list[DecodedClip | None],
+        picks: Sequence[Positions],
         state: Any,
+        *decoded: list[DecodedClip | None],
     ) -> tuple[Packed[Payload], Any, Packed[LeaseDone]]:
-        """``state``: what this returned for the previous piece of a streamed clip, else None. Ray
-        resolves a reference to it, so it travels from encoder to encoder."""
+        """``picks``: from each payload in ``decoded``. ``state``: what this returned for the
+        previous piece of a streamed clip, else None. Ray resolves references to them."""
         started, after = time.monotonic(), None
-        clips = [clip for position in positions if (clip := decoded[position]) is not None]
-        assert len(clips) == len(positions), "only decoded clips are picked"
+        clips = _picked(decoded, picks)
         if clips[0].piece.num_pieces > 1:  # it is alone
             result, after = self.stage.process_piece(clips[0], state)
             results = [result]
@@ -127,10 +126,16 @@ class WriteActor(Worker):
         except ObjectLostError:
             lost = tuple(_lost(codes))
             return Packed(LeaseFailed(attempt, "inputs_lost", "a node was lost", lost))
-        pairs = zip(codes, payloads, strict=True)
-        clips = [payload[at] for (_, _, positions), payload in pairs for at in positions]
-        receipt = self.stage.process(shard, clips)
+        picks = [positions for _, _, positions in codes]
+        receipt = self.stage.process(shard, _picked(payloads, picks))
         return Packed(LeaseDone(attempt, receipt, time.monotonic() - started))
+
+
+def _picked(payloads: Sequence[Payload], picks: Sequence[Positions]) -> list[Any]:
+    pairs = zip(payloads, picks, strict=True)
+    clips = [payload[at] for payload, positions in pairs for at in positions]
+    assert all(clip is not None for clip in clips), "only clips that were made are picked"
+    return clips
 
 
 def missing_inputs(references: Sequence[Any], wait_s: float) -> list[int]:

@@ -18,7 +18,6 @@ from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import ManifestState, iter_rejected
 from tokpipe.formats.shard import estimated_bytes
-from tokpipe.identity.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.runtime.console import say
@@ -26,13 +25,11 @@ from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.output import JobOutput, RetryRejected
 from tokpipe.stages.chunks import pieces_of
-from tokpipe.stages.decode import DecodeStage
+from tokpipe.stages.decode import DecodeStage, ref_of
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage.client import split_protocol
 from tokpipe.storage.probe import Landmark
 from tokpipe.telemetry.logs import log_event
-from tokpipe.telemetry.redact import redact
-from tokpipe.types import ClipRef, WorkItem
 
 if TYPE_CHECKING:
     from tokpipe.stages.encode import EncodeStage
@@ -95,7 +92,7 @@ def assemble(
         landmark=Landmark(store.uri, job.storage, claim, store.get(claim)),
         feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
         dispatcher=Dispatcher(
-            _limits_of(job, device, committer.state), lambda item: _ref(item, job)
+            _limits_of(job, device, committer.state), partial(ref_of, sampling=job.sampling)
         ),
         decode=DecodeStage(
             *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
@@ -145,8 +142,8 @@ def _limits_of(job: JobConfig, device: str, state: ManifestState) -> Limits:
 
 def log_context(output: JobOutput, record: JobRecord) -> dict[str, object]:
     """Fields of every line in the log of a run."""
-    plan_id = record.plan["plan_id"]
-    return {"dataset": record.dataset, "plan_id": plan_id, "driver": output.driver}
+    plan = StoredPlan.from_json(record.plan)
+    return {"dataset": record.dataset, "plan_id": plan.plan_id, "driver": output.driver}
 
 
 def _encode_stage(
@@ -164,10 +161,3 @@ def folders_of(uris: Iterable[str]) -> Iterator[Path]:
             fixed, *pattern = re.split(r"[*?\[{]", path, maxsplit=1)
             is_folder = fixed.endswith("/") if pattern else not Path(fixed).suffix
             yield Path(fixed) if is_folder else Path(fixed).parent
-
-
-def _ref(item: WorkItem, job: JobConfig) -> ClipRef:
-    total = item.num_segments or 1
-    sampling = job.sampling
-    name = clip_id(item.row_id, item.segment, total, sampling.max_clip_frames, sampling.fps)
-    return ClipRef(name, item.row, item.segment, total, redact(item.source_uri))

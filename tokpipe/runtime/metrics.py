@@ -5,8 +5,7 @@ counted twice, and no clip costs anything.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ray.util.metrics import Counter, Gauge
 
@@ -23,8 +22,7 @@ Labels = tuple[str, ...]  # Values of a metric's labels besides JOB_LABELS, in o
 Kind = Literal["counter", "gauge"]
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """One metric, and how to read it from a snapshot: one value, or values by label."""
 
     name: str  # As passed to Ray; see ``exposed``

@@ -10,8 +10,8 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -28,8 +28,7 @@ from tokpipe.telemetry.redact import holds_secret
 STARTER = "start_tokpipe.py"
 
 
-@dataclass(frozen=True)
-class Package:
+class Package(NamedTuple):
     """A job, ready to be sent. Holds no secret."""
 
     name: str

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import groupby
 from math import inf
+from operator import attrgetter
 from typing import Any
 
 import ray
@@ -40,7 +42,7 @@ from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event
 from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.placement import actor_options, capacity_of
 from tokpipe.runtime.trouble import explain, one_line
-from tokpipe.telemetry.logs import WorkerLog, log_event
+from tokpipe.telemetry.logs import log_event, start_worker_log
 from tokpipe.types import Stage
 
 TICK_S = 0.5
@@ -234,10 +236,8 @@ class Shell:
             setup += job.device, self._weights()
             if job.device == "cuda":
                 options["num_gpus"] = gpus_per_encoder(job.config)
-        log = WorkerLog(
-            as_json=job.config.log_path is not None,
-            context={**job.log_context, "stage": stage, "actor": actor_id},
-        )
+        context = {**job.log_context, "stage": stage, "actor": actor_id}
+        log = partial(start_worker_log, context, as_json=job.config.log_path is not None)
         actor = _REMOTE[stage].options(**options).remote(log)
         self._actors[actor_id] = actor
         placed, ready = actor.node_id.remote(), actor.setup.remote(*setup)
@@ -252,29 +252,32 @@ class Shell:
 
     def _dispatch(self, command: protocol.Dispatch) -> None:
         lease, attempt, actor = command.lease, command.attempt, self._actors[command.actor]
-        if isinstance(lease, protocol.WriteLease):
+        picks = [  # of each output in turn, in the lease's order
+            (source, self._payloads[source], tuple(place.at for place in places))
+            for source, places in groupby(lease.places, attrgetter("source"))
+        ]
+        if lease.stage == "write":
             name = f"{self.job.shard_prefix}.{lease.lease_id}-{attempt}"
             self._begun[shard_key(name)] = Moment.now()
-            codes = [(p.source, self._payloads[p.source], p.positions) for p in lease.picks]
-            done = actor.work.remote(attempt, name, codes)
-        elif isinstance(lease, protocol.DecodeLease):
+            done = actor.work.remote(attempt, name, picks)
+        elif lease.stage == "decode":
             self._payloads[attempt], done = actor.work.remote(attempt, Packed(lease.items))
         else:
-            positions, pixels = lease.pick.positions, self._payloads[lease.pick.source]
+            _, pixels, positions = zip(*picks, strict=True)
             state = None if lease.state is None else self._states[lease.state]
-            outputs = actor.work.remote(attempt, positions, pixels, state)
+            outputs = actor.work.remote(attempt, positions, state, *pixels)
             self._payloads[attempt], self._states[attempt], done = outputs
         done.future().add_done_callback(lambda future: self._heard_done(command, future))
 
     def _find_inputs(self, flight: protocol.Dispatch, node: str | None) -> None:
         """Look for them from the actor's node: the actor itself is deaf while it waits."""
         lease = flight.lease
-        assert isinstance(lease, protocol.EncodeLease)
-        inputs = [self._payloads[lease.pick.source]]
+        sources = tuple({place.source for place in lease.places})
+        inputs = [self._payloads[source] for source in sources]
         inputs += [] if lease.state is None else [self._states[lease.state]]
         there = {"ray.io/node-id": node} if node else {}
         found = _MISSING_INPUTS.options(label_selector=there).remote(inputs, INPUTS_WITHIN_S)
-        failed = LeaseFailed(flight.attempt, "node", STUCK, (lease.pick.source,))
+        failed = LeaseFailed(flight.attempt, "node", STUCK, sources)
         found.future().add_done_callback(lambda future: self._heard_found(failed, future))
 
     # Answers come on Ray's threads, so these methods only post events.

@@ -7,11 +7,10 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -54,8 +53,7 @@ _TROUBLE = (OSError, RayError, RuntimeError, ValueError, KeyError)
 """What Ray's client raises when a cluster does not answer as one."""
 
 
-@dataclass(frozen=True)
-class Submission:
+class Submission(NamedTuple):
     """The newest driver of an output on a cluster; drivers of one output have numbered ids."""
 
     name: str
@@ -181,7 +179,7 @@ class Cluster:
                     num_seen, is_read = len(lines), True
                 read_s = time.monotonic() - in_contact
                 if is_over and (is_read or was_over):
-                    yield replace(submission, info=info)
+                    yield submission._replace(info=info)
                     return
                 was_over = is_over
             time.sleep(max(RETRY_S, 5 * read_s))  # the longer, the longer the log is

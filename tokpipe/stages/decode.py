@@ -28,7 +28,7 @@ from tokpipe.types import (
     WorkItem,
 )
 
-KEPT_SOURCES = 8  # Source files that one decoder may hold for the next pieces of streamed clips
+KEPT_SOURCES = 8  # Source files that one decoder holds for the next pieces of streamed clips
 
 T = TypeVar("T")
 _Source = tuple[str, ArchiveMember | None]
@@ -60,7 +60,9 @@ class DecodeStage:
             *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
         )
         self._decoder.start()
-        self._sources = _SourceFiles(self.storage, self.decode.max_source_bytes)
+        self._sources = _SourceFiles(
+            self.storage, self.decode.max_source_bytes, KEPT_SOURCES if self.pieces else 1
+        )
 
     def close(self) -> None:
         """End the decoding child and drop fetched sources."""
@@ -100,8 +102,8 @@ class DecodeStage:
         piece = Piece()
         if self.pieces is not None:
             piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
-            if not piece.is_last:
-                self._sources.keep()
+            if piece.is_last:
+                self._sources.drop_newest()
         return DecodedClip(
             self._ref(item, video.num_segments),
             video.frames,
@@ -152,14 +154,17 @@ class DecodeStage:
         return video
 
     def _ref(self, item: WorkItem, found_segments: int | None) -> ClipRef:
-        """Name the clip, with secrets removed from its URI; only the plan keeps them.
+        return ref_of(item, self.sampling, None if self.pieces else found_segments)
 
-        A row whose source could not be read counts as one clip.
-        """
-        total = 1 if self.pieces else item.num_segments or found_segments or 1
-        sampling = self.sampling
-        name = clip_id(item.row_id, item.segment, total, sampling.max_clip_frames, sampling.fps)
-        return ClipRef(name, item.row, item.segment, total, redact(item.source_uri))
+
+def ref_of(item: WorkItem, sampling: SamplingConfig, found_segments: int | None = None) -> ClipRef:
+    """Name the clip of an item, with secrets removed from its URI; only the plan keeps them.
+
+    A row whose source could not be read counts as one clip.
+    """
+    total = item.num_segments or found_segments or 1
+    name = clip_id(item.row_id, item.segment, total, sampling.max_clip_frames, sampling.fps)
+    return ClipRef(name, item.row, item.segment, total, redact(item.source_uri))
 
 
 @cache
@@ -171,32 +176,26 @@ def decoder_versions(config: DecodeConfig) -> dict[str, str]:
 
 
 class _SourceFiles:
-    """Local copies of the last source, for its next clip, and of those of streamed clips.
+    """Local copies of the sources that were requested last, for their next clips or pieces."""
 
-    Another decoder may go on with these, so only the newest ``KEPT_SOURCES`` copies are kept.
-    """
-
-    def __init__(self, options: StoreOptions, max_bytes: int) -> None:
+    def __init__(self, options: StoreOptions, max_bytes: int, num_kept: int) -> None:
         self._options = options
         self._max_bytes = max_bytes
+        self._num_kept = num_kept
         self._embedded = EmbeddedVideos(options)
         self.version: int | None = None  # Of the last source requested; None if unknown
         self._held: dict[_Source, LocalVideo] = {}  # Oldest first
-        self._last: _Source | None = None  # The last source requested, unless it is kept
 
     def fetch(self, item: WorkItem) -> tuple[LocalVideo, bool]:
         """Return an item's source, and whether it was newly fetched."""
         source = item.source_uri, item.member
-        if self._last is not None and self._last != source:
-            self._drop(self._last)
-        self._last = None
         held = self._held.pop(source, None)
         is_new = held is None
+        while len(self._held) >= self._num_kept:
+            self._held.pop(next(iter(self._held))).close()
         if held is None or held.copy is None:  # used in place, it may have changed
             held = self._get(item)
-        self._last, self._held[source] = source, held
-        if len(self._held) > KEPT_SOURCES:
-            self._drop(next(iter(self._held)))
+        self._held[source] = held
         self.version = held.version
         return held, is_new
 
@@ -221,15 +220,10 @@ class _SourceFiles:
         member = replace(member, offset=row["member_offset"], size=row["member_size"])
         return get(uri, member, version=row["source_version"])
 
-    def keep(self) -> None:
-        """Keep the last source until it is requested again."""
-        self._last = None
-
     def release(self) -> None:
         """Drop all copies."""
-        self._last = None
         while self._held:
-            self._drop(next(iter(self._held)))
+            self.drop_newest()
 
-    def _drop(self, source: _Source) -> None:
-        self._held.pop(source).close()
+    def drop_newest(self) -> None:
+        self._held.popitem()[1].close()

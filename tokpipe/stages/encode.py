@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import chain
 
 import numpy as np
 import torch
@@ -26,23 +26,23 @@ from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, Failed, Rejected
 _log = logging.getLogger(__name__)
 
 
-class _Chunk(NamedTuple):
-    """A chunk of a call to ``process``: the clip's index in the call, and the part of the clip."""
+@dataclass(eq=False, slots=True)
+class _Chunk:
+    """A chunk to encode, and what came of it."""
 
-    clip: int
+    clip: DecodedClip
     span: ChunkSpan
+    codes: NDArray[np.int64] | Failed | None = None  # (t, h, w)
+    is_small: bool = False  # Encoded in a smaller batch than usual
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, H, W, 3) of the pixels to encode."""
+        return self.span.num_input_frames, *self.clip.frames.shape[1:]
 
 
-class _Launched(NamedTuple):
-    """A batch on the device: its size with filling, and its codes or the error it raised."""
-
-    batch: list[_Chunk]
-    num_rows: int
-    codes: torch.Tensor | Exception
-
-
-_Encoded = tuple[_Chunk, int, NDArray[np.int64] | Exception]
-"""A chunk, the size of its batch, and its codes (t, h, w) or the error it caused."""
+_Launched = tuple[list[_Chunk], int, torch.Tensor | Exception]
+"""A batch on the device: its chunks, its size with filling, and its codes or its error."""
 
 
 @dataclass
@@ -95,40 +95,15 @@ class EncodeStage:
         """
         if self.chunking.policy == "streaming":
             return [self.process_piece(clip, None)[0] for clip in clips]
-        problems: dict[int, Rejected | Failed] = {
-            index: rejection
-            for index, clip in enumerate(clips)
-            if (rejection := self._rejection(clip)) is not None
-        }
-        traits = self.tokenizer_config.traits
-        plans = [
-            () if index in problems else plan_chunks(len(clip.frames), self.chunking, traits)
-            for index, clip in enumerate(clips)
+        plans: list[list[_Chunk] | Rejected] = [
+            self._rejection(clip) or self._chunks_of(clip) for clip in clips
         ]
-        codes: dict[_Chunk, NDArray[np.int64]] = {}
-        in_small_batches: set[int] = set()
-        for chunk, num_rows, block in self._encode_all(clips, plans):
-            if isinstance(block, Exception):
-                problems[chunk.clip] = _failed(clips[chunk.clip], block)
-            else:
-                codes[chunk] = block[chunk.span.num_dropped_latents :]
-            if num_rows < self.encode_config.batch_chunks:
-                in_small_batches.add(chunk.clip)
-        return [
-            problems.get(index)
-            or self._result(
-                clip,
-                plan,
-                [codes[_Chunk(index, s)] for s in plan],
-                # Kernels are chosen by shape, so these codes may be rounded differently.
-                marks=("small_batch",) if index in in_small_batches else (),
-            )
-            for index, (clip, plan) in enumerate(zip(clips, plans, strict=True))
-        ]
+        self._encode([chunk for plan in plans if isinstance(plan, list) for chunk in plan])
+        return [self._result(plan) if isinstance(plan, list) else plan for plan in plans]
 
     def process_piece(
         self, piece: DecodedClip, state: StreamState | None
-    ) -> tuple[EncodedClip | Rejected, StreamState | None]:
+    ) -> tuple[EncodedClip | Rejected | Failed, StreamState | None]:
         """Encode the next piece of a streamed clip, from the state returned with the previous one.
 
         Returns its codes, or why the clip has none; and the state, on the CPU, for the next piece.
@@ -141,35 +116,39 @@ class EncodeStage:
                 f"{'no' if state is None else 'a'} state, but its codes depend on the pieces "
                 "before it. Pass the state that was returned for the previous piece"
             )
-        plan = plan_chunks(
-            len(piece.frames),
-            self.chunking,
-            self.tokenizer_config.traits,
-            first_frame=piece.piece.first_frame,
-        )
         if state is not None:
             state = state.to(self.device)
-        codes = []
-        for span in plan:
-            pixels = self._pixels([piece], [_Chunk(0, span)], num_rows=1)
-            block, state = self.tokenizer.encode_piece(pixels, state)
-            codes.append(block[0].cpu().numpy())
-        result = self._result(piece, plan, codes)
+        chunks = self._chunks_of(piece)
+        for chunk in chunks:
+            block, state = self.tokenizer.encode_piece(self._pixels([chunk], num_rows=1), state)
+            chunk.codes = block[0].cpu().numpy()
+        result = self._result(chunks)
         if state is None or piece.piece.is_last or isinstance(result, Rejected):
             return result, None
         return result, state.to("cpu")
 
-    def _batches(
-        self, clips: Sequence[DecodedClip], plans: Sequence[Sequence[ChunkSpan]]
-    ) -> Iterator[list[_Chunk]]:
-        """Group the chunks of all clips by shape, then cut each group into batches."""
+    def _chunks_of(self, clip: DecodedClip) -> list[_Chunk]:
+        traits, first_frame = self.tokenizer_config.traits, clip.piece.first_frame
+        plan = plan_chunks(len(clip.frames), self.chunking, traits, first_frame=first_frame)
+        return [_Chunk(clip, span) for span in plan]
+
+    def _encode(self, chunks: Sequence[_Chunk]) -> None:
+        """Set the codes of all chunks, in batches of one shape.
+
+        A GPU computes in the background, so the next batch is assembled and copied before the
+        codes of the previous one are read.
+        """
         groups: dict[tuple[int, ...], list[_Chunk]] = {}
-        for index, (clip, plan) in enumerate(zip(clips, plans, strict=True)):
-            for span in plan:
-                shape = (span.num_input_frames, *clip.frames.shape[1:])
-                groups.setdefault(shape, []).append(_Chunk(index, span))
-        for chunks in groups.values():
-            yield from self._cut(chunks)
+        for chunk in chunks:
+            groups.setdefault(chunk.shape, []).append(chunk)
+        before: _Launched | None = None
+        for batch in chain.from_iterable(map(self._cut, groups.values())):
+            launched = self._launch(batch)
+            if before is not None:
+                self._land(*before)
+            before = launched  # and the memory of the one before it is free
+        if before is not None:
+            self._land(*before)
 
     def _cut(self, chunks: list[_Chunk], at_most: int = sys.maxsize) -> Iterator[list[_Chunk]]:
         """Cut chunks into batches of ``at_most`` chunks that fit into the device's memory."""
@@ -178,36 +157,17 @@ class EncodeStage:
             yield chunks[:size]
             chunks = chunks[size:]
 
-    def _encode_all(
-        self, clips: Sequence[DecodedClip], plans: Sequence[Sequence[ChunkSpan]]
-    ) -> Iterator[_Encoded]:
-        """Yield each chunk with its codes, or with the error that it causes by itself.
-
-        A GPU computes in the background, so the next batch is assembled and copied before the
-        codes of the previous one are read.
-        """
-        before: _Launched | None = None
-        for batch in self._batches(clips, plans):
-            launched = self._launch(clips, batch)
-            if before is not None:
-                yield from self._land(clips, before)
-            before = launched  # and the memory of the one before it is free
-        if before is not None:
-            yield from self._land(clips, before)
-
-    def _launch(self, clips: Sequence[DecodedClip], batch: list[_Chunk]) -> _Launched:
+    def _launch(self, batch: list[_Chunk]) -> _Launched:
         """Start encoding chunks of one shape; errors are raised when the batch lands."""
         num_rows = self.batch_rows
         try:
-            pixels = self._pixels(clips, batch, num_rows=num_rows)
             encode = self._graphed or self.tokenizer.encode
-            return _Launched(batch, num_rows, encode(pixels))
+            return batch, num_rows, encode(self._pixels(batch, num_rows=num_rows))
         except Exception as error:
-            return _Launched(batch, num_rows, error)
+            return batch, num_rows, error
 
-    def _land(self, clips: Sequence[DecodedClip], launched: _Launched) -> Iterator[_Encoded]:
+    def _land(self, batch: list[_Chunk], num_rows: int, codes: torch.Tensor | Exception) -> None:
         """Wait for the codes of a batch. A failed batch is split in halves."""
-        batch, num_rows, codes = launched
         try:
             if isinstance(codes, Exception):
                 raise codes
@@ -223,15 +183,14 @@ class EncodeStage:
             elif not is_memory and not self._works():
                 raise
             elif len(batch) == 1:
-                yield batch[0], num_rows, error
+                batch[0].codes = _failed(batch[0].clip, error)
                 return
         else:
-            yield from (
-                (chunk, num_rows, block) for chunk, block in zip(batch, blocks, strict=True)
-            )
+            for chunk, block in zip(batch, blocks, strict=True):
+                chunk.codes, chunk.is_small = block, num_rows < self.encode_config.batch_chunks
             return
         for part in self._cut(batch, at_most=-(-len(batch) // 2)):
-            yield from self._land(clips, self._launch(clips, part))
+            self._land(*self._launch(part))
 
     def _works(self) -> bool:
         """Whether the device still computes: some errors make a GPU context unusable."""
@@ -240,16 +199,13 @@ class EncodeStage:
         except RuntimeError:
             return False
 
-    def _pixels(
-        self, clips: Sequence[DecodedClip], batch: list[_Chunk], *, num_rows: int
-    ) -> torch.Tensor:
+    def _pixels(self, batch: list[_Chunk], *, num_rows: int) -> torch.Tensor:
         """(num_rows, T, H, W, 3) uint8 on the device: chunks of one shape, filled up with zeros."""
-        shape = batch[0].span.num_input_frames, *clips[batch[0].clip].frames.shape[1:]
-        is_cuda = self.device.type == "cuda"
-        pixels = torch.empty((num_rows, *shape), dtype=torch.uint8, pin_memory=is_cuda)
+        shape, is_cuda = (num_rows, *batch[0].shape), self.device.type == "cuda"
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=is_cuda)
         rows = pixels.numpy()  # numpy copies from read-only frames, which torch warns about
-        for row, (index, span) in zip(rows, batch, strict=False):
-            clip = clips[index]
+        for row, chunk in zip(rows, batch, strict=False):
+            clip, span = chunk.clip, chunk.span
             first = span.first_frame - span.num_context_frames - clip.piece.first_frame
             last = first + span.num_context_frames + span.num_frames
             row[: last - first] = clip.frames[first:last]
@@ -257,14 +213,14 @@ class EncodeStage:
         rows[len(batch) :] = 0
         return pixels.to(self.device, non_blocking=True)
 
-    def _result(
-        self,
-        clip: DecodedClip,
-        plan: tuple[ChunkSpan, ...],
-        codes: list[NDArray[np.int64]],
-        *,
-        marks: tuple[str, ...] = (),
-    ) -> EncodedClip | Rejected:
+    def _result(self, chunks: list[_Chunk]) -> EncodedClip | Rejected | Failed:
+        """Join the chunks of a clip or piece, which are encoded."""
+        clip, codes = chunks[0].clip, []
+        for chunk in chunks:
+            if isinstance(chunk.codes, Failed):
+                return chunk.codes
+            assert chunk.codes is not None
+            codes.append(chunk.codes[chunk.span.num_dropped_latents :])
         if any((block == NOT_FINITE).any() for block in codes):
             return _rejected(
                 clip,
@@ -272,9 +228,11 @@ class EncodeStage:
                 f"the encoder produced NaN or infinity in {self.encode_config.dtype}, which has no "
                 "code; if this rejects many clips, check the weights or use float32",
             )
+        # Kernels are chosen by shape, so codes of small batches may be rounded differently.
+        marks = ("small_batch",) if any(chunk.is_small for chunk in chunks) else ()
         return EncodedClip(
             ref=clip.ref,
-            chunks=plan,
+            chunks=tuple(chunk.span for chunk in chunks),
             codes=tuple(self._narrowed(clip, block) for block in codes),
             pts_s=clip.pts_s,
             fps=clip.fps,

@@ -372,6 +372,7 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
         # other credentials.
         uncached = {"skip_instance_cache": True, "use_listings_cache": False}
         fs = fsspec.filesystem(protocol, **uncached, **chosen)
+        fs._strip_protocol(f"{protocol}://x")  # generic:// fails here
         if protocol in ("s3", "s3a"):
             fs.retries = 1  # attempts, despite the name
             fs.connect()  # sends no request, but raises for misspelled options
@@ -381,7 +382,8 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
             f"({error}). Install it on every node"
             + (": pip install 'tokpipe[s3]'" if protocol in ("s3", "s3a") else "")
         ) from error
-    except (ValueError, OSError, TypeError) as error:  # zip:// and others open a file here
+    # zip:// and others open a file here
+    except (AttributeError, OSError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{protocol}:// cannot be opened. Use a path, s3:// or another protocol of fsspec, and "
             f"its arguments in storage.options.{protocol} ({error})"

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -63,20 +62,13 @@ def driver_log(
         yield
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerLog:
-    """How an actor logs. If the driver writes JSON, so does the actor, to its standard error,
-    which Ray stores in a file. Otherwise only warnings appear, as by default in Python."""
-
-    as_json: bool
-    context: Mapping[str, object]
-
-    def start(self) -> None:
-        """Configure logging in this process, permanently."""
-        mask_others()
-        if self.as_json:
-            LOGGER.handlers = [_json_handler(sys.stderr, self.context)]
-            LOGGER.setLevel(logging.INFO)
+def start_worker_log(context: Mapping[str, object], *, as_json: bool) -> None:
+    """Configure logging in this process, permanently. If the driver writes JSON, so does an actor,
+    to its standard error, which Ray stores in a file; else only warnings appear."""
+    mask_others()
+    if as_json:
+        LOGGER.handlers = [_json_handler(sys.stderr, context)]
+        LOGGER.setLevel(logging.INFO)
 
 
 class PlainFormatter(logging.Formatter):

@@ -1,8 +1,7 @@
 """Compares a job with the speed of its encoders, and names what limits it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tokpipe.telemetry.account import Account
 from tokpipe.types import STAGES, Stage
@@ -28,8 +27,7 @@ only more encoders would help."""
 IDLE = 0.5  # A stage that is busy for a smaller fraction of its time is not a limit
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
+class Speed(NamedTuple):
     """How fast a job is, compared with its encoders by themselves."""
 
     share: float  # Fraction of encoder time in which encoders computed (0 to 1)

@@ -6,14 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_SORTED = 2**18  # Fewest codes that are sorted into the counts at once
-
 
 class CodeUsage:
     """Counts codes, batch by batch.
 
-    Memory depends on the number of distinct codes seen, not on the size of the codebook: 16 bytes
-    each, plus up to 8 bytes each (at least 2 MiB) between two sorts, and the latest batch.
+    Memory depends on the number of distinct codes seen, not on the size of the codebook.
     """
 
     def __init__(self, codebook_size: int) -> None:
@@ -21,10 +18,8 @@ class CodeUsage:
             raise ValueError(f"{codebook_size=}: a codebook has at least one code")
         self.codebook_size = codebook_size
         self.num_codes = 0  # Codes counted, with repetitions
-        self._seen = np.empty(0, np.int64)
-        self._counts = np.empty(0, np.int64)
-        self._unsorted: list[NDArray[np.int64]] = []
-        self._num_unsorted = 0
+        self.codes: NDArray[np.int64] = np.empty(0, np.int64)  # Distinct codes seen, ascending
+        self.counts: NDArray[np.int64] = np.empty(0, np.int64)  # How often each of them occurred
 
     def update(self, codes: Any) -> None:
         """Count codes: a tensor on any device or an array, of any shape and integer type.
@@ -46,23 +41,11 @@ class CodeUsage:
                 "leave out markers of missing codes, and count other codebooks separately"
             )
         self.num_codes += array.size
-        self._unsorted.append(array.astype(np.int64).reshape(-1))  # a copy: callers reuse buffers
-        self._num_unsorted += array.size
-        # Waiting for as many as are already sorted keeps the total cost at n log n.
-        if self._num_unsorted >= max(MIN_SORTED, len(self._seen)):
-            self._sort()
-
-    @property
-    def codes(self) -> NDArray[np.int64]:
-        """Distinct codes seen, ascending."""
-        self._sort()
-        return self._seen
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """How often each of ``codes`` occurred."""
-        self._sort()
-        return self._counts
+        new, counts = np.unique(array, return_counts=True)
+        known = np.concatenate([self.codes, new.astype(np.int64)])
+        self.codes, where = np.unique(known, return_inverse=True)
+        counts = np.bincount(where, np.concatenate([self.counts, counts]))
+        self.counts = counts.astype(np.int64)
 
     def histogram(self, num_bins: int) -> NDArray[np.int64]:
         """Return how many codes fell into each of ``num_bins`` equal parts of the codebook."""
@@ -94,11 +77,3 @@ class CodeUsage:
     def perplexity(self) -> float:
         """``2**entropy_bits``: the number of equally frequent codes with this entropy."""
         return math.pow(2.0, self.entropy_bits)
-
-    def _sort(self) -> None:
-        if self._num_unsorted:
-            new, counts = np.unique(np.concatenate(self._unsorted), return_counts=True)
-            self._unsorted, self._num_unsorted = [], 0
-            self._seen, where = np.unique(np.concatenate([self._seen, new]), return_inverse=True)
-            counts = np.concatenate([self._counts, counts])
-            self._counts = np.bincount(where, counts).astype(np.int64)

@@ -9,15 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.runtime.dispatch.protocol import (
-    Abort,
-    ClipLease,
-    DecodeLease,
-    EncodeLease,
-    Lease,
-    Pick,
-    WriteLease,
-)
+from tokpipe.runtime.dispatch.protocol import Abort, Lease
 from tokpipe.telemetry.human import duration
 from tokpipe.types import ClipRef, Failed, Rejected, Stage, WorkItem
 
@@ -56,10 +48,9 @@ class Blame:
             self._faults = 0
         else:
             self._failed(lease, failure.message)
-        if isinstance(lease, WriteLease):
-            self._strikes.pop(_key(lease), None)
-            for item in lease.items:
-                self.settled((item.row, item.segment))
+        if lease.stage == "write":
+            for key in (_key(lease), *_keys(lease)):
+                self.settled(key)
 
     def settled(self, key: Key) -> None:
         """A clip is rejected or in a shard; forget its strikes."""
@@ -68,24 +59,24 @@ class Blame:
     def worker_failed(self, lease: Lease, reason: str, why: str) -> Sequence[Lease] | Rejected:
         """A worker went down with this lease: what to run alone, or its one clip rejected."""
         self._failed(lease, why)
-        if isinstance(lease, WriteLease):
+        if lease.stage == "write":
             if (strikes := self._strike(lease)) >= self._max_attempts:
                 self._out.abort(
-                    f"a shard of {len(lease.items)} clips took down its write worker {strikes} "
+                    f"a shard of {len(lease.clips)} clips took down its write worker {strikes} "
                     f"times; the last error: {why}. Committed work is kept; if memory ran out, "
                     "lower output.shard_bytes, then run the job again."
                 )
             return [lease]
-        if len(lease.items) > 1:
-            return _one_by_one(lease)
-        ref, strikes = self._ref_of(lease.items[0]), self._strike(lease)
+        if len(lease.clips) > 1:
+            return [lease._replace(clips=(clip,)) for clip in lease.clips]
+        ref, strikes = self._ref_of(lease.clips[0].item), self._strike(lease)
         if strikes < self._max_attempts:
             self._note_retry(ref, lease.stage, reason, why, strikes)
             return [lease]
         message = f"gave up after {strikes} attempts alone: {why}"
         return Rejected(ref, lease.stage, reason, message, attempts=strikes)
 
-    def stage_gave_up(self, lease: ClipLease, failed: Failed) -> float | Rejected:
+    def stage_gave_up(self, lease: Lease, failed: Failed) -> float | Rejected:
         """A stage gave up on the clip of a lease: seconds until the next try, or its rejection."""
         strikes = self._strike(lease)
         if strikes < self._max_attempts:
@@ -139,21 +130,11 @@ class Blame:
         )
 
 
-def _one_by_one(lease: ClipLease) -> list[Lease]:
-    """Split a lease into one lease per clip."""
-    if isinstance(lease, DecodeLease):
-        return [DecodeLease((item,)) for item in lease.items]
-    pairs = zip(lease.items, lease.pick.positions, strict=True)
-    return [EncodeLease((item,), Pick(lease.pick.source, (at,))) for item, at in pairs]
+def _keys(lease: Lease) -> list[Key]:
+    """Of its clips."""
+    return [(clip.item.row, clip.item.segment) for clip in lease.clips]
 
 
 def _key(lease: Lease) -> Key:
-    if isinstance(lease, WriteLease):
-        return -1, lease.lease_id
-    return lease.items[0].row, lease.items[0].segment
-
-
-def _keys(lease: Lease) -> list[Key]:
-    if isinstance(lease, WriteLease):
-        return [_key(lease)]
-    return [(item.row, item.segment) for item in lease.items]
+    item = lease.clips[0].item
+    return (-1, lease.lease_id) if lease.stage == "write" else (item.row, item.segment)

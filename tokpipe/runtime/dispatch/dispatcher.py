@@ -65,7 +65,7 @@ class Dispatcher:
                 parts.fleet.placed(event)
             case protocol.ActorUp():
                 is_known = event.actor in parts.fleet.actors
-                if is_known and (misfit := parts.classes.misfit(event.encoder)):
+                if is_known and (misfit := parts.fleet.misfit(event.encoder)):
                     failed = protocol.SetupFailed(event.actor, misfit, is_unfit_node=True)
                     parts.fleet.setup_failed(failed, now)
                 else:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 
-from tokpipe.config.job import RuntimeConfig
 from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import (
     ActorId,
@@ -14,6 +13,7 @@ from tokpipe.runtime.dispatch.protocol import (
     AttemptId,
     Capacity,
     KillActor,
+    Limits,
     NodeId,
     SetupFailed,
     StartActor,
@@ -129,9 +129,11 @@ class _Starts:
 class Fleet:
     """Every actor, and which of them have room. The caller hands out what a removed one held."""
 
-    def __init__(self, config: RuntimeConfig, out: Outbox) -> None:
+    def __init__(self, limits: Limits, out: Outbox) -> None:
         self.actors: dict[ActorId, Actor] = {}
-        self._config = config
+        self._config = limits.runtime
+        self._admits_one_class = limits.hardware == "same"
+        self._classes = set(limits.encoders)  # Those of the output and of this run's encoders
         self._out = out
         self.starts = _Starts(out)
         self._idle: dict[Stage, dict[ActorId, None]] = {stage: {} for stage in STAGES}
@@ -236,6 +238,23 @@ class Fleet:
             self._none_up_since.pop(actor.stage, None)
             self._shelve(actor_id)
             self._note("actor_up", actor_id, "is up")
+
+    def misfit(self, found: str | None) -> str | None:
+        """Take in the class of an encoder that came up; return why it must not encode, if so."""
+        if not found:
+            return None
+        others = "; ".join(sorted(self._classes - {found}))
+        if others and self._admits_one_class:
+            return f"encode.hardware is same: it has {found}, and this output {others}"
+        if others and found not in self._classes:
+            text = (
+                f"{found} joins this output, which has clips encoded on {others}. About one code "
+                "in a thousand may differ between them in bfloat16. To admit one class of "
+                "hardware, set encode.hardware to same"
+            )
+            self._out.note("encoder_class_joined", text, is_warning=True, encoder=found)
+        self._classes.add(found)
+        return None
 
     def count_time(self, now: float) -> None:
         """Count the seconds since the last call that actors were up, and encoders paid for."""

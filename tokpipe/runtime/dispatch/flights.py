@@ -1,9 +1,10 @@
 """Attempts that are in flight, and the outputs of attempts that are still needed."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.runtime.dispatch.protocol import AttemptId, Dispatch, Pick, Release
+from tokpipe.runtime.dispatch.protocol import AttemptId, Dispatch, Place, Release
 from tokpipe.types import Stage
 
 
@@ -40,11 +41,10 @@ class Flights:
         else:
             self._out.emit(Release(attempt))
 
-    def use_up(self, pick: Pick) -> None:
-        """These clips of an output are no longer needed."""
-        if not pick.positions:
-            return
-        self._unread[pick.source] -= len(pick.positions)
-        if self._unread[pick.source] == 0:
-            del self._unread[pick.source]
-            self._out.emit(Release(pick.source))
+    def use_up(self, places: Iterable[Place]) -> None:
+        """What is at these places is no longer needed."""
+        for source, _ in places:
+            self._unread[source] -= 1
+            if not self._unread[source]:
+                del self._unread[source]
+                self._out.emit(Release(source))

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from tokpipe.runtime.dispatch.blame import Blame
 from tokpipe.runtime.dispatch.breaker import Breaker
-from tokpipe.runtime.dispatch.classes import EncoderClasses
 from tokpipe.runtime.dispatch.fleet import Fleet
 from tokpipe.runtime.dispatch.flights import Flights
 from tokpipe.runtime.dispatch.outbox import Outbox
@@ -21,9 +20,8 @@ class Parts:
 
     def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
         self.out = out = Outbox()
-        self.classes = EncoderClasses(limits, out)
         self.pools = Pools(limits, out)
-        self.fleet = Fleet(limits.runtime, out)
+        self.fleet = Fleet(limits, out)
         self.flights = Flights(out)
         self.queues = Queues(out)
         self.streams = StreamedClips()

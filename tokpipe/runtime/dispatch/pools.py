@@ -1,8 +1,9 @@
 """How many actors each stage should have, from what the cluster has and how long clips take."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, floor, inf
+from typing import NamedTuple
 
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch.outbox import Outbox
@@ -23,8 +24,7 @@ LEASES_PER_S = 350
 FIRST_WRITERS = 4  # The most write actors before the time to write a clip is known
 
 
-@dataclass(frozen=True, slots=True)
-class PoolSizes:
+class PoolSizes(NamedTuple):
     """Target number of actors by stage; at least one each."""
 
     decode: int
@@ -85,7 +85,7 @@ class Pools:
         writers = _num_writers(sizes.encode, config, need)
         if before is not None and writers < before.write < 2 * writers:
             writers = before.write
-        self.sizes = replace(sizes, write=writers)
+        self.sizes = sizes._replace(write=writers)
         if self.sizes != before:
             wanted = {stage: getattr(self.sizes, stage) for stage in STAGES}
             text = ", ".join(f"{number} {stage}" for stage, number in wanted.items())

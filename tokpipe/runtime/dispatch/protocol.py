@@ -11,12 +11,12 @@ encoding the previous one left. Its leases carry its stream id, which changes wh
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import EventName
-from tokpipe.types import STAGES, ClipRef, Failed, Receipt, Rejected, Stage, Travels, WorkItem
+from tokpipe.types import STAGES, ClipRef, Failed, Receipt, Rejected, Stage, WorkItem
 
 ActorId = int
 AttemptId = int
@@ -45,66 +45,43 @@ class Limits:
     """Clips that earlier runs rejected, by reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """Clips at ``positions`` in the output of attempt ``source``."""
+class Place(NamedTuple):
+    """Where one clip or piece is: a position in the output of an attempt."""
 
     source: AttemptId
-    positions: tuple[int, ...]
+    at: int
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeLease:
-    items: tuple[WorkItem, ...]
+class Clip(NamedTuple):
+    """A clip on its way through the stages. If what is at its places is lost, it starts over."""
+
+    item: WorkItem
+    places: tuple[Place, ...] = ()
+    """Where its pixels are, or its codes: those of a streamed clip piece by piece, in order."""
+    encode_s: float = 0.0  # Seconds that an encoder spent on it
+
+
+class Lease(NamedTuple):
+    """Work for one actor. Its clips may come from several outputs."""
+
+    stage: Stage
+    clips: tuple[Clip, ...]
     stream: StreamId | None = None
-    """Set for a later piece of a streamed clip, which is then the only item."""
-    stage: Stage = "decode"
-
-
-@dataclass(frozen=True, slots=True)
-class EncodeLease:
-    items: tuple[WorkItem, ...]
-    """The items behind the picked clips, in the same order: decoded again if pixels are lost."""
-    pick: Pick
-    stream: StreamId | None = None
-    """Set for a piece of a streamed clip, which is then the only item."""
+    """Set for a piece of a streamed clip, which is then the only clip: not for its first decode."""
     state: AttemptId | None = None
     """The attempt that encoded the previous piece and left the state to continue from."""
-    stage: Stage = "encode"
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedClips:
-    """Clips whose codes are kept or lost together: several in one output, or one streamed clip
-    in the outputs of its pieces, in order."""
-
-    items: tuple[WorkItem, ...]
-    picks: tuple[Pick, ...]
-    encode_s: float = 0.0  # Seconds that an encoder spent on them
-
-
-@dataclass(frozen=True, slots=True)
-class WriteLease:
-    parts: tuple[EncodedClips, ...]
-    lease_id: int  # Part of the shard's name, next to the attempt
-    stage: Stage = "write"
-    stream: None = None
+    lease_id: int = 0  # Part of a shard's name, next to the attempt
 
     @property
     def items(self) -> tuple[WorkItem, ...]:
-        return tuple(item for part in self.parts for item in part.items)
+        return tuple(clip.item for clip in self.clips)
 
     @property
-    def picks(self) -> tuple[Pick, ...]:
-        return tuple(pick for part in self.parts for pick in part.picks)
+    def places(self) -> tuple[Place, ...]:
+        return tuple(place for clip in self.clips for place in clip.places)
 
 
-ClipLease = DecodeLease | EncodeLease
-Lease = ClipLease | WriteLease
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedInfo(Travels):
+class DecodedInfo(NamedTuple):
     """One clip in the output of a decode attempt; the pixels stay in the object store."""
 
     ref: ClipRef
@@ -113,8 +90,7 @@ class DecodedInfo(Travels):
     version: int | None = None  # Of the source that was decoded
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedInfo(Travels):
+class EncodedInfo(NamedTuple):
     """One clip in the output of an encode attempt; the codes stay in the object store."""
 
     ref: ClipRef
@@ -136,8 +112,7 @@ class Room:
     """Actors of each stage that its kind, labels and custom resources admit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
+class Capacity(NamedTuple):
     """The live nodes of the cluster."""
 
     nodes: Mapping[NodeId, Room]
@@ -164,24 +139,21 @@ class Capacity:
         return Capacity(rooms)
 
 
-@dataclass(frozen=True, slots=True)
-class ActorPlaced:
+class ActorPlaced(NamedTuple):
     """The cluster found room for an actor; it is setting up."""
 
     actor: ActorId
     node: NodeId
 
 
-@dataclass(frozen=True, slots=True)
-class ActorUp:
+class ActorUp(NamedTuple):
     """An actor is set up and takes leases. ``encoder``: its encoder class, if it is one."""
 
     actor: ActorId
     encoder: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ActorLost:
+class ActorLost(NamedTuple):
     """An actor died. ``node_lost``: its whole node died, so no clip is to blame."""
 
     actor: ActorId
@@ -189,8 +161,7 @@ class ActorLost:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class SetupFailed:
+class SetupFailed(NamedTuple):
     """An actor's setup raised: weights, packages or settings are wrong, or its node is."""
 
     actor: ActorId
@@ -200,23 +171,20 @@ class SetupFailed:
     """The node's packages are not the job's, so its stage cannot run there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Draining:
+class Draining(NamedTuple):
     """All nodes that the cluster is about to take away."""
 
     nodes: frozenset[NodeId]
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(NamedTuple):
     """More of the plan, in answer to FetchPlan; ``exhausted`` when there is no more."""
 
     items: tuple[WorkItem, ...]
     exhausted: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseDone(Travels):
+class LeaseDone(NamedTuple):
     """A stage answered. Of ``busy_s`` seconds of work, ``download_s`` went into fetching."""
 
     attempt: AttemptId
@@ -226,8 +194,7 @@ class LeaseDone(Travels):
     download_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseFailed(Travels):
+class LeaseFailed(NamedTuple):
     """A stage raised, or its inputs do not come; its actor lives. ``storage`` (a store failed) and
     ``node`` (such as a full disk) blame no clip. ``lost``: outputs to make again."""
 
@@ -237,20 +204,17 @@ class LeaseFailed(Travels):
     lost: tuple[AttemptId, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
+class Committed(NamedTuple):
     """The commit in flight is in the manifest."""
 
 
-@dataclass(frozen=True, slots=True)
-class StopRequested:
+class StopRequested(NamedTuple):
     """Commit what is finished and end. Encoders get ``grace_s`` to finish, then writers too."""
 
     grace_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(NamedTuple):
     """Time has passed."""
 
 
@@ -260,8 +224,7 @@ Event = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class StartActor:
+class StartActor(NamedTuple):
     """Start an actor away from the nodes to ``avoid``. ``zero_cpu``: it requests no CPUs."""
 
     actor: ActorId
@@ -270,13 +233,11 @@ class StartActor:
     avoid: tuple[NodeId, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class KillActor:
+class KillActor(NamedTuple):
     actor: ActorId
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(NamedTuple):
     """Have an actor work on a lease; answer with LeaseDone or LeaseFailed."""
 
     attempt: AttemptId
@@ -284,8 +245,7 @@ class Dispatch:
     lease: Lease
 
 
-@dataclass(frozen=True, slots=True)
-class FindInputs:
+class FindInputs(NamedTuple):
     """Find out whether an encode attempt on ``node`` has its inputs; answer with LeaseFailed if it
     has not. It may have ended by the time that this is carried out."""
 
@@ -293,23 +253,20 @@ class FindInputs:
     node: NodeId | None
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(NamedTuple):
     """The output of an attempt is no longer needed, nor any state that it left; or only that."""
 
     attempt: AttemptId
     state_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class FetchPlan:
+class FetchPlan(NamedTuple):
     """Answer with Planned, holding about this many items."""
 
     num_items: int
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """Append to the manifest; answer with Committed. Only one at a time."""
 
     receipts: tuple[Receipt, ...]
@@ -317,8 +274,7 @@ class Commit:
     account: Account  # What the run did and spent since the previous commit, this one included
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """Log that something happened: ``message`` for people, ``fields`` for programs."""
 
     event: EventName
@@ -327,16 +283,14 @@ class Note:
     is_warning: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(NamedTuple):
     """The job is over: ``done``, or ``stopped`` with work left."""
 
     outcome: Literal["done", "stopped"]
     why: str = ""  # Lines for people, if it stopped because of its rejections; empty if on request
 
 
-@dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(NamedTuple):
     """The job cannot continue. Committed work is kept."""
 
     kind: Literal["storage", "runtime", "config"]

@@ -1,21 +1,12 @@
 """What waits for an actor: items of the plan, cut sources, decoded clips, shards, suspects."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.runtime.dispatch.protocol import (
-    ClipLease,
-    DecodeLease,
-    EncodeLease,
-    FetchPlan,
-    Lease,
-    Planned,
-    StreamId,
-    WriteLease,
-)
+from tokpipe.runtime.dispatch.protocol import Clip, FetchPlan, Lease, Planned, StreamId
 from tokpipe.types import STAGES, Stage, WorkItem
 
 
@@ -35,7 +26,7 @@ class Queues:
         self._waiting: dict[Stage, deque[Lease]] = {"encode": deque(), "write": deque()}
         """Decoded clips that wait for an encoder, and shards that wait for a writer."""
         self._suspects: dict[Stage, deque[Lease]] = {stage: deque() for stage in STAGES}
-        self._retries: list[tuple[float, int, ClipLease]] = []  # A heap, by when each is due
+        self._retries: list[tuple[float, int, Lease]] = []  # A heap, by when each is due
 
     def num_waiting(self, stage: Stage) -> int:
         """Leases that wait for an encoder or writer, without suspects and retries."""
@@ -62,7 +53,7 @@ class Queues:
         self._plan_is_exhausted = event.exhausted
         self._items.extend(event.items)
 
-    def add(self, lease: EncodeLease | WriteLease) -> None:
+    def add(self, lease: Lease) -> None:
         self._waiting[lease.stage].append(lease)
 
     def add_segments(self, item: WorkItem, total: int) -> None:
@@ -73,16 +64,16 @@ class Queues:
         """Run a lease alone on an actor, because the last one to hold it was lost."""
         self._suspects[lease.stage].append(lease)
 
-    def add_retry(self, due: float, number: int, lease: ClipLease) -> None:
+    def add_retry(self, due: float, number: int, lease: Lease) -> None:
         """Try a lease again at a later time; ``number`` orders leases that are due together."""
         heappush(self._retries, (due, number, lease))
 
-    def decode_again(self, items: tuple[WorkItem, ...]) -> None:
+    def decode_again(self, items: Sequence[WorkItem]) -> None:
         self._items.extendleft(reversed(items))
 
     def put_back(self, lease: Lease) -> None:
         """Put a lease, not of a streamed clip, in front of all that waits for its stage."""
-        if isinstance(lease, DecodeLease):
+        if lease.stage == "decode":
             self.decode_again(lease.items)
         else:
             self._waiting[lease.stage].appendleft(lease)
@@ -90,21 +81,22 @@ class Queues:
     def next_suspect(self, stage: Stage) -> Lease | None:
         return self._suspects[stage].popleft() if self._suspects[stage] else None
 
-    def next_decode(self, max_clips: int) -> DecodeLease | None:
+    def next_decode(self, max_clips: int) -> Lease | None:
         """Consecutive segments of one source, or single clips."""
         if self._segments:
             item, segments = self._segments.popleft()
             if rest := segments[max_clips:]:
                 self._segments.appendleft((item, rest))
-            return DecodeLease(tuple(replace(item, segment=one) for one in segments[:max_clips]))
-        count = min(max_clips, len(self._items))
-        return DecodeLease(tuple(self._items.popleft() for _ in range(count))) if count else None
+            items = [replace(item, segment=one) for one in segments[:max_clips]]
+        else:
+            items = [self._items.popleft() for _ in range(min(max_clips, len(self._items)))]
+        return Lease("decode", tuple(map(Clip, items))) if items else None
 
     def next(self, stage: Stage) -> Lease | None:
         """The next lease for an encoder or writer."""
         return self._waiting[stage].popleft() if self._waiting[stage] else None
 
-    def due_retries(self, now: float) -> Iterator[ClipLease]:
+    def due_retries(self, now: float) -> Iterator[Lease]:
         """Take out the leases whose pause is over."""
         while self._retries and self._retries[0][0] <= now:
             yield heappop(self._retries)[2]

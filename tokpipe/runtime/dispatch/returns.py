@@ -11,22 +11,18 @@ from tokpipe.runtime.dispatch.fleet import Actor
 from tokpipe.runtime.dispatch.parts import Parts
 from tokpipe.runtime.dispatch.protocol import (
     AttemptId,
-    ClipLease,
+    Clip,
     DecodedInfo,
-    DecodeLease,
-    EncodedClips,
     EncodedInfo,
-    EncodeLease,
     Info,
     Lease,
     LeaseDone,
     LeaseFailed,
-    Pick,
+    Place,
     Release,
-    WriteLease,
 )
 from tokpipe.runtime.dispatch.streams import StreamedClip
-from tokpipe.types import Failed, Receipt, Rejected, WorkItem
+from tokpipe.types import Failed, Receipt, Rejected, Stage
 
 
 def done(parts: Parts, event: LeaseDone, now: float) -> None:
@@ -38,21 +34,17 @@ def done(parts: Parts, event: LeaseDone, now: float) -> None:
     lease = flight.lease
     held_s = parts.fleet.free(flight.actor, attempt, now)
     _count_seconds(parts, event, lease, held_s)
-    if isinstance(lease, WriteLease):
-        assert isinstance(answer, Receipt)
+    if isinstance(answer, Receipt):
         parts.blame.answered(lease, None)
-        parts.settlement.written(answer, sum(part.encode_s for part in lease.parts))
-        for pick in lease.picks:
-            parts.flights.use_up(pick)
+        parts.settlement.written(answer, sum(clip.encode_s for clip in lease.clips))
+        parts.flights.use_up(lease.places)
         return
-    assert isinstance(answer, tuple)
-    assert len(answer) == len(lease.items)
     failed = [one for one in answer if isinstance(one, Failed)]
     parts.breaker.decoded(sum(isinstance(one, DecodedInfo) for one in answer), attempt, now)
     parts.blame.answered(lease, failed[0] if len(failed) == len(answer) else None)
     if lease.stream is not None:
         _piece_done(parts, event, lease, answer[0], now)
-    elif isinstance(lease, DecodeLease):
+    elif lease.stage == "decode":
         _decoded(parts, attempt, lease, answer, now)
     else:
         _encoded(parts, event, lease, answer, now)
@@ -63,7 +55,7 @@ def done(parts: Parts, event: LeaseDone, now: float) -> None:
 def _count_seconds(parts: Parts, event: LeaseDone, lease: Lease, held_s: float) -> None:
     """Count an actor's seconds by activity; ``held_s``: since it could begin."""
     stage, busy_s, out = lease.stage, event.busy_s, parts.out
-    parts.pools.measure(stage, len(lease.items), busy_s)
+    parts.pools.measure(stage, len(lease.clips), busy_s)
     out.count("spent_s", busy_s - event.download_s, by=stage)
     if stage == "decode":
         out.count("spent_s", event.download_s, by="download")
@@ -73,12 +65,11 @@ def _count_seconds(parts: Parts, event: LeaseDone, lease: Lease, held_s: float) 
 
 
 def _decoded(
-    parts: Parts, attempt: AttemptId, lease: DecodeLease, answer: Sequence[Info], now: float
+    parts: Parts, attempt: AttemptId, lease: Lease, answer: Sequence[Info], now: float
 ) -> None:
-    items: list[WorkItem] = []
-    positions: list[int] = []
+    clips: list[Clip] = []
     num_streamed = 0
-    for position, (item, result) in enumerate(zip(lease.items, answer, strict=True)):
+    for at, (item, result) in enumerate(zip(lease.items, answer, strict=True)):
         total = result.ref.num_segments
         if item.num_segments is None and not isinstance(result, Failed):
             parts.out.count("num_opened")
@@ -91,54 +82,42 @@ def _decoded(
         if isinstance(result, Rejected):
             _reject(parts, result, now)
         elif isinstance(result, Failed):
-            _try_later(parts, DecodeLease((item,)), result, now)
+            _try_later(parts, Lease("decode", (Clip(item),)), result, now)
         elif isinstance(result, DecodedInfo) and result.num_pieces > 1:
-            pixels = Pick(attempt, (position,))
+            pixels = Place(attempt, at)
             parts.streams.start(parts.out.new_id(), item, result.num_pieces, pixels)
             num_streamed += 1
         else:
-            items.append(item)
-            positions.append(position)
-    parts.out.count("clips", len(items), by="decode")
-    if items:
-        parts.queues.add(EncodeLease(tuple(items), Pick(attempt, tuple(positions))))
-    parts.flights.keep(attempt, len(items) + num_streamed)
+            clips.append(Clip(item, (Place(attempt, at),)))
+    parts.out.count("clips", len(clips), by="decode")
+    if clips:
+        parts.queues.add(Lease("encode", tuple(clips)))
+    parts.flights.keep(attempt, len(clips) + num_streamed)
 
 
 def _encoded(
-    parts: Parts, event: LeaseDone, lease: EncodeLease, answer: Sequence[Info], now: float
+    parts: Parts, event: LeaseDone, lease: Lease, answer: Sequence[Info], now: float
 ) -> None:
-    source, used = lease.pick.source, []
-    by_grid: dict[tuple[int, int], list[tuple[int, WorkItem, EncodedInfo]]] = {}
-    for at, (item, place, result) in enumerate(
-        zip(lease.items, lease.pick.positions, answer, strict=True)
-    ):
+    encoded = [one for one in answer if isinstance(one, EncodedInfo)]
+    parts.out.count("clips", len(encoded), by="encode")
+    parts.flights.keep(event.attempt, len(encoded))
+    num_codes = sum(one.num_codes for one in encoded)
+    for at, (clip, result) in enumerate(zip(lease.clips, answer, strict=True)):
         if isinstance(result, Failed):  # its pixels are still needed
-            again = EncodeLease((item,), Pick(source, (place,)))
-            _try_later(parts, again, result, now)
+            _try_later(parts, lease._replace(clips=(clip,)), result, now)
             continue
-        used.append(place)
-        if isinstance(result, Rejected):
-            _reject(parts, result, now)
-        else:
-            assert isinstance(result, EncodedInfo)
-            by_grid.setdefault(result.grid, []).append((at, item, result))
+        parts.flights.use_up(clip.places)
+        if isinstance(result, EncodedInfo):
+            encode_s = event.busy_s * result.num_codes / max(1, num_codes)
+            done = Clip(clip.item, (Place(event.attempt, at),), encode_s)
+            parts.settlement.add_codes(done, result.grid, result.num_codes, now)
             for mark in result.marks:
                 parts.out.count("marked", by=mark)
-    parts.flights.use_up(Pick(source, tuple(used)))
-    num_clips = sum(map(len, by_grid.values()))
-    parts.out.count("clips", num_clips, by="encode")
-    parts.flights.keep(event.attempt, num_clips)
-    num_codes = sum(info.num_codes for clips in by_grid.values() for _, _, info in clips)
-    for grid, clips in by_grid.items():
-        pick = Pick(event.attempt, tuple(at for at, _, _ in clips))
-        codes = sum(info.num_codes for _, _, info in clips)
-        encode_s = event.busy_s * codes / max(1, num_codes)
-        part = EncodedClips(tuple(item for _, item, _ in clips), (pick,), encode_s)
-        parts.settlement.add_codes(part, grid, codes, now)
+        elif isinstance(result, Rejected):
+            _reject(parts, result, now)
 
 
-def _piece_done(parts: Parts, event: LeaseDone, lease: ClipLease, result: Info, now: float) -> None:
+def _piece_done(parts: Parts, event: LeaseDone, lease: Lease, result: Info, now: float) -> None:
     """A piece of a streamed clip was decoded or encoded."""
     attempt, clip = event.attempt, parts.streams.of(lease)
     is_useful = clip is not None and isinstance(result, DecodedInfo | EncodedInfo)
@@ -150,16 +129,16 @@ def _piece_done(parts: Parts, event: LeaseDone, lease: ClipLease, result: Info, 
     elif isinstance(result, Failed):
         _try_later(parts, lease, result, now)
     elif isinstance(result, DecodedInfo):
-        parts.streams.decoded(clip, lease.items[0].piece, attempt)
+        parts.streams.decoded(clip, lease.clips[0].item.piece, attempt)
         parts.out.count("clips", clip.is_decoded, by="decode")
     else:
         pixels, state = parts.streams.encoded(clip, attempt, result, event.busy_s)
-        parts.flights.use_up(pixels)
+        parts.flights.use_up([pixels])
         if state is not None:
             parts.out.emit(Release(state, state_only=True))
         if clip.is_encoded:
             parts.out.count("clips", by="encode")
-            whole = EncodedClips((clip.item,), tuple(clip.codes), clip.encode_s)
+            whole = Clip(clip.item, tuple(clip.codes), clip.encode_s)
             parts.settlement.add_codes(whole, result.grid, clip.num_codes, now)
 
 
@@ -169,7 +148,7 @@ def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
         return
     lease, kind, message = flight.lease, event.kind, event.message
     parts.fleet.free(flight.actor, event.attempt, now)
-    num_clips = len(lease.items)
+    num_clips = len(lease.clips)
     parts.out.note(
         "lease_failed",
         f"{lease.stage}: a lease of {num_clips} clips failed ({kind}): {message}",
@@ -220,14 +199,13 @@ def _blame_worker_loss(parts: Parts, lease: Lease, reason: str, why: str, now: f
         return
     verdict = parts.blame.worker_failed(lease, reason, why)
     if isinstance(verdict, Rejected):
-        assert not isinstance(lease, WriteLease)
         _give_up(parts, lease, verdict, now)
     else:
         for suspect in verdict:
             parts.queues.add_suspect(suspect)
 
 
-def _try_later(parts: Parts, lease: ClipLease, failed: Failed, now: float) -> None:
+def _try_later(parts: Parts, lease: Lease, failed: Failed, now: float) -> None:
     """A stage gave up on a clip: try it again after a pause, or reject it."""
     verdict = parts.blame.stage_gave_up(lease, failed)
     if isinstance(verdict, Rejected):
@@ -238,38 +216,36 @@ def _try_later(parts: Parts, lease: ClipLease, failed: Failed, now: float) -> No
 
 def put_back(parts: Parts, lease: Lease) -> None:
     """Hand a lease out again before others. It took down no worker, so it need not be alone."""
-    if isinstance(lease, WriteLease) or lease.stream is None:
+    if lease.stream is None:
         parts.queues.put_back(lease)
     else:
         parts.streams.take_back(lease)
 
 
-def _start_over(parts: Parts, lease: Lease, lost_outputs: Sequence[AttemptId]) -> None:
+def _start_over(parts: Parts, lease: Lease, lost: Sequence[AttemptId]) -> None:
     """Pixels, codes or a state vanished with their node: decode the clips again."""
-    assert not isinstance(lease, DecodeLease)
-    if isinstance(lease, WriteLease):
-        kept: list[EncodedClips] = []
-        for part in lease.parts:
-            if any(pick.source in lost_outputs for pick in part.picks):
-                parts.out.count("clips", -len(part.items), by="encode")
-                parts.out.count("lost_s", part.encode_s)
-                _decode_again(parts, part.items, part.picks)
-            else:
-                kept.append(part)
+    if lease.stream is None:
+        kept: list[Clip] = []
+        gone: list[Clip] = []
+        for clip in lease.clips:  # an encoder does not find out which of its inputs are gone
+            is_gone = lease.stage == "encode" or any(source in lost for source, _ in clip.places)
+            (gone if is_gone else kept).append(clip)
+        _decode_again(parts, lease.stage, gone)
         if kept:
-            parts.queues.put_back(replace(lease, parts=tuple(kept)))
-    elif lease.stream is None:
-        _decode_again(parts, lease.items, (lease.pick,))
-    elif (clip := parts.streams.of(lease)) is not None:
-        _end_streamed(parts, clip)
-        parts.queues.decode_again((clip.item,))
+            parts.queues.put_back(lease._replace(clips=tuple(kept)))
+    elif (streamed := parts.streams.of(lease)) is not None:
+        _end_streamed(parts, streamed)
+        parts.queues.decode_again([streamed.item])
 
 
-def _decode_again(parts: Parts, items: tuple[WorkItem, ...], picks: tuple[Pick, ...]) -> None:
-    parts.queues.decode_again(items)
-    parts.out.count("clips", -len(items), by="decode")
-    for pick in picks:
-        parts.flights.use_up(pick)
+def _decode_again(parts: Parts, stage: Stage, clips: Sequence[Clip]) -> None:
+    parts.queues.decode_again([clip.item for clip in clips])
+    parts.out.count("clips", -len(clips), by="decode")
+    if stage == "write":
+        parts.out.count("clips", -len(clips), by="encode")
+        parts.out.count("lost_s", sum(clip.encode_s for clip in clips))
+    for clip in clips:
+        parts.flights.use_up(clip.places)
 
 
 def _reject(parts: Parts, rejected: Rejected, now: float) -> None:
@@ -277,14 +253,14 @@ def _reject(parts: Parts, rejected: Rejected, now: float) -> None:
     parts.blame.settled((rejected.ref.row, rejected.ref.segment))
 
 
-def _give_up(parts: Parts, lease: ClipLease, rejected: Rejected, now: float) -> None:
+def _give_up(parts: Parts, lease: Lease, rejected: Rejected, now: float) -> None:
     """Reject the one clip of a lease, and release what it holds."""
     if (clip := parts.streams.of(lease)) is not None:
         _end_streamed(parts, clip)
         # What the encode stage rejects counts as decoded, though not all pieces may have been.
         parts.out.count("clips", rejected.stage == "encode", by="decode")
-    elif isinstance(lease, EncodeLease):
-        parts.flights.use_up(lease.pick)
+    else:
+        parts.flights.use_up(lease.places)
     _reject(parts, rejected, now)
 
 
@@ -294,5 +270,5 @@ def _end_streamed(parts: Parts, clip: StreamedClip) -> None:
     parts.queues.forget(clip.stream_id)
     parts.out.count("clips", -clip.is_decoded, by="decode")
     parts.out.count("lost_s", clip.encode_s)
-    for pick in (*clip.pixels.values(), *clip.codes):  # its state goes with the last codes
-        parts.flights.use_up(pick)
+    # Its state goes with the last codes.
+    parts.flights.use_up([*clip.pixels.values(), *clip.codes])

@@ -18,7 +18,7 @@ class _OpenShard:
 
     since: float
     num_codes: int = 0
-    parts: list[protocol.EncodedClips] = field(default_factory=list)
+    clips: list[protocol.Clip] = field(default_factory=list)
     is_endangered: bool = False  # Some of its codes are on a draining node
 
 
@@ -45,31 +45,28 @@ class Settlement:
         self.why = ""  # Why the job is stopped early, if it is because of its rejections
 
     def add_codes(
-        self, part: protocol.EncodedClips, grid: tuple[int, int], num_codes: int, now: float
+        self, clip: protocol.Clip, grid: tuple[int, int], num_codes: int, now: float
     ) -> None:
-        """Put encoded clips into the open shard of their grid; close it once it is full."""
+        """Put an encoded clip into the open shard of its grid."""
         shard = self._open.setdefault(grid, _OpenShard(since=now))
-        shard.parts.append(part)
+        shard.clips.append(clip)
         shard.num_codes += num_codes
-        if shard.num_codes * self._limits.bytes_per_code >= self._limits.shard_bytes:
-            self._close(grid)
 
     def endanger(self, attempt: protocol.AttemptId) -> None:
         """An output is on a draining node: write its codes soon."""
         for shard in self._open.values():
-            picks = (pick for part in shard.parts for pick in part.picks)
-            shard.is_endangered |= any(pick.source == attempt for pick in picks)
+            places = (place for clip in shard.clips for place in clip.places)
+            shard.is_endangered |= any(place.source == attempt for place in places)
 
     def close_due(self, now: float, *, all_of_them: bool) -> None:
-        """Close shards that are old or endangered, or all of them."""
-        max_age_s = self._limits.shard_max_age_s
+        """Close shards that are full, old or endangered, or all of them."""
+        limits = self._limits
         for grid, shard in list(self._open.items()):
-            if all_of_them or shard.is_endangered or now - shard.since >= max_age_s:
-                self._close(grid)
-
-    def _close(self, grid: tuple[int, int]) -> None:
-        parts = tuple(self._open.pop(grid).parts)
-        self._queues.add(protocol.WriteLease(parts, self._out.new_id()))
+            is_full = shard.num_codes * limits.bytes_per_code >= limits.shard_bytes
+            is_old = now - shard.since >= limits.shard_max_age_s
+            if all_of_them or shard.is_endangered or is_full or is_old:
+                clips = tuple(self._open.pop(grid).clips)
+                self._queues.add(protocol.Lease("write", clips, lease_id=self._out.new_id()))
 
     def written(self, receipt: Receipt, encode_s: float) -> None:
         """A shard is stored and can be committed."""

@@ -16,12 +16,10 @@ from dataclasses import dataclass, field, replace
 from tokpipe.runtime.dispatch.protocol import (
     ActorId,
     AttemptId,
-    ClipLease,
-    DecodeLease,
+    Clip,
     EncodedInfo,
-    EncodeLease,
     Lease,
-    Pick,
+    Place,
     StreamId,
 )
 from tokpipe.types import Stage, WorkItem
@@ -38,10 +36,10 @@ class StreamedClip:
     stream_id: StreamId
     item: WorkItem  # Its first piece, with the number of pieces: what a restart begins from
     num_pieces: int
-    pixels: dict[int, Pick]  # Pieces that are decoded but not encoded
+    pixels: dict[int, Place]  # Pieces that are decoded but not encoded
     decoding: set[int] = field(default_factory=set)  # Pieces whose decode lease is out
     is_encoding: bool = False  # The encode lease of the next piece is out
-    codes: list[Pick] = field(default_factory=list)  # The codes of each encoded piece, in order
+    codes: list[Place] = field(default_factory=list)  # The codes of each encoded piece, in order
     state: AttemptId | None = None
     """The attempt that left the latest state; None before the first piece."""
     num_codes: int = 0
@@ -102,7 +100,7 @@ class StreamedClips:
         clips += [(0, one.num_pieces) for one in self._waiting]
         return sum(a for a, _ in clips), sum(b for _, b in clips), sum(a / b for a, b in clips)
 
-    def start(self, stream_id: StreamId, item: WorkItem, num_pieces: int, pixels: Pick) -> None:
+    def start(self, stream_id: StreamId, item: WorkItem, num_pieces: int, pixels: Place) -> None:
         """Add a clip whose first piece is decoded."""
         item = replace(item, piece=0, num_pieces=num_pieces)
         self._waiting.append(StreamedClip(stream_id, item, num_pieces, {0: pixels}))
@@ -130,47 +128,48 @@ class StreamedClips:
         """The clip whose next piece has waited longest for an encoder."""
         return next(iter(self._to_encode.values()), None)
 
-    def lease_decode(self, clip: StreamedClip, actor: ActorId) -> DecodeLease:
+    def lease_decode(self, clip: StreamedClip, actor: ActorId) -> Lease:
         piece = clip.piece_to_decode
         assert piece is not None
         clip.decoding.add(piece)
         clip.last_actor["decode"] = actor
         self._queue(clip)
-        return DecodeLease((replace(clip.item, piece=piece),), clip.stream_id)
+        return Lease("decode", (Clip(replace(clip.item, piece=piece)),), clip.stream_id)
 
-    def lease_encode(self, clip: StreamedClip, actor: ActorId) -> EncodeLease:
+    def lease_encode(self, clip: StreamedClip, actor: ActorId) -> Lease:
         assert clip.can_encode
         clip.is_encoding = True
         clip.last_actor["encode"] = actor
         self._queue(clip)
-        item = replace(clip.item, piece=clip.next_piece)
-        return EncodeLease((item,), clip.pixels[clip.next_piece], clip.stream_id, clip.state)
+        piece = clip.next_piece
+        whole = Clip(replace(clip.item, piece=piece), (clip.pixels[piece],))
+        return Lease("encode", (whole,), clip.stream_id, clip.state)
 
-    def take_back(self, lease: ClipLease) -> None:
+    def take_back(self, lease: Lease) -> None:
         """A lease had no result; hand it out again, unless its clip has ended."""
         if (clip := self.of(lease)) is None:
             return
-        if isinstance(lease, DecodeLease):
-            clip.decoding.discard(lease.items[0].piece)
+        if lease.stage == "decode":
+            clip.decoding.discard(lease.clips[0].item.piece)
         else:
             clip.is_encoding = False
         self._queue(clip)
 
     def decoded(self, clip: StreamedClip, piece: int, attempt: AttemptId) -> None:
         clip.decoding.discard(piece)
-        clip.pixels[piece] = Pick(attempt, (0,))
+        clip.pixels[piece] = Place(attempt, 0)
         self._queue(clip)
 
     def encoded(
         self, clip: StreamedClip, attempt: AttemptId, info: EncodedInfo, encode_s: float
-    ) -> tuple[Pick, AttemptId | None]:
+    ) -> tuple[Place, AttemptId | None]:
         """An attempt has encoded the next piece; return the pixels and state it used up.
 
         The clip ends with its last piece.
         """
         pixels, state = clip.pixels.pop(clip.next_piece), clip.state
         clip.is_encoding = False
-        clip.codes.append(Pick(attempt, (0,)))
+        clip.codes.append(Place(attempt, 0))
         clip.num_codes += info.num_codes
         clip.encode_s += encode_s
         if clip.is_encoded:
