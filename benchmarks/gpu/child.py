@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.record import Left
 from benchmarks.gpu.sections import SECTIONS, Section
 from benchmarks.gpu.setting import Setting
-from tokpipe.models.process import forbid_reduced_float32
+from tokpipe.models import process
 
 
 def main(order: dict[str, Any]) -> None:
@@ -23,7 +23,8 @@ def main(order: dict[str, Any]) -> None:
     setting = Setting(device, values=order["values"], share=lambda some: say("value", some))
     torch.backends.cudnn.benchmark = False  # as in the encode stage
     torch.backends.cudnn.deterministic = True
-    forbid_reduced_float32()
+    settings: Any = process
+    (getattr(settings, "make_repeatable", None) or settings.forbid_reduced_float32)()
     if order["dry_run"]:
         torch.set_num_threads(1)  # more cost time where shapes are tiny
     for section in SECTIONS:

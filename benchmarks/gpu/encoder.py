@@ -18,7 +18,7 @@ from benchmarks.gpu.record import Cell, Finding, Left, Row
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.timeline import CONVOLUTIONS, NORMS, OTHERS, milliseconds_by
 from tokpipe.models import graphs
-from tokpipe.models.encoder_3d import Encoder3D
+from tokpipe.models.autoencoder_3d import Encoder3D
 from tokpipe.models.quantizers import FSQ
 
 BATCHES, TINY_BATCHES = (4, 1, 8), (1, 2)
@@ -160,12 +160,13 @@ def _memory(setting: Setting, batch: int, peak_bytes: int) -> Finding:
     """Whether the prediction of a peak holds: of a tokenizer with this encoder."""
     try:
         memory: Any = importlib.import_module("tokpipe.models.memory")
+        building: Any = importlib.import_module("tokpipe.models.tokenizers.build")
         from benchmarks.gpu.stage import tokenizer_config
     except ImportError as error:
         return Left(f"the predicted peak of a batch of {batch}", str(error))
-    predictor = memory.Predictor(tokenizer_config(setting), torch.bfloat16)
-    side = setting.of(GPU_SIZE, 8)
-    predicted = predictor.peak_bytes(setting.of(FRAMES, 5), side, side, batch)
+    tokenizer = building.build_on_meta(tokenizer_config(setting), torch.bfloat16)
+    frames, side = setting.of((FRAMES, GPU_SIZE), (5, 8))
+    predicted = memory.peak_bytes(tokenizer, frames, (side, side), batch, in_pieces=False)
     return setting.claim(
         f"the predicted peak of a batch of {batch} is right to 10 %",
         abs(peak_bytes / predicted - 1) < 0.1,
