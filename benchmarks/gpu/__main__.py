@@ -177,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no section {', '.join(unknown)}. Choose from: {', '.join(known)}")
     chosen = [one for one in SECTIONS if not parsed.names or one.name in parsed.names]
     said: dict[str, str] = {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end the other process
 
     def write(record: Record) -> None:
         record.write(parsed.json, parsed.page)

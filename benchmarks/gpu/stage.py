@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.encoder import FRAMES, GPU_CHANNELS, GPU_SIZE
-from benchmarks.gpu.record import Finding, Row
+from benchmarks.gpu.record import Finding, Left, Row
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.timeline import gaps, hidden_copies, milliseconds_by, short
 from tokpipe.config.job import ChunkingConfig, EncodeConfig
@@ -62,6 +62,9 @@ def run(setting: Setting) -> Iterator[Finding]:
         fine = num_encoded(stage.process(clips))
     kernels = setting.kernels(lambda: stage.process(clips))
     busy, idle, longest = gaps(kernels)
+    if not busy:
+        yield Left("the profile", "the profiler saw no kernels")
+        return
     seconds, waiting = (busy + idle) / 1e6, idle / (busy + idle)
     for what, value in (
         ("seconds, first to last kernel", seconds),

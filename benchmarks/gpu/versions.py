@@ -1,5 +1,6 @@
 """What runs here, and whether tokpipe's kernels for GPUs work."""
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
+import tokpipe
 from benchmarks.gpu.record import Cell, Finding, Row
 from benchmarks.gpu.setting import Setting
 from tokpipe.models.group_norm import gpu_kernels
@@ -31,6 +33,8 @@ def run(setting: Setting) -> Iterator[Finding]:
 
 
 def facts(setting: Setting) -> Iterator[tuple[str, Cell]]:
+    yield "date", datetime.datetime.now(datetime.UTC).date().isoformat()
+    yield "tokpipe", tokpipe.__version__
     yield "Python", platform.python_version()
     for name in ("torch", "triton", "numpy"):
         try:

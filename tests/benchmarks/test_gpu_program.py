@@ -47,7 +47,7 @@ def test_a_dry_run_has_every_section_and_no_figures(
     assert page.read_text() == page_of(record)
     assert DRY in page.read_text()
     assert [part["name"] for part in record["sections"]] == [one.name for one in SECTIONS]
-    left = {}
+    left: dict[str, str] = {}
     for part in record["sections"]:
         assert part["state"] == "done", part
         assert f"## {part['title']}\n" in page.read_text()
