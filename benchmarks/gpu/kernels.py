@@ -52,8 +52,8 @@ def run(setting: Setting) -> Iterator[Finding]:
     yield setting.claim("residual sums are exact, and clips alone have the same bits", all_exact)
     yield setting.claim(
         "kernels on large tensors reach 80 % of the rate of copies",
-        slowest >= 0.8 if copies else None,
-        f"the slowest {slowest:.0%}",
+        slowest >= 0.8 if slowest < float("inf") else None,
+        f"the slowest {slowest:.0%}" if slowest < float("inf") else "",
     )
 
 
