@@ -108,3 +108,11 @@ def test_an_invalid_protocol_or_option_is_a_config_error() -> None:
     misspelt = StoreOptions(options={"s3": {"endpont_url": "x"}})
     with pytest.raises(ConfigError, match=r"storage\.options\.s3.*endpont_url"):
         open_store("s3://bucket", misspelt)
+
+
+def test_a_range_far_beyond_the_end_takes_no_memory(tmp_path: Path) -> None:
+    """As a forged manifest may claim; Python would take the memory before it reads."""
+    (tmp_path / "a").write_bytes(b"abc")
+    store = open_store(str(tmp_path), StoreOptions(deadline_s=1))
+    assert store.get_range("a", 1, 2**40) == b"bc"
+    assert store.get_range("a", 2**30, 2**40) == b""
