@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.record import Left
 from benchmarks.gpu.sections import SECTIONS, Section
 from benchmarks.gpu.setting import Setting
-from tokpipe.models import process
+from tokpipe.models.process import make_repeatable
 
 
 def main(order: dict[str, Any]) -> None:
@@ -21,10 +21,7 @@ def main(order: dict[str, Any]) -> None:
         sys.exit("torch finds no CUDA device here: run it where there is one, or with --dry-run")
     device = torch.device("cpu" if order["dry_run"] else "cuda")
     setting = Setting(device, values=order["values"], share=lambda some: say("value", some))
-    torch.backends.cudnn.benchmark = False  # as in the encode stage
-    torch.backends.cudnn.deterministic = True
-    settings: Any = process
-    (getattr(settings, "make_repeatable", None) or settings.forbid_reduced_float32)()
+    make_repeatable()  # as in the encode stage
     if order["dry_run"]:
         torch.set_num_threads(1)  # more cost time where shapes are tiny
     for section in SECTIONS:

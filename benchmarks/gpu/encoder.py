@@ -1,7 +1,7 @@
 """The published encoder in bfloat16: plain eager code, tokpipe's, and tokpipe's as graphs."""
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from typing import Any
@@ -17,8 +17,8 @@ from benchmarks.gpu.rates import COPIES, PRODUCTS
 from benchmarks.gpu.record import Cell, Finding, Left, Row
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.timeline import CONVOLUTIONS, NORMS, OTHERS, milliseconds_by
-from tokpipe.models import graphs
 from tokpipe.models.autoencoder_3d import Encoder3D
+from tokpipe.models.graphs import Call, CudaGraphs, GraphedCall
 from tokpipe.models.quantizers import FSQ
 
 BATCHES, TINY_BATCHES = (4, 1, 8), (1, 2)
@@ -67,12 +67,15 @@ def run(setting: Setting) -> Iterator[Finding]:
         row: dict[str, Cell] = {"way": way, "batch": batch}
         if way == "eager":
             x = x.to(plain.conv_in.conv.weight.dtype, memory_format=torch.contiguous_format)
-            call: Callable[[Tensor], Tensor] = partial(encode_eagerly, plain)
+            call: Call = partial(encode_eagerly, plain)
         elif way == "graphs":
             call = captured(setting, encoder, x)
             row["bits of ours"] = torch.equal(call(x), encoder(x))
         else:
             call = encoder
+            if not setting.is_dry:
+                _, cost = CudaGraphs(setting.device).measured(call, x)
+                row |= {"launch ms": cost.launch_s * 1e3, "run ms": cost.run_s * 1e3}
         peak_bytes = setting.peak_bytes(partial(call, x))
         per_s = batch / setting.seconds(partial(call, x))
         best[way] = max(best.get(way, 0.0), per_s)
@@ -136,24 +139,14 @@ def _by_kind(setting: Setting, encoder: Encoder3D) -> Iterator[Row]:
 _KINDS = {"convolutions": CONVOLUTIONS, "norm + SiLU": NORMS, "residual": NORMS}
 
 
-def captured(setting: Setting, call: Callable[[Tensor], Tensor], x: Tensor) -> Any:
+def captured(setting: Setting, call: Call, x: Tensor) -> Call:
     """A graph of ``call``, whether it would pay or not; in a dry run the call."""
-    module: Any = graphs
-    if setting.is_dry:
-        return call
-    if hasattr(module, "CudaGraphs"):
-        return module.CudaGraphs(setting.device).captured(call, x)
-    return module._Capture()(call, x)
+    return call if setting.is_dry else CudaGraphs(setting.device).captured(call, x)
 
 
-def graphed(setting: Setting, call: Callable[[Tensor], Tensor]) -> Any:
+def graphed(setting: Setting, call: Call) -> Call:
     """``call``, captured for each shape that recurs, as jobs do; in a dry run the call."""
-    module: Any = graphs
-    if setting.is_dry:
-        return call
-    if hasattr(module, "CudaGraphs"):
-        return module.GraphedCall(call, module.CudaGraphs(setting.device))
-    return module.GraphedCall(call)
+    return call if setting.is_dry else GraphedCall(call, CudaGraphs(setting.device))
 
 
 def _memory(setting: Setting, batch: int, peak_bytes: int) -> Finding:

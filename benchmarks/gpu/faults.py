@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.memory import trouble_of
 from benchmarks.gpu.record import Finding, Row
 from benchmarks.gpu.setting import Setting
+from tokpipe.stages.device import trouble_of
 
 FAR = 2**45
 """Bytes behind a tensor: no address of this process."""
@@ -33,11 +33,11 @@ def run(setting: Setting) -> Iterator[Finding]:
                 "illegal" in str(found.get("text")) and found.get("works afterwards") is False,
                 str(found.get("text")),
             )
-            known = found.get("tokpipe calls it")
+            known = str(found.get("tokpipe calls it"))
             yield setting.claim(
                 "tokpipe takes it for a fault of the device, not of a clip",
-                None if known is None else known == "broken",
-                str(known),
+                known == "broken",
+                known,
             )
 
 

@@ -23,7 +23,7 @@ SECTIONS = (
     Section("codes", "The encoder: bits and codes", 45, "encoder", "codes"),
     Section("stage", "A profile of eight batches in the encode stage", 40, "stage"),
     Section("pressure", "Too little memory", 35, "memory", "pressure"),
-    Section("allocator", "Memory over eight shapes", 40, "memory", "allocator"),
+    Section("allocator", "Memory over many shapes", 40, "memory", "allocator"),
     Section("capture", "A capture that fails", 15, "memory", "capture"),
     Section("compiler", "With and without a C compiler", 45, "compiler"),
     Section("illegal", "An illegal access, in another process", 25, "faults"),
