@@ -20,6 +20,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.encoder import FRAMES, GPU_CHANNELS, GPU_SIZE, build
 from benchmarks.page import with_results
@@ -93,11 +94,10 @@ class _Recorder(TorchDispatchMode):
             self.add("convolutions", x, result, flops=flops, is_bf16=x.dtype == torch.bfloat16)
             if bias is not None:  # PyTorch adds it in a pass over the whole result
                 self.add("bias", result, result)
-        elif name in ("copy_", "add", "mul_", "_to_copy", "add_"):
-            in_place = [args[0]] if name in ("mul_", "add_") else []
-            tensors = [one for one in args if isinstance(one, Tensor)]
-            written = [] if name in ("copy_", "mul_", "add_") else [result]
-            self.add(self.kind, *tensors, *in_place, *written)
+        elif not _is_view(func) and "empty" not in name:
+            given = {"copy_": args[1:2], "fill_": (), "zero_": ()}.get(name, args)
+            moved = tree_leaves((given, result))
+            self.add(self.kind, *(one for one in moved if isinstance(one, Tensor)))
         return result
 
     # --- stand-ins for tokpipe.models.triton_kernels ---
@@ -114,6 +114,12 @@ class _Recorder(TorchDispatchMode):
         y = torch.empty_like(x, dtype=torch.promote_types(x.dtype, h.dtype))
         self.add("residual", x, h, y)
         return y
+
+
+def _is_view(func: Any) -> bool:
+    """Whether an operation returns the memory that it was given, unchanged."""
+    aliases = [one.alias_info for one in func._schema.returns]
+    return any(one is not None and not one.is_write for one in aliases)
 
 
 def _bytes_of(x: Tensor) -> int:
@@ -133,6 +139,7 @@ def passes(*, former: bool = False, batch: int = 1) -> tuple[Pass, ...]:
     with torch.device("meta"):
         encoder = build(GPU_CHANNELS)
         x = torch.empty(batch, 3, FRAMES, GPU_SIZE, GPU_SIZE)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
     encoder.compute_in(torch.bfloat16)
     recorder = _Recorder()
     for name, module in encoder.named_modules():
@@ -149,7 +156,7 @@ def passes(*, former: bool = False, batch: int = 1) -> tuple[Pass, ...]:
         enter(mock.patch.object(torch, "is_autocast_enabled", return_value=False))  # no "meta"
         enter(torch.no_grad())
         enter(recorder)
-        encoder(x.contiguous(memory_format=torch.channels_last_3d))
+        encoder(x)
     return tuple(recorder.passes)
 
 
