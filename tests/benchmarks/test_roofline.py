@@ -32,13 +32,13 @@ def test_the_former_design_takes_what_was_counted_by_hand() -> None:
     assert milliseconds(found, H200) == pytest.approx(13.6, rel=0.02)
 
 
-def test_only_biases_and_sums_became_fewer_and_a_batch_costs_its_clips() -> None:
+def test_biases_and_sums_take_less_nothing_takes_more_and_a_batch_costs_its_clips() -> None:
     former, ours = passes(former=True), passes()
     for level in LEVELS:
         for kind in KINDS:
             saved = of(former, level, kind) - of(ours, level, kind)
             is_less = kind in ("bias", "norm + SiLU")
-            assert (saved > 0.005) if is_less else (saved == 0), (level, kind)
+            assert (saved > 0.005) if is_less else saved >= 0, (level, kind)
     assert milliseconds(ours, H100) > milliseconds(ours, H200)
     assert milliseconds(passes(batch=4), H200) == pytest.approx(4 * milliseconds(ours, H200))
 
