@@ -38,7 +38,7 @@ def test_biases_and_sums_take_less_nothing_takes_more_and_a_batch_costs_its_clip
         for kind in KINDS:
             saved = of(former, level, kind) - of(ours, level, kind)
             is_less = kind in ("bias", "norm + SiLU")
-            assert (saved > 0.005) if is_less else saved >= 0, (level, kind)
+            assert (saved > 0.005) if is_less else saved > -1e-5, (level, kind)
     assert milliseconds(ours, H100) > milliseconds(ours, H200)
     assert milliseconds(passes(batch=4), H200) == pytest.approx(4 * milliseconds(ours, H200))
 
