@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -277,6 +276,8 @@ def _patches(number: int, size: int) -> Tensor:
 
 def trained_encoder() -> Encoder3D:
     """The encoder of the built-in checkpoint, in float32."""
+    from safetensors.torch import load_file  # which nothing else here needs
+
     encoder = Encoder3D(
         ch=32,
         ch_mult=(1, 1, 4),

@@ -34,6 +34,7 @@ def stage_for(setting: Setting, batch: int) -> EncodeStage:
         tokenizer_config(setting),
         ChunkingConfig(chunk_frames=setting.of(FRAMES, 5)),
         EncodeConfig(dtype=setting.of("bfloat16", "float32"), batch_chunks=batch),
+        largest=setting.of((FRAMES, GPU_SIZE, GPU_SIZE), (5, 8, 8)),
     )
     stage.setup(setting.device.type, None)
     return stage
@@ -58,8 +59,10 @@ def num_encoded(results: Sequence[object]) -> int:
 def run(setting: Setting) -> Iterator[Finding]:
     batch = setting.of(4, 1)
     stage, clips = stage_for(setting, batch), noise_clips(setting, setting.of(BATCHES * batch, 2))
+    yield setting.claim("the start check passes at the job's shape, batch and dtype", True)
     for _ in range(2):
         fine = num_encoded(stage.process(clips))
+    yield Row({"what": "how the stage computes", "found": str(stage.path or "on a CPU")})
     kernels = setting.kernels(lambda: stage.process(clips))
     busy, idle, longest = gaps(kernels)
     if not busy:

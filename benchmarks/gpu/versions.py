@@ -13,7 +13,7 @@ import torch
 import tokpipe
 from benchmarks.gpu.record import Cell, Finding, Row
 from benchmarks.gpu.setting import Setting
-from tokpipe.models.group_norm import gpu_kernels
+from tokpipe.models.group_norm import working_kernels
 from tokpipe.models.hardware import encoder_class
 
 NVIDIA_SMI = "driver_version,clocks.sm,clocks.max.sm,power.limit,ecc.mode.current,temperature.gpu"
@@ -22,8 +22,10 @@ NVIDIA_SMI = "driver_version,clocks.sm,clocks.max.sm,power.limit,ecc.mode.curren
 def run(setting: Setting) -> Iterator[Finding]:
     for what, found in facts(setting):
         yield Row({"what": what, "found": found})
-    works = not setting.is_dry and gpu_kernels(torch.empty(1, device=setting.device)) is not None
-    yield setting.claim("Triton's kernels work here, and pass their self-test", works)
+    norms = "" if setting.is_dry else working_kernels(setting.device)[1]
+    yield setting.claim(
+        "Triton's kernels work here, and pass their self-test", norms == "triton", norms
+    )
     yield setting.claim("there is a C compiler, which Triton needs", bool(compiler()), compiler())
     try:
         text = f"reading it returns {torch.backends.cudnn.allow_tf32}"

@@ -26,7 +26,9 @@ FIGURES = ("GB", "/s", "ms", "share of")
     "missing",
     [
         pytest.param(NOT_NEEDED[:-1], id="with pydantic and Triton"),
-        pytest.param((*NOT_NEEDED, "pydantic", "triton"), marks=pytest.mark.slow, id="without"),
+        pytest.param(
+            (*NOT_NEEDED, "pydantic", "safetensors", "triton"), marks=pytest.mark.slow, id="without"
+        ),
     ],
 )
 def test_a_dry_run_has_every_section_and_no_figures(
@@ -61,7 +63,7 @@ def test_a_dry_run_has_every_section_and_no_figures(
         summary_of(record)
     if "pydantic" in missing:
         assert "no triton here" in left.pop("norm")
-        assert {"encoder", "stage", "pressure"} == left.keys()
+        assert {"codes", "encoder", "stage", "pressure"} == left.keys()
     else:
         needed = {"norm": "triton", "encoder": "tokpipe.models.memory"}
         assert left.keys() == {key for key, name in needed.items() if not find_spec(name)}

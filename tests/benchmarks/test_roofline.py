@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pytest
 
 from benchmarks.page import with_results
-from benchmarks.roofline import H100, H200, KINDS, LEVELS, PAST, Pass, milliseconds, passes, text
+from benchmarks.roofline import H100, H200, KINDS, LEVELS, PAST, Pass, main, milliseconds, passes
 from tests.pages import REPOSITORY
 
 BY_HAND = {
@@ -50,8 +50,9 @@ def test_a_pass_takes_as_long_as_the_slower_of_computing_and_moving() -> None:
     assert milliseconds([computes, moves], H200, 0.5, 0.25) == pytest.approx(2 + 8)
 
 
-def test_the_page_has_the_tables() -> None:
+def test_the_page_has_the_tables_that_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
     page = (REPOSITORY / "docs/performance.md").read_text()
-    assert with_results(page, text(), "roofline") == page, (
+    assert with_results(page, capsys.readouterr().out, "roofline") == page, (
         "run: python -m benchmarks.roofline docs/performance.md"
     )
