@@ -107,7 +107,7 @@ def free_job(
             # One byte and a half a code, and one code a clip: see FreeEncode.
             "output": {"uri": str(folder / "out"), "shard_bytes": CLIPS_PER_SHARD * 3 // 2},
             "sampling": {"max_clip_frames": 17},
-            "frames": {"size": [128, 128]},
+            "frames": {"size": [8, 8]},
             "tokenizer": {"checkpoint": "builtin://fsq-4x8x8"},
             "encode": {"device": "cpu"},
             "runtime": {"cluster": address, **lease},
