@@ -24,7 +24,7 @@ from benchmarks.figures import Figure, Result, Skipped
 from benchmarks.timing import Times, by_turns, ratio
 from examples.demo_tokenizer.scenes import make_palette, render_scene
 from tokpipe.models.autoencoder_3d import Encoder3D
-from tokpipe.models.process import forbid_reduced_float32, keep_freed_memory
+from tokpipe.models.process import keep_freed_memory, make_repeatable
 from tokpipe.models.quantizers import FSQ
 
 FRAMES = 17
@@ -89,7 +89,7 @@ def build(channels: int) -> Encoder3D:
 
 def run(quick: bool) -> Iterator[Result]:
     """Speeds on the CPU, agreement of codes, and speeds on the GPU if there is one."""
-    forbid_reduced_float32()
+    make_repeatable()
     rounds = 1 if quick else 5
     for channels, size in CPU_SIZES[: 1 if quick else None]:
         yield from _on_cpu(channels, size // 2 if quick else size, rounds)
@@ -301,7 +301,7 @@ _prepared: list[Callable[[], object]] = []
 
 
 def _prepare(case: Case) -> None:
-    forbid_reduced_float32()
+    make_repeatable()
     _prepared.append(case.prepared())
 
 

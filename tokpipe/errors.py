@@ -117,6 +117,8 @@ class SourceError(TokpipeError):
     people.
     """
 
+    exit_code = 2
+
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason

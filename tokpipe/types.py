@@ -22,6 +22,8 @@ Positive = Annotated[int, Field(gt=0, le=2**31 - 1)]
 Side = Annotated[int, Field(gt=0, le=2**15 - 1)]
 """Of a grid of codes, and a stride."""
 _NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.parquet"
+SHARD_KEY, SIDE_TABLE_KEY, SHA256 = f"^shards/{_NAME}$", f"^clips/{_NAME}$", "^[0-9a-f]{64}$"
+Sha256 = Annotated[str, Field(pattern=SHA256)]
 
 STAGES: tuple[Stage, ...] = ("decode", "encode", "write")  # In pipeline order
 
@@ -224,15 +226,15 @@ class Failed(Travels):
 class Receipt(Travels):
     """Describes a shard that a writer has stored. The shard counts once the manifest lists it."""
 
-    shard: Annotated[str, Field(pattern=rf"^shards/{_NAME}$")]  # Its key in the output
+    shard: Annotated[str, Field(pattern=SHARD_KEY)]  # Its key in the output
     size_bytes: Count
-    sha256: str
+    sha256: Sha256
     num_rows: Count
     num_codes: Count
     num_frames: Count  # Real frames, without padding and context
     grid: tuple[Side, Side]
-    side_table: Annotated[str, Field(pattern=rf"^clips/{_NAME}$")]
-    side_table_sha256: str
+    side_table: Annotated[str, Field(pattern=SIDE_TABLE_KEY)]
+    side_table_sha256: Sha256
     side_table_size_bytes: Count
     clips: tuple[ClipRef, ...]
     encoders: dict[str, Count] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from tokpipe.cli import main
 from tokpipe.cli.command import VERBS
 from tokpipe.cli.output import print_lines
 from tokpipe.config.job import StoreOptions
+from tokpipe.errors import TokpipeError
 from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import ManifestEntry, append
 from tokpipe.formats.shard import receipt_of
@@ -73,6 +74,11 @@ def test_a_verb_prints_text_or_one_line_of_json(
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["dataset"] == "demo"
     assert main([verb, str(tmp_path / "nothing")]) == 2
+
+
+@pytest.mark.parametrize("kind", TokpipeError.__subclasses__(), ids=lambda kind: kind.__name__)
+def test_no_error_of_tokpipe_ends_with_the_exit_code_of_a_bug(kind: type[TokpipeError]) -> None:
+    assert kind.exit_code != TokpipeError.exit_code == 1
 
 
 def test_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,8 @@ def place(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (tmp_path / "unset.yaml").write_text("output: {uri: '${NO_SUCH_VARIABLE}/x'}\n")
     (tmp_path / "schemes.yaml").write_text("output: {uri: 's4://bucket/x'}\n")
     (tmp_path / "video.mp4").write_bytes(b"\x00\xff\x80" * 100)
+    (tmp_path / "binary.yaml").write_bytes(b"\x00\xff\x80" * 100)
+    (tmp_path / "plain.yml").write_text("plain text")
     (tmp_path / "loop").symlink_to("loop")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -56,11 +58,13 @@ WRONG_OUTPUTS = {
     "holds_text": "it holds notes.txt",
     "out": "holds some: out/demo",
     "jobs": "it holds demo.yaml",
-    "video.mp4": "is not a text file",
+    "video.mp4": "neither an output nor a job file, which ends in .yaml or .yml",
+    "binary.yaml": "is not a text file",
     "empty.yaml": "is empty",
     "list.yaml": "holds list, not a mapping",
     "broken.yaml": "is not valid YAML",
-    "holds_text/notes.txt": "is not a job file: it holds plain text",
+    "holds_text/notes.txt": "neither an output nor a job file",
+    "plain.yml": "is not a job file: it holds plain text",
     "training.yaml": "use tokpipe train training.yaml",
     "later.yaml": "Start it with tokpipe run later.yaml",
     "unset.yaml": "NO_SUCH_VARIABLE is not set",
@@ -72,7 +76,7 @@ WRONG_OUTPUTS = {
     "http://[bracket/demo": "names no bucket or host",
     "memory://no/such": "it holds nothing",
     "video.mp4/demo": "video.mp4",
-    "/dev/null": "neither a folder nor a job file",
+    "/dev/null": "neither an output nor a job file",
     "": "is empty text",
     LONG: "File name too long",
     "\udcff": "does not exist",

@@ -148,11 +148,14 @@ def start(job: Path, address: str | None = None) -> subprocess.Popen[str]:
     )
 
 
-def start_in_group(job: Path, **variables: str) -> subprocess.Popen[str]:
+def start_in_group(
+    job: Path, *, cwd: Path | None = None, **variables: str
+) -> subprocess.Popen[str]:
     """Start a driver, and a local Ray unless ``variables`` name one, as `timeout` and Slurm do."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.Popen(
         [sys.executable, "-m", "tokpipe.run", str(job)],
+        cwd=cwd,
         env={**environment, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -29,6 +29,7 @@ from tests.end_to_end.jobs import (
     write_videos,
 )
 from tests.end_to_end.processes import command_of, descendants_of
+from tests.pages import REPOSITORY
 
 WITHOUT_TOKEN = (
     "NodeInfoGcsService/GetAllNodeInfo",  # the head
@@ -57,6 +58,8 @@ class LocalRun:
     modes: dict[Path, int]
     """Folders directly in RAY_TMPDIR, with their modes while the job ran."""
     home: list[str]
+    imported: list[str]
+    """Modules that were imported from the current folder, an output with modules in it."""
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +79,13 @@ def local_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRun]:
     of_ray = Path(tempfile.mkdtemp(prefix="r-", dir="/tmp"))
     of_ray.chmod(0o777)  # as /tmp
     variables = {"PYTHONUNBUFFERED": "1", "RAY_TMPDIR": str(of_ray), "HOME": str(home)}
+    variables["PYTHONPATH"] = f"{REPOSITORY}{os.pathsep}"  # also the current folder
+    stranger = folder / "stranger"
+    plant_modules(stranger, imported := folder / "imported")
     with pytest.MonkeyPatch.context() as environment:
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
             environment.delenv(name, raising=False)
-        driver = start_in_group(job, **variables)
+        driver = start_in_group(job, cwd=stranger, **variables)
     seen = await_line(driver, lambda line: bool(re.search(r"encode [1-9]", line)))
     processes = descendants_of(driver.pid)
     try:
@@ -92,8 +98,19 @@ def local_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRun]:
         os.killpg(driver.pid, signal.SIGTERM)
         code, printed = finish(driver)
     found = [str(path) for path in home.rglob("*")]
-    yield LocalRun(job, code, seen + printed, processes, tcp, answers, unix, modes, found)
+    names = [path.name for path in imported.iterdir()]
+    yield LocalRun(job, code, seen + printed, processes, tcp, answers, unix, modes, found, names)
     shutil.rmtree(of_ray, ignore_errors=True)
+
+
+def plant_modules(output: Path, imported: Path) -> None:
+    """Write modules that Ray, its workers and tokpipe import, which leave their names."""
+    output.mkdir()
+    imported.mkdir()
+    (output / "job.json").touch()
+    for name in ("fsspec", "pyarrow", "numpy", "yaml", "aiohttp", "torch"):
+        text = f"import pathlib\npathlib.Path({str(imported / name)!r}).touch()\n"
+        (output / f"{name}.py").write_text(text)
 
 
 def _open_sockets(pids: list[int]) -> tuple[dict[int, tuple[str, str]], list[Path]]:
@@ -177,3 +194,10 @@ def test_sigterm_to_the_group_lets_the_driver_commit(local_run: LocalRun) -> Non
     assert "\x1b" not in printed
     assert num_commits(local_run.job), printed
     wait_until(lambda: not any(map(command_of, local_run.processes)))
+
+
+@pytest.mark.ray
+def test_no_process_of_a_local_run_imports_from_an_output_that_it_starts_in(
+    local_run: LocalRun,
+) -> None:
+    assert local_run.imported == []

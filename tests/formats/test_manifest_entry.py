@@ -64,12 +64,13 @@ def test_the_text_of_an_entry_is_as_documented() -> None:
 # With surrogates: a decoder's message may hold bytes that are not text.
 texts = st.text(max_size=10)
 counts = st.integers(0, 2**40)
+hashes = st.text("0123456789abcdef", min_size=64, max_size=64)
 sides = st.integers(1, 2**15 - 1)
 names = st.text("aZ09_.-", max_size=9).map(lambda text: f"a{text}.parquet")
 refs = st.builds(ClipRef, texts, counts, counts, st.integers(1, 2**31 - 1), texts)
 receipts = st.builds(
-    Receipt, names.map("shards/{}".format), counts, texts, counts, counts, counts,
-    st.tuples(sides, sides), names.map("clips/{}".format), texts, counts,
+    Receipt, names.map("shards/{}".format), counts, hashes, counts, counts, counts,
+    st.tuples(sides, sides), names.map("clips/{}".format), hashes, counts,
     st.lists(refs, max_size=3).map(tuple),
 )  # fmt: skip
 rejections = st.builds(

@@ -57,6 +57,7 @@ JOBS: dict[str, str] = {
     "wide braces": _job(uri="{" + "0" * 90 + "1..99999}" + "x" * 9_999),
     "braces of long numbers": _job(uri="{1.." + "9" * 5_000 + "}.mp4"),
     "nested braces": _job(uri="{a," * 2_000 + "b" + "}" * 2_000),
+    "many variables": _job(uri="${A:-" * 90_000),
     "a glob of many stars": _job(uri="*a" * 9 + "b.mp4"),
     "a wide format": _table("{id:1000000000d}.mp4"),
     "a precise format": _table("{id:.1000000000f}.mp4"),

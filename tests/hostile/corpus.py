@@ -37,7 +37,7 @@ CASES = Path(__file__).parents[1] / "cases" / "media"
 TOKENIZED = "tokenized"
 NOT_OPENED = frozenset({"not_a_video", "truncated", "no_video", "unsupported", "corrupt"})
 """Reasons for a file that contains no readable video."""
-DAMAGED = NOT_OPENED | {"too_large", "too_short", "gap"}
+DAMAGED = NOT_OPENED | {"too_large", "too_many_pixels", "too_short", "gap"}
 """Reasons for a file that used to be a video."""
 REASONS = DAMAGED | {
     *("access_denied", "bad_row", "bad_uri", "crashed", "empty", "missing", "not_a_file"),

@@ -22,6 +22,7 @@ import torch
 
 import tokpipe
 from tests.audit.outputs import Made, finished
+from tests.cli.test_named_outputs import OPTIONS, verbs_on
 from tokpipe.cli import main
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.tokenizer import CustomConfig
@@ -241,6 +242,27 @@ def test_opening_an_output_deletes_nothing_through_a_link(tmp_path: Path) -> Non
     (tmp_path / f"out/{TEMPORARY_FOLDER}").symlink_to(tmp_path / "mine")
     open_store(str(tmp_path / "out"), StoreOptions())
     assert kept.exists()
+
+
+@pytest.mark.parametrize("verb", verbs_on("output"))
+def test_a_file_in_place_of_an_output_is_no_job_unless_its_name_says_so(
+    verb: str, world: World, tmp_path: Path
+) -> None:
+    job = {"output": {"uri": f"{world.server}/${{CANARY}}"}, "storage": {"deadline_s": 1.0}}
+    options = [option.format(folder=tmp_path) for option in OPTIONS.get(verb, [])]
+    for name in (
+        "codes",
+        "codes.json",
+        "o/manifest.json",
+        "o/shards/0.parquet",
+        "a.yaml.txt",
+        "a.",
+    ):
+        path = tmp_path / "download" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(job))
+        assert main([verb, str(path), *options]) == 2
+        world.assert_untouched()
 
 
 def test_nothing_is_imported_from_an_output(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

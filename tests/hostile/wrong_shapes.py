@@ -18,11 +18,13 @@ from tokpipe.cli import main
 from tokpipe.formats.checks import sha256
 from tokpipe.formats.sealed_json import CHECKSUM, seal
 
-KINDS = ("record", "entry", "checkpoint", "plan", "shard", "side_table")
+TABLES = ("plan", "shard", "side_table")
+KINDS = ("record", "entry", "checkpoint", *TABLES, *(f"{name} bytes" for name in TABLES))
 
 _VALUES: list[Any] = [
     *(None, True, -1, 0, 7, 10**13, 2**63, -(2**63) - 1, 10**30, 1.5, float("nan"), float("inf")),
     *("x", "", "../../../etc/passwd", "file:///etc/passwd", "a" * 5000, "1", "1e5"),
+    *("\x1b[2J\r\n\u202e[red]", "\ud800", "inf", "http://[", "x://y", "\0"),
     *([], {}, [None], [[1, 2], [3]], {"a": {"b": 1}}, [[[[[[[[]]]]]]]]),
 ]
 _TYPES = [
@@ -50,30 +52,57 @@ def resealed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_bytes(json.dumps(seal(body)).encode())
 
 
+def relist(body: dict[str, Any], out: Path, kind: str, change: Callable[[bytes], bytes]) -> None:
+    """Change a shard, a side table or a part of the plan, and its hash in the record ``body``."""
+    prefix = "side_table_" if kind == "side_table" else ""
+    listed = body["plan"]["parts"][0] if kind == "plan" else body["shards"][0]
+    table = out / listed["key" if kind == "plan" else kind]
+    data = change(table.read_bytes())
+    table.write_bytes(data)
+    listed |= {f"{prefix}sha256": sha256(data), f"{prefix}size_bytes": len(data)}
+
+
 def spoil(out: Path, kind: str, seed: int) -> str:
     """Change one thing in an output; return what."""
     rng, said = random.Random(f"{kind} {seed}"), ""
+    kind, *in_bytes = kind.split(" ")
     checkpoints = sorted(out.glob("manifest/*.checkpoint.*"))
     if kind not in ("record", "checkpoint", "plan"):
         for one in checkpoints:
             one.unlink()
-    entry = rng.choice([one for one in out.glob("manifest/*.json") if one not in checkpoints])
-    path = {"record": out / "job.json", "plan": out / "job.json"}.get(kind, entry)
+    entries = [one for one in sorted(out.glob("manifest/*.json")) if one not in checkpoints]
+    if kind in TABLES:
+        entries = [one for one in entries if json.loads(one.read_bytes())["shards"]]
+    path = checkpoints[0] if kind == "checkpoint" else rng.choice(entries)
+    if kind in ("record", "plan"):
+        path = out / "job.json"
 
     def change(body: dict[str, Any]) -> None:
         nonlocal said
-        if kind in ("record", "entry", "checkpoint"):
+        if kind not in TABLES:
             said = _changed(body, rng)
             return
-        prefix = "side_table_" if kind == "side_table" else ""
-        listed = body["plan"]["parts"][0] if kind == "plan" else body["shards"][0]
-        table = out / listed["key" if kind == "plan" else kind]
-        data, said = _changed_table(table.read_bytes(), rng)
-        table.write_bytes(data)
-        listed |= {f"{prefix}sha256": sha256(data), f"{prefix}size_bytes": len(data)}
 
-    resealed(checkpoints[0] if kind == "checkpoint" else path, change)
+        def damage(data: bytes) -> bytes:
+            nonlocal said
+            data, said = (_changed_bytes if in_bytes else _changed_table)(data, rng)
+            return data
+
+        relist(body, out, kind, damage)
+
+    resealed(path, change)
     return f"{path.name}: {said}"
+
+
+def _changed_bytes(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+    if rng.random() < 0.1:
+        end = rng.randrange(len(data))
+        return data[:end], f"cut after {end} bytes"
+    changed = bytearray(data)
+    places = [rng.randrange(len(data)) for _ in range(rng.choice([1, 1, 2, 8]))]
+    for place in places:
+        changed[place] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, changed[place] ^ 1])
+    return bytes(changed), f"bytes at {places}"
 
 
 def _places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

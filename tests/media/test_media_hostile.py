@@ -4,6 +4,7 @@ import os
 import random
 import re
 import socket
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from tokpipe.media.decoder import Video, VideoDecoder
 
 REASONS = {
     "access_denied", "changed", "corrupt", "crashed", "empty", "gap", "missing", "no_video",
-    "not_a_file", "not_a_video", "timeout", "too_large", "too_short", "truncated",
-    "unsupported",
+    "not_a_file", "not_a_video", "timeout", "too_large", "too_many_pixels", "too_short",
+    "truncated", "unsupported",
 }  # fmt: skip
 
 
@@ -171,4 +172,54 @@ def test_a_video_too_large_for_the_child_is_rejected_and_the_next_one_decoded(la
     settings: dict[str, Any] = {"size": (8000, 8000), "codec": "mjpeg", "pix_fmt": "yuvj444p"}
     huge = lab.write("huge.mkv", 1, **settings)
     assert rejection(decoder, huge).reason in {"too_large", "no_video"}
+    assert len(decoder.decode(lab.write("clip.mp4", 3)).frames) == 3
+
+
+def _gif(side: int) -> bytes:
+    """Three frames of one colour. FFmpeg takes 3 GB to decode 16,200 x 16,200 of its pixels."""
+    size = side.to_bytes(2, "little") * 2
+    frame = b"\x21\xf9\x04\0\x0a\0\0\0\x2c\0\0\0\0" + size + b"\0\2\2\x4c\1\0"
+    return b"GIF89a" + size + b"\x80\0\0\0\0\0\xff\xff\xff" + frame * 3 + b";"
+
+
+def _apng(side: int) -> bytes:
+    size = side.to_bytes(4, "big") * 2
+    chunks = [
+        *((b"IHDR", size + b"\x08\2\0\0\0"), (b"acTL", b"\0\0\0\2\0\0\0\0")),
+        *((b"fcTL", bytes(4) + size + bytes(8) + b"\0\1\0\x08\0\0"), (b"IDAT", b"")),
+        (b"IEND", b""),
+    ]
+    parts = (
+        len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+        for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _jpegs(lab: Lab, first: int) -> bytes:
+    """A video whose frames grow to 65,535 x 65,535 pixels at frame ``first``."""
+    start = b"\xff\xc0\0\x11\x08"
+    whole = lab.write("clip.avi", 6, codec="mjpeg", pix_fmt="yuvj420p").read_bytes()
+    before, *frames = whole.split(start)
+    grown = (b"\xff" * 4 + one[4:] if i >= first else one for i, one in enumerate(frames))
+    return start.join([before, *grown])
+
+
+@pytest.mark.parametrize("name", ["gif", "wide gif", "png", "avi", "later.avi"])
+def test_a_frame_of_too_many_pixels_is_rejected_before_it_takes_memory(name: str, lab: Lab) -> None:
+    """A limit of 256 MiB, of which a frame within FFmpeg's own limit would take all."""
+    make: dict[str, Callable[[], bytes]] = {
+        "gif": lambda: _gif(16_200),
+        "wide gif": lambda: _gif(65_535),
+        "png": lambda: _apng(16_200),
+        "avi": lambda: _jpegs(lab, 0),
+        "later.avi": lambda: _jpegs(lab, 3),
+    }
+    decoder = lab.decoder(memory_bytes=256 * 2**20)
+    path = lab.folder / f"huge.{name.split()[-1]}"
+    path.write_bytes(make[name]())
+    for ask in (decoder.probe, decoder.decode):
+        with pytest.raises(SourceError, match=r"frame claims to be \d+x\d+ in size") as caught:
+            ask(path)
+        assert caught.value.reason == "too_many_pixels"
     assert len(decoder.decode(lab.write("clip.mp4", 3)).frames) == 3

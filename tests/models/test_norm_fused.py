@@ -1,10 +1,5 @@
 """Norm and SiLU in one pass: PyTorch's values, with the same bits on any number of threads."""
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,40 +51,6 @@ def test_no_bit_depends_on_threads_or_neighbours(kind: type[GroupNorm], shape: S
         with torch.no_grad():
             together, alone = norm(x), norm(x[1:2, :, -1:])
         assert torch.equal(together[1:2, :, -1:], alone)
-
-
-TRITON = """
-import torch
-from tokpipe.models.rows import norm_rows
-from tokpipe.models.triton_norm import norm_triton
-
-torch.manual_seed(0)
-cases = (((2, 3, 5, 7, 64), 1, 2), ((2, 3, 5, 7, 96), 2, 2), ((1, 1, 1, 1, 32), 2, 0))
-wide, narrow = torch.float32, torch.bfloat16
-for shape, dims, past in cases:
-    for dtype, out_dtype in ((wide, wide), (narrow, narrow), (wide, narrow), (narrow, wide)):
-        x = torch.randn(shape).add(9).to(dtype)
-        norm = torch.nn.GroupNorm(32, shape[-1], 1e-6).requires_grad_(False)
-        norm.load_state_dict({key: torch.rand(shape[-1]) for key in ("weight", "bias")})
-        outs = []
-        for write in (norm_rows, norm_triton):
-            out = torch.zeros((shape[0], shape[1] + past, *shape[2:]), dtype=out_dtype)
-            write(x, out[:, past:], norm, sample_dims=dims, with_silu=True)
-            outs.append(out.float())
-        torch.testing.assert_close(*outs, rtol=1e-2 if out_dtype == narrow else 1e-5, atol=1e-5)
-        assert not outs[1][:, :past].any()
-print("equal")
-"""
-
-
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton comes with CUDA builds of torch")
-def test_the_triton_kernel_agrees_with_the_cpu() -> None:
-    """By Triton's interpreter, which has to be chosen before the import: in another process."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", TRITON], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.stdout.strip() == "equal", done.stderr
 
 
 def test_samples_of_the_target_need_not_be_adjacent() -> None:

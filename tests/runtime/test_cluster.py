@@ -1,9 +1,14 @@
 """Which cluster a driver works on, and that one it leaves unused does not go unnoticed."""
 
+import contextlib
 import json
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -125,3 +130,59 @@ def test_what_ray_raises_while_it_starts_becomes_one_plain_line(
     line = str(caught.value)
     assert line.isprintable(), "no line breaks and no escape codes"
     assert ".." not in line
+
+
+@pytest.mark.parametrize("is_own", [True, False], ids=["on its path", "an output"])
+def test_workers_import_from_the_current_folder_only_if_the_driver_does(
+    is_own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path[1:], *[str(tmp_path)] * is_own])
+    sent: list[str] = []
+
+    def init(job_config: Any, **_: object) -> None:
+        job_config._py_driver_sys_path.append(str(tmp_path))  # as Ray's does
+        job_config._serialize()
+        sent.extend(job_config._get_proto_job_config().py_driver_sys_path)
+        assert not ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV
+
+    monkeypatch.setattr(ray, "init", init)
+    with connected("local"):
+        assert sent == [str(tmp_path)] * is_own
+
+
+@pytest.mark.parametrize("ended", ["well", "with an error", "before it started"])
+@pytest.mark.parametrize(
+    "mine", [{}, {"RAY_AUTH_TOKEN": "mine", "RAY_AUTH_MODE": "token"}], ids=len
+)
+def test_a_local_ray_leaves_neither_its_token_nor_after_a_good_end_its_folder(
+    ended: str, mine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 30)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    for name in ("RAY_TMPDIR", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in mine.items():
+        monkeypatch.setenv(name, value)
+    folders = []
+
+    def init(**options: Any) -> None:
+        folders.append(Path(options["_temp_dir"]))
+        folders[0].mkdir()
+        os.environ["RAY_AUTH_MODE"] = "token"  # as Ray does
+        token = os.environ["RAY_AUTH_TOKEN"]
+        assert token == mine.get("RAY_AUTH_TOKEN", token)
+        if ended == "before it started":
+            raise RuntimeError
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with contextlib.suppress(RuntimeFault), connected("local"):
+        if ended == "with an error":
+            raise RuntimeFault
+    assert {name: os.environ[name] for name in os.environ if "RAY_AUTH" in name} == mine
+    (folder,) = folders
+    assert folder.parents[1] == Path("/tmp"), "names of sockets are limited"
+    assert folder.parent.exists() == (ended != "well"), "its logs may help"
+    shutil.rmtree(folder.parent, ignore_errors=True)

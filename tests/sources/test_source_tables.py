@@ -359,3 +359,39 @@ def test_rows_after_a_bad_row_are_read_whatever_its_bytes(
         assert uris(rows).count("/good.mp4") >= len(junk) + 1
     assert uris(rows)[0] == "/good.mp4"
     assert uris(rows)[-1] == "/good.mp4" or any(b'"' in line for line in junk)
+
+
+def test_a_parquet_table_that_claims_other_numbers_of_rows_than_it_holds_is_an_error(
+    tmp_path: Path,
+) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"url": [b"v"] * 12_344 + [None]}), sink)
+    data, claimed = sink.getvalue().to_pybytes(), b"\x16\xf2\xc0\x01"  # 12,345, as Thrift has it
+    head, foot = data[: -8 - (size := int.from_bytes(data[-8:-4], "little"))], data[-8 - size : -8]
+    assert claimed in foot
+    a_billion, ten_trillion = b"\x16\x80\xa8\xd6\xb9\x07", b"\x16\x80\x80\x95\xe7\x89\xc6\x04"
+    for number in (a_billion, ten_trillion):
+        other = foot.replace(claimed, number)
+        path = tmp_path / "x.parquet"
+        path.write_bytes(head + other + len(other).to_bytes(4, "little") + b"PAR1")
+        with pytest.raises(ConfigError, match="cannot be read as Parquet"):
+            read(path, uri_column="url")
+
+
+def test_one_long_text_cannot_fill_all_rows(tmp_path: Path) -> None:
+    """300 KB of text in 65,536 rows would take 20 GB; the file has 0.2 MB."""
+    note = pa.DictionaryArray.from_arrays(pa.array([0] * 65_536, pa.int32()), ["a" * 300_000])
+    path = parquet(tmp_path, url=["/1.mp4"] * 65_536, note=note)
+    with pytest.raises(ConfigError, match="texts would take 19,661,193,216 bytes"):
+        list(opened("table", path).batches())
+    few = parquet(tmp_path, url=["/1.mp4"] * 3, note=["a" * 300_000] * 3)
+    assert [len(row["note"]) for row in read(few)] == [300_000] * 3
+
+
+def test_a_few_bytes_cannot_hold_billions_of_rows(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    with pq.ParquetWriter(path, pa.schema([("url", pa.string())])) as writer:
+        for _ in range(8):
+            writer.write_table(pa.table({"url": pa.nulls(2**22, pa.string())}), 2**22)
+    with pytest.raises(ConfigError, match="claims 33,554,432 rows in"):
+        list(opened("table", path).batches())

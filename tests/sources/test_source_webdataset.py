@@ -306,6 +306,20 @@ def test_a_header_that_claims_gigabytes_is_not_read(tmp_path: Path) -> None:
     assert "has a header of" in rows[-1]["problem"]
 
 
+def test_a_map_of_a_sparse_member_is_not_read_without_limit(tmp_path: Path) -> None:
+    """A map of 64 KiB is read; one as long as a tar would take 18 times its size in memory."""
+    for num, is_read in ((15_000, True), (2_200_000, False)):
+        body = b"%d\n" % num + b"1\n" * 2 * num
+        header = tarfile.TarInfo("a.mp4")
+        header.size = len(body)
+        sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"}
+        header.pax_headers = sparse
+        content = header.tobuf(tarfile.PAX_FORMAT) + body + bytes(-len(body) % 512)
+        rows = read(write(tmp_path / "x.tar", content + tar([("b.mp4", b"b")])))
+        assert ("b.mp4" in names(rows)) == is_read
+        assert ("has a header of" in str(rows[-1]["problem"])) != is_read
+
+
 @pytest.mark.s3
 def test_tars_on_s3_are_indexed_without_reading_the_videos(
     s3_bucket: S3Bucket, tmp_path: Path

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter
+from yarl import URL
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import Source
@@ -140,6 +141,35 @@ def test_no_generated_url_reaches_what_is_not_below_the_prefix(
     assert reasons.count("") > 50  # and what is below is read
 
 
+DROPPED = ["%FF", "%80", "%E2%80%8B", "%C2%AD", "%EF%BB%BF", "%EF%B8%8F", "%EF%BF%BD", "%C2%A0"]
+DROPPED += ["%C2%85", "%CD%8F", "%F3%A0%80%81", "%EE%80%80", "%C3%A9", "%F0%9F%98%80", "%ED%A0%80"]
+SLASHLIKE = ["%E2%88%95", "%E2%81%84", "%E2%A7%B8", "%E2%95%B1", "%E2%88%96", "%E2%A7%B5", "\uff0f"]
+SLASHLIKE += ["%E2%9F%8B", "%EF%B9%A8", "%E0%80%AF", "%F0%80%80%AF", "%F8%80%80%80%AF", "%C1%9C"]
+MISREAD = [f"{form}/secret" for one in DROPPED for form in (f"..{one}", f".{one}.", f"{one}..")]
+MISREAD += [f"..{one}secret" for one in SLASHLIKE] + [f"a{one}..{one}secret" for one in SLASHLIKE]
+MISREAD += ["%E2%80%A5/x", "%E2%80%A4./x", "..%E2%80%8B;v=1/x"]
+MISREAD += ["?p=a%E2%88%95..%E2%80%8B%E2%88%95x"]
+NAMES = ["caf%C3%A9.mp4", "m%FCller.mp4", "%E7%8C%AB.mp4", "%E7%8C%AB..mp4", "%F0%9F%98%80.mp4"]
+NAMES += ["a%E2%88%95b.mp4", "e%CC%81.mp4", "%E7%8C%AB.%E7%8A%AC", ".%E7%8C%AB", "a%E2%80%A6b.mp4"]
+NAMES += ["...a", "a..%FF", "%D0%AF.%D0%B0.mp4", "x%C2%A0y.mp4", "a%C2%AD.mp4", "-..-", "100%25"]
+
+
+@pytest.mark.parametrize("again", [0, 1, 2])
+def test_no_part_that_a_lenient_server_may_read_as_dots_is_sent(again: int) -> None:
+    async def gate_of(prefix: str) -> _Gate:
+        return _Gate([prefix])
+
+    gate = asyncio.run(gate_of("https://h/videos"))
+
+    def is_sent(path: str) -> bool:
+        for _ in range(again):
+            path = path.replace("%", "%25")
+        return gate._is_below(URL(f"https://h/videos/{path}", encoded=True))
+
+    assert [path for path in MISREAD if is_sent(path)] == []
+    assert [path for path in NAMES if not is_sent(path)] == []
+
+
 def address_of_this_machine() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unsent, suppress(OSError):
         unsent.connect(("192.0.2.1", 9))
@@ -253,6 +283,9 @@ def test_only_what_the_author_of_a_job_wrote_is_requested_wherever_it_is(
     frames._plan = SimpleNamespace(items=lambda _: [item])  # type: ignore[assignment]
     frames._stage = SimpleNamespace(process=seen.extend)  # type: ignore[assignment]
     clip: Any = SimpleNamespace(plan_row=0, segment=0, num_segments=1)
-    with pytest.raises(TypeError):  # nothing was decoded
-        next(frames.decoded(clip))
-    assert [one.allowed for one in seen] == [()]  # whose output is compared may be anyone's
+    for is_own in (False, True):
+        frames._is_own = is_own
+        with pytest.raises(TypeError):  # nothing was decoded
+            next(frames.decoded(clip))
+    # Whose output is compared may be anyone's, unless the caller's own job file is named.
+    assert [one.allowed for one in seen] == [(), allowed]

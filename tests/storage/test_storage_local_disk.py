@@ -102,8 +102,17 @@ def test_a_folder_without_permission_is_denied(tmp_path: Path) -> None:
 
 
 def test_an_invalid_protocol_or_option_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="htp:// cannot be opened"):
-        open_store("htp://host/out", OPTIONS)
+    for protocol in ("htp", "dir", "generic", "zip", "reference"):  # some need options
+        with pytest.raises(ConfigError, match=f"{protocol}:// cannot be opened"):
+            open_store(f"{protocol}://host/out", OPTIONS)
     misspelt = StoreOptions(options={"s3": {"endpont_url": "x"}})
     with pytest.raises(ConfigError, match=r"storage\.options\.s3.*endpont_url"):
         open_store("s3://bucket", misspelt)
+
+
+def test_a_range_far_beyond_the_end_takes_no_memory(tmp_path: Path) -> None:
+    """As a forged manifest may claim; Python would take the memory before it reads."""
+    (tmp_path / "a").write_bytes(b"abc")
+    store = open_store(str(tmp_path), StoreOptions(deadline_s=1))
+    assert store.get_range("a", 1, 2**40) == b"bc"
+    assert store.get_range("a", 2**30, 2**40) == b""

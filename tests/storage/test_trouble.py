@@ -185,6 +185,7 @@ EXAMPLES: dict[Trouble, list[Callable[[], Exception]]] = {
         lambda: boto.ParamValidationError(report="x"),
         lambda: aiohttp.InvalidURL("http://[h"),
         lambda: hub.HFValidationError("x"),
+        lambda: NotImplementedError("x"),  # for hf:// alone
         lambda: OSError(errno.ENAMETOOLONG, "x"),
         lambda: UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates"),
     ],

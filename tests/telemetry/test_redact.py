@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tokpipe.telemetry.redact import printable, redact, redact_nested, says_secret
+from tokpipe.telemetry.redact import holds_secret, printable, redact, redact_nested, says_secret
 
 ENVIRON = {
     "AWS_SECRET_ACCESS_KEY": "wJalr/XUtnFEMI+K7MDENG",
@@ -56,6 +56,7 @@ def test_other_text_is_unchanged() -> None:
 def test_names_of_secrets_are_known() -> None:
     secret = {"key", "aws_secret_access_key", "secretKey", "session-token", "account_key", "sas"}
     others = {"endpoint_url", "region_name", "tokenizer", "monkey", "anon", "signature_version"}
+    others |= {"RAY_AUTH_MODE", "DISK", "AUTHOR", "PATH", "auth_type", "path"}
     others |= {"client_key_path", "PWD", "SSH_AUTH_SOCK", "XDG_SESSION_ID", "GIT_ASKPASS"}
     assert {name for name in secret | others if says_secret(name)} == secret
 
@@ -80,7 +81,8 @@ KEYS = (
     "X-Amz-Security-Token X-Goog-Signature X-Goog-Credential X-Oss-Signature sktid skoid "
     "Policy Signature Key-Pair-Id AWSAccessKeyId OSSAccessKeyId GoogleAccessId hdnts hdnea "
     "__token__ bcdn_token wowzatokenhash lsig oh q-signature auth_key resourcekey rlkey tempauth "
-    "jsessionid"
+    "jsessionid wmsAuthSign bearer pat service_key ticket code otp sid csrf xsrf pin nonce tok "
+    "token[] auth[token] key[0] sig[] streamKey license_key client-auth x_auth private_pat"
 )
 
 
@@ -116,6 +118,12 @@ https://p/?u=https%253a%252f%252fann%253A{}%2540h | https://h/a?hdnts=exp=1~acl=
 https://h/exp=1~acl=/*~hmac={}/a.mp4 | https://h/bcdn_token={}&expires=1/a.mp4
 https://h/a?verify=1700000000-{} | https://h/a?x=1\u0026sig={}\u0026v=2
 https://h/eyJhbGciOiJI.eyJzdWIiOiIx.{}/a.m3u8 | Authorization: Bearer {} | authorization: {}
+https://h/a?md5={}&expires=1700000000 | https://h/a?st={}&e=1700000000 | https://h/a?e=1&s={}
+https://h/a?hash={}&exp=17 | https://h/a?TOKEN%20={} | https://h/a?token+={} | //ann:{}@h/a
+https://h/a?token%5B%5D={} | https://h/a?u[0][token]={}&v=1 | see //{}@h/a | url=\/\/ann:{}@h
+https://h/a?u=%2F%2Fann:{}%40h | https://hooks.slack.com/services/T0/B0/{} | wss://hook.h.io/{}
+https://discord.com/api/webhooks/12/{} | https://x.webhook.office.com/webhookb2/{}@a/b
+https://api.telegram.org/bot12:{}/sendVideo
 {'Authorization': 'Basic {}'} | ('Authorization', 'Bearer {}') | {"authorization":"Bearer {}"}
 [(b'Authorization', b'{}')] | Proxy-Authorization: Basic {} | Cookie: a=b; sid={}
 <CIMultiDict('Set-Cookie': 's={}')> | X-Amz-Security-Token: {} | x-api-key: {}
@@ -137,9 +145,48 @@ def test_forms_of_secrets_are_masked(form: str) -> None:
     assert redact(shown, {}) == shown
 
 
+ISSUED = (
+    *(f"{start}{'aB3' * 13}" for start in ("ghp_", "gho_", "ghs_", "github_pat_11", "hf_", "npm_")),
+    *(f"{start}aB3-{'x_9' * 9}" for start in ("glpat-", "glrt-", "xoxb-", "xapp-", "AIza")),
+    *("AKIA0123456789ABCDEF", "ASIA0123456789ABCDEF", "sk_live_0123456789abcdef"),
+)
+
+
+@pytest.mark.parametrize("token", ISSUED)
+def test_tokens_that_their_issuers_mark_are_masked_wherever_they_are(token: str) -> None:
+    for before, after in (
+        ("https://h/", "/a.mp4"), ("https://h/a?v=", "&w=1"), ("s3://b/x-", ".mp4"), ("", ""),
+        ("error: '", "' is expired"), ('{"a": "', '"}'), ("/data/a_", "/b"), ("x=", ";y"),
+    ):  # fmt: skip
+        shown = redact(f"{before}{token}{after}", {})
+        assert shown.startswith(f"{before}***")
+        assert token[8:] not in shown
+        assert redact(shown, {}) == shown
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("GITHUB_PAT", "NPM_AUTH", "DOCKER_AUTH_CONFIG", "DATABASE_URL", "APP_DATABASE_URL"),
+        *("SLACK_WEBHOOK", "SLACK_WEBHOOK_URL", "SENTRY_DSN", "STRIPE_SK"),
+    ],
+)
+def test_values_of_variables_are_masked_by_their_last_words(name: str) -> None:
+    assert redact(f"https://h/{SECRET}/a", {name: SECRET}) == "https://h/***/a"
+    assert holds_secret(name, SECRET)
+
+
+def test_the_password_in_an_address_of_a_variable_is_masked_alone() -> None:
+    for name in ("DATABASE_URL", "BROKER", "CELERY_RESULT_URI"):
+        assert redact(f"bad {SECRET}!", {name: f"postgres://ann:{SECRET}@h:5432/db"}) == "bad ***!"
+        assert holds_secret(name, f"postgres://ann:{SECRET}@h:5432/db")
+
+
 HARMLESS = (
     "v id t list index pageToken page_token nextPageToken next_token continuation_token n q e "
     "st sv expires author keyword keyframe monkey object_key bypass compass design passage "
+    "md5 hash s author_id authority authuser auth_type sort_key cache_key publicKey country_code "
+    "codec qrcode ticket_id sidecar patch path pinned sign_in "
     "session_index tokenizer num_tokens signal authority seed seconds range policy_id versionId"
 )
 PLAIN = """
@@ -147,6 +194,9 @@ https://h/a?v=1&t=10#t=5 | https://h:443/a@b.mp4 | abfs://c@a.dfs.core.windows.n
 hf://datasets/ann/set@main/a.mp4 | sftp://ann@h/a.mp4 | s3://b/a=1/b=2/key=3.mp4 | https://@h/
 https://p/?u=https%3A%2F%2Fh%2Fa%3Fv%3D1%26t%3D2 | a.tar#clip key=1.mp4 | token: unexpected end
 key=lambda row: row | user=ann, session=3 | {"num_tokens": 5, "tokenizer": "a"}
+https://h/hf_hub/xoxo/glob-a/AKIA.mp4 | s3://b//a@b | /data/glass-of-water-falling-on-the-floor.mp4
+https://h/hooks/webhook.mp4 | see // a@b
+/data/ghp_a/hf_videos_of_cats_and_dogs_in_the_rain_2024.mp4 | x//y@z/a | zip:///a@b::file:///c
 no password: access denied | Bearer authentication | ["token", "codes"]
 """
 

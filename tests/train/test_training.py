@@ -296,3 +296,25 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_weights_change(config: Co
     with pytest.raises(FloatingPointError, match="step 0: loss"):
         trainer.train_step(NOISE)
     assert all(torch.equal(v, before[k]) for k, v in weights_of(trainer).items())
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "training.pt", "tokenizer"])
+def test_training_follows_no_link_in_its_folder(config: Config, tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    with pytest.raises(ConfigError, match="is a link"):
+        train(config())
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_a_forged_state_is_one_error(config: Config) -> None:
+    trainer = Trainer(config())
+    forgeries: list[dict[str, Any]] = [
+        *({"log_bytes": "x"}, {"log_bytes": -1}, {"config": "[" * 100_000}, {"config": 1}),
+        *({"step": "x"}, {"step": -1}, {"average": {}}, {"weights": []}),
+        *({"optimizer": {}}, {"optimizer": {"param_groups": [{}], "state": []}}),
+    ]
+    for forged in forgeries:
+        with pytest.raises(ConfigError, match="theirs"):
+            trainer.load(trainer.state() | forged, "theirs")

@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +17,11 @@ from tests.end_to_end.jobs import assert_complete, output_of, run_without_ray, w
 from tokpipe.cli import main
 from tokpipe.config import JobConfig, load_job
 from tokpipe.config.job import StoreOptions
+from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
+from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import open_store
+from tokpipe.types import WorkItem
 from tokpipe.verbs import check as check_module
 from tokpipe.verbs import init as init_module
 from tokpipe.verbs.check import check
@@ -104,14 +108,56 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     path.write_bytes(text)
 
 
-def test_a_table_may_name_videos_elsewhere_on_this_machine(here: Path) -> None:
+@pytest.mark.parametrize("named", ["meta", "meta/t.{}", "meta/*.{}"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_table_neither_opens_nor_allows_videos_elsewhere(
+    kind: str, named: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(here / "meta/mine.mp4", 20)
+    write_video(here / "diary.mp4", 20)
+    elsewhere = [str(here / "diary.mp4"), "../diary.mp4", "/etc/hostname.mp4", "file:///etc/a.mp4"]
+    elsewhere += ["http://10.0.0.1/a.mp4", "s3://bucket/a.mp4", "/a: #b.mp4"]
+    write_table(here / f"meta/t.{kind}", [{"path": one} for one in ["mine.mp4", *elsewhere]])
+    opened = record_probes(monkeypatch)
+    path, (note, *_) = write_job(named.format(kind))
+    assert "; videos outside the folder of the table were not opened" in note
+    assert opened == [str(here / "meta/mine.mp4")]
+    (source,) = load_job(path).sources
+    assert isinstance(source, TableSource)
+    assert source.allowed_prefixes is None
+    prefixes = json.dumps([str(here), str(here / "meta")])
+    assert f"    # allowed_prefixes: {prefixes}\n" in path.read_text()
+
+
+def record_probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets the URI of each video that is opened."""
+    opened: list[str] = []
+    probe = DecodeStage.probe
+
+    def recorded(stage: DecodeStage, item: WorkItem) -> Any:
+        opened.append(item.source_uri)
+        return probe(stage, item)
+
+    monkeypatch.setattr(DecodeStage, "probe", recorded)
+    return opened
+
+
+@pytest.mark.parametrize("other", ["{}/far/away/a.mp4", "s3://bucket/a.mp4"])
+def test_a_table_of_videos_elsewhere_needs_its_user_to_allow_them(
+    other: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_video(here / "far/away/a.mp4", 20)
     (here / "meta").mkdir()
-    write_table(here / "meta/t.csv", [{"path": str(here / "far/away/a.mp4")}])
-    (source,) = checked("meta/t.csv").sources
-    assert source.kind == "table"
-    assert source.allowed_prefixes is not None
-    assert str(here / "far/away") in source.allowed_prefixes
+    write_table(here / "meta/t.csv", [{"path": other.format(here)}])
+    opened = record_probes(monkeypatch)
+    path, _ = write_job("meta/t.csv")
+    assert not opened
+    text = path.read_text()
+    if other.startswith("{}"):
+        path.write_text(text.replace("# allowed_prefixes", "allowed_prefixes"))
+        assert not [line for line in check(load_job(path)) if "rejected" in line.text]
+    else:
+        assert "allowed_prefixes" not in text
 
 
 def test_a_table_of_captions_does_not_replace_the_videos(here: Path) -> None:

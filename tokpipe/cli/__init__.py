@@ -15,11 +15,9 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``tokpipe`` command and return its exit code; without arguments, as a process."""
     if arguments is None:  # before imports, which take a second
-        # ``python -m`` imports from the current folder, which may be in a stranger's output.
-        for folder in [*sys.path]:
-            near = (f"{folder or '.'}/{up}job.json" for up in ("", "../", "../../"))
-            if any(map(os.path.exists, near)):
-                sys.path.remove(folder)
+        sys.path[:] = filter(_is_own, sys.path)
+        if inherited := os.environ.get("PYTHONPATH"):  # by processes of a local Ray
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(_is_own, inherited.split(os.pathsep)))
         import signal
 
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # Python's prints a traceback
@@ -30,3 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from tokpipe.cli import command
 
     return command.main(arguments)
+
+
+def _is_own(folder: str) -> bool:
+    """Whether a folder to import from, for ``python -m`` the current one, is not in an output."""
+    near = (f"{folder or '.'}/{up}job.json" for up in ("", "../", "../../"))
+    return not any(map(os.path.exists, near))

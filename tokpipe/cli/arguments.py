@@ -109,7 +109,8 @@ def trust_of(parsed: argparse.Namespace) -> "Trust":
         return NO_TRUST
     if is_job_file(parsed.output):
         job = load_job(parsed.output, read=read_object)
-        return Trust(parsed.weights, job.storage, uris=True, tokenizer=job.tokenizer)
+        tokenizer, sources = job.tokenizer, tuple(job.sources)
+        return Trust(parsed.weights, job.storage, True, tokenizer=tokenizer, sources=sources)
     return Trust(parsed.weights, load_storage(parsed.storage), parsed.trust_uris, parsed.trust_code)
 
 

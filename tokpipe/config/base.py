@@ -60,6 +60,8 @@ def _expanded(text: str, info: ValidationInfo) -> str:
             )
         return found
 
+    if text.count("${") > 100:  # each may take as much time and memory as the whole text
+        raise ValueError("has more than 100 variables: put longer parts into fewer of them")
     return _VARIABLE.sub(value, text)
 
 

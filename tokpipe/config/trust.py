@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from tokpipe.config.checkpoint import BUILTIN, WEIGHTS_KEYS
 from tokpipe.config.job import JobConfig, StoreOptions
+from tokpipe.config.sources import Source
 from tokpipe.config.tokenizer import PROGRAMS, AnyTokenizer
 from tokpipe.errors import ConfigError
 
@@ -18,6 +19,7 @@ class Trust:
     uris: bool = False  # Open the weights and sources that the output names
     code: bool = False  # Run its tokenizer even if that is a program: a class or TorchScript
     tokenizer: AnyTokenizer | None = None  # That of the caller's own job file
+    sources: tuple[Source, ...] = ()  # Those of that file, which may allow more addresses
 
     def job_of(self, recorded: JobConfig, uri: str) -> JobConfig:
         """Return a job that may be run, in place of what the output at ``uri`` records."""

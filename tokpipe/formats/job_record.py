@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from tokpipe.config.base import RECORDED
 from tokpipe.config.job import JobConfig
@@ -17,6 +17,7 @@ from tokpipe.identity.fingerprint import fingerprint_settings
 from tokpipe.storage.store import Store
 
 JOB_RECORD_FORMAT = 1
+_JSON: TypeAdapter[Any] = TypeAdapter(dict[str, JsonValue])
 
 
 class JobRecord(BaseModel):
@@ -41,7 +42,10 @@ class JobRecord(BaseModel):
     @property
     def device(self) -> str:
         """The kind of device that encodes since the first run, ``cpu`` or ``cuda``."""
-        return str(self.settings["encode"]["device"])
+        encode = self.settings.get("encode")
+        if isinstance(encode, dict) and (device := encode.get("device")) in ("cpu", "cuda"):
+            return str(device)
+        raise damaged(JOB_RECORD, "its settings have no device", "Other codes could be mixed in")
 
     def to_json(self) -> bytes:
         """Return indented JSON that ends with a checksum."""
@@ -68,6 +72,7 @@ class JobRecord(BaseModel):
         # Early versions wrote no checksum; an audit reports it.
         fields = unseal(uri, data, newest_format=JOB_RECORD_FORMAT, may_lack_checksum=True)
         try:
+            _JSON.validate_python(fields)  # not nested too deeply for functions that recurse
             return cls.model_validate(fields)
         except ValueError as error:
             raise damaged(uri, f"it does not parse as a job record: {explained(error)}") from error
@@ -116,10 +121,15 @@ def check_resumable(
 ) -> None:
     """Check that resuming an output would mix neither two kinds of codes nor two plans."""
     device = record.device if job.encode.device == "auto" else job.encode.device
+    try:
+        planned = _plan_inputs(record.job)
+    except (AttributeError, KeyError, TypeError) as error:
+        found = f"its job lacks what a plan is made from ({explained(error)})"
+        raise damaged(store.uri_of(JOB_RECORD), found, "Other clips could be mixed in") from error
     wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=decoders)
     check_same(
         store.uri,
-        {**record.settings, **_plan_inputs(record.job)},
+        {**record.settings, **planned},
         {**wanted, **_plan_inputs(job.model_dump(mode="json"))},
     )
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.checks import check_bytes, damaged, explained, in_brief
 from tokpipe.formats.shard import ShardFooter, ShardMetadata, codes_crc32, shard_schema
-from tokpipe.formats.tables import check_bounds
+from tokpipe.formats.tables import check_bounds, check_texts
 from tokpipe.types import Receipt
 
 _CHECKED_WITH_CODES = ("t", "h", "w", "codes", "codes_crc32")
@@ -97,6 +97,7 @@ class ShardReader:
         except (pa.ArrowException, OSError) as error:
             found = f"row group {group} cannot be read: {explained(error)}"
             raise damaged(self.uri, found) from error
+        check_texts(self.uri, table)
         batches = table.combine_chunks().to_batches()
         if len(batches) != 1:
             raise damaged(self.uri, f"row group {group} has no rows")
@@ -162,10 +163,11 @@ class ShardReader:
         """Return a clip's rows, or None. Reads only row groups that may hold it."""
         metadata = self._file.metadata
         ids = [metadata.row_group(i).column(0).statistics for i in range(self.num_row_groups)]
+        wanted = clip_id.encode(errors="replace")  # raw bounds need not be UTF-8
         groups = [  # without bounds, as of ids that are too long, any id may be there
             i
             for i, one in enumerate(ids)
-            if not one or not one.has_min_max or one.min <= clip_id <= one.max
+            if not one or not one.has_min_max or one.min_raw <= wanted <= one.max_raw
         ]
         rows = tuple(row for row in self.rows(groups) if row.clip_id == clip_id)
         return self._whole(rows) if rows else None

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from tokpipe.formats.checks import check_bytes, damaged
-from tokpipe.formats.tables import from_parquet, to_parquet
+from tokpipe.formats.tables import check_texts, from_parquet, to_parquet
 from tokpipe.types import EncodedClip
 
 _COLUMNS: dict[str, tuple[pa.DataType, Callable[[EncodedClip], Any]]] = {
@@ -85,6 +85,7 @@ def read_side_table(
 def _checked(uri: str, table: pa.Table) -> pa.Table:
     if list(table.schema)[: len(_OWN)] != list(_OWN):
         raise damaged(uri, f"its columns are {table.column_names[:50]}, or of other types")
+    check_texts(uri, table.select(OWN_COLUMNS))
     return table
 
 

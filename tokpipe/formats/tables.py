@@ -1,14 +1,17 @@
 """Arrow tables as Parquet bytes, and the schemas of tokpipe's own columns."""
 
-from collections.abc import Mapping
+import io
+from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tokpipe.formats.checks import damaged, explained
 
 _MAX_ROWS, _MAX_BYTES = 2**24, 2**31  # Of one of tokpipe's own tables, once decoded
+_ROWS_PER_BYTE = 100  # Of any table: rows that are all the same take nearly no space
 _BUFFERS_BYTES = 64 * 2**20  # Read-ahead of all columns together
 
 
@@ -30,8 +33,9 @@ def to_parquet(table: pa.Table) -> bytes:
 
 def check_bounds(metadata: Any) -> None:
     """Raise ArrowInvalid if a few bytes of Parquet claim to be gigabytes."""
-    groups = [metadata.row_group(i).to_dict() for i in range(metadata.num_row_groups)]
-    sizes = [one["total_uncompressed_size"] for group in groups for one in group["columns"]]
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    sizes = [one.total_uncompressed_size for one in columns]  # to_dict() reads statistics too
     if not 0 <= metadata.num_rows <= _MAX_ROWS or sum(map(abs, sizes)) > _MAX_BYTES:
         raise pa.ArrowInvalid(f"it claims {metadata.num_rows:,} rows and {sum(sizes):,} bytes")
 
@@ -41,23 +45,75 @@ def from_parquet(
 ) -> pa.Table:
     """Parse what ``to_parquet`` wrote; ``kind`` names it in the error."""
     try:
-        check_bounds(pq.read_metadata(pa.BufferReader(data)))
+        metadata = pq.read_metadata(pa.BufferReader(data))
+        check_bounds(metadata)
+        schema = pq.ParquetFile(pa.BufferReader(data), metadata=metadata).schema_arrow
+        file = pq.ParquetFile(
+            pa.BufferReader(data),
+            metadata=metadata,
+            page_checksum_verification=verify,
+            read_dictionary=texts_of(metadata),
+        )
+        names = schema.names
+        if len(set(names)) < len(names) or not set(columns or ()) <= set(names):
+            raise pa.ArrowInvalid(f"some of its columns {names[:50]} repeat, or some are missing")
         # In this thread alone: pyarrow's hold on to the bytes, and if one lets go of them while
         # Python exits, the process aborts.
-        return pq.read_table(
-            pa.BufferReader(data),
-            columns=columns,
-            page_checksum_verification=verify,
-            use_threads=False,
-            pre_buffer=False,
-        )
+        table = file.read(columns, use_threads=False)
+        check_text_bytes(table.columns)
+        return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(uri, f"it does not open as a {kind}: {explained(error)}") from error
 
 
-def stream_parquet(file: BinaryIO) -> Any:
-    """Open Parquet to be read as a stream of batches, in bounded memory."""
+def texts_of(metadata: Any) -> list[str]:
+    """The columns of texts, to be read as dictionaries: as Parquet stores it, one long text may
+    fill many rows, and would be copied into each. Arrow cannot read all nested ones that way."""
+    columns = map(metadata.schema.column, range(metadata.num_columns))
+    return [
+        one.path for one in columns if one.physical_type == "BYTE_ARRAY" and one.path == one.name
+    ]
+
+
+def check_text_bytes(columns: Iterable[pa.Array | pa.ChunkedArray]) -> None:
+    """Raise ArrowInvalid if the dictionaries among columns would become gigabytes of texts."""
+    num_bytes = 0
+    for chunk in (chunk for one in columns for chunk in getattr(one, "chunks", [one])):
+        values = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
+        if isinstance(values, pa.DictionaryArray):
+            lengths = pc.binary_length(values.dictionary).cast(pa.int64()).take(values.indices)
+            num_bytes += pc.sum(lengths, min_count=0).as_py()
+    if num_bytes > _MAX_BYTES:
+        raise pa.ArrowInvalid(f"its texts would take {num_bytes:,} bytes")
+
+
+def check_texts(uri: str, table: pa.Table, **patterns: str) -> None:
+    """Raise CorruptOutput unless all texts are UTF-8 and match the pattern of their column."""
+    try:
+        table.validate(full=True)
+        for name in patterns.keys() & set(table.column_names):
+            is_valid = pc.match_substring_regex(table.column(name), patterns[name])
+            if not pc.all(is_valid, min_count=0).as_py():
+                raise pa.ArrowInvalid(f"a {name} does not match {patterns[name]}")
+    except pa.ArrowException as error:
+        raise damaged(uri, f"its values are not what tokpipe writes: {explained(error)}") from error
+
+
+def rows_of(uri: str, rows: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return rows with columns of any type as Python values; CorruptOutput if it has none."""
+    try:
+        return list(rows.to_pylist())
+    except (pa.ArrowException, OverflowError, ValueError) as error:
+        raise damaged(uri, f"its values cannot be read: {explained(error)}") from error
+
+
+def stream_parquet(file: BinaryIO, *, as_dictionaries: bool = False) -> Any:
+    """Open Parquet to be read as a stream of batches, in bounded memory, texts as they are or
+    ``as_dictionaries``."""
     metadata = pq.read_metadata(file)
+    num_bytes = file.seek(0, io.SEEK_END)
+    if metadata.num_rows > _MAX_ROWS + _ROWS_PER_BYTE * num_bytes:
+        raise pa.ArrowInvalid(f"it claims {metadata.num_rows:,} rows in {num_bytes:,} bytes")
     buffer_bytes = _BUFFERS_BYTES // max(1, metadata.num_columns)
     file.seek(0)
     return pq.ParquetFile(
@@ -65,4 +121,5 @@ def stream_parquet(file: BinaryIO) -> Any:
         metadata=metadata,
         buffer_size=min(4 * 2**20, max(64 * 1024, buffer_bytes)),
         pre_buffer=False,  # which would hold whole row groups
+        read_dictionary=texts_of(metadata) if as_dictionaries else (),
     )

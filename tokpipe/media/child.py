@@ -7,6 +7,7 @@ close the channel or make it miss a deadline.
 import contextlib
 import fcntl
 import functools
+import logging
 import math
 import mmap
 import os
@@ -46,7 +47,8 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
         backends: the first message has their versions, or the problem with loading one.
     """
     _die_with_parent(lifeline_fd)
-    av.logging.set_level(None)
+    av.logging.set_level(av.logging.ERROR)  # so that exceptions have what was logged last
+    logging.getLogger("libav").addHandler(logging.NullHandler())
     channel = socket.socket(fileno=channel_fd)
     with contextlib.suppress(wire.Closed):
         try:

@@ -34,6 +34,9 @@ _HEADERS = {
     b"nut/": rb"nut/multimedia container\0",
     b"\x89PNG": rb"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR",
 }
+_MAX_PIXELS = 12_288 * 8_192  # FFmpeg's own limit lets a GIF of 89 bytes take 6 GB
+_LIMITS = {"max_pixels": str(_MAX_PIXELS)}
+_ALLOWED = {"format_whitelist": _FORMATS, "protocol_whitelist": "file,concat,subfile"}
 _DOLBY_ONLY = r"^ +DOVI configuration record: .*profile: (5|(?:10|20)(?=,.* compatibility id: 0)),"
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -77,7 +80,7 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
         try:
             container = av.open(
                 _joined_files(path, version) or file,
-                options={"format_whitelist": _FORMATS, "protocol_whitelist": "file,concat,subfile"},
+                options=_ALLOWED | _LIMITS,
                 metadata_errors="replace",
             )
         except (av.FFmpegError, OSError) as error:
@@ -89,6 +92,7 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
         # With more than one thread, the frames of a damaged stream differ from run to run. One
         # child per actor keeps the CPU busy anyway.
         stream.codec_context.thread_count = 1
+        stream.codec_context.options = _LIMITS
         # Without it, FFmpeg rounds what a stream crops on the left to a multiple of 32 columns.
         stream.codec_context.flags |= av.codec.context.Flags.unaligned
         yield container, stream
@@ -157,6 +161,7 @@ def decoder_of(stream: Any) -> Any:
         return own
     decoder: Any = av.CodecContext.create(_WITH_ALPHA[own.name], "r")
     decoder.thread_count = 1
+    decoder.options = _LIMITS
     return decoder
 
 
@@ -244,6 +249,10 @@ def damaged(what: str, error: Exception) -> SourceError:
     """
     if isinstance(error, MemoryError):
         raise error
+    size = r"'IMGUTILS', 'Picture size (\d+x\d+) (is invalid|exceeds)"
+    if found := re.search(size, str(getattr(error, "log", None))):  # its code says less
+        most = f"which is more than {_MAX_PIXELS:,} pixels, so it could take all memory"
+        return SourceError("too_many_pixels", f"a frame claims to be {found[1]} in size, {most}")
     return SourceError("corrupt", f"{what} ({_words(error)})")
 
 

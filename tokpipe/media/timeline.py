@@ -117,6 +117,7 @@ def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> 
         starts = [at for at, one in enumerate(packets) if at == 0 or one.is_restart]
         parts = [packets[start:end] for start, end in pairwise([*starts, len(packets)])]
         trusted = name in _TIMED_FORMATS and codec in _PLAIN_CODECS and all(map(_are_frames, parts))
+        trusted = trusted and first is not None  # decoding shows why there is none
         key_frames: tuple[Packet, ...] = ()
         pts: list[int] = []
         durations = {packet.pts: packet.duration for packet in packets}
@@ -378,8 +379,9 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
         except (av.EOFError, StopIteration):
             return
         except av.FFmpegError as error:
-            if count or isinstance(error, MemoryError):
-                raise damaged(f"decoding stopped after {count} frames", error) from error
+            damage = damaged(f"decoding stopped after {count} frames", error)
+            if count or damage.reason != "corrupt":
+                raise damage from error
             continue
         for frame in frames:
             if not frame.is_corrupt:

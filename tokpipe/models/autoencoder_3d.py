@@ -173,7 +173,9 @@ class Encoder3D(Network3D):
                 f"{stride}"
             )
         with tf32_convolutions(x.device) if self.is_narrow else nullcontext():
-            h = self.down(self.conv_in(x, stream), None, stream)
+            h = self.conv_in(x, stream)
+            for step in self.down.run(None, stream):
+                h = step(h)
             h = self.mid(h, None, None, stream)
             return self.conv_out.of_silu(self.norm_out, h, stream)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
-from tokpipe.models.group_norm import GroupNorm, Norm
+from tokpipe.models.group_norm import GroupNorm, Norm, gpu_kernels, is_fused
 from tokpipe.models.levels import passes_on_to
 from tokpipe.models.operations import Conv2d, Conv3d, as_weights, attention, same_conv2d, silu
 from tokpipe.models.spatial_norm import SpatialNorm, SpatialNorm3D, block_norm, normalized
@@ -107,11 +107,14 @@ class ResnetBlock(nn.Module):
             h = self.conv2(self.dropout(silu(normalized(self.norm2, h, zq, *stream))), *stream)
         else:
             h = activated_conv(self.norm2, self.conv2, h, zq, *stream)
+        return residual(self._shortcut(x, *stream), h)
+
+    def _shortcut(self, x: Tensor, *stream: Stream | None) -> Tensor:
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x, *stream)
         elif self.nin_shortcut is not None:
             x = self.nin_shortcut(x)
-        return residual(x, h)
+        return x
 
 
 class ResnetBlock3D(ResnetBlock):
@@ -127,6 +130,28 @@ class ResnetBlock3D(ResnetBlock):
             make_nin=Conv3d,
             **arguments,
         )
+
+    def forward(
+        self,
+        x: Tensor,
+        temb: Tensor | None = None,
+        zq: Tensor | None = None,
+        *stream: Stream | None,
+    ) -> Tensor:
+        """See ``ResnetBlock``.
+
+        On GPUs PyTorch adds the bias of a convolution in a pass over its whole result. Here the
+        norm that follows adds it, or the residual sum, and a tensor is freed once it was read.
+        """
+        is_plain = temb is not None or zq is not None or (self.training and self.dropout.p)
+        if is_plain or not is_fused(x) or gpu_kernels(x) is None:
+            return super().forward(x, temb, zq, *stream)
+        piece = stream[0] if stream else None
+        h = self.conv1.conv(self.conv1.silu_input(self.norm1, x, piece), with_bias=False)
+        h = self.conv2.silu_input(self.norm2, h, piece, self.conv1.conv.bias)
+        h = self.conv2.conv(h, with_bias=False)
+        y: Tensor = self.norm1.residual(self._shortcut(x, *stream), h, self.conv2.conv.bias)
+        return y
 
 
 class AttnBlock(nn.Module):
@@ -328,8 +353,11 @@ class DownSample3D(nn.Module):
         inner = y[..., :height, :width]
         inner[:, :, :kept] = x[:, :, :kept]
         end = kept + 2 * pairs
-        if pairs:
+        if pairs and torch.is_grad_enabled():
             inner[:, :, kept:] = (x[:, :, kept:end:2] + x[:, :, kept + 1 : end : 2]).mul_(0.5)
+        elif pairs:
+            means = inner[:, :, kept:]
+            torch.add(x[:, :, kept:end:2], x[:, :, kept + 1 : end : 2], out=means).mul_(0.5)
         return y
 
 

@@ -80,12 +80,21 @@ class CausalConv3d(nn.Module):
     def of_silu(self, norm: GroupNorm, x: Tensor, stream: Stream | None = None) -> Tensor:
         """The same as ``self(silu(norm(x)), stream)``, in fewer passes over memory.
 
-        Where ``is_fused(x)``, norm and SiLU write directly behind the past in the convolution's
-        input. ``x`` may have a wider dtype than the convolution.
+        ``x`` may have a wider dtype than the convolution.
         """
         if not is_fused(x):
             plain: Tensor = self(as_weights(self.conv, silu(norm(x))), stream)
             return plain
+        y: Tensor = self.conv(self.silu_input(norm, x, stream))
+        return y
+
+    def silu_input(
+        self, norm: GroupNorm, x: Tensor, stream: Stream | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """What ``conv`` reads: ``silu(norm(x + bias))`` behind its past, where ``is_fused(x)``.
+
+        Norm and SiLU write directly behind the past. ``bias`` is for GPUs, as in ``norm.write``.
+        """
         self._check_frames(x, stream)
         clips, channels, frames, height, width = x.shape
         past = self.past_frames
@@ -96,13 +105,12 @@ class CausalConv3d(nn.Module):
             memory_format=torch.channels_last_3d,
         )
         present = padded[:, :, past:]
-        norm.write(x, present, with_silu=True)
+        norm.write(x, present, with_silu=True, bias=bias)
         if past:
             padded[:, :, :past] = self._past(present, stream)
             if stream is not None:
                 stream.keep(padded, past)
-        y: Tensor = self.conv(padded)
-        return y
+        return padded
 
     def _check_frames(self, x: Tensor, stream: Stream | None) -> None:
         frames, stride = x.shape[2], self.conv.stride[0]

@@ -1,90 +1,169 @@
 """Replays calls on a GPU as CUDA graphs: one launch in place of hundreds of small kernels."""
 
 import logging
-from collections import Counter, OrderedDict
+import time
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from tokpipe.errors import NodeTrouble
 
 _log = logging.getLogger(__name__)
 
 Call = Callable[[Tensor], Tensor]
 
 MOST_SHAPES = 8
-"""Graphs that are kept, the most recently used. Each holds its input and result; they share the
-memory in between, since no two run at once."""
+"""Graphs that are made. Later shapes are called directly: making room for them would capture
+graphs over and over, where the shapes of a job recur in turn."""
 
 CAPTURED_AT = 3  # Calls with one shape after which it is captured
 
+LAUNCH_SHARE = 0.5
+"""A shape is captured if launching its kernels takes more than this share of the time that they
+run. Otherwise launches hide behind the kernels before them, and a graph would only take memory."""
+
+POOL_SHARE = 0.1
+"""Share of the GPU's memory that graphs may keep. They share a pool, but in rising order each
+needs a new part of it."""
+
+
+class Cost(NamedTuple):
+    """What one call took."""
+
+    launch_s: float  # Until the host had launched all kernels
+    run_s: float  # Until the device was done
+    num_bytes: int  # Of the device's memory, at the most
+
+
+class Graphs(Protocol):
+    """How calls are measured and captured; tests have other ways."""
+
+    most_bytes: float
+
+    def measured(self, call: Call, x: Tensor) -> tuple[Tensor, Cost]:
+        """The result of a call, and its cost."""
+
+    def captured(self, call: Call, x: Tensor) -> Call:
+        """A function that replays ``call``, of the shape of ``x``."""
+
+    def works(self) -> bool:
+        """Whether plain calls are possible again after a capture failed."""
+
 
 class GraphedCall:
-    """``call`` with one tensor, replayed as a graph for shapes that recur.
+    """``call`` with one tensor, replayed as a graph for shapes that recur and gain by it.
 
-    A graph is only used if it reproduced the bits of ``call`` when captured. Otherwise, and where
-    capturing fails, that shape is called directly. Results are copies, which the next replay does
-    not change.
+    A graph is only used if it reproduced the bits of ``call`` when captured. Results are copies,
+    which the next replay does not change. Once a capture fails, there is no other: it may have
+    left memory that cannot be freed.
     """
 
-    def __init__(self, call: Call, capture: Callable[[Call, Tensor], Call] | None = None) -> None:
-        """``capture`` makes a replaying function from a call and its first input, for tests."""
+    def __init__(self, call: Call, graphs: Graphs) -> None:
         self._call = call
-        self._capture = capture or _Capture()
+        self._maker = graphs
         self._counts: Counter[tuple[torch.Size, torch.dtype]] = Counter()
-        self._graphs: OrderedDict[tuple[torch.Size, torch.dtype], Call | None] = OrderedDict()
-        """By shape; None where capturing failed."""
+        self._graphs: dict[tuple[torch.Size, torch.dtype], Call] = {}
+        self._bytes = 0
+        self._off = ""  # Why nothing is captured any more
+        self._why = "no shape recurred"  # Why nothing is captured yet
+
+    @property
+    def state(self) -> str:
+        """What is replayed, or why nothing is, in words."""
+        if self._off or not self._graphs:
+            return f"off: {self._off or self._why}"
+        return f"on for {len(self._graphs)} of {len(self._counts)} shapes"
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
-        """The result of ``call(x)``; raises what it raises."""
+        """The result of ``call(x)``; raises what it raises.
+
+        Raises:
+            NodeTrouble: a failed capture has left the device unusable for this process.
+        """
         shape = x.shape, x.dtype
+        if (replay := self._graphs.get(shape)) is not None:
+            return replay(x)
         self._counts[shape] += 1
-        if shape not in self._graphs:
-            result = self._call(x)
-            if self._counts[shape] >= CAPTURED_AT:
-                self._keep(shape, self._captured(x, result))
-            return result
-        self._graphs.move_to_end(shape)
-        replay = self._graphs[shape]
-        return self._call(x) if replay is None else replay(x)
+        if self._off or self._counts[shape] != CAPTURED_AT:
+            return self._call(x)
+        result, cost = self._maker.measured(self._call, x)
+        if cost.launch_s < LAUNCH_SHARE * cost.run_s:
+            self._why = f"kernels run for longer than their launches take ({cost.run_s:.3g} s)"
+        elif len(self._graphs) == MOST_SHAPES:
+            self._why = f"{MOST_SHAPES} shapes have graphs"
+        elif self._bytes + cost.num_bytes > self._maker.most_bytes:
+            self._why = "graphs would take too much memory"
+        else:
+            self._bytes += cost.num_bytes
+            self._capture(x, result)
+        return result
 
-    def _captured(self, x: Tensor, wanted: Tensor) -> Call | None:
+    def drop(self, why: str) -> bool:
+        """Free all graphs and make no others; return whether there were any."""
+        had_any = bool(self._graphs)
+        self._graphs.clear()
+        self._off = why
+        return had_any
+
+    def _capture(self, x: Tensor, wanted: Tensor) -> None:
         try:
-            replay = self._capture(self._call, x)
+            replay = self._maker.captured(self._call, x)
             if torch.equal(replay(x), wanted):
-                return replay
-            problem = "its results differ"
+                self._graphs[x.shape, x.dtype] = replay
+                return
+            problem = "the results of a graph differ"
         except Exception as error:  # out of memory, or an operation that a graph cannot hold
-            problem = f"{type(error).__name__}: {error}"
+            problem = f"capturing failed: {type(error).__name__}: {error}"
+        self._off = problem
         _log.warning("shape %s is not replayed as a graph: %s", tuple(x.shape), problem)
-        return None
-
-    def _keep(self, shape: tuple[torch.Size, torch.dtype], replay: Call | None) -> None:
-        self._graphs[shape] = replay
-        if len(self._graphs) > MOST_SHAPES:
-            forgotten, _ = self._graphs.popitem(last=False)
-            self._counts[forgotten] = 0
+        if not self._maker.works():
+            raise NodeTrouble(
+                f"encode: {problem}. The device no longer computes in this process, which is "
+                "replaced; no clip is to blame"
+            )
 
 
-class _Capture:
-    """Captures CUDA graphs that share their intermediate memory.
+class CudaGraphs:
+    """CUDA graphs of one GPU, which share their intermediate memory.
 
     Source: PyTorch's notes on CUDA graphs: a warm-up on a side stream, then the capture.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool: Any = None  # PyTorch does not export its type
+        self.most_bytes = POOL_SHARE * torch.cuda.get_device_properties(device).total_memory
 
-    def __call__(self, call: Call, x: Tensor) -> Call:
+    def measured(self, call: Call, x: Tensor) -> tuple[Tensor, Cost]:
+        """See ``Graphs``."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self._device)  # or launches would hide behind what still runs
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        start.record()
+        began = time.perf_counter()
+        result = call(x)
+        launch_s = time.perf_counter() - began
+        end.record()
+        end.synchronize()
+        num_bytes = torch.cuda.max_memory_allocated(self._device) - before
+        return result, Cost(launch_s, start.elapsed_time(end) / 1000, num_bytes)
+
+    def captured(self, call: Call, x: Tensor) -> Call:
+        """See ``Graphs``."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         given = x.clone()
-        side = torch.cuda.Stream(x.device)
-        side.wait_stream(torch.cuda.current_stream(x.device))
+        current, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        side.wait_stream(current)
         with torch.cuda.stream(side):
             call(given)
-        torch.cuda.current_stream(x.device).wait_stream(side)
+        current.wait_stream(side)
         torch.cuda.empty_cache()  # the graph needs what plain calls have cached
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
@@ -96,3 +175,11 @@ class _Capture:
             return result.clone()
 
         return replay
+
+    def works(self) -> bool:
+        """See ``Graphs``."""
+        with suppress(Exception):
+            torch.cuda.synchronize(self._device)
+            one = torch.ones(1, device=self._device)
+            return not torch.cuda.is_current_stream_capturing() and bool((one + one).item() == 2)
+        return False

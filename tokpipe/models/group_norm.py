@@ -4,8 +4,8 @@ Shape letters: B clips, C channels, T frames, H rows, W columns.
 """
 
 import logging
-from collections.abc import Callable
 from functools import lru_cache
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -43,15 +43,38 @@ class GroupNorm(nn.GroupNorm):
         self.write(x, y)
         return y
 
-    def write(self, x: Tensor, out: Tensor, *, with_silu: bool = False) -> None:
+    def write(
+        self, x: Tensor, out: Tensor, *, with_silu: bool = False, bias: Tensor | None = None
+    ) -> None:
         """Write ``forward(x)``, or its SiLU, to ``out`` in one pass, where ``is_fused(x)``.
 
-        x and out (B, C, ...). The channels of ``out`` are innermost in memory.
+        x and out (B, C, ...). The channels of ``out`` are innermost in memory. ``bias`` (C) is
+        added to ``x`` first, where there are ``gpu_kernels``.
         """
-        fused = norm_rows if x.device.type == "cpu" else fused_on_gpu(x.device)
-        assert fused is not None, "only called where is_fused"
-        last = x.movedim(1, -1), out.movedim(1, -1)
-        fused(*last, self, sample_dims=self.sample_dims, with_silu=with_silu)
+        last, dims, kernels = (
+            (x.movedim(1, -1), out.movedim(1, -1)),
+            self.sample_dims,
+            gpu_kernels(x),
+        )
+        if kernels is None:
+            norm_rows(*last, self, sample_dims=dims, with_silu=with_silu)
+            return
+        sums = getattr(x, "sums", {}).get(dims)
+        kernels.norm_triton(
+            *last, self, sample_dims=dims, with_silu=with_silu, bias=bias, sums=sums
+        )
+
+    def residual(self, x: Tensor, h: Tensor, bias: Tensor) -> Tensor:
+        """``x + (h + bias)`` by ``gpu_kernels``, with the sums that a norm of this kind needs.
+
+        x and h (B, C, ...), bias (C).
+        """
+        kernels, last = gpu_kernels(x), (x.movedim(1, -1), h.movedim(1, -1))
+        assert kernels is not None
+        rows, sums = kernels.add_triton(*last, bias, sample_dims=self.sample_dims)
+        y: Tensor = rows.movedim(-1, 1)
+        y.sums = {self.sample_dims: sums}  # type: ignore[attr-defined]
+        return y
 
     def _by_torch(self, x: Tensor) -> Tensor:
         given = as_weights(self, x)
@@ -84,22 +107,27 @@ def is_fused(x: Tensor) -> bool:
     device = x.device.type
     if torch.is_grad_enabled() or torch.is_autocast_enabled(device):
         return False
-    if device == "cuda":
-        return x.dtype != torch.float64 and fused_on_gpu(x.device) is not None
-    return device == "cpu"
+    return device == "cpu" or gpu_kernels(x) is not None
+
+
+def gpu_kernels(x: Tensor) -> ModuleType | None:
+    """``tokpipe.models.triton_kernels`` if they work on the device of ``x`` and in its dtype."""
+    if x.device.type != "cuda" or x.dtype == torch.float64:
+        return None
+    return _working_kernels(x.device)
 
 
 @lru_cache
-def fused_on_gpu(device: torch.device) -> Callable[..., None] | None:
-    """The kernel for a GPU, if it agrees with PyTorch's result there; else None."""
+def _working_kernels(device: torch.device) -> ModuleType | None:
     try:
-        from tokpipe.models.triton_norm import norm_triton
+        from tokpipe.models import triton_kernels
 
         x = torch.linspace(-3, 5, 2 * 5 * 7 * 64, device=device).view(2, 5, 7, 64)
         norm, y = nn.GroupNorm(32, 64, 1e-6, device=device), torch.empty_like(x)
         norm.load_state_dict({"weight": x[0, 0, 0], "bias": x[0, 0, 1]})
-        norm_triton(x, y, norm, sample_dims=1, with_silu=True)
-        wanted = F.silu(norm(x.movedim(-1, 1).contiguous()))
+        twice, sums = triton_kernels.add_triton(x, x, norm.bias, sample_dims=1)
+        triton_kernels.norm_triton(twice, y, norm, sample_dims=1, with_silu=True, sums=sums)
+        wanted = F.silu(norm((x + (x + norm.bias)).movedim(-1, 1).contiguous()))
         torch.testing.assert_close(y.movedim(-1, 1), wanted, rtol=1e-4, atol=1e-4)
     except Exception as error:  # compiler, driver or GPU: anything may fail
         _log.warning(
@@ -108,7 +136,7 @@ def fused_on_gpu(device: torch.device) -> Callable[..., None] | None:
             *(device, type(error).__name__, error),
         )
         return None
-    return norm_triton
+    return triton_kernels
 
 
 def group_norm(num_channels: int, norm: Norm = "clip") -> GroupNorm:

@@ -144,14 +144,24 @@ class Levels(nn.ModuleList):
 
     def forward(self, h: Tensor, *context: Any) -> Tensor:
         """Run all: blocks and attention also get the ``context``, resamplers only its stream."""
+        for step in self.run(*context):
+            h = step(h)
+        return h
+
+    def run(self, *context: Any) -> Iterator[Callable[[Tensor], Tensor]]:
+        """The steps of ``forward``. A caller that keeps nothing else has each one's input freed
+        as soon as the next begins, where a call of a module holds its arguments to the end."""
         for level in self.in_order():
             for block, attn in level.steps():
-                h = block(h, None, *context)
+                yield _call(block, None, *context)
                 if attn is not None:
-                    h = attn(h, *context)
+                    yield _call(attn, *context)
             if (resample := level.downsample or level.upsample) is not None:
-                h = resample(h, *context[1:])
-        return h
+                yield _call(resample, *context[1:])
+
+
+def _call(module: nn.Module, *context: Any) -> Callable[[Tensor], Tensor]:
+    return lambda h: module(h, *context)
 
 
 class MidBlocks(nn.Module):

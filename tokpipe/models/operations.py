@@ -109,12 +109,12 @@ def order_weights(module: nn.Module) -> None:
 class Conv3d(nn.Conv3d):
     """``nn.Conv3d`` computed by ``conv3d``: zero padding, one group."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
         """(B, C_in, T, H, W) -> (B, C_out, T', H', W')."""
-        padding = self.padding
+        padding, bias = self.padding, self.bias if with_bias else None
         assert not isinstance(padding, str)
         return conv3d(
-            x, self.weight, self.bias, stride=self.stride, padding=padding, dilation=self.dilation
+            x, self.weight, bias, stride=self.stride, padding=padding, dilation=self.dilation
         )
 
 

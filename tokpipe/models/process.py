@@ -13,11 +13,24 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _PAD_BYTES = 64 * 2**20
 
 
-def forbid_reduced_float32() -> None:
-    """Keep full float32 in all convolutions and matrix products of this process."""
+def make_repeatable() -> bool:
+    """Keep full float32 in convolutions and matrix products, and choose no kernel by timing.
+
+    Applies to the whole process. Return whether anything has changed since the last call.
+    PyTorch's former switches (``allow_tf32``) change the same settings, but raise when they are
+    read after these were set.
+    """
     cuda, cudnn, cpu = _backends.cuda, _backends.cudnn, _backends.mkldnn
-    for operation in (cuda.matmul, cudnn.conv, cpu.matmul, cpu.conv):
-        operation.fp32_precision = "ieee"
+    operations = cuda.matmul, cudnn.conv, cpu.matmul, cpu.conv
+    wanted = [
+        *((operation, "fp32_precision", "ieee") for operation in operations),
+        (_backends.cudnn, "benchmark", False),
+        (_backends.cudnn, "deterministic", True),
+    ]
+    changed = [one for one in wanted if getattr(*one[:2]) != one[2]]
+    for setting in changed:
+        setattr(*setting)
+    return bool(changed)
 
 
 @contextmanager

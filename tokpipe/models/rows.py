@@ -97,20 +97,24 @@ def _block_sums(rows: Tensor, block: int) -> list[Tensor]:
 
 
 def center_and_scale(
-    pivot: Tensor, sums: Tensor, num_rows: int, norm: nn.GroupNorm
+    pivot: Tensor, sums: Tensor, num_rows: int, norm: nn.GroupNorm, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The values to subtract from each channel and to multiply it by, from ``num_rows`` rows.
 
     pivot and results (..., C). ``sums`` (2, ..., C), float64, are those of the differences from
-    ``pivot`` and of their squares.
+    ``pivot`` and of their squares. ``bias`` (C) is missing from the rows, but counts in their norm.
     """
     grouped = (*pivot.shape[:-1], norm.num_groups, -1)
     offsets, squares = (sums / num_rows).view(2, *grouped)
     means = pivot.double().view(grouped) + offsets
+    if bias is not None:
+        means += bias.double().view(norm.num_groups, -1)
     center = means.mean(-1, keepdim=True)
     spreads = squares.addcmul_(offsets, offsets, value=-1).add_(means.sub_(center).square_())
     variance = spreads.mean(-1, keepdim=True).clamp_min_(0)
     scale = (variance + norm.eps).rsqrt_() * norm.weight.double().view(norm.num_groups, -1)
+    if bias is not None:
+        center = center - bias.double().view(norm.num_groups, -1)
     return tuple(one.expand_as(scale).flatten(-2).to(pivot.dtype) for one in (center, scale))
 
 

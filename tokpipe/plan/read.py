@@ -77,8 +77,11 @@ class PlanReader:
         for _, _, table in self._tables(np.asarray(rows, np.int64)[order]):
             names = [name for name in self._columns.names if name in table.column_names]
             pieces.append(table.select(names))
-        # Promotion fills the columns that a part lacks with nulls.
-        table = pa.concat_tables(pieces, promote_options="default")
+        try:  # promotion fills the columns that a part lacks with nulls
+            table = pa.concat_tables(pieces, promote_options="default")
+        except pa.ArrowException as error:
+            problem = f"its columns are not those of the parts of the plan: {explained(error)}"
+            raise damaged(self._store.uri_of(JOB_RECORD), problem) from error
         return table.take(pa.array(np.argsort(order)))
 
     def _tables(

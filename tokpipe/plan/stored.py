@@ -11,11 +11,11 @@ from pydantic import Field, TypeAdapter
 
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.checks import damaged, explained
-from tokpipe.formats.tables import from_parquet
+from tokpipe.formats.tables import check_texts, from_parquet
 from tokpipe.sources.rows import ROW_SCHEMA
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
-from tokpipe.types import Count
+from tokpipe.types import Count, Sha256
 
 ROW_ID = pa.field("row_id", pa.string(), nullable=False)
 _OWN = [ROW_ID, *ROW_SCHEMA]
@@ -28,7 +28,7 @@ class PlanPart:
 
     key: Annotated[str, Field(pattern=r"^plan/[A-Za-z0-9_-]+/[0-9]+\.parquet$")]
     num_rows: Count
-    sha256: str
+    sha256: Sha256
     size_bytes: Count
     source: Count = 0
     """Position of its source in the job; unknown, like the sources' versions, in older plans."""
@@ -97,4 +97,6 @@ def read_part(store: Store, part: PlanPart, columns: list[str] | None = None) ->
     known = [(one, table.schema.field(one.name)) for one in _OWN if one.name in table.column_names]
     if table.num_rows != part.num_rows or any(a.type != b.type for a, b in known) or not known:
         raise damaged(store.uri_of(part.key), "its rows or columns are not those of the plan")
+    own = table.select([one.name for one, _ in known])
+    check_texts(store.uri_of(part.key), own, row_id="^[0-9a-f]{32}$")
     return table

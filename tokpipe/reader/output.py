@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +18,7 @@ from tokpipe.formats.manifest import Totals, iter_entries, iter_rejected, load_s
 from tokpipe.formats.shard import ShardMetadata, shard_schema
 from tokpipe.formats.shard_reader import Chunk, ShardReader, check_same_tokenizer
 from tokpipe.formats.side_table import OWN_COLUMNS, read_side_table
+from tokpipe.formats.tables import rows_of
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.shard_list import ClipIndex, ShardList
 from tokpipe.reader.values import Clip, ShardInfo
@@ -122,7 +123,7 @@ class Output:
         """Yield every clip, shard by shard in the order of the manifest, sorted by id in each."""
         for info, shard in self._opened():
             batches = self._side_table(info).to_batches(max_chunksize=1024)
-            records = (record for batch in batches for record in batch.to_pylist())
+            records = chain.from_iterable(map(partial(rows_of, info.side_table_uri), batches))
             for rows, record in zip_longest(shard.clips(), records):
                 yield _clip(info, rows, record)
 
@@ -248,7 +249,7 @@ def _clip_in(info: ShardInfo, shard: ShardReader, table: pa.Table, clip_id: str)
     rows = shard.clip(clip_id)
     if not rows:
         return None
-    records = table.filter(pc.field("clip_id") == clip_id).to_pylist()
+    records = rows_of(info.side_table_uri, table.filter(pc.field("clip_id") == clip_id))
     return _clip(info, rows, records[0] if records else None)
 
 

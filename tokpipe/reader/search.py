@@ -55,4 +55,5 @@ def side_rows(output: Output, columns: Sequence[str]) -> Iterator[tuple[ShardInf
 
 
 def _folded(text: str) -> str:
-    return unicodedata.normalize("NFC", text).casefold()
+    is_short = len(text) < 2**12  # normalizing takes quadratic time
+    return (unicodedata.normalize("NFC", text) if is_short else text).casefold()

@@ -27,7 +27,7 @@ def sample_of(clip_id: str, codes: Codes) -> Sample:
     return {"clip_id": clip_id, "codes": codes.astype(np.int64)}
 
 
-class _State(BaseModel):
+class _State(BaseModel, strict=True):
     epoch: Count
     start: list[Count]
     pending: list[list[Count]]

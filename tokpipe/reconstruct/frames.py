@@ -97,8 +97,10 @@ def weights_of(
 class SourceFrames:
     """Decodes sources as the job did: with the same sampling, size and decoder."""
 
-    def __init__(self, job: JobConfig, plan: PlanReader) -> None:
+    def __init__(self, job: JobConfig, plan: PlanReader, *, is_own: bool) -> None:
+        """``is_own``: the caller's own job file named the sources of the plan."""
         self._plan = plan
+        self._is_own = is_own
         self._stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
         self._stage.setup()
 
@@ -126,7 +128,8 @@ class SourceFrames:
         """Yield what an encoder receives of the clip: one piece, or several if it is streamed."""
         (item,) = self._plan.items([clip.plan_row])
         # What the job of an output allows, its author wrote, who may be someone else.
-        item = replace(item, segment=clip.segment, num_segments=clip.num_segments, allowed=())
+        allowed = item.allowed if self._is_own else ()
+        item = replace(item, segment=clip.segment, num_segments=clip.num_segments, allowed=allowed)
         last = False
         while not last:
             (decoded,) = self._stage.process([item])
@@ -178,15 +181,16 @@ class SideBySide(ExitStack):
     def _sources(self) -> SourceFrames:
         self._output.trust.check_sources(self._output.store.uri)
         plan = StoredPlan.from_json(self._output.record.plan)
-        reader = PlanReader(self._output.store, plan, self._job.sources)
-        return self.enter_context(closing(SourceFrames(self._job, reader)))
+        own = self._output.trust.sources
+        reader = PlanReader(self._output.store, plan, own or self._job.sources)
+        return self.enter_context(closing(SourceFrames(self._job, reader, is_own=bool(own))))
 
 
 class Reencoder(SideBySide):
     """Encodes clips of one output again, as its job did, to compare the codes."""
 
     def __init__(self, output: Output) -> None:
-        device = str(output.record.settings["encode"]["device"])
+        device = output.record.device
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError(
                 "the output was encoded on GPUs, but this machine has none. Other devices round "

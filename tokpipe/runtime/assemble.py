@@ -147,8 +147,8 @@ def _limits_of(job: JobConfig, device: str, state: ManifestState) -> Limits:
 
 def log_context(output: JobOutput, record: JobRecord) -> dict[str, object]:
     """Fields of every line in the log of a run."""
-    plan_id = record.plan["plan_id"]
-    return {"dataset": record.dataset, "plan_id": plan_id, "driver": output.driver}
+    plan = StoredPlan.from_json(record.plan)
+    return {"dataset": record.dataset, "plan_id": plan.plan_id, "driver": output.driver}
 
 
 def _encode_stage(

@@ -5,7 +5,9 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ import ray.exceptions
 from ray._private.services import psutil  # type: ignore[attr-defined]
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 
 from tokpipe.errors import ConfigError, HeadLost, RuntimeFault
 from tokpipe.runtime.trouble import one_line
@@ -37,6 +40,7 @@ OF_LOCAL_RAY = {
     "DASHBOARD_METRIC_PORT": "-1",
 }
 """Variables of processes of a local Ray, unless the caller sets them."""
+_OF_TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE")  # Ray sets the latter
 AuthenticationError: type[RayError] = getattr(ray.exceptions, "AuthenticationError", RayError)
 """Older versions of Ray have no tokens."""
 
@@ -58,39 +62,45 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
     # Ray would print the traceback of a failed lease too, once for each of its two results.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options["job_config"] = _ImportPath()
     if address == "local":  # Ray reads these from the environment of the process that starts it
-        for name, value in OF_LOCAL_RAY.items():
-            os.environ.setdefault(name, value)
-        # Ray would make a token too, but keep it in a file that other users may read.
-        os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
+        os.environ.update(OF_LOCAL_RAY | dict(os.environ))
         options["include_dashboard"] = False
     # Running processes: the file that Ray keeps may be of a dead cluster.
     unused = [] if named else sorted(ray._private.services.find_gcs_addresses())
-    try:
-        if address == "local":
-            # Ray lets everyone write to the folders that it makes, and so to its sockets.
-            folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-            folder.mkdir(parents=True, exist_ok=True)
-            options["_temp_dir"] = f"{tempfile.mkdtemp(prefix='ray-', dir=folder)}/ray"
-        elif address != "auto":
-            _check_cluster(address, where)
-        ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
-        # Ray would print the deaths of workers too, in colour even into files.
-        ray._private.worker.listen_error_messages = lambda *_: None
-        # Off, as on macOS, a new Ray uses the loopback address, whatever _node_ip_address says.
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = address != "local"
-        ray.init(address=address, **options)
-    except AuthenticationError as error:
-        raise authentication_fault(where) from error
-    except Exception as error:  # a plain one if a node does not start in 30 s, on a busy machine
-        raise RuntimeFault(
-            f"{where}: no connection to Ray: {one_line(str(error))}. Nothing was started. Check "
-            "that the cluster runs and that the address is right."
-        ) from error
-    finally:
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = True
-        ray._private.services.ConsolePopen = _Service.__base__  # type: ignore[misc, assignment]
+    folder = ""
     with contextlib.ExitStack() as at_end:
+        try:
+            if address == "local":
+                # Ray lets everyone write to the folders that it makes, and so to its sockets.
+                place = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+                place = place if len(place) <= 26 else "/tmp"  # sockets: up to 107, Ray adds 81
+                Path(place).mkdir(parents=True, exist_ok=True)
+                folder = tempfile.mkdtemp(prefix="ray-", dir=place)
+                options["_temp_dir"] = f"{folder}/ray"
+                before = {name: os.environ[name] for name in _OF_TOKEN if os.environ.get(name)}
+                at_end.callback(_set_token, before)  # other clusters must not get that of this one
+                # Ray would make a token too, but keep it in a file that other users may read.
+                _set_token({"RAY_AUTH_TOKEN": secrets.token_hex(32), **before})
+            elif address != "auto":
+                _check_cluster(address, where)
+            ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
+            # Ray would print the deaths of workers too, in colour even into files.
+            ray._private.worker.listen_error_messages = lambda *_: None
+            # Off, as on macOS, a new Ray uses the loopback address, whatever _node_ip_address says.
+            ray._private.ray_constants.ENABLE_RAY_CLUSTER = address != "local"
+            # After `uv run` it would send the current folder, and workers would import from it.
+            ray._private.ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+            ray.init(address=address, **options)
+        except AuthenticationError as error:
+            raise authentication_fault(where) from error
+        except Exception as error:  # a plain one if a node does not start in 30 s, when it is busy
+            found = f"{where}: no connection to Ray: {one_line(str(error))}. Nothing was started"
+            do = "Check that the cluster runs and that the address is right."
+            raise RuntimeFault(f"{found}. {do}") from error
+        finally:
+            ray._private.ray_constants.ENABLE_RAY_CLUSTER = True
+            ray._private.services.ConsolePopen = _Service.__base__  # type: ignore[misc, assignment]
         at_end.callback(ray.shutdown)
         try:
             yield unused, address == "local"
@@ -98,6 +108,19 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
             atexit.unregister(ray.shutdown)
             at_end.pop_all()
             raise
+    if folder:  # after an error, its logs may help
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _ImportPath(JobConfig):
+    """Workers import from the current folder, as Ray wants, only if the driver does: it may be in
+    a stranger's output, which ``tokpipe.cli`` takes off the driver's path."""
+
+    def _serialize(self) -> str:
+        own = {os.path.realpath(folder) for folder in sys.path}
+        paths = self._py_driver_sys_path
+        self._py_driver_sys_path = [path for path in paths if os.path.realpath(path) in own]
+        return super()._serialize()
 
 
 class _Service(ray._private.services.ConsolePopen):
@@ -111,6 +134,16 @@ class _Service(ray._private.services.ConsolePopen):
         for one in [*psutil.Process(self.pid).children(recursive=True), self]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
+
+
+def _set_token(variables: dict[str, str]) -> None:
+    """Replace what sets the token of this process. Ray remembers it too."""
+    for name in _OF_TOKEN:
+        os.environ.pop(name, None)
+    os.environ.update(variables)
+    if loader := getattr(ray._raylet, "AuthenticationTokenLoader", None):  # not in older versions
+        ray._raylet.Config.initialize("")  # type: ignore[attr-defined]
+        loader.instance().reset_cache()
 
 
 def check_not_ray_client(address: str) -> None:

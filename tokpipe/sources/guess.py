@@ -10,7 +10,7 @@ import pyarrow as pa
 from tokpipe.config.sources import VIDEO_EXTENSIONS
 from tokpipe.sources.spans import holds_seconds
 
-_IS_VIDEO = re.compile(rf"(?i).*\.({'|'.join(VIDEO_EXTENSIONS)})(\?.*)?$")
+_IS_VIDEO = re.compile(rf"(?is).*\.({'|'.join(VIDEO_EXTENSIONS)})(\?.*)?$")
 _IS_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SPAN = re.compile(
     r"(?i)(?:clip_?|t_?)?(?:(start|begin|from)|end|stop|to)(?:_?(?:s|sec|seconds|time))?"
@@ -30,7 +30,7 @@ def guess_columns(rows: pa.RecordBatch, folder: str) -> dict[str, Any]:
             values = rows.column(name).slice(0, _NUM_VALUES).drop_null().to_pylist()
             score = sum(_score(value, folder) for value in values)
             if score > best:
-                found, best = {"uri_column": name, **_prefixes(values, folder)}, score
+                found, best = {"uri_column": name}, score
     for name, kind in zip(rows.schema.names, rows.schema.types, strict=True):
         match = _SPAN.fullmatch(name)
         if found and match and holds_seconds(kind):
@@ -39,15 +39,6 @@ def guess_columns(rows: pa.RecordBatch, folder: str) -> dict[str, Any]:
 
 
 def _score(value: str, folder: str) -> int:
-    exists = "://" not in folder and os.path.isfile(Path(folder, value))  # noqa: PTH113
+    path = os.path.normpath(Path(folder, value))  # only looked at in the folder of its table
+    exists = path.startswith(f"{folder}/") and os.path.isfile(path)  # noqa: PTH113
     return 2 * bool(_IS_VIDEO.match(value)) + bool(_IS_URI.match(value)) + 2 * exists
-
-
-def _prefixes(values: list[str], folder: str) -> dict[str, list[str]]:
-    """Return the setting that local videos outside the folder of their table need."""
-    names = (value.removeprefix("file://") for value in values)
-    paths = [Path(folder, name) for name in names if not _IS_URI.match(name)]
-    outside = {str(path.parent) for path in paths if not path.is_relative_to(folder)}
-    if "://" in folder or not outside:
-        return {}
-    return {"allowed_prefixes": [os.path.commonpath(outside), folder]}

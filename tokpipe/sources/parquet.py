@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound
-from tokpipe.formats.tables import stream_parquet
+from tokpipe.formats.tables import check_text_bytes, stream_parquet
 from tokpipe.sources.columns import find, is_media, plain, plain_type, within
 from tokpipe.sources.rows import MAX_COLUMNS, RawBatch, unique_names
 from tokpipe.storage.ranged import Pin, open_ranged
@@ -52,13 +52,14 @@ class ParquetFile:
             for batch in file.iter_batches(
                 _batch_rows(file, skipped), columns=leaves if skipped else None, use_threads=True
             ):
+                check_text_bytes(batch.columns)
                 places = range(place, place + batch.num_rows)
                 names = unique_names(batch.schema.names)
                 problems: dict[int, str] = {}
                 arrays = []
                 for field, (path, kind) in zip(columns, found, strict=True):
                     if (leaf := ".".join(path)) in is_set:
-                        arrays.append(is_set[leaf].slice(place - 1, batch.num_rows))
+                        arrays.append(is_set[leaf].take(pa.array([i - 1 for i in places])))
                     elif path and not pa.types.is_null(kind):
                         array = batch.column(names.index(path[0]))
                         for name in path[1:]:
@@ -73,7 +74,7 @@ class ParquetFile:
     def _open(self) -> Iterator[Any]:
         try:
             with open_ranged(self.uri, self.options, 64 * 1024, self.pin) as file:
-                yield stream_parquet(file)
+                yield stream_parquet(file, as_dictionaries=True)
         except (NotFound, AccessDenied) as error:
             raise ConfigError(str(error)) from error
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -98,6 +99,8 @@ class ParquetFile:
     def _is_set(self, file: Any, leaf: str) -> pa.Array:
         """Return whether each row has a value, without reading those that statistics describe."""
         at, masks = _leaves(file).index(leaf), []
+        if sum(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)) > 2**32:
+            raise pa.ArrowInvalid("it claims more than 4 billion rows")
         for index in range(file.num_row_groups):
             group = file.metadata.row_group(index)
             known = group.column(at).statistics

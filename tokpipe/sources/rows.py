@@ -62,6 +62,7 @@ class RowSource(ABC):
     listing: Listing
     config: Any
     options: StoreOptions
+    outside_example = ""  # A video that its table may not name, once rows are read
 
     @abstractmethod
     def carried(self) -> pa.Schema:

@@ -81,7 +81,7 @@ class TableRows(RowSource):
     def batches(self) -> Iterator[pa.RecordBatch]:
         schema = pa.schema([*ROW_SCHEMA, *self.carried()])
         self._num_named = self._num_outside = 0
-        self._outside_example = ""
+        self.outside_example = ""
         for table in self._tables:
             base = self._base(table.uri)
             folder = self._template.folder if self._template else ""
@@ -94,8 +94,8 @@ class TableRows(RowSource):
             for raw in table.batches(self._columns):
                 yield self._rows(table, base, raw, schema, allowed)
         if self._num_outside and self._num_outside == self._num_named:
-            example = redact(self._outside_example)
-            prefix = redact(example_prefix(self._outside_example))
+            example = redact(self.outside_example)
+            prefix = redact(example_prefix(self.outside_example))
             raise ConfigError(
                 f"{self.label}: all {self._num_outside} videos that it names are outside the "
                 f"allowed prefixes, such as {example}. Otherwise a table could make the job read "
@@ -295,8 +295,8 @@ class TableRows(RowSource):
         outside = _positions(pc.and_(is_named, pc.fill_null(allowed.outside(uris), False)))
         self._num_named += pc.sum(is_named).as_py() or 0
         self._num_outside += len(outside)
-        if outside and not self._outside_example:
-            self._outside_example = uris[outside[0]].as_py()
+        if outside and not self.outside_example:
+            self.outside_example = uris[outside[0]].as_py()
         problem = (
             "names a video outside the allowed prefixes. Otherwise a table could make the job "
             f"read any file of a node. To allow it, add its folder to {self._prefixes_key}, and "

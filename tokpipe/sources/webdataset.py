@@ -228,10 +228,12 @@ class _Headers:
     def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
         self.seek, self.tell = file.seek, file.tell
+        self.left = _HEADER_BYTES  # Of one member, whose headers may be many
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= _HEADER_BYTES:
-            raise _Damaged(f"has a header of {size} bytes: it is damaged there")
+        self.left -= size
+        if size < 0 or self.left < 0:
+            raise _Damaged(f"has a header of more than {_HEADER_BYTES} bytes: it is damaged there")
         return self._file.read(size)
 
 
@@ -245,6 +247,7 @@ def _members(file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
             with tarfile.open(fileobj=_Headers(file), mode="r:") as archive:  # type: ignore[call-overload]
                 offset = start - 1
                 while (member := archive.next()) is not None:
+                    archive.fileobj.left = _HEADER_BYTES
                     archive.members.clear()  # tarfile keeps every header it has seen
                     if archive.offset <= offset or member.size < 0:
                         raise _Damaged(f"has a header that points back, at byte {offset}")

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 
 from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
-from tokpipe.errors import RuntimeFault
-from tokpipe.models.graphs import GraphedCall
+from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault
+from tokpipe.models.graphs import CudaGraphs, GraphedCall
 from tokpipe.models.hardware import encoder_class
-from tokpipe.models.process import forbid_reduced_float32, keep_freed_memory
+from tokpipe.models.process import keep_freed_memory, make_repeatable
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
 from tokpipe.models.tokenizers.probe import Parity
 from tokpipe.stages.chunks import plan_chunks
+from tokpipe.stages.device import Device, free_frames, trouble_of
 from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, Failed, Rejected
 
 _log = logging.getLogger(__name__)
@@ -41,8 +42,9 @@ class _Chunk:
         return self.span.num_input_frames, *self.clip.frames.shape[1:]
 
 
-_Launched = tuple[list[_Chunk], int, torch.Tensor | Exception]
-"""A batch on the device: its chunks, its size with filling, and its codes or its error."""
+_Launched = tuple[list[_Chunk], int, Callable[[], NDArray[np.int64]] | Exception]
+"""A batch on the device: its chunks, its size with filling, and how to wait for its codes, or its
+error."""
 
 
 @dataclass
@@ -69,13 +71,12 @@ class EncodeStage:
         Also changes settings of the whole process, for repeatable results and less memory. Raises
         NodeTrouble if the device's codes differ from those of the CPU in float32.
         """
-        torch.backends.cudnn.benchmark = False  # choose no kernel by timing
-        torch.backends.cudnn.deterministic = True
-        forbid_reduced_float32()
         keep_freed_memory()
         self.device = torch.device(device)
+        self._on_device = Device(self.device)
         self.hardware = encoder_class(self.device)
         self.tokenizer = build_tokenizer(self.tokenizer_config, weights)
+        make_repeatable()  # whatever the tokenizer's package has set
         dtype = getattr(torch, self.encode_config.dtype)
         is_reference = self.device.type == "cpu" and dtype == torch.float32
         parity = None if is_reference else Parity(self.tokenizer)
@@ -85,7 +86,9 @@ class EncodeStage:
             parity.check(self.tokenizer, self.device)
         # Only this package's models are known to be safe to capture in a CUDA graph.
         is_graphed = self.device.type == "cuda" and isinstance(self.tokenizer, NativeTokenizer)
-        self._graphed = GraphedCall(self.tokenizer.encode) if is_graphed else None
+        self._graphed = (
+            GraphedCall(self.tokenizer.encode, CudaGraphs(self.device)) if is_graphed else None
+        )
         self.batch_rows = self.encode_config.batch_chunks
 
     def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected | Failed]:
@@ -147,6 +150,9 @@ class EncodeStage:
             if before is not None:
                 self._land(*before)
             before = launched  # and the memory of the one before it is free
+            if isinstance(launched[2], Exception):  # the next one would meet the same
+                self._land(*launched)
+                before = None
         if before is not None:
             self._land(*before)
 
@@ -162,47 +168,70 @@ class EncodeStage:
         num_rows = self.batch_rows
         try:
             encode = self._graphed or self.tokenizer.encode
-            return batch, num_rows, encode(self._pixels(batch, num_rows=num_rows))
+            codes = encode(self._pixels(batch, num_rows=num_rows))
+            waiting = self._on_device.read_back(codes[: len(batch)])
         except Exception as error:
+            free_frames(error)
             return batch, num_rows, error
+        if make_repeatable():
+            raise ConfigError(
+                f"tokenizer {self.tokenizer_config.name}: its code lets float32 products be "
+                "rounded (TF32), or cuDNN choose kernels by timing, while it encodes. Codes would "
+                "differ from those of other machines: remove such switches from it"
+            )
+        return batch, num_rows, waiting
 
-    def _land(self, batch: list[_Chunk], num_rows: int, codes: torch.Tensor | Exception) -> None:
+    def _land(
+        self,
+        batch: list[_Chunk],
+        num_rows: int,
+        waiting: Callable[[], NDArray[np.int64]] | Exception,
+    ) -> None:
         """Wait for the codes of a batch. A failed batch is split in halves."""
         try:
-            if isinstance(codes, Exception):
-                raise codes
-            blocks = codes[: len(batch)].cpu().numpy()
+            if isinstance(waiting, Exception):
+                raise waiting
+            blocks = waiting()
         except Exception as error:
-            is_memory = isinstance(error, torch.OutOfMemoryError)
-            if is_memory and num_rows > 1:
-                self.batch_rows = min(self.batch_rows, num_rows // 2)
-                torch.cuda.empty_cache()
-                _log.warning(
-                    "out of memory on %s: batches are %d now", self.device, self.batch_rows
-                )
-            elif not is_memory and not self._works():
-                raise
-            elif len(batch) == 1:
+            free_frames(error)
+            if not (at_most := self._smaller(error, batch, num_rows)):
                 batch[0].codes = _failed(batch[0].clip, error)
                 return
         else:
             for chunk, block in zip(batch, blocks, strict=True):
                 chunk.codes, chunk.is_small = block, num_rows < self.encode_config.batch_chunks
             return
-        for part in self._cut(batch, at_most=-(-len(batch) // 2)):
+        for part in self._cut(batch, at_most=at_most):
             self._land(*self._launch(part))
 
-    def _works(self) -> bool:
-        """Whether the device still computes: some errors make a GPU context unusable."""
-        try:
-            return bool(torch.ones(1, device=self.device).add_(1).item() == 2)
-        except RuntimeError:
-            return False
+    def _smaller(self, error: Exception, batch: list[_Chunk], num_rows: int) -> int:
+        """How many chunks of a failed batch to try together, 0 if it is one that fails alone.
+
+        Raises what is no chunk's fault. Short memory is taken from graphs first, then from batches.
+        """
+        trouble = trouble_of(error)
+        if trouble == "broken":
+            raise NodeTrouble(f"encode: {self.device} is broken: {error}") from error
+        if trouble == "other" and not self._on_device.works():
+            raise error
+        if trouble == "memory":
+            if self._graphed is not None and self._graphed.drop("their memory was needed"):
+                self._make_room("graphs are not used any more")
+                return len(batch)
+            if num_rows > 1:
+                self.batch_rows = min(self.batch_rows, num_rows // 2)
+                self._make_room(f"batches are {self.batch_rows} now")
+                return self.batch_rows
+        return -(-len(batch) // 2) if len(batch) > 1 else 0
+
+    def _make_room(self, consequence: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        _log.warning("out of memory on %s: %s", self.device, consequence)
 
     def _pixels(self, batch: list[_Chunk], *, num_rows: int) -> torch.Tensor:
         """(num_rows, T, H, W, 3) uint8 on the device: chunks of one shape, filled up with zeros."""
-        shape, is_cuda = (num_rows, *batch[0].shape), self.device.type == "cuda"
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=is_cuda)
+        pixels = self._on_device.empty((num_rows, *batch[0].shape))
         rows = pixels.numpy()  # numpy copies from read-only frames, which torch warns about
         for row, chunk in zip(rows, batch, strict=False):
             clip, span = chunk.clip, chunk.span
@@ -211,7 +240,7 @@ class EncodeStage:
             row[: last - first] = clip.frames[first:last]
             row[last - first :] = clip.frames[last - 1]
         rows[len(batch) :] = 0
-        return pixels.to(self.device, non_blocking=True)
+        return self._on_device.upload(pixels)
 
     def _result(self, chunks: list[_Chunk]) -> EncodedClip | Rejected | Failed:
         """Join the chunks of a clip or piece, which are encoded."""
@@ -279,7 +308,7 @@ def _failed(clip: DecodedClip, error: Exception) -> Failed:
     """Return a failure with the first line of the tokenizer's error."""
     name = type(error).__name__
     first_line = (str(error).strip().splitlines() or [""])[0]
-    is_memory = isinstance(error, torch.OutOfMemoryError)
+    is_memory = trouble_of(error) == "memory"
     hint = "use smaller frames or chunks" if is_memory else "see the tokenizer"
     problem = f"encoding one of its chunks by itself raised {name}: {first_line}; {hint}"
     message = f"{clip.ref.source_uri}: {problem}"

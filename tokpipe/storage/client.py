@@ -180,9 +180,13 @@ class Client:
 
     def read_range(self, uri: str, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end`` (exclusive), fewer where the object ends earlier."""
+        doing = f"reading bytes {start} to {end}"
+        if self.protocol == "file":  # Python takes the memory before it reads
+            with contextlib.suppress(OSError):
+                end = min(end, os.stat(self.path_of(uri)).st_size)
         if start >= end:
             return b""
-        doing, limits = f"reading bytes {start} to {end}", {"start": start, "end": end}
+        limits = {"start": start, "end": end}
         try:
             data = self.call(doing, uri, "cat_file", self.path_of(uri), **limits)
         except BadRange:
@@ -372,6 +376,7 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
         # other credentials.
         uncached = {"skip_instance_cache": True, "use_listings_cache": False}
         fs = fsspec.filesystem(protocol, **uncached, **chosen)
+        fs._strip_protocol(f"{protocol}://x")  # generic:// fails here
         if protocol in ("s3", "s3a"):
             fs.retries = 1  # attempts, despite the name
             fs.connect()  # sends no request, but raises for misspelled options
@@ -381,7 +386,8 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
             f"({error}). Install it on every node"
             + (": pip install 'tokpipe[s3]'" if protocol in ("s3", "s3a") else "")
         ) from error
-    except (ValueError, OSError, TypeError) as error:  # zip:// and others open a file here
+    # zip:// and others open a file here
+    except (AttributeError, OSError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{protocol}:// cannot be opened. Use a path, s3:// or another protocol of fsspec, and "
             f"its arguments in storage.options.{protocol} ({error})"

@@ -65,7 +65,7 @@ _KNOWN: dict[Trouble, tuple[int | str, ...]] = {
     Trouble.EXISTS: (412, "azure.ResourceExistsError!", "builtins.FileExistsError"),
     Trouble.BAD_RANGE: (416,),
     Trouble.BAD_NAME: (
-        errno.ENAMETOOLONG, "builtins.UnicodeError",
+        errno.ENAMETOOLONG, "builtins.NotImplementedError", "builtins.UnicodeError",
         "InvalidBucketName", "InvalidResourceName", "InvalidURI", "KeyTooLongError",
         "aiohttp.InvalidURL", "botocore.ParamValidationError", "httpx.InvalidURL",
         "huggingface_hub.HFValidationError", "huggingface_hub.HfUriError", "requests.InvalidURL",

@@ -123,13 +123,16 @@ class Trainer:
             _check_same_run(before, self.config, state["step"], source)
             self.tokenizer.load_state_dict(state["average"])  # only to compare shapes
             self.tokenizer.load_state_dict(state["weights"])
-            self.average = {key: value.to(self.device) for key, value in state["average"].items()}
+            self.average = {key: state["average"][key].to(v) for key, v in self.average.items()}
             self.optimizer.load_state_dict(state["optimizer"])
             moments = [(one, self.optimizer.state[one]) for one in self.optimizer.state]
-            if state["step"] < 0 or any(one.shape != m["exp_avg"].shape for one, m in moments):
+            counts = state["step"], state.get("log_bytes", 0)
+            if min(counts) < 0 or any(one.shape != m["exp_avg"].shape for one, m in moments):
                 raise ValueError("its step or its optimizer is that of another model")
             self.step = state["step"]
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except ConfigError:
+            raise
+        except Exception as error:  # torch raises anything for values of other types
             found = f"{source} is not the state of a training run ({type(error).__name__}: "
             do = "It cannot be continued: restore the file, or choose another output"
             raise ConfigError(f"{found}{' '.join(str(error).split())[:200]}). {do}") from error
@@ -154,6 +157,10 @@ def train(config: TrainConfig, stop: threading.Event | None = None) -> Path | No
         torch.set_num_threads(config.threads)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
+    for path in [output / name for name in (LOG_NAME, STATE_NAME, TOKENIZER_FOLDER)]:
+        if path.is_symlink():  # in somebody else's folder
+            found = f"{path} is a link, so training would write where no setting says"
+            raise ConfigError(f"{found}. Remove the link, or choose another output")
     data, trainer = TrainingData(config), Trainer(config)
     rows, state_path, log_bytes = data.digest(), output / STATE_NAME, 0
     if state_path.exists():

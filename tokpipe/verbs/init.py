@@ -1,5 +1,6 @@
 """``tokpipe init``: a commented job file for the videos that a folder holds."""
 
+import json
 import os
 import re
 import statistics
@@ -19,7 +20,9 @@ from tokpipe.errors import ConfigError
 from tokpipe.media.decoder import Probe
 from tokpipe.plan import sample_rows
 from tokpipe.sources import open_sources
+from tokpipe.sources.allowed import example_prefix
 from tokpipe.sources.guess import guess_columns
+from tokpipe.sources.rows import RowSource
 from tokpipe.sources.table import EXTENSIONS, TableRows
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.listing import Listing
@@ -39,6 +42,11 @@ _COMMENTS = {
     "table": "  # A clip per row. The other columns go to the output too.\n",
     "webdataset": "  # A clip per video in these tars. Its .txt and .json go to the output too.\n",
 }
+_NOT_OPENED = "; videos outside the folder of the table were not opened"
+_OUTSIDE = """\
+  # Rows with files elsewhere are rejected. If the table may name them, list their folders here:
+  # allowed_prefixes: {}
+"""
 _TEMPLATE = """\
 # For {target}, by `tokpipe init`. docs/jobs.md explains every setting.
 dataset: {name}
@@ -86,13 +94,18 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
     sources, probes, notes = [], [], []
     found, problems = _sources_of(uri)
     for source in found:
+        is_one = source["uri"] == uri
         source["uri"] = source["uri"].removeprefix(f"{root}/") or "./"
         job = parse_job(_text(target, name, [source], []), name=str(path), root=root)
+        near = re.split(r"[*?{]", uri)[0].rpartition("/")[0] if is_one else uri
+        (rows,) = open_sources(job.sources, job.storage, job.output.uri)
         try:
-            count, more, some = _probe(job)
+            count, more, some = _probe(job, rows, near)
         except ConfigError as error:
             problems.append(str(error))
             continue
+        if rows.outside_example:
+            source["allowed_prefixes"] = [redact(example_prefix(rows.outside_example)), near]
         sources.append(source)
         probes += some
         notes.append(f"found {count} ({source['kind']} {source['uri']}){more}")
@@ -165,21 +178,32 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
     return found, problems
 
 
-def _probe(job: JobConfig) -> tuple[str, str, list[Probe]]:
+def _probe(job: JobConfig, source: RowSource, near: str) -> tuple[str, str, list[Probe]]:
     """Return how many clips the source of a job has, and what a few of its videos are like.
 
-    The second text names what is left out or cannot be opened. If nothing can, it is an error.
+    Nobody has allowed a table to name videos that are not below the folder ``near``: they are not
+    opened. The second text names what is left out or cannot be opened. If nothing can, it is an
+    error.
     """
-    (source,) = open_sources(job.sources, job.storage, job.output.uri)
-    rows = sample_rows(source, job.dataset, num_items=_NUM_SAMPLED, max_rows=_MAX_ROWS)
-    if not rows.items:
+    try:
+        rows = sample_rows(source, job.dataset, num_items=_NUM_SAMPLED, max_rows=_MAX_ROWS)
+    except ConfigError:
+        if not source.outside_example:
+            raise
+        return "only videos elsewhere", _NOT_OPENED, []
+    if not rows.items and not source.outside_example:
         raise ConfigError(f"{source.label}: found no videos ({rows.problem or 'it is empty'})")
     count = "more than " * (not rows.is_complete) + counted(rows.num_rows, "clip")
     more = f"; left out: {there}" if (there := source.left_out.text) else ""
-    if not find_spec("av"):
+    items = rows.items
+    if isinstance(source, TableRows):
+        here = re.compile(rf"{re.escape(near)}/(?!.*\.\.)")
+        items = [item for item in items if here.match(item.source_uri)]
+        more += _NOT_OPENED * (len(items) < len(rows.items) or bool(source.outside_example))
+    if not items or not find_spec("av"):
         return count, more, []
     with DecodeStage(job.sampling, job.frames, job.decode, job.storage) as stage:
-        found = [stage.probe(item) for item in rows.items]
+        found = [stage.probe(item) for item in items]
     probes = [one for one in found if isinstance(one, Probe)]
     if bad := [one for one in found if not isinstance(one, Probe)]:
         example = redact(f"{bad[0].ref.source_uri}: {bad[0].message}")
@@ -196,11 +220,12 @@ def _text(
 ) -> str:
     fps = max((probe.source_fps for probe in probes), default=0.0)
     about_fps = f"Videos here have up to {fps:.3g} frames/s. " if fps else ""
-    sections = [
-        _COMMENTS[one["kind"]]
-        + textwrap.indent(yaml.safe_dump([one], allow_unicode=True, sort_keys=False), "  ")
-        for one in sources
-    ]
+    sections = []
+    for one in sources:
+        proposed = one.pop("allowed_prefixes", None)
+        text = yaml.safe_dump([one], allow_unicode=True, sort_keys=False)
+        text += _OUTSIDE.format(json.dumps(proposed)) if proposed else ""
+        sections.append(_COMMENTS[one["kind"]] + textwrap.indent(text, "  "))
     return _TEMPLATE.format(
         target=redact(" ".join(target.split())),
         name=in_yaml(name),

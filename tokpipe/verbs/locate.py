@@ -19,6 +19,7 @@ from tokpipe.storage.store import Store
 _INSIDE = {JOB_RECORD, "plan", "manifest", "shards", "clips"}
 """Names below an output's prefix; nothing is deeper than two more levels."""
 _SHOWN = 4
+_OF_JOBS = (".yaml", ".yml")
 _DATA = {f".{one}" for one in (*VIDEO_EXTENSIONS, *TABLE_EXTENSIONS, "tar")}
 
 
@@ -58,8 +59,14 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
 
 
 def is_job_file(named: str) -> bool:
+    """Whether the user names a job file, which is trusted, in place of an output, which is not.
+
+    Only the name decides: what a download holds, and so whether it is a file, is up to others.
+    """
     path = _local(named)
-    return path is not None and path.is_file() and not is_inside_output(str(path))
+    if path is None or path.suffix not in _OF_JOBS:
+        return False
+    return path.is_file() and not is_inside_output(str(path))
 
 
 def check_is_job_file(path: Path) -> None:
@@ -72,7 +79,7 @@ def check_is_job_file(path: Path) -> None:
                 f"{_shown(Path(output))}"
             )
     if path.is_dir():
-        jobs = sorted(str(job) for job in path.iterdir() if job.suffix in (".yaml", ".yml"))
+        jobs = sorted(str(job) for job in path.iterdir() if job.suffix in _OF_JOBS)
         held = f"; it holds {_some(jobs)}" if jobs else " without any .yaml file"
         init = f"; `tokpipe init {shlex.quote(f'{path}/')}` writes one" if not jobs else ""
         raise ConfigError(f"{path}: this is a folder{held}. Name one job file{init}")
@@ -115,7 +122,7 @@ def _missing(path: Path) -> str:
             return f"{here}: this folder is not an output, but holds some: {_some(outputs)}."
         return f"{here}: this folder is not an output; it holds {_some(names) or 'nothing'}."
     if path.exists():
-        return f"{here}: is neither a folder nor a job file."
+        return f"{here}: is neither an output nor a job file, which ends in .yaml or .yml."
     if ":/" in here:
         return f"{here}: does not exist. A URI has two slashes after its colon."
     if not path.parent.is_dir():

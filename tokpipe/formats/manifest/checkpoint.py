@@ -21,9 +21,9 @@ from tokpipe.formats.manifest.entry import Tail
 from tokpipe.formats.manifest.log import count_entries, iter_entries, read_entry
 from tokpipe.formats.manifest.state import SHARD_LIST_SCHEMA, UNRECORDED, ManifestState, Totals
 from tokpipe.formats.sealed_json import dump_lines, read_sealed, seal, unseal
-from tokpipe.formats.tables import from_parquet, to_parquet
+from tokpipe.formats.tables import check_texts, from_parquet, to_parquet
 from tokpipe.storage.store import Store
-from tokpipe.types import Count, Positive
+from tokpipe.types import SHA256, SHARD_KEY, SIDE_TABLE_KEY, Count, Positive
 
 _log = logging.getLogger(__name__)
 
@@ -164,4 +164,6 @@ def _read_table(uri: str, data: bytes) -> pa.Table:
     for column in filter(lambda one: len(one) and pa.types.is_integer(one.type), table.columns):
         if not 0 <= pc.min(column).as_py() <= pc.max(column).as_py() <= 2**40:
             raise damaged(uri, "its counts are not those of shards")
+    hashes = {"sha256": SHA256, "side_table_sha256": SHA256}
+    check_texts(uri, table, shard=SHARD_KEY, side_table=SIDE_TABLE_KEY, **hashes)
     return table

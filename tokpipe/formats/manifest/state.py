@@ -154,11 +154,13 @@ class ManifestState:
                 f"found manifest entry {entry.seq} in place of entry {self.next_seq}. Commits "
                 "would be counted twice or not at all. Restore the manifest from a copy."
             )
-        num_settled = self.totals.num_clips + self.totals.num_rejected
+        # A row that was settled as a whole is in memory as its segments once one is reopened.
+        whole = self.totals.num_clips + self.totals.num_rejected
+        if entry.reopened:
+            whole -= sum(len(one.done) for one in self.committed.partial.values())
         for one in entry.reopened:
-            # A row that was settled as a whole is in memory as its segments once one is reopened.
-            fits = one.ref.row in self.committed.partial or one.ref.num_segments <= num_settled
-            is_settled = self.totals.rejected[one.reason] and fits
+            whole -= one.ref.num_segments * (one.ref.row not in self.committed.partial)
+            is_settled = self.totals.rejected[one.reason] and whole >= 0
             if not is_settled or not self.committed.reopen(one.ref):
                 raise CorruptOutput(
                     f"manifest entry {entry.seq} withdraws the rejection ({one.reason}) of clip "
