@@ -84,7 +84,7 @@ def assemble(
         log_event("rejections_reopened", line, num_clips=num_clips)
     allowed = (getattr(one, "allowed_prefixes", None) or () for one in job.sources)
     uris = [*(one.uri for one in job.sources), *chain(*allowed)]
-    if device == "cpu":  # It gains nothing from batches, and would only wait for them to fill.
+    if device == "cpu" or job.chunking.policy == "streaming":  # Encodes one chunk at a time
         encode = job.encode.model_copy(update={"batch_chunks": 1})
         job = job.model_copy(update={"encode": encode})
     return Run(

@@ -24,7 +24,8 @@ def decodes(parts: Parts, now: float) -> None:
     _pieces_to_decode(parts, now)
     clips = parts.pools.lease_clips
     pixels = queues.num_decoded / clips + parts.streams.num_waiting
-    bound = 2 * max(1, fleet.num_up("encode")) + fleet.num_up("decode")
+    of_encoder = 2 * max(1.0, parts.pools.limits.batch_chunks / clips)
+    bound = of_encoder * max(1, fleet.num_up("encode")) + fleet.num_up("decode")
     while pixels + parts.flights.num("decode") < bound and _has_room(parts, "decode"):
         if (lease := queues.next_decode(clips)) is None:
             return

@@ -67,8 +67,7 @@ def _count_seconds(parts: Parts, event: LeaseDone, lease: Lease, held_s: float) 
 def _decoded(
     parts: Parts, attempt: AttemptId, lease: Lease, answer: Sequence[Info], now: float
 ) -> None:
-    kept: list[Place] = []
-    max_clips = parts.pools.lease_clips
+    kept, max_clips = list[Place](), parts.pools.lease_clips
     for at, (item, result) in enumerate(zip(lease.items, answer, strict=True)):
         total = result.ref.num_segments
         if item.num_segments is None and not isinstance(result, Failed):
