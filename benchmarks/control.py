@@ -54,10 +54,7 @@ def run(quick: bool) -> Iterator[Result]:
         for driver_s in 0.0, 0.001:
             yield _dispatcher_alone(num_encoders, driver_s, 10 if quick else 300)
     for batch_chunks in 4, 8:
-        for kinds, what in (
-            (THREE_SIZES, "three frame sizes"),
-            (RARE_SIZE, "four, one of them rare"),
-        ):
+        for kinds, what in (THREE_SIZES, "three frame sizes"), (RARE_SIZE, "and a rare one"):
             yield _full_batches(batch_chunks, kinds, what, 300 if quick else 3_000)
     yield _memory(20_000 if quick else 2_000_000)
     yield _requests()
