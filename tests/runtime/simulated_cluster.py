@@ -181,7 +181,8 @@ class Cluster:
         return protocol.LeaseDone(attempt, receipt_of(tuple(refs), name, grids.pop()))
 
     def decoded(self, attempt: protocol.AttemptId, lease: protocol.Lease) -> protocol.Event:
-        outputs, infos = [], []
+        outputs: list[Output | None] = []
+        infos: list[protocol.Info] = []
         for item in lease.items:
             row = item.row
             total, num_pieces = self.world.num_segments[row], self.world.num_pieces[row]

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import EventName
-from tokpipe.types import STAGES, ChunkSpan, ClipRef, Failed, Receipt, Rejected, Stage, WorkItem
+from tokpipe.types import STAGES, ClipRef, EncoderPath, Failed, Receipt, Rejected, Stage, WorkItem
 
 ActorId = int
 AttemptId = int
@@ -37,8 +37,8 @@ class Limits:
     usual_clips: int = 8  # Clips per lease until their duration is known, and the fewest afterwards
     frame_sizes: tuple[tuple[int, int], ...] = ((0, 0),)
     batch_chunks: int = 1
-    plan_chunks: Callable[[int], Iterable[ChunkSpan]] = lambda num_frames: ()
-    """The chunks of a clip of so many frames."""
+    plan_chunks: Callable[[int], Iterable[Any]] = lambda num_frames: ()
+    """The chunks of a clip of so many frames, as ``ChunkSpan``."""
     hardware: Literal["any", "same"] = "any"
     """Encoder classes that the job admits."""
     encoders: frozenset[str] = frozenset()  # Those that the output's shards name
@@ -157,6 +157,7 @@ class ActorUp(NamedTuple):
 
     actor: ActorId
     encoder: str | None = None
+    path: EncoderPath | None = None
 
 
 class ActorLost(NamedTuple):
@@ -198,6 +199,7 @@ class LeaseDone(NamedTuple):
     busy_s: float = 0.0
     download_s: float = 0.0
     download_bytes: int = 0
+    path: EncoderPath | None = None  # Of an encoder, if it has changed
 
 
 class LeaseFailed(NamedTuple):
