@@ -10,6 +10,8 @@ import pyarrow as pa
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import Source, TableSource
 from tokpipe.errors import ConfigError
+from tokpipe.formats.shard import shard_schema
+from tokpipe.formats.side_table import OWN_COLUMNS
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.listing import Listing
 from tokpipe.types import ArchiveMember, WorkItem
@@ -36,13 +38,8 @@ A row with a problem is not a clip. It is named after the place where it was fou
 MAX_COLUMNS = 1000
 """A wider table is rejected: each column costs memory in every part of the plan and every shard."""
 
-_OWN_NAMES = {
-    *ROW_SCHEMA.names,
-    *("row", "row_id", "plan_row", "segment", "num_segments", "n_segments", "dataset", "marks"),
-    *("clip_id", "chunk_index", "n_chunks", "start_pts_s", "end_pts_s", "frame_start", "n_frames"),
-    *("n_pad_frames", "n_context_frames", "first_is_image", "fps", "decoder", "damage", "t"),
-    *("h", "w", "codes", "codes_crc32", "encoder"),
-}
+_OWN_NAMES = {*ROW_SCHEMA.names, *OWN_COLUMNS, *shard_schema("uint32").names}
+_OWN_NAMES |= {"row", "row_id", "num_segments", "dataset"}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -183,7 +184,7 @@ class Client:
         doing = f"reading bytes {start} to {end}"
         if self.protocol == "file":  # Python takes the memory before it reads
             with contextlib.suppress(OSError):
-                end = min(end, os.stat(self.path_of(uri)).st_size)
+                end = min(end, Path(self.path_of(uri)).stat().st_size)
         if start >= end:
             return b""
         limits = {"start": start, "end": end}
