@@ -227,9 +227,6 @@ def _not_opened(path: Path, error: Exception) -> SourceError:
         raise error
     with path.open("rb") as file:
         head = file.read(64)
-        # A failing disk is not the video's fault: it raises OSError while the rest is read.
-        while file.read(2**20):
-            pass
     if head[8:16] == b"WEBPVP8X" and head[20] & 2:
         return SourceError("animation", "the file is an animated WebP, which FFmpeg does not read")
     if head[8:12] == b"WEBP" or head.startswith(_PICTURES):

@@ -164,11 +164,7 @@ class VideoDecoder:
             self._child = None
 
     def _answer(self, file: _File, asked: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """Ask one child after another until one answers or no backend is left.
-
-        Returns:
-            What was decoded or probed, and the descriptor of the frames, or -1 without frames.
-        """
+        """Ask children until one answers; also return the frames' descriptor, or -1 without."""
         if isinstance(file, Path):
             file = LocalVideo(file.absolute())
         path, names = file.path, {"path": os.fspath(file.path), "file_name": file.file_name}
@@ -198,13 +194,9 @@ class VideoDecoder:
     def _attempt(
         self, request: dict[str, Any], copy: int | None
     ) -> tuple[dict[str, Any], int] | None:
-        """Have one child work on a request; ``copy``: a descriptor to read in place of the path.
+        """Return a child's answer; None if it was killed from outside, or before it saw the clip.
 
-        Returns:
-            The answer, or None if the child was killed from outside, or before it saw the clip.
-
-        Raises:
-            _Lost: the child missed its deadline or died, and was cleared away.
+        ``copy`` is a descriptor to read in place of the path.
         """
         child = self.start()
         backend: str | None = None

@@ -212,11 +212,7 @@ def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> 
 def _read_packets(
     path: Path, container: Any, stream: Any
 ) -> tuple[list[Packet], Any, SourceError | None]:
-    """Read every whole packet of the stream, decoding until one frame is seen.
-
-    Returns:
-        The packets, the frame, and what is wrong with the file if it was cut short.
-    """
+    """Return every whole packet, the first frame, and what is wrong with a file cut short."""
     packets: list[Packet] = []
     first = None
     latest_s = 0.0

@@ -148,16 +148,15 @@ def items_of(table: pa.Table, rows: Sequence[int], source: Source | None = None)
         (table.column(name) if name in table.column_names else unknown).to_pylist()
         for name in ("row_id", *ROW_SCHEMA.names)
     ]
+    follows = source is not None and source.on_change == "accept"
     items = []
     for row, row_id, uri, archive_uri, *place, version, start_s, end_s, problem in zip(
         rows, *columns, strict=True
     ):
         member = None if archive_uri is None else ArchiveMember(archive_uri, *place)
-        known: dict[str, Any] = {"problem": problem, "version": version}
-        if source is not None:
-            known["follows"] = source.on_change == "accept"
-            known["allowed"] = None
-            if member is None and isinstance(source, TableSource):
-                known["allowed"] = source.allowed_prefixes or ()
+        allowed = () if source is None else None
+        if member is None and isinstance(source, TableSource):
+            allowed = source.allowed_prefixes or ()
+        known = {"problem": problem, "version": version, "follows": follows, "allowed": allowed}
         items.append(WorkItem(row, row_id, uri, member, start_s, end_s, **known))
     return items
