@@ -148,11 +148,7 @@ class VideoDecoder:
     def probe(
         self, file: _File, *, start_s: float | None = None, end_s: float | None = None
     ) -> Probe:
-        """Read the container of a local file without decoding it.
-
-        Raises:
-            Undecodable, RuntimeFault: as ``decode``, except for damage that only decoding shows.
-        """
+        """Read the container of a local file without decoding it; raises as ``decode`` does."""
         probe, _ = self._answer(file, {"start_s": start_s, "end_s": end_s, "only_probe": True})
         sizes = {name: tuple(probe[name]) for name in ("size", "source_size")}
         return Probe(**{**probe, **sizes})

@@ -101,9 +101,6 @@ def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> 
     With ``salvage``, a file that was cut short keeps its whole frames before the cut, and
     ``Timeline.damage`` says what is missing. The same file always has the same timeline.
     ``file_name`` is as in ``open_video``.
-
-    Raises:
-        SourceError: the file is not a video, has no frames, or was cut short.
     """
     with open_video(path, file_name) as (container, stream):
         packets, first, damage = _read_packets(path, container, stream)
