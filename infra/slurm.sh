@@ -5,7 +5,8 @@
 #
 # The job's nodes form a Ray cluster while it runs; the driver runs on the first. All nodes need the
 # same project and environment, so keep them on a shared file system. Slurm passes PATH and exported
-# variables to the job.
+# variables to the job. Nodes with GPUs also need a C compiler and the headers of Python for Triton:
+# install gcc, libc6-dev and python3-dev on them, or encoders are slower.
 #
 # Two minutes before the time limit, Slurm sends SIGUSR1: the job commits finished work and is queued
 # again. So it is at preemption if PreemptParameters has send_user_signal. If a node with workers fails,

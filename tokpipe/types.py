@@ -6,7 +6,7 @@ Shape letters: T frames, H rows and W columns of pixels; t, h, w the latent grid
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -239,3 +239,15 @@ class Receipt(Travels):
     clips: tuple[ClipRef, ...]
     encoders: dict[str, Count] = field(default_factory=dict)
     """Clips by encoder class; empty if an earlier version wrote the shard."""
+
+
+class EncoderPath(NamedTuple):
+    """How an encoder on a GPU computes: on its fastest path, or why not."""
+
+    dtype: str
+    norms: str  # ``triton``, ``torch: `` and why, or ``other``: the tokenizer has none of ours
+    graphs: str  # ``on`` and for how many shapes, or ``off: `` and why
+    batch_chunks: int  # Now: fewer than the job says after its GPU ran out of memory
+    cudnn: str
+    slow: tuple[str, ...] = ()
+    """What makes it slower than it could be. Without numbers that differ between encoders."""

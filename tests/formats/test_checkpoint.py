@@ -20,6 +20,7 @@ from tokpipe.formats.manifest import (
 )
 from tokpipe.formats.sealed_json import dump_lines, seal
 from tokpipe.formats.shard import receipt_of
+from tokpipe.telemetry.account import Account
 from tokpipe.types import Rejected
 
 JSON, PARQUET = "manifest/00000004.checkpoint.json", "manifest/00000004.checkpoint.parquet"
@@ -34,7 +35,9 @@ def filled(num_entries: int, store: DictStore | None = None) -> DictStore:
         receipt = receipt_of(f"p-{seq}-a", clips, b"shard", b"side")
         part = Rejected(clip_ref(10 * seq + 1, 1, 3), "decode", "hang", "message")
         whole = Rejected(clip_ref(10 * seq + 2), "decode", "no_video", "message")
-        append(store, ManifestEntry(seq, "driver-1", "now", (receipt,), (part, whole)))
+        account = Account(slow_s={"no compiler": 1 / 3})
+        entry = ManifestEntry(seq, "driver-1", "now", (receipt,), (part, whole), account=account)
+        append(store, entry)
     return store
 
 

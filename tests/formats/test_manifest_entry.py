@@ -134,7 +134,7 @@ def test_later_fields_are_ignored_but_a_newer_format_asks_for_an_upgrade() -> No
 def test_only_withdrawn_rejections_and_links_require_a_later_format() -> None:
     claim = replace(ENTRY, shards=(), rejected=(), claim=Claim("host", 7, "0.1.0"))
     reopening = replace(ENTRY, shards=(), rejected=(), reopened=(Reopened(REF, "truncated"),))
-    account = Account({"decode": 1.5}, {"decode": 2.0}, paid_s=3.0, useful_s=2.0, lost_s=0.5)
+    account = Account({"decode": 1.5}, {"decode": 2.0}, 3.0, 2.0, {"no compiler": 1.0}, 0.5)
     paid = replace(ENTRY, account=account)
     first, linked = replace(claim, previous=""), replace(reopening, previous="ab" * 16)
     versions = ((claim, 1), (reopening, 2), (paid, 1), (first, 3), (linked, 3))
@@ -144,7 +144,7 @@ def test_only_withdrawn_rejections_and_links_require_a_later_format() -> None:
 
 
 def test_totals_are_the_same_before_an_entry_is_stored_and_after_it_is_read() -> None:
-    account = Account(paid_s=1 / 3, useful_s=2 / 3, lost_s=1 / 7)
+    account = Account(paid_s=1 / 3, useful_s=2 / 3, lost_s=1 / 7, slow_s={"no compiler": 1 / 3})
     entry = ManifestEntry(seq=0, writer="w", written_at="", account=account)
     stored = ManifestEntry.from_json("", entry.to_json())
     sums = Totals(), Totals()

@@ -93,6 +93,7 @@ def test_the_rayjob_has_a_token_and_its_nodes_have_shared_memory_and_what_they_r
 
 def test_commands_in_the_image_run_where_it_has_its_jobs() -> None:
     image = (INFRA / "Dockerfile").read_text()
+    assert {"gcc", "libc6-dev"} <= set(image.split()), "Triton builds its launcher at first use"
     folder = re.search(r"^WORKDIR (\S+)", image, re.MULTILINE)
     assert folder is not None
     entrypoint = objects()["RayJob"]["spec"]["entrypoint"]

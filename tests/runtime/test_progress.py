@@ -382,6 +382,12 @@ def test_a_short_run_is_not_judged() -> None:
     assert "goodput" not in text
 
 
+def test_the_summary_names_what_made_encoders_slow() -> None:
+    account = replace(OUTCOME.account, slow_s={"no compiler": 45.0})
+    assert "  slower than possible: no compiler (0:45 of encoding)" in summary(account=account)
+    assert "slower" not in "".join(summary())
+
+
 def test_a_run_with_nothing_to_do_says_so() -> None:
     first, *rest = summary(was_done=True, account=Account())
     assert first == "nothing left to do: 3 clips done before: /out/my codes"

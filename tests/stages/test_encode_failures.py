@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.models.test_graphs import Captures
-from tests.stages.test_encode_stage import assert_same_codes, clip, ready_stage
+from tests.stages.test_encode_stage import STREAMING, assert_same_codes, clip, ready_stage
 from tokpipe.errors import ConfigError, NodeTrouble
 from tokpipe.models.graphs import CAPTURED_AT, GraphedCall
+from tokpipe.stages import encode as encode_module
 from tokpipe.stages.device import Device, Trouble, trouble_of
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import EncodedClip, Failed
@@ -302,3 +303,68 @@ class Timeline(Device):
             return wait()
 
         return waits
+
+
+ILLEGAL = RuntimeError("CUDA error: an illegal memory access was encountered")
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def probe_failed(cause: Exception | None) -> ConfigError:
+    error = ConfigError("custom tokenizer, probed by encoding, raised an error")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ILLEGAL, NodeTrouble),
+        (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), NodeTrouble),
+        (RuntimeError("No CUDA GPUs are available"), NodeTrouble),
+        (RuntimeError("Found no NVIDIA driver on your system"), NodeTrouble),
+        (FULL, NodeTrouble),
+        (probe_failed(ILLEGAL), NodeTrouble),
+        (probe_failed(None), ConfigError),
+        (probe_failed(ValueError("wrong shape")), ConfigError),
+        (ValueError("wrong shape"), ValueError),
+    ],
+    ids=str,
+)
+def test_a_gpu_that_fails_while_an_encoder_starts_is_trouble_of_its_node(
+    error: Exception, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(encode_module, "build_tokenizer", build)
+    with pytest.raises(kind) as raised:
+        ready_stage()
+    assert isinstance(raised.value, NodeTrouble) == (kind is NodeTrouble)
+
+
+def test_a_gpu_that_fails_on_a_streamed_clip_is_trouble_of_its_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = ready_stage(STREAMING, norm="frame")
+
+    def fail(*arguments: Any) -> None:
+        raise ILLEGAL
+
+    monkeypatch.setattr(stage.tokenizer, "encode_piece", fail)
+    with pytest.raises(NodeTrouble, match="cpu is broken or in use"):
+        stage.process_piece(clip(0, 5), None)
+
+
+def test_settings_that_a_tokenizer_changes_on_a_streamed_clip_end_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = ready_stage(STREAMING, norm="frame")
+    encode = stage.tokenizer.encode_piece
+
+    def with_tf32(*arguments: Any) -> Any:
+        torch.backends.cudnn.allow_tf32 = True
+        return encode(*arguments)
+
+    monkeypatch.setattr(stage.tokenizer, "encode_piece", with_tf32)
+    with pytest.raises(ConfigError, match="remove such switches"):
+        stage.process_piece(clip(0, 5), None)

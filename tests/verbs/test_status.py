@@ -106,6 +106,14 @@ def test_rate_and_time_left_are_those_of_the_newest_driver(store: DictStore) -> 
     assert (shown["is_done"], shown["totals"]["goodput"]) == (False, 0.8)
 
 
+def test_why_encoders_were_slow_is_added_up_over_runs(store: DictStore) -> None:
+    log = Log(store)
+    for at_s in (1, 2):
+        log.claim(at_s)
+        log.add(at_s, account=Account(slow_s={"no compiler": 45.0}))
+    assert "\n  slower than possible: no compiler (1:30 of encoding)\n" in text(seen(store, 5))
+
+
 def test_a_finished_job_has_no_time_left(store: DictStore) -> None:
     log = Log(store)
     log.claim(0)

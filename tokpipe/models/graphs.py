@@ -78,6 +78,11 @@ class GraphedCall:
             return f"off: {self._off or self._why}"
         return f"on for {len(self._graphs)} of {len(self._counts)} shapes"
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing is captured any more, without details; empty if nothing is wrong."""
+        return self._off.partition(":")[0]
+
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
         """The result of ``call(x)``; raises what it raises.

@@ -4,6 +4,11 @@ Shape letters: B clips, C channels, T frames, H rows, W columns.
 """
 
 import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
 from typing import Literal
@@ -99,13 +104,27 @@ class FrameGroupNorm(GroupNorm):
         return y.view(frames.shape).transpose(1, 2)
 
 
+_is_plain = False
+
+
+@contextmanager
+def plain_norms() -> Iterator[None]:
+    """Within the block, norms are PyTorch's own, to compare others with."""
+    global _is_plain
+    _is_plain = True
+    try:
+        yield
+    finally:
+        _is_plain = False
+
+
 def is_fused(x: Tensor) -> bool:
     """Whether norms of ``x`` are computed together with their SiLU, in few passes over memory.
 
     Not where gradients are enabled, nor on GPUs where Triton does not work.
     """
     device = x.device.type
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(device):
+    if _is_plain or torch.is_grad_enabled() or torch.is_autocast_enabled(device):
         return False
     return device == "cpu" or gpu_kernels(x) is not None
 
@@ -114,11 +133,12 @@ def gpu_kernels(x: Tensor) -> ModuleType | None:
     """``tokpipe.models.triton_kernels`` if they work on the device of ``x`` and in its dtype."""
     if x.device.type != "cuda" or x.dtype == torch.float64:
         return None
-    return _working_kernels(x.device)
+    return working_kernels(x.device)[0]
 
 
 @lru_cache
-def _working_kernels(device: torch.device) -> ModuleType | None:
+def working_kernels(device: torch.device) -> tuple[ModuleType | None, str]:
+    """The kernels and ``triton``, or None and ``torch: `` with the reason."""
     try:
         from tokpipe.models import triton_kernels
 
@@ -135,8 +155,12 @@ def _working_kernels(device: torch.device) -> ModuleType | None:
             "there (%s: %s)",
             *(device, type(error).__name__, error),
         )
-        return None
-    return triton_kernels
+        why = f"Triton's kernels did not work ({type(error).__name__}: see the worker's log)"
+        has_compiler = any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+        if not has_compiler or isinstance(error, subprocess.CalledProcessError):
+            why = "Triton found no C compiler or headers: install gcc, libc6-dev and python3-dev"
+        return None, f"torch: {why}"
+    return triton_kernels, "triton"
 
 
 def group_norm(num_channels: int, norm: Norm = "clip") -> GroupNorm:

@@ -26,7 +26,7 @@ from tokpipe.runtime.dispatch.protocol import (
 )
 from tokpipe.runtime.packing import Packed
 from tokpipe.storage.probe import Landmark
-from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
+from tokpipe.types import DecodedClip, EncodedClip, EncoderPath, Failed, Rejected, WorkItem
 
 Payload = list[DecodedClip | None] | list[EncodedClip | None]
 """Clips by position in the lease; None where the clip was rejected or failed."""
@@ -45,12 +45,13 @@ class Worker:
     def __init__(self, start_log: Callable[[], None]) -> None:
         start_log()
 
-    def setup(self, output: Landmark, stage: Any, *arguments: Any) -> str | None:
-        """Set up a stage, or one that ``stage`` builds here. Return an encoder's class."""
+    def setup(self, output: Landmark, stage: Any, *arguments: Any) -> tuple[Any, Any]:
+        """Set up a stage, or one that ``stage`` builds here. Return an encoder's class and path."""
         output.check()
         self.stage = stage() if callable(stage) else stage
         self.stage.setup(*arguments)
-        return getattr(self.stage, "hardware", None)
+        self.path: EncoderPath | None = getattr(self.stage, "path", None)
+        return getattr(self.stage, "hardware", None), self.path
 
     def node_id(self) -> str:
         """Hex id of the node that this actor runs on."""
@@ -106,7 +107,9 @@ class EncodeActor(Worker):
             else one
             for one in results
         )
-        return Packed(payload), after, Packed(LeaseDone(attempt, infos, time.monotonic() - started))
+        busy_s, path = time.monotonic() - started, self.stage.path
+        news, self.path = None if path == self.path else path, path
+        return Packed(payload), after, Packed(LeaseDone(attempt, infos, busy_s, path=news))
 
 
 class WriteActor(Worker):

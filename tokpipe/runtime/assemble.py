@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from tokpipe.config.job import ChunkingConfig, EncodeConfig, JobConfig, RuntimeConfig
+from tokpipe.config.job import ChunkingConfig, JobConfig, RuntimeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import entry_key
@@ -24,7 +24,7 @@ from tokpipe.runtime.console import say
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.output import JobOutput, RetryRejected
-from tokpipe.stages.chunks import pieces_of
+from tokpipe.stages.chunks import largest_chunk, pieces_of
 from tokpipe.stages.decode import DecodeStage, ref_of
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage.client import split_protocol
@@ -86,6 +86,7 @@ def assemble(
     uris = [*(one.uri for one in job.sources), *chain(*allowed)]
     # A CPU gains nothing from batches, and would only wait for them to fill.
     encode = job.encode if device == "cuda" else job.encode.model_copy(update={"batch_chunks": 1})
+    largest = largest_chunk(job) if device == "cuda" else None  # CPUs would take minutes to check
     return Run(
         config=job.runtime,
         committer=committer,
@@ -99,7 +100,7 @@ def assemble(
             versions=record.settings["decode"]["libraries"],
             folders=tuple(folders_of(uris)),
         ),
-        encode=partial(_encode_stage, job.tokenizer, job.chunking, encode),
+        encode=partial(_encode_stage, job.tokenizer, job.chunking, encode, largest),
         write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
         device=device,
         weights=output.weights.encoding,
@@ -146,12 +147,10 @@ def log_context(output: JobOutput, record: JobRecord) -> dict[str, object]:
     return {"dataset": record.dataset, "plan_id": plan.plan_id, "driver": output.driver}
 
 
-def _encode_stage(
-    tokenizer: TokenizerConfig, chunking: ChunkingConfig, encode: EncodeConfig
-) -> EncodeStage:
+def _encode_stage(tokenizer: TokenizerConfig, chunking: ChunkingConfig, *rest: Any) -> EncodeStage:
     from tokpipe.stages.encode import EncodeStage
 
-    return EncodeStage(tokenizer, chunking, encode)
+    return EncodeStage(tokenizer, chunking, *rest)
 
 
 def folders_of(uris: Iterable[str]) -> Iterator[Path]:

@@ -106,6 +106,12 @@ METRICS: tuple[Metric, ...] = (
     _counter("actor_seconds", "Seconds that actors were up, busy or not.", "up_s", "stage"),
     _gauge("actors", "Actors that take leases.", lambda now: now.actors, "stage"),
     _gauge(
+        "encoder_paths",
+        "Encoders on GPUs, by how they compute: with `norms` other than `triton`, it is slower.",
+        lambda now: now.paths,
+        *("dtype", "norms", "graphs", "batch_chunks", "cudnn"),
+    ),
+    _gauge(
         "busy_ratio",
         "Fraction of the last minute in which a stage's actors were busy, 0 to 1.",
         lambda now: busy_shares(now.recent),

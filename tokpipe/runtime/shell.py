@@ -286,9 +286,9 @@ class Shell:
         if future.exception() is None:
             self._events.put(protocol.ActorPlaced(actor, future.result()))
 
-    def _heard_ready(self, actor: ActorId, future: Future[str | None]) -> None:
+    def _heard_ready(self, actor: ActorId, future: Future[Any]) -> None:
         if (error := future.exception()) is None:
-            self._events.put(protocol.ActorUp(actor, future.result()))
+            self._events.put(protocol.ActorUp(actor, *future.result()))
             return
         cause, fault, line = explain(error)
         is_unfit = isinstance(cause, UnfitNode | ModuleNotFoundError)

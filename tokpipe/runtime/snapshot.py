@@ -1,7 +1,7 @@
 """The state of a job at one moment: what progress lines, logs and metrics show."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -34,6 +34,8 @@ class Snapshot:
     elapsed_s: float = 0.0  # Seconds since the run started
     pieces: tuple[int, int, float] = (0, 0, 0.0)
     """Of clips that are encoded in pieces, see ``StreamedClips``."""
+    paths: Mapping[tuple[str, ...], int] = field(default_factory=dict)
+    """Encoders on GPUs by the fields of ``EncoderPath`` but the last; 0 where there were any."""
     recent_part: float = 0.0
     """Clips that the pieces of the last RECENT_S are worth, beyond those in ``recent``."""
     waiting_for: str = ""
@@ -71,6 +73,7 @@ class Snapshots:
         self._state, self._started = state, started
         self._last_up = dict.fromkeys(STAGES, time.monotonic())  # When each stage last had a worker
         self._encoding_since: float | None = None
+        self._paths: dict[tuple[str, ...], int] = {}
         self._settled_before = state.totals.num_clips + state.totals.num_rejected
         committed = state.committed
         self._unopened_before, self._left_before = committed.num_unopened, committed.num_left
@@ -88,6 +91,9 @@ class Snapshots:
             self._points.popleft()
         begin, earlier, part = self._points[0]
         actors = {stage: dispatcher.parts.fleet.num_up(stage) for stage in STAGES}
+        up = (one.path for one in dispatcher.parts.fleet.actors.values() if one.up)
+        paths = Counter(tuple(map(str, path[:-1])) for path in up if path is not None)
+        self._paths = {**dict.fromkeys(self._paths, 0), **paths}
         self._last_up.update(dict.fromkeys(filter(actors.get, STAGES), now))
         if self._encoding_since is None and actors["encode"]:
             self._encoding_since = now
@@ -105,6 +111,7 @@ class Snapshots:
             encoding_s=now - (self._encoding_since or now),
             elapsed_s=now - self._started,
             pieces=pieces,
+            paths=self._paths,
             recent_part=pieces[2] - part,
             waiting_for=waiting_for(dispatcher.parts, self._last_up, now),
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from tokpipe.config.job import JobConfig
 from tokpipe.runtime.job import Outcome
-from tokpipe.telemetry.human import counted, counts_text, duration, rate_text
+from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, slow_text
 from tokpipe.telemetry.speed import advice, speed_of
 
 MIN_JUDGED_S = 30.0  # The speed of a run that encodes for less time says nothing about a longer one
@@ -71,6 +71,8 @@ def _speed_lines(outcome: Outcome) -> Iterator[str]:
             f"  goodput {account.goodput or 0:.0%}: {account.useful_s:,.0f} of "
             f"{account.paid_s:,.0f} encoder seconds produced the codes committed by this run"
         )
+    if slow := slow_text(account.slow_s):
+        yield f"  slower than possible: {slow}"
     if account.lost_actors or account.lost_s:
         actors = ", ".join(f"{n:,} {stage}" for stage, n in sorted(account.lost_actors.items()))
         yield (

@@ -77,6 +77,13 @@ def num_kept_latents(span: ChunkSpan, traits: TokenizerTraits) -> int:
     return alone + rest // traits.temporal_stride
 
 
+def largest_chunk(job: JobConfig) -> tuple[int, int, int]:
+    """(T, H, W) of the largest chunks that a job encodes."""
+    spans = plan_chunks(job.sampling.max_clip_frames, job.chunking, job.tokenizer.traits)
+    size = max(job.frames.sizes, key=lambda size: size[0] * size[1])
+    return max(span.num_input_frames for span in spans), *size
+
+
 def pieces_of(job: JobConfig) -> Cut | None:
     """Return how clips are divided into pieces, or None if the job does not stream.
 

@@ -3,11 +3,14 @@
 import re
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from tokpipe.errors import ConfigError, NodeTrouble
 
 _MEMORY = re.compile(
     r"out of memory|out_of_memory|can't allocate memory|cannot allocate memory|alloc_failed"
@@ -23,7 +26,8 @@ _BROKEN = re.compile(
     r"|unspecified launch failure|invalid program counter|invalid address space"
     r"|hardware stack error|uncorrectable|\becc\b|fallen off the bus|gpu is lost|nvlink"
     r"|launch timed out|devices? unavailable|busy or unavailable|driver shutting down"
-    r"|unknown error|no CUDA-capable device|cudaErrorIllegalAddress|cudaErrorLaunchFailure",
+    r"|NVIDIA driver|CUDA driver (version|init)|no CUDA GPUs|unknown error|no CUDA-capable device"
+    r"|cudaErrorIllegalAddress|cudaErrorLaunchFailure",
     re.IGNORECASE,
 )
 """After these a CUDA context answers every call with the same error, in all of its process."""
@@ -43,6 +47,18 @@ def trouble_of(error: BaseException) -> Trouble:
     if _MEMORY.search(text):
         return "memory"
     return "broken" if _BROKEN.search(text) else "other"
+
+
+@contextmanager
+def blaming_device(device: object, *troubles: Trouble) -> Iterator[None]:
+    """Raise NodeTrouble in place of errors that mean such trouble."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, ConfigError) else error
+        if cause is None or trouble_of(cause) not in troubles:
+            raise
+        raise NodeTrouble(f"encode: {device} is broken or in use: {error}") from error
 
 
 def free_frames(error: BaseException) -> None:

@@ -4,7 +4,9 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault
 from tokpipe.models.graphs import CudaGraphs, GraphedCall
+from tokpipe.models.group_norm import GroupNorm, working_kernels
 from tokpipe.models.hardware import encoder_class
 from tokpipe.models.process import keep_freed_memory, make_repeatable
 from tokpipe.models.streaming import StreamState
@@ -21,8 +24,8 @@ from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
 from tokpipe.models.tokenizers.probe import Parity
 from tokpipe.stages.chunks import plan_chunks
-from tokpipe.stages.device import Device, free_frames, trouble_of
-from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, Failed, Rejected
+from tokpipe.stages.device import Device, blaming_device, free_frames, trouble_of
+from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, EncoderPath, Failed, Rejected
 
 _log = logging.getLogger(__name__)
 
@@ -63,33 +66,77 @@ class EncodeStage:
     tokenizer_config: TokenizerConfig
     chunking: ChunkingConfig
     encode_config: EncodeConfig
+    largest: tuple[int, int, int] | None = None  # (T, H, W) of the job's largest chunks, if known
     hardware: str = field(default="", init=False)  # The encoder class, once the stage is set up
 
     def setup(self, device: str, weights: bytes | None) -> None:
         """Build the tokenizer on ``device``, such as ``"cuda"``. Runs once, inside the actor.
 
         Also changes settings of the whole process, for repeatable results and less memory. Raises
-        NodeTrouble if the device's codes differ from those of the CPU in float32.
+        NodeTrouble if the device cannot be used, or its codes differ from those of float32.
         """
+        with blaming_device(device, "broken", "memory"):
+            self._set_up(device, weights)
+
+    def _set_up(self, device: str, weights: bytes | None) -> None:
         keep_freed_memory()
         self.device = torch.device(device)
         self._on_device = Device(self.device)
         self.hardware = encoder_class(self.device)
         self.tokenizer = build_tokenizer(self.tokenizer_config, weights)
         make_repeatable()  # whatever the tokenizer's package has set
+        self.batch_rows = self.encode_config.batch_chunks
         dtype = getattr(torch, self.encode_config.dtype)
         is_reference = self.device.type == "cpu" and dtype == torch.float32
-        parity = None if is_reference else Parity(self.tokenizer)
+        parity = None if is_reference else Parity(self.tokenizer, dtype)
         self.tokenizer.to(self.device)
+        if parity is not None:
+            self._check_one(partial(parity.check_float32, self.tokenizer), [self.largest, None])
         self.tokenizer.compute_in(dtype)
         if parity is not None:
-            parity.check(self.tokenizer, self.device)
+            rows = 1 if self.chunking.policy == "streaming" else self.batch_rows
+            halves = [rows >> n for n in range(rows.bit_length())]
+            self._check_one(partial(parity.check, self.tokenizer), halves)
         # Only this package's models are known to be safe to capture in a CUDA graph.
         is_graphed = self.device.type == "cuda" and isinstance(self.tokenizer, NativeTokenizer)
         self._graphed = (
             GraphedCall(self.tokenizer.encode, CudaGraphs(self.device)) if is_graphed else None
         )
-        self.batch_rows = self.encode_config.batch_chunks
+
+    def _check_one(self, check: Callable[[torch.device, Any], None], sizes: Sequence[Any]) -> None:
+        """Run a check with the first of these sizes for which there is memory."""
+        for size in sizes:
+            try:
+                check(self.device, size)
+                return
+            except Exception as error:
+                if trouble_of(error) != "memory":
+                    raise
+                free_frames(error)
+                self._make_room("the start check leaves out the job's largest batch")
+
+    @property
+    def path(self) -> EncoderPath | None:
+        """How it computes now; None on CPUs."""
+        if self.device.type != "cuda":
+            return None
+        config, slow = self.encode_config, []
+        ours = (one for one in self.tokenizer.modules() if isinstance(one, GroupNorm))
+        norms = next((working_kernels(one.weight.device)[1] for one in ours), "other")
+        graphs = "off: only for native tokenizers"
+        if self._graphed is not None:
+            graphs = self._graphed.state.partition(" (")[0]
+            if self._graphed.trouble:
+                slow.append(f"CUDA graphs are off: {self._graphed.trouble}")
+        if norms.startswith("torch"):
+            slow.append(f"norms by {norms}")
+        if self.batch_rows < config.batch_chunks:
+            slow.append(
+                f"batches of {self.batch_rows} instead of {config.batch_chunks} chunks, because "
+                "memory ran out: use smaller frames, or lower encode.batch_chunks"
+            )
+        cudnn = str(torch.backends.cudnn.version())
+        return EncoderPath(config.dtype, norms, graphs, self.batch_rows, cudnn, tuple(slow))
 
     def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected | Failed]:
         """Return the codes of each clip, or why it has none, in order.
@@ -123,8 +170,10 @@ class EncodeStage:
             state = state.to(self.device)
         chunks = self._chunks_of(piece)
         for chunk in chunks:
-            block, state = self.tokenizer.encode_piece(self._pixels([chunk], num_rows=1), state)
-            chunk.codes = block[0].cpu().numpy()
+            with blaming_device(self.device, "broken"):
+                block, state = self.tokenizer.encode_piece(self._pixels([chunk], num_rows=1), state)
+                chunk.codes = block[0].cpu().numpy()
+            self._check_settings()
         result = self._result(chunks)
         if state is None or piece.piece.is_last or isinstance(result, Rejected):
             return result, None
@@ -173,13 +222,16 @@ class EncodeStage:
         except Exception as error:
             free_frames(error)
             return batch, num_rows, error
+        self._check_settings()
+        return batch, num_rows, waiting
+
+    def _check_settings(self) -> None:
         if make_repeatable():
             raise ConfigError(
                 f"tokenizer {self.tokenizer_config.name}: its code lets float32 products be "
                 "rounded (TF32), or cuDNN choose kernels by timing, while it encodes. Codes would "
                 "differ from those of other machines: remove such switches from it"
             )
-        return batch, num_rows, waiting
 
     def _land(
         self,

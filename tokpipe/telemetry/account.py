@@ -21,6 +21,8 @@ class Account:
     paid_s: float = 0.0
     """Seconds that encode actors occupied their part of a node, since they were placed."""
     useful_s: float = 0.0  # Encoder seconds that produced committed codes
+    slow_s: Mapping[str, float] = field(default_factory=dict)
+    """Encoder seconds of work that could have been faster, by why, see ``EncoderPath``."""
     lost_s: float = 0.0  # Encoder seconds whose codes were lost before they were committed
     clips: Mapping[str, int] = field(default_factory=dict)
     """Clips that a stage has finished; for ``write``, committed clips."""

@@ -44,6 +44,11 @@ def counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in most_first)
 
 
+def slow_text(slow_s: Mapping[str, float]) -> str:
+    """Say why encoders were slower than they could be; empty if they were not."""
+    return "; ".join(f"{why} ({duration(s)} of encoding)" for why, s in slow_s.items())
+
+
 def finite(number: float | None) -> float | None:
     """Return the number, or None for infinity and NaN, which JSON cannot represent."""
     return number if number is not None and math.isfinite(number) else None

@@ -14,7 +14,7 @@ from tokpipe.formats.checks import utc_time
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestEntry, ManifestState, Totals, iter_entries, load_state
 from tokpipe.storage.store import Store
-from tokpipe.telemetry.human import counted, duration, rate_text, share_text
+from tokpipe.telemetry.human import counted, duration, rate_text, share_text, slow_text
 
 RECENT_ENTRIES = 32  # Commits that the rate is measured over; fewer if the driver started later
 
@@ -55,6 +55,8 @@ class Status:
         if totals.goodput is not None:
             yield f"  goodput {totals.goodput:.0%} of {duration(totals.paid_s)} encoder time"
             yield f"  {totals.num_codes / totals.paid_s:,.1f} codes/s per encoder"
+        if slow := slow_text(totals.slow_s):
+            yield f"  slower than possible: {slow}"
         if self.driver is not None and self.last_commit_age_s is not None:
             yield f"  last commit {duration(self.last_commit_age_s)} ago, by {self.driver}"
         if not self.is_done and self.clips_per_s is not None and self.left_s is not None:

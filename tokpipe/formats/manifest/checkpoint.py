@@ -117,7 +117,7 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
         )
         # By name, so that a field that an older tokpipe did not count is an error, not zero.
         found = record["totals"]
-        found = {"encoders": {UNRECORDED: found["num_clips"]}, **found}
+        found = {"encoders": {UNRECORDED: found["num_clips"]}, "slow_s": {}, **found}
         totals = _TOTALS.validate_python({field: found[field] for field in Totals.__slots__})
         size_bytes = _COUNT.validate_python(record["shards_size_bytes"])
         sha256_hex = record["shards_sha256"]

@@ -20,7 +20,7 @@ MANIFEST_FORMAT = 3
 An earlier version that resumed an output of format 3 would break the chain, so it must not.
 """
 
-_RECORDED = {"encoders": ("paid_s", "useful_s", "lost_s"), "actors": ("spent_s", "up_s")}
+_RECORDED = {"encoders": ("paid_s", "useful_s", "lost_s", "slow_s"), "actors": ("spent_s", "up_s")}
 """What an entry records of an account, and under which keys."""
 
 _CLIP_FIELDS = [one.name for one in fields(ClipRef)]

@@ -54,6 +54,7 @@ class Totals:
     paid_s: float = 0.0  # Seconds of encode actors, of all runs together. See ``Account``
     useful_s: float = 0.0
     lost_s: float = 0.0
+    slow_s: dict[str, float] = field(default_factory=dict)
 
     @property
     def num_rejected(self) -> int:
@@ -105,6 +106,8 @@ class Totals:
             self.paid_s += round(entry.account.paid_s, 3)
             self.useful_s += round(entry.account.useful_s, 3)
             self.lost_s += round(entry.account.lost_s, 3)
+            for why, seconds in entry.account.slow_s.items():
+                self.slow_s[why] = self.slow_s.get(why, 0.0) + round(seconds, 3)
 
 
 _KEPT_APART = 4096

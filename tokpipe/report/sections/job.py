@@ -17,7 +17,7 @@ from tokpipe.report.markup import (
     table,
     tiles,
 )
-from tokpipe.telemetry.human import counted, duration, size_text
+from tokpipe.telemetry.human import counted, duration, size_text, slow_text
 from tokpipe.telemetry.redact import redact_nested
 
 
@@ -64,6 +64,8 @@ def state_line(facts: Facts) -> Markup:
         text += " Nothing has been committed yet."
     else:
         text += f" Last commit {duration(status.last_commit_age_s)} before this report."
+    if slow := slow_text(status.totals.slow_s):
+        text += f" Slower than possible: {slow}."
     return html('<p class="state"><span class="badge {}">{}</span> {}</p>', kind, badge, text)
 
 

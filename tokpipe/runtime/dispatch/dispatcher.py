@@ -70,6 +70,7 @@ class Dispatcher:
                     parts.fleet.setup_failed(failed, now)
                 else:
                     parts.fleet.came_up(event.actor)
+                    parts.fleet.hear_path(event.actor, event.path)
             case protocol.ActorLost():
                 if (dead := parts.fleet.lost(event, now)) is not None:
                     blame = None if event.node_lost else event.message

@@ -19,7 +19,7 @@ from tokpipe.runtime.dispatch.protocol import (
     StartActor,
 )
 from tokpipe.telemetry.logs import EventName
-from tokpipe.types import STAGES, Stage
+from tokpipe.types import STAGES, EncoderPath, Stage
 
 SLOTS = {"decode": 2, "encode": 2, "write": 1}
 """Leases that an actor of each stage holds at a time: the second waits for the first to end, so
@@ -51,6 +51,7 @@ class Actor:
     leases: deque[AttemptId] = field(default_factory=deque)
     head_since: float = 0.0
     """When its first lease got to the front, which is when its deadline started."""
+    path: EncoderPath | None = None  # Of an encoder on a GPU
     asked_about: AttemptId | None = None  # The attempt whose inputs were last looked for
 
     @property
@@ -147,6 +148,7 @@ class Fleet:
         self._none_up_since: dict[Stage, float] = {}
         self._draining: frozenset[NodeId] = frozenset()
         self._lost_nodes: set[NodeId] = set()
+        self._slow: set[str] = set()  # Why encoders have been slow
         self._counted_until: float | None = None
 
     def num(self, stage: Stage) -> int:
@@ -238,6 +240,16 @@ class Fleet:
             self._none_up_since.pop(actor.stage, None)
             self._shelve(actor_id)
             self._note("actor_up", actor_id, "is up")
+
+    def hear_path(self, actor_id: ActorId, path: EncoderPath | None) -> None:
+        """Remember how an encoder computes; warn of each new reason why that is slow, once."""
+        if path is None or (actor := self.actors.get(actor_id)) is None:
+            return
+        actor.path = path
+        news = set(path.slow) - self._slow
+        self._slow |= news
+        text = f"encode actor {actor_id}: {'; '.join(sorted(news)) or path}"
+        self._out.note("encoder_path", text, is_warning=bool(news), **path._asdict())
 
     def misfit(self, found: str | None) -> str | None:
         """Take in the class of an encoder that came up; return why it must not encode, if so."""

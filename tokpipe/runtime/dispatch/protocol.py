@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from tokpipe.config.job import RuntimeConfig
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import EventName
-from tokpipe.types import STAGES, ClipRef, Failed, Receipt, Rejected, Stage, WorkItem
+from tokpipe.types import STAGES, ClipRef, EncoderPath, Failed, Receipt, Rejected, Stage, WorkItem
 
 ActorId = int
 AttemptId = int
@@ -151,6 +151,7 @@ class ActorUp(NamedTuple):
 
     actor: ActorId
     encoder: str | None = None
+    path: EncoderPath | None = None
 
 
 class ActorLost(NamedTuple):
@@ -192,6 +193,7 @@ class LeaseDone(NamedTuple):
     busy_s: float = 0.0
     download_s: float = 0.0
     download_bytes: int = 0
+    path: EncoderPath | None = None  # Of an encoder, if it has changed
 
 
 class LeaseFailed(NamedTuple):

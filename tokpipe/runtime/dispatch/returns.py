@@ -33,6 +33,10 @@ def done(parts: Parts, event: LeaseDone, now: float) -> None:
         return
     lease = flight.lease
     held_s = parts.fleet.free(flight.actor, attempt, now)
+    parts.fleet.hear_path(flight.actor, event.path)
+    if path := parts.fleet.actors[flight.actor].path:
+        for why in path.slow:
+            parts.out.count("slow_s", event.busy_s, by=why)
     _count_seconds(parts, event, lease, held_s)
     if isinstance(answer, Receipt):
         parts.blame.answered(lease, None)
