@@ -154,9 +154,9 @@ def items_of(table: pa.Table, rows: Sequence[int], source: Source | None = None)
         rows, *columns, strict=True
     ):
         member = None if archive_uri is None else ArchiveMember(archive_uri, *place)
-        allowed = () if source is None else None
+        allowed: tuple[str, ...] | None = () if source is None else None
         if member is None and isinstance(source, TableSource):
             allowed = source.allowed_prefixes or ()
-        known = {"problem": problem, "version": version, "follows": follows, "allowed": allowed}
-        items.append(WorkItem(row, row_id, uri, member, start_s, end_s, **known))
+        known: dict[str, Any] = {"version": version, "follows": follows, "allowed": allowed}
+        items.append(WorkItem(row, row_id, uri, member, start_s, end_s, problem=problem, **known))
     return items

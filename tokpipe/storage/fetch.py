@@ -174,7 +174,7 @@ def _copy(
     client = client_of(source, options)
     if client.is_local:
         _local_version(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
-    info = client.info(source)
+    info, found = client.info(source), version
     if member is None:
         start, size, head, found = 0, info.size or 0, 0, info.source_version
         check_version(source, found, version)
@@ -183,7 +183,7 @@ def _copy(
             _copy_stream(client, source, copy, max_bytes)
             return found
     else:
-        start, size, found = member.offset, member.size, version
+        start, size = member.offset, member.size
         head = 0 if version is None else TAR_BLOCK
     stored = ranged_file(client, source, info)
     if start + size > stored.size:
