@@ -1,6 +1,6 @@
 """What the reader returns: clips with their chunks, shards, and where the clips are."""
 
-from array import array
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -100,17 +100,22 @@ class ClipIndex:
     def __init__(self, entries: Iterable[ManifestEntry]) -> None:
         """Index the shards of a manifest, numbered in the order in which it lists them."""
         receipts = (receipt for entry in entries for receipt in entry.shards)
-        packed, sizes = array("q"), []
+        packed, sizes = bytearray(), []
         for receipt in receipts:
-            packed.extend(hash(clip.clip_id) for clip in receipt.clips)
+            packed += b"".join(_hash(clip.clip_id) for clip in receipt.clips)
             sizes.append(len(receipt.clips))
-        hashes = np.frombuffer(packed, np.int64)
+        hashes = np.frombuffer(packed, np.uint64)
         order = np.argsort(hashes)
         self._hashes = hashes[order]
         self._shards = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
 
     def shards_of(self, clip_id: str) -> list[int]:
         """Return the numbers of the shards that may hold the clip; empty if none does."""
-        wanted = np.int64(hash(clip_id))
+        (wanted,) = np.frombuffer(_hash(clip_id), np.uint64)
         first, last = (np.searchsorted(self._hashes, wanted, side) for side in ("left", "right"))
         return list(map(int, self._shards[first:last]))
+
+
+def _hash(clip_id: str) -> bytes:
+    """Unlike ``hash``, the same in every process: readers are pickled to workers."""
+    return hashlib.blake2b(clip_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
