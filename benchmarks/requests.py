@@ -12,8 +12,7 @@ from rich.console import Console
 
 from benchmarks.sample_job import SAMPLE, sample_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.runtime.assemble import assemble
-from tokpipe.runtime.output import look_up, start_output
+from tokpipe.runtime.assemble import assemble, look_up, start_output
 from tokpipe.storage import open_store
 from tokpipe.storage.client import Client
 from tokpipe.types import DecodedClip, EncodedClip

@@ -71,8 +71,7 @@ def _resume(folder: str) -> int:
     """What ``run_job`` does with an output that has begun; return the row of its first item."""
     from rich.console import Console
 
-    from tokpipe.runtime.assemble import assemble
-    from tokpipe.runtime.output import look_up
+    from tokpipe.runtime.assemble import assemble, look_up
 
     job = job_of_table(Path(folder))
     output = look_up(job)

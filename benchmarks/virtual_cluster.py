@@ -21,6 +21,7 @@ from tokpipe.config.job import ChunkingConfig, RuntimeConfig
 from tokpipe.config.traits import TokenizerTraits
 from tokpipe.formats.manifest import CommittedRows
 from tokpipe.plan import PlanReader
+from tokpipe.runtime.assemble import Feed
 from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.dispatch.protocol import (
@@ -44,7 +45,6 @@ from tokpipe.runtime.dispatch.protocol import (
     StartActor,
     Tick,
 )
-from tokpipe.runtime.feed import Feed
 from tokpipe.stages.chunks import plan_chunks
 from tokpipe.types import STAGES, ClipRef, Stage, WorkItem
 

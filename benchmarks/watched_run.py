@@ -15,11 +15,10 @@ from rich.console import Console
 from benchmarks.processes import resident_mb
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.formats.manifest import Totals
-from tokpipe.runtime.assemble import Run, assemble
+from tokpipe.runtime.assemble import Run, assemble, look_up, start_output
 from tokpipe.runtime.cluster import connected
 from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.protocol import ActorUp, Command, Event, Finish, LeaseDone
-from tokpipe.runtime.output import look_up, start_output
 from tokpipe.runtime.shell import Shell
 from tokpipe.telemetry.account import Account
 from tokpipe.types import STAGES, Stage

@@ -16,8 +16,8 @@ from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import load_state
 from tokpipe.identity.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
+from tokpipe.runtime.assemble import Feed
 from tokpipe.runtime.commit import claim_output
-from tokpipe.runtime.feed import Feed
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import Store, open_store
 from tokpipe.types import ClipRef, EncodedClip, Rejected, WorkItem

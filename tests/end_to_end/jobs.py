@@ -26,8 +26,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import iter_entries, load_state
 from tokpipe.reader import Output, open_output
-from tokpipe.runtime.assemble import Run, assemble
-from tokpipe.runtime.output import look_up, start_output
+from tokpipe.runtime.assemble import Run, assemble, look_up, start_output
 from tokpipe.storage import open_store
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 

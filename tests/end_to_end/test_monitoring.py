@@ -16,8 +16,8 @@ from tests.end_to_end.jobs import RUNTIME, files, finish, start, write_job, writ
 from tokpipe.config import load_job
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import ManifestEntry, Totals, iter_entries, load_state
+from tokpipe.runtime.assemble import look_up
 from tokpipe.runtime.metrics import METRICS
-from tokpipe.runtime.output import look_up
 from tokpipe.storage import open_store
 from tokpipe.telemetry.logs import EventName
 

@@ -27,8 +27,7 @@ from tokpipe.formats.shard_reader import Chunk
 from tokpipe.reader import ClipStream, CodeCache, Output, open_output
 from tokpipe.reader.search import source_matcher
 from tokpipe.reconstruct.frames import Reconstructor
-from tokpipe.runtime.assemble import assemble, log_context
-from tokpipe.runtime.output import RetryRejected, look_up
+from tokpipe.runtime.assemble import RetryRejected, assemble, log_context, look_up
 from tokpipe.sources.guess import guess_columns
 from tokpipe.storage.gate import _Gate
 from tokpipe.telemetry.redact import redact
@@ -71,7 +70,7 @@ def resume(out: Path, job: JobConfig) -> tuple[int, str]:
     console = Console(file=io.StringIO())
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tokpipe.runtime.output.decoder_versions", lambda _: {"av": "18.1.0"})
+            patch.setattr("tokpipe.runtime.assemble.decoder_versions", lambda _: {"av": "18.1.0"})
             found = look_up(moved)
         assert found.record is not None
         log_context(found, found.record)

@@ -33,7 +33,7 @@ from tokpipe.formats.sealed_json import CHECKSUM, seal
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.reader import ClipStream, CodeCache, Output, open_output
-from tokpipe.runtime.output import look_up
+from tokpipe.runtime.assemble import look_up
 from tokpipe.storage import open_store
 from tokpipe.storage.local_files import TEMPORARY_FOLDER
 

@@ -20,10 +20,10 @@ from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import Fenced, StorageError
 from tokpipe.formats.manifest import iter_entries, iter_rejected
 from tokpipe.plan import PlanReader
+from tokpipe.runtime.assemble import Feed
 from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.runtime.dispatch import Dispatcher, Limits, protocol
 from tokpipe.runtime.dispatch.streams import AHEAD
-from tokpipe.runtime.feed import Feed
 from tokpipe.stages.chunks import plan_chunks
 from tokpipe.types import STAGES
 

@@ -10,7 +10,7 @@ from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import ZERO_CPU_AFTER_S
 from tokpipe.runtime.dispatch.pools import size_pools
 from tokpipe.runtime.placement import actor_options, capacity_of
-from tokpipe.runtime.waiting import no_room, waiting_for
+from tokpipe.runtime.snapshot import no_room, waiting_for
 from tokpipe.types import STAGES
 
 

@@ -30,11 +30,9 @@ from tokpipe.runtime.dispatch.protocol import (
     StopRequested,
     Tick,
 )
-from tokpipe.runtime.job import Outcome
+from tokpipe.runtime.job import Outcome, summary_lines
 from tokpipe.runtime.progress import ProgressView
-from tokpipe.runtime.snapshot import Snapshot, Snapshots
-from tokpipe.runtime.summary import summary_lines
-from tokpipe.runtime.waiting import waiting_for
+from tokpipe.runtime.snapshot import Snapshot, Snapshots, waiting_for
 from tokpipe.telemetry.account import Account
 from tokpipe.types import STAGES, ClipRef, Rejected, Stage
 

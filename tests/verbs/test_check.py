@@ -342,7 +342,7 @@ def test_an_output_that_another_driver_may_be_writing_names_it(
     job = load_job(write_job(tmp_path / "job.yaml", files(videos), str(tmp_path / "out")))
     from rich.console import Console
 
-    from tokpipe.runtime.output import look_up, start_output
+    from tokpipe.runtime.assemble import look_up, start_output
 
     output = look_up(job)
     record = start_output(job, output, Console(quiet=True))

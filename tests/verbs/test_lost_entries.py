@@ -24,7 +24,7 @@ from tokpipe.formats.manifest import (
     load_state,
 )
 from tokpipe.reader import ClipMix, ClipStream, CodeCache, open_output
-from tokpipe.runtime import output as runs
+from tokpipe.runtime import assemble as runs
 from tokpipe.runtime.commit import claim_output
 from tokpipe.storage import open_store
 from tokpipe.storage.store import Store

@@ -44,9 +44,8 @@ def run(parsed: argparse.Namespace) -> Result:
         job = job_of(parsed)
     submitted.check_output(job)
     # Imported late: ray takes seconds, and a wrong job file is reported without it.
-    from tokpipe.runtime.job import run_job
-    from tokpipe.runtime.output import RetryRejected
-    from tokpipe.runtime.summary import summary_lines
+    from tokpipe.runtime.assemble import RetryRejected
+    from tokpipe.runtime.job import run_job, summary_lines
 
     retry = RetryRejected(parsed.reason) if parsed.retry_rejected else None
     outcome = run_job(job, console, retry)
