@@ -6,10 +6,10 @@ import pytest
 
 from tests.runtime.bench import LIMITS, Bench, only
 from tokpipe.config.job import PoolConfig, RuntimeConfig
+from tokpipe.runtime.cluster import actor_options, capacity_of
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import ZERO_CPU_AFTER_S
 from tokpipe.runtime.dispatch.pools import size_pools
-from tokpipe.runtime.placement import actor_options, capacity_of
 from tokpipe.runtime.snapshot import no_room, waiting_for
 from tokpipe.types import STAGES
 

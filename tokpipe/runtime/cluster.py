@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster that the driver was submitted to, or a new local one."""
+"""Connecting to Ray, a running cluster or a new local one, and what its nodes have."""
 
 import atexit
 import contextlib
@@ -9,8 +9,9 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,9 +26,12 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
+from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.errors import ConfigError, HeadLost, RuntimeFault
+from tokpipe.runtime.dispatch.protocol import Capacity, NodeId, Room
 from tokpipe.runtime.trouble import one_line
 from tokpipe.telemetry.logs import log_event
+from tokpipe.types import STAGES
 
 CONNECT_TIMEOUT_S = 10.0
 OF_LOCAL_RAY = {
@@ -239,3 +243,45 @@ def draining_nodes() -> frozenset[str]:
     """Ids of nodes that are being drained: by a person, an autoscaler, or a cloud that reclaims a
     spot instance. Ray has no public function for this."""
     return frozenset(ray._private.state.state.get_draining_nodes())
+
+
+def actor_options(pool: PoolConfig, *, zero_cpu: bool, avoid: Iterable[NodeId]) -> dict[str, Any]:
+    """Return Ray's options for an actor of a pool, away from some nodes."""
+    labels = dict(pool.labels)
+    if nodes := ",".join(avoid):
+        labels["ray.io/node-id"] = f"!in({nodes})"
+    cpus = 0.0 if zero_cpu else pool.cpus
+    return {"num_cpus": cpus, "resources": _resources(pool), "label_selector": labels}
+
+
+def capacity_of(
+    nodes: Iterable[Mapping[str, Any]], config: RuntimeConfig, *, on_gpu: bool
+) -> Capacity:
+    """Return what live nodes, as ``ray.nodes()`` lists them, have for each stage."""
+    rooms = {}
+    for node in nodes:
+        has, labels = node["Resources"], node.get("Labels") or {}
+        room = Room(has.get("CPU", 0.0), has.get("GPU", 0.0), slots := {})
+        for stage in STAGES:
+            pool: PoolConfig = getattr(config, stage)
+            fits = [(has.get(name, 0.0) + 1e-9) // need for name, need in _resources(pool).items()]
+            admits = (_admits(labels.get(key), wanted) for key, wanted in pool.labels.items())
+            lacks = (pool.cpus and not room.cpus) or (
+                stage == "encode" and on_gpu and not room.gpus
+            )
+            slots[stage] = 0.0 if lacks or not all(admits) else min(fits, default=inf)
+        rooms[node["NodeID"]] = room
+    return Capacity(rooms)
+
+
+def _resources(pool: PoolConfig) -> dict[str, float]:
+    """The custom resources of one actor. Ray lists kinds of GPUs among those of a node."""
+    kind = pool.accelerator_type
+    return {**pool.resources, **({f"accelerator_type:{kind}": 0.001} if kind else {})}
+
+
+def _admits(found: str | None, selector: str) -> bool:
+    """Whether a node's label matches a selector, as Ray decides it."""
+    wanted = selector.removeprefix("!")
+    values = wanted[3:-1].split(",") if wanted.startswith("in(") else [wanted]
+    return (found in [one.strip() for one in values]) != selector.startswith("!")

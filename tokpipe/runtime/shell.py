@@ -28,13 +28,12 @@ from tokpipe.errors import (
 from tokpipe.formats.layout import shard_key
 from tokpipe.runtime.actors import STUCK, DecodeActor, EncodeActor, WriteActor, missing_inputs
 from tokpipe.runtime.assemble import Run
-from tokpipe.runtime.cluster import draining_nodes, live_nodes
+from tokpipe.runtime.cluster import actor_options, capacity_of, draining_nodes, live_nodes
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import INPUTS_WITHIN_S
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event, LeaseFailed
 from tokpipe.runtime.packing import Packed
-from tokpipe.runtime.placement import actor_options, capacity_of
 from tokpipe.runtime.trouble import explain, one_line
 from tokpipe.telemetry.logs import log_event, start_worker_log
 from tokpipe.types import Stage
