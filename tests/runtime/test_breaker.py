@@ -10,7 +10,7 @@ from tests.runtime.bench import LIMITS, Bench, answer_for, one_node, only, refs_
 from tests.runtime.simulated_world import item_of, receipt_of, ref_of
 from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.runtime.dispatch import Dispatcher, protocol
-from tokpipe.runtime.dispatch.breaker import MAX_ALARM, MIN_ALARM
+from tokpipe.runtime.dispatch.settlement import MAX_ALARM, MIN_ALARM
 from tokpipe.types import Rejected
 
 POOLS = RuntimeConfig(decode=PoolConfig(max_actors=6), encode=PoolConfig(max_actors=2))

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 
 from tokpipe.runtime.dispatch.blame import Blame
-from tokpipe.runtime.dispatch.breaker import Breaker
 from tokpipe.runtime.dispatch.fleet import Fleet
 from tokpipe.runtime.dispatch.flights import Flights
 from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.pools import Pools
 from tokpipe.runtime.dispatch.protocol import Limits
 from tokpipe.runtime.dispatch.queues import Queues
-from tokpipe.runtime.dispatch.settlement import Settlement
+from tokpipe.runtime.dispatch.settlement import Breaker, Settlement
 from tokpipe.runtime.dispatch.streams import StreamedClips
 from tokpipe.types import ClipRef, WorkItem
 
