@@ -208,7 +208,8 @@ def assemble(
     """
     store, plan, device = output.store, StoredPlan.from_json(record.plan), record.device
     committer = claim_output(store, record.num_rows, output.driver, known=output.state)
-    claim = entry_key(committer.state.next_seq - 1)
+    state = committer.state
+    claim = entry_key(state.next_seq - 1)
     fixed = set[int]()
     if retry is not None:
         rejected = list(filter(retry.selects, iter_rejected(store, committer.state.next_seq)))
@@ -223,14 +224,31 @@ def assemble(
         encode = job.encode.model_copy(update={"batch_chunks": 1})
         job = job.model_copy(update={"encode": encode})
     largest = largest_chunk(job) if device == "cuda" else None  # CPUs would take minutes to check
+    totals, rows, traits = state.totals, state.committed, job.tokenizer.traits
+    limits = Limits(
+        runtime=job.runtime,
+        on_gpu=device == "cuda",
+        clips_per_lease=_most_clips(job, LEASE_BYTES),
+        usual_clips=usual_clips(job, device),
+        frame_sizes=job.frames.sizes,
+        batch_chunks=min(job.encode.batch_chunks, job.runtime.clips_per_lease),
+        plan_chunks=cache(partial(plan_chunks, chunking=job.chunking, traits=traits)),
+        hardware=job.encode.hardware,
+        shard_bytes=job.output.shard_bytes,
+        shard_max_age_s=job.output.shard_max_age_s,
+        bytes_per_code=estimated_bytes(10**6, traits.codebook_size) / 1e6,
+        max_rejected_fraction=job.max_rejected_fraction,
+        num_clips=totals.num_clips + totals.num_rejected + rows.num_left,
+        num_unopened=rows.num_unopened,
+        rejected_before=dict(totals.rejected),
+        encoders=frozenset(one for names in totals.encoders for one in names.split(" + ")),
+    )
     return Run(
         config=job.runtime,
         committer=committer,
         landmark=Landmark(store.uri, job.storage, claim, store.get(claim)),
         feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
-        dispatcher=Dispatcher(
-            _limits_of(job, device, committer.state), partial(ref_of, sampling=job.sampling)
-        ),
+        dispatcher=Dispatcher(limits, partial(ref_of, sampling=job.sampling)),
         decode=DecodeStage(
             *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
             versions=record.settings["decode"]["libraries"],
@@ -255,30 +273,6 @@ def _most_clips(job: JobConfig, lease_bytes: int) -> int:
 def usual_clips(job: JobConfig, device: str) -> int:
     """Clips per lease until their cost has been measured."""
     return min(USUAL_CLIPS, _most_clips(job, USUAL_BYTES[device]))
-
-
-def _limits_of(job: JobConfig, device: str, state: ManifestState) -> Limits:
-    """The limits of a job's dispatcher, for encoders on a kind of device, after earlier runs."""
-    totals, rows = state.totals, state.committed
-    plan = partial(plan_chunks, chunking=job.chunking, traits=job.tokenizer.traits)
-    return Limits(
-        runtime=job.runtime,
-        on_gpu=device == "cuda",
-        clips_per_lease=_most_clips(job, LEASE_BYTES),
-        usual_clips=usual_clips(job, device),
-        frame_sizes=job.frames.sizes,
-        batch_chunks=min(job.encode.batch_chunks, job.runtime.clips_per_lease),
-        plan_chunks=cache(plan),
-        hardware=job.encode.hardware,
-        shard_bytes=job.output.shard_bytes,
-        shard_max_age_s=job.output.shard_max_age_s,
-        bytes_per_code=estimated_bytes(10**6, job.tokenizer.traits.codebook_size) / 1e6,
-        max_rejected_fraction=job.max_rejected_fraction,
-        num_clips=totals.num_clips + totals.num_rejected + rows.num_left,
-        num_unopened=rows.num_unopened,
-        rejected_before=dict(totals.rejected),
-        encoders=frozenset(one for names in totals.encoders for one in names.split(" + ")),
-    )
 
 
 def log_context(output: JobOutput, record: JobRecord) -> dict[str, object]:

@@ -22,7 +22,6 @@ from tokpipe.plan import StoredPlan
 from tokpipe.runtime.assemble import RetryRejected, assemble, log_context, look_up, start_output
 from tokpipe.runtime.cluster import connected, warn_of_unused
 from tokpipe.runtime.console import say
-from tokpipe.runtime.dispatch.protocol import Finish
 from tokpipe.runtime.metrics import JobMetrics
 from tokpipe.runtime.progress import ProgressView
 from tokpipe.runtime.shell import Shell
@@ -106,7 +105,14 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             OF_RUN.stop = shell.stop
             finish = shell.run(show_progress)
             encoding_s = show_progress().encoding_s
-            _log_end(finish, state)
+            names = "num_shards", "num_clips", "num_frames", "num_codes", "size_bytes", "rejected"
+            log_event(
+                "run_ended",
+                f"{finish.outcome}: the output holds {state.totals.num_clips:,} clips",
+                outcome=finish.outcome,
+                num_rows_done=state.committed.num_done,
+                **{name: getattr(state.totals, name) for name in names},
+            )
     stopped_by = next(iter(OF_RUN.received), signal.SIGTERM if shell.was_drained else None)
     return Outcome(
         finish.outcome,
@@ -149,17 +155,6 @@ def _log_start(job: JobConfig, record: JobRecord, state: ManifestState) -> None:
         host=socket.gethostname(),
         pid=os.getpid(),
         tokpipe_version=tokpipe.__version__,
-    )
-
-
-def _log_end(finish: Finish, state: ManifestState) -> None:
-    names = ("num_shards", "num_clips", "num_frames", "num_codes", "size_bytes", "rejected")
-    log_event(
-        "run_ended",
-        f"{finish.outcome}: the output holds {state.totals.num_clips:,} clips",
-        outcome=finish.outcome,
-        num_rows_done=state.committed.num_done,
-        **{name: getattr(state.totals, name) for name in names},
     )
 
 
