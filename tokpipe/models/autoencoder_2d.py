@@ -6,13 +6,13 @@ Shape letters: B images, C channels, H rows, W columns; s is ``2 ** (len(ch_mult
 import re
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 from torch import Tensor, nn
 
 from tokpipe.models.blocks import AttnType, Downsample, ResnetBlock, Upsample, make_attn
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Factory, Levels, MidBlocks, Pyramid, Shape, passes_on_to
+from tokpipe.models.levels import Factory, Levels, MidBlocks, Pyramid, passes_on_to
 from tokpipe.models.operations import Conv2d, check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 
@@ -20,7 +20,7 @@ from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 class Encoder(nn.Module):
     """Images to latents: each level but the last halves rows and columns.
 
-    Arguments (see ``Shape``) and state_dict keys are the published ones, so public checkpoints load
+    Arguments (see ``Pyramid``) and state_dict keys are as published, so public checkpoints load
     unchanged. ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have
     attention, and images of any size are accepted. The middle always has attention. ``attn_type``
     is a kind of ``make_attn``; ``use_linear_attn`` overrides it with ``linear``. ``out_ch`` is for
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
         double_z: bool = True,
         use_linear_attn: bool = False,
         attn_type: AttnType = "vanilla",
-        **shape: Unpack[Shape],
+        **shape: Any,
     ) -> None:
         super().__init__()
         pyramid = Pyramid(**shape)
@@ -80,14 +80,13 @@ class Encoder(nn.Module):
                 f"{self.spatial_stride} rows and columns, which make one position of the latent"
             )
         h = self.mid(self.down(self.conv_in(x)))
-        y: Tensor = self.conv_out(silu(self.norm_out(h)))
-        return y
+        return self.conv_out(silu(self.norm_out(h)))
 
 
 class Decoder(nn.Module):
     """Latents to images: each level but the last doubles rows and columns.
 
-    Arguments (see ``Shape``) and state_dict keys are the published ones: those of ``Encoder``,
+    Arguments (see ``Pyramid``) and state_dict keys are the published ones: those of ``Encoder``,
     where ``in_channels`` and ``double_z`` are for the encoder. ``give_pre_end`` returns the
     ``ch * ch_mult[0]`` features before the last norm; ``tanh_out`` bounds the pixels to (-1, 1).
     With ``zq_ch`` every norm is scaled and shifted by a second latent of that many channels, to
@@ -116,7 +115,7 @@ class Decoder(nn.Module):
         attn_type: AttnType = "vanilla",
         zq_ch: int | None = None,
         add_conv: bool = False,
-        **shape: Unpack[Shape],
+        **shape: Any,
     ) -> None:
         super().__init__()
         self.give_pre_end = give_pre_end
@@ -136,7 +135,7 @@ class Decoder(nn.Module):
             lambda plan: Upsample(plan.channels, pyramid.resamp_with_conv),
         )
         self.norm_out = block_norm(finest, zq_ch, add_conv)
-        self.conv_out = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
+        self.conv_out: Any = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
 
     def _make_attn(self) -> Factory:
         """Return the attention's factory: ``(channels, attn_type=...) -> module`` of one tensor.
@@ -158,9 +157,7 @@ class Decoder(nn.Module):
 
     def get_last_layer(self) -> Tensor:
         """The weight of ``conv_out``, whose gradient is used to balance losses."""
-        weight = self.conv_out.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return self.conv_out.weight
 
     def forward_with_features_output(
         self, z: Tensor, zq: Tensor | None = None

@@ -6,7 +6,7 @@ Shape letters: B images, C channels, H rows, W columns, E channels of the timest
 import math
 from dataclasses import replace
 from functools import partial
-from typing import Unpack
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tokpipe.models.blocks import AttnType, Downsample, ResnetBlock, Upsample, make_attn
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Levels, MidBlocks, Pyramid, Shape, passes_on_to
+from tokpipe.models.levels import Levels, MidBlocks, Pyramid, passes_on_to
 from tokpipe.models.operations import Conv2d, check_input, silu
 
 
@@ -22,7 +22,7 @@ class UNet(nn.Module):
     """Images to images of the same size, through coarser levels, with skips between equal sizes.
 
     Every activation on the way down is kept, and concatenated to the input of one block on the way
-    up. Arguments (see ``Shape``) and state_dict keys are the published ones. ``resolution`` is
+    up. Arguments (see ``Pyramid``) and state_dict keys are the published ones. ``resolution`` is
     nominal: with ``attn_resolutions`` it decides which levels have attention, and any size that
     halves evenly down to the coarsest level is accepted. The middle always has attention.
     ``use_linear_attn`` overrides ``attn_type`` with ``linear``.
@@ -41,7 +41,7 @@ class UNet(nn.Module):
         use_timestep: bool = True,
         use_linear_attn: bool = False,
         attn_type: AttnType = "vanilla",
-        **shape: Unpack[Shape],
+        **shape: Any,
     ) -> None:
         super().__init__()
         pyramid = Pyramid(**shape)
@@ -92,8 +92,7 @@ class UNet(nn.Module):
                 h = h if attn is None else attn(h)
             if level.upsample is not None:
                 h = level.upsample(h)
-        y: Tensor = self.conv_out(silu(self.norm_out(h)))
-        return y
+        return self.conv_out(silu(self.norm_out(h)))
 
     def get_last_layer(self) -> Tensor:
         """The weight of ``conv_out``, whose gradient is used to balance losses."""
@@ -131,8 +130,7 @@ class UNet(nn.Module):
                 f"t has shape {tuple(t.shape)} for {x.shape[0]} images: pass one timestep for each "
                 f"({x.shape[0]},), or one for all (1,)"
             )
-        temb: Tensor = self.temb(t)
-        return temb
+        return self.temb(t)
 
 
 def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
@@ -180,5 +178,4 @@ class TimestepEmbedding(nn.Module):
         assert isinstance(first, nn.Linear)
         # The angles of late timesteps need float32: bfloat16 has no odd numbers above 256.
         embedding = get_timestep_embedding(timesteps, self.channels).to(first.weight.dtype)
-        y: Tensor = second(silu(first(embedding)))
-        return y
+        return second(silu(first(embedding)))

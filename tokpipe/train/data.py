@@ -62,16 +62,14 @@ class TrainingData:
 
     def batches(self, first_step: int) -> Generator[Tensor]:
         """Yield the batch of each step from ``first_step`` on: (B, T, H, W, 3) uint8."""
-
-        def batch(buffer: tuple[int, list[Frames]]) -> Tensor:
-            return self._batch(*buffer)
-
         ahead = self.config.data_threads
         numbers = itertools.count(self._first_clip(first_step))
         with (
             closing(_Decoders(self.config)) as decoders,
             closing(read_ahead(partial(self._clip, decoders), numbers, ahead)) as clips,
-            closing(read_ahead(batch, self._buffers(first_step, clips), ahead)) as batches,
+            closing(
+                read_ahead(lambda held: self._batch(*held), self._buffers(first_step, clips), ahead)
+            ) as batches,
         ):
             yield from batches
 

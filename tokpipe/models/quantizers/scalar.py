@@ -81,8 +81,7 @@ class ScalarQuantizer(Quantizer):
         """(B, dim, ...) -> (B, ..., n, codebook_dim) float32, to be rounded."""
         self._check_channels(latent)
         x = _projected(latent.float().movedim(1, -1), self.project_in)
-        inner: Tensor = x.unflatten(-1, (self.num_codebooks, self.codebook_dim))
-        return inner
+        return x.unflatten(-1, (self.num_codebooks, self.codebook_dim))
 
     def _outer(self, inner: Tensor) -> Tensor:
         """(B, ..., n, codebook_dim) -> (B, ..., dim)."""

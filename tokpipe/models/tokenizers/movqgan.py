@@ -40,5 +40,4 @@ class MoVQGANTokenizer(VideoTokenizer):
     def _decode(self, codes: Tensor) -> Tensor:
         vectors = self.quantize.vectors_of(codes).to(self.dtype)
         z = self._needed(self.post_quant_conv)(vectors)
-        frames: Tensor = self._needed(self.decoder)(z, vectors)
-        return frames
+        return self._needed(self.decoder)(z, vectors)
