@@ -353,11 +353,7 @@ class DownSample3D(nn.Module):
         inner = y[..., :height, :width]
         inner[:, :, :kept] = x[:, :, :kept]
         end = kept + 2 * pairs
-        if pairs and torch.is_grad_enabled():
-            inner[:, :, kept:] = (x[:, :, kept:end:2] + x[:, :, kept + 1 : end : 2]).mul_(0.5)
-        elif pairs:
-            means = inner[:, :, kept:]
-            torch.add(x[:, :, kept:end:2], x[:, :, kept + 1 : end : 2], out=means).mul_(0.5)
+        inner[:, :, kept:] = (x[:, :, kept:end:2] + x[:, :, kept + 1 : end : 2]).mul_(0.5)
         return y
 
 

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool: Any = None  # PyTorch does not export its type
+        self._pool = torch.cuda.graph_pool_handle()
         self.most_bytes = POOL_SHARE * torch.cuda.get_device_properties(device).total_memory
 
     def measured(self, call: Call, x: Tensor) -> tuple[Tensor, Cost]:
@@ -67,8 +67,6 @@ class CudaGraphs:
 
     def captured(self, call: Call, x: Tensor) -> Call:
         """A function that replays ``call``, of the shape of ``x``."""
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         given = x.clone()
         current, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
         side.wait_stream(current)

@@ -17,8 +17,7 @@ from tokpipe.config.tokenizer import CustomConfig, TokenizerConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault
 from tokpipe.models.graphs import CudaGraphs, GraphedCall
 from tokpipe.models.group_norm import GroupNorm, working_kernels
-from tokpipe.models.hardware import encoder_class
-from tokpipe.models.process import keep_freed_memory, make_repeatable
+from tokpipe.models.process import encoder_class, keep_freed_memory, make_repeatable
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
@@ -76,31 +75,28 @@ class EncodeStage:
         NodeTrouble if the device cannot be used, or its codes differ from those of float32.
         """
         with blaming_device(device, "broken", "memory"):
-            self._set_up(device, weights)
-
-    def _set_up(self, device: str, weights: bytes | None) -> None:
-        keep_freed_memory()
-        self.device = torch.device(device)
-        self._on_device = Device(self.device)
-        self.hardware = encoder_class(self.device)
-        self.tokenizer = build_tokenizer(self.tokenizer_config, weights)
-        make_repeatable()  # whatever the tokenizer's package has set
-        self.batch_rows = self.encode_config.batch_chunks
-        dtype = getattr(torch, self.encode_config.dtype)
-        is_reference = self.device.type == "cpu" and dtype == torch.float32
-        parity = None if is_reference else Parity(self.tokenizer, dtype)
-        self.tokenizer.to(self.device)
-        if parity is not None:
-            self._check_one(partial(parity.check_float32, self.tokenizer), [self.largest, None])
-        self.tokenizer.compute_in(dtype)
-        if parity is not None:
-            rows = 1 if self.chunking.policy == "streaming" else self.batch_rows
-            halves = [rows >> n for n in range(rows.bit_length())]
-            self._check_one(partial(parity.check, self.tokenizer), halves)
-        # Only this package's models are known to be safe to capture in a CUDA graph.
-        self._graphed: GraphedCall | None = None
-        if self.device.type == "cuda" and isinstance(self.tokenizer, NativeTokenizer):
-            self._graphed = GraphedCall(self.tokenizer.encode, CudaGraphs(self.device))
+            keep_freed_memory()
+            self.device = torch.device(device)
+            self._on_device = Device(self.device)
+            self.hardware = encoder_class(self.device)
+            self.tokenizer = build_tokenizer(self.tokenizer_config, weights)
+            make_repeatable()  # whatever the tokenizer's package has set
+            self.batch_rows = self.encode_config.batch_chunks
+            dtype = getattr(torch, self.encode_config.dtype)
+            is_reference = self.device.type == "cpu" and dtype == torch.float32
+            parity = None if is_reference else Parity(self.tokenizer, dtype)
+            self.tokenizer.to(self.device)
+            if parity is not None:
+                self._check_one(partial(parity.check_float32, self.tokenizer), [self.largest, None])
+            self.tokenizer.compute_in(dtype)
+            if parity is not None:
+                rows = 1 if self.chunking.policy == "streaming" else self.batch_rows
+                halves = [rows >> n for n in range(rows.bit_length())]
+                self._check_one(partial(parity.check, self.tokenizer), halves)
+            # Only this package's models are known to be safe to capture in a CUDA graph.
+            self._graphed: GraphedCall | None = None
+            if self.device.type == "cuda" and isinstance(self.tokenizer, NativeTokenizer):
+                self._graphed = GraphedCall(self.tokenizer.encode, CudaGraphs(self.device))
 
     def _check_one(self, check: Callable[[torch.device, Any], None], sizes: Sequence[Any]) -> None:
         """Run a check with the first of these sizes for which there is memory."""
@@ -134,8 +130,8 @@ class EncodeStage:
                 f"batches of {self.batch_rows} instead of {config.batch_chunks} chunks, because "
                 "memory ran out: use smaller frames, or lower encode.batch_chunks"
             )
-        cudnn = str(torch.backends.cudnn.version())
-        return EncoderPath(config.dtype, norms, graphs, self.batch_rows, cudnn, tuple(slow))
+        facts = norms, graphs, self.batch_rows, str(torch.backends.cudnn.version())
+        return EncoderPath(config.dtype, *facts, tuple(slow))
 
     def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected | Failed]:
         """Return the codes of each clip, or why it has none, in order.

@@ -125,7 +125,7 @@ class NearestQuantizer(CodebookQuantizer):
     A subclass has an ``embedding``, with a ``weight`` (K, dim), that maps entries to vectors.
     """
 
-    embedding: nn.Module
+    embedding: "nn.Embedding | EMACodebook"
 
     def codes_of(self, latent: Tensor) -> Tensor:
         """(B, dim, ...) -> (B, ...) int64; of vectors equally near, the first."""
@@ -133,7 +133,6 @@ class NearestQuantizer(CodebookQuantizer):
 
     def _nearest_entries(self, latent: Tensor) -> Tensor:
         self._check_channels(latent)
-        assert isinstance(self.embedding.weight, Tensor)
         codebook = self.embedding.weight.detach().float()
         # Without the latent's norm, which is the same for every code vector: adding it would only
         # lose precision.

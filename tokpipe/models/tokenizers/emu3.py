@@ -42,7 +42,12 @@ class Emu3Tokenizer(VideoTokenizer):
         self.quantize = VectorQuantizer(config.codebook_size, config.embed_dim)
         self.decoder: nn.Module | None = model.decoder if with_decoder else None
         self.post_quant_conv: nn.Module | None = model.post_quant_conv if with_decoder else None
-        _use_own_convolutions(self)
+        # Torch's convolutions become this project's, which round alike in any batch.
+        own: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: Conv2d, nn.Conv3d: Conv3d}
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d | nn.Conv3d) and type(part) in own:
+                assert (part.groups, part.padding_mode) == (1, "zeros")
+                part.__class__ = own[type(part)]  # type: ignore[assignment] # only forward differs
 
     @staticmethod
     def renamed(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -91,12 +96,3 @@ def _published_model(config: Emu3Config) -> Any:
             temporal_downsample_factor=config.traits.temporal_stride,
         )
     )
-
-
-def _use_own_convolutions(module: nn.Module) -> None:
-    """Turn torch's convolutions into this project's, which round alike in any batch."""
-    own: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: Conv2d, nn.Conv3d: Conv3d}
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.Conv3d) and type(part) in own:
-            assert (part.groups, part.padding_mode) == (1, "zeros")
-            part.__class__ = own[type(part)]  # type: ignore[assignment] # only forward differs

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from tokpipe.config.tokenizer import MoVQGANConfig
-from tokpipe.models.autoencoder_2d import Encoder, MOVQDecoder
+from tokpipe.models.networks_2d import Encoder, MOVQDecoder
 from tokpipe.models.operations import Conv2d
 from tokpipe.models.quantizers import VectorQuantizer
 from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite

@@ -17,7 +17,7 @@ from torch import Tensor
 from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import ConfigError, NodeTrouble
 from tokpipe.models.group_norm import plain_norms
-from tokpipe.models.hardware import encoder_class
+from tokpipe.models.process import encoder_class
 from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
 
