@@ -7,13 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokpipe.models.blocks import (
-    AttnBlock2D,
-    DownSample3D,
-    ResnetBlock3D,
-    Upsample3D,
-    activated_conv,
-)
+from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D, silu_conv
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm, group_norm
 from tokpipe.models.levels import Levels, MidBlocks, Pyramid, passes_on_to
@@ -183,7 +177,7 @@ class Encoder3D(Network3D):
             for step, context in self.down.run(None, stream):
                 h = step(h, *context)
             h = self.mid(h, None, None, stream)
-            return activated_conv(self.norm_out, self.conv_out, h, None, stream)
+            return silu_conv(self.norm_out, self.conv_out, h, None, stream)
 
 
 class MOVQDecoder3D(Network3D):
@@ -267,5 +261,5 @@ class MOVQDecoder3D(Network3D):
         h = self.mid(self.conv_in(h, stream), None, x, stream)
         h = self.up(h, x, stream)
         if not self.give_pre_end:
-            h = activated_conv(self.norm_out, self.conv_out, h, x, stream)
+            h = silu_conv(self.norm_out, self.conv_out, h, x, stream)
         return h

@@ -25,7 +25,7 @@ from tokpipe.models.streaming import Stream
 AttnType = Literal["vanilla", "vanilla-xformers", "linear", "none"]
 
 
-def activated_conv(
+def silu_conv(
     norm: GroupNorm | SpatialNorm,
     conv: nn.Module,
     x: Tensor,
@@ -98,7 +98,7 @@ class ResnetBlock(nn.Module):
         *stream: Stream | None,
     ) -> Tensor:
         """(B, C_in, ...), with temb (B, temb_channels) -> (B, C_out, ...)."""
-        h = activated_conv(self.norm1, self.conv1, x, zq, *stream)
+        h = silu_conv(self.norm1, self.conv1, x, zq, *stream)
         if temb is not None:
             if self.temb_proj is None:
                 raise ValueError(
@@ -110,7 +110,7 @@ class ResnetBlock(nn.Module):
         if self.training and self.dropout.p:
             h = self.conv2(self.dropout(silu(normalized(self.norm2, h, zq, *stream))), *stream)
         else:
-            h = activated_conv(self.norm2, self.conv2, h, zq, *stream)
+            h = silu_conv(self.norm2, self.conv2, h, zq, *stream)
         return residual(self._shortcut(x, *stream), h)
 
     def _shortcut(self, x: Tensor, *stream: Stream | None) -> Tensor:

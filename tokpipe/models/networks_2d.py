@@ -9,7 +9,7 @@ import re
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tokpipe.models.blocks import AttnType, Downsample, ResnetBlock, Upsample, make_attn
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Factory, Levels, MidBlocks, Pyramid, passes_on_to
+from tokpipe.models.levels import Factory, LevelPlan, Levels, MidBlocks, Pyramid, passes_on_to
 from tokpipe.models.operations import Conv2d, check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 
@@ -59,10 +59,7 @@ class Encoder(nn.Module):
         channels = plans[-1].channels
         self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(in_channels, pyramid.ch, 3, padding=1)
-        self.down = Levels(
-            *("down", plans, block, attn),
-            lambda plan: Downsample(plan.channels, pyramid.resamp_with_conv),
-        )
+        self.down = _levels("down", plans, block, attn, pyramid)
         self.mid = MidBlocks(channels, block, attn)
         self.norm_out = group_norm(channels)
         self.conv_out = Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
@@ -135,10 +132,7 @@ class Decoder(nn.Module):
         self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(z_channels, coarsest, 3, padding=1)
         self.mid = MidBlocks(coarsest, block, attn)
-        self.up = Levels(
-            *("up", plans, block, attn),
-            lambda plan: Upsample(plan.channels, pyramid.resamp_with_conv),
-        )
+        self.up = _levels("up", plans, block, attn, pyramid)
         self.norm_out = block_norm(finest, zq_ch, add_conv)
         self.conv_out: Any = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
 
@@ -213,6 +207,15 @@ class MOVQDecoder(Decoder):
         super().__init__(z_channels=z_channels, zq_ch=zq_ch, **arguments)
 
 
+def _levels(
+    way: Literal["down", "up"], plans: list[LevelPlan], block: Factory, attn: Factory, of: Pyramid
+) -> Levels:
+    resampler = Downsample if way == "down" else Upsample
+    return Levels(
+        way, plans, block, attn, lambda plan: resampler(plan.channels, of.resamp_with_conv)
+    )
+
+
 AutoencoderEncoder = Encoder
 AutoencoderDecoder = Decoder
 
@@ -280,15 +283,9 @@ class UNet(nn.Module):
         for plan in down:
             kept += [plan.channels] * (pyramid.num_res_blocks + (plan is not down[-1]))
         joined = [replace(p, inputs=[width + kept.pop() for width in p.inputs]) for p in up]
-        self.down = Levels(
-            *("down", down, block, attn),
-            lambda plan: Downsample(plan.channels, pyramid.resamp_with_conv),
-        )
+        self.down = _levels("down", down, block, attn, pyramid)
         self.mid = MidBlocks(down[-1].channels, block, attn)
-        self.up = Levels(
-            *("up", joined, block, attn),
-            lambda plan: Upsample(plan.channels, pyramid.resamp_with_conv),
-        )
+        self.up = _levels("up", joined, block, attn, pyramid)
         channels = up[-1].channels
         self.norm_out = group_norm(channels)
         self.conv_out = Conv2d(channels, out_ch, kernel_size=3, padding=1)

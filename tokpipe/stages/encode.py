@@ -45,8 +45,7 @@ class _Chunk:
 
 
 _Launched = tuple[list[_Chunk], int, Callable[[], NDArray[np.int64]] | Exception]
-"""A batch on the device: its chunks, its size with filling, and how to wait for its codes, or its
-error."""
+"""A batch on the device: its chunks, its size with filling, how to wait for codes, or an error."""
 
 
 @dataclass
