@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo wheel test lint types audit-dependencies docs unit chaos bench lowest clean
+.PHONY: demo wheel test lint types audit-dependencies docs unit chaos bench gpu lowest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -49,6 +49,12 @@ chaos: $(VENV)/.installed-dev
 # An hour, on a machine that does nothing else. The results go into docs/performance.md.
 bench: $(VENV)/.installed-dev
 	-$(BIN)/python -m benchmarks --json benchmarks/results
+	$(BIN)/python -m benchmarks.page benchmarks/results docs/performance.md
+
+# Eight minutes, on a machine with a GPU that does nothing else. The answers go into
+# docs/performance.md, and all that was found beside the results of other benchmarks.
+gpu: $(VENV)/.installed
+	-$(BIN)/python -m benchmarks.gpu --json benchmarks/results/gpu.json --page benchmarks/results/gpu.md
 	$(BIN)/python -m benchmarks.page benchmarks/results docs/performance.md
 
 $(VENV)/.installed: pyproject.toml requirements.txt infra/install.sh

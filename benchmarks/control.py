@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from benchmarks.processes import (
 )
 from benchmarks.ray_data import MISSING, free_clips_per_s
 from benchmarks.requests import requests_of
-from benchmarks.virtual_cluster import GPU_LIMITS, VirtualCluster
+from benchmarks.virtual_cluster import GPU_LIMITS, Kind, VirtualCluster
 from benchmarks.watched_run import cluster_of, job_of, run_watched
 from tokpipe.config import JobConfig
 from tokpipe.config.job import StoreOptions
@@ -39,6 +39,13 @@ ENCODE_S = 0.2
 DECODE_S = 1.4
 """So that decoders are 14 % faster than encoders."""
 
+WIDE, SQUARE, TALL, OTHER = (
+    ((h, w), 17) for h, w in [(192, 336), (256, 256), (336, 192), (256, 320)]
+)
+THREE_SIZES: Mapping[Kind, float] = {WIDE: 1 / 3, SQUARE: 1 / 3, TALL: 1 / 3}
+RARE_SIZE: Mapping[Kind, float] = {WIDE: 0.3, SQUARE: 0.5, TALL: 0.19, OTHER: 0.01}
+"""Clips with this size and number of frames, and their shares."""
+
 
 def run(quick: bool) -> Iterator[Result]:
     """Clips per second of dispatcher and Ray; seconds and memory of the driver alone."""
@@ -46,6 +53,9 @@ def run(quick: bool) -> Iterator[Result]:
     for num_encoders in ENCODERS, 1_000:
         for driver_s in 0.0, 0.001:
             yield _dispatcher_alone(num_encoders, driver_s, 10 if quick else 300)
+    for batch_chunks in 4, 8:
+        for kinds, what in (THREE_SIZES, "three frame sizes"), (RARE_SIZE, "and a rare one"):
+            yield _full_batches(batch_chunks, kinds, what, 300 if quick else 3_000)
     yield _memory(20_000 if quick else 2_000_000)
     yield _requests()
     name = f"Ray Data by hand with free stages, {CORES} cores"
@@ -107,7 +117,7 @@ def free_job(
             # One byte and a half a code, and one code a clip: see FreeEncode.
             "output": {"uri": str(folder / "out"), "shard_bytes": CLIPS_PER_SHARD * 3 // 2},
             "sampling": {"max_clip_frames": 17},
-            "frames": {"size": [128, 128]},
+            "frames": {"size": [8, 8]},
             "tokenizer": {"checkpoint": "builtin://fsq-4x8x8"},
             "encode": {"device": "cpu"},
             "runtime": {"cluster": address, **lease},
@@ -164,6 +174,34 @@ def _dispatcher_alone(num_encoders: int, driver_s: float, clips_each: int) -> Fi
             "encoders_busy": run.steady_share,
         },
         remark=f"one core; {num_encoders} GPUs need {num_encoders / ENCODE_S:,.0f}",
+    )
+
+
+def _full_batches(
+    batch_chunks: int, kinds: Mapping[Kind, float], what: str, clips_each: int
+) -> Figure:
+    """How full batches are if clips have one chunk each."""
+    num_encoders, num_decoders, row_s = 8, 64, 0.05
+    cluster = VirtualCluster(
+        replace(GPU_LIMITS, batch_chunks=batch_chunks),
+        Room(cpus=num_decoders + num_encoders, gpus=num_encoders),
+        {"decode": row_s * DECODERS_EACH / 1.14, "encode": row_s, "write": 0.001},
+        num_encoders * clips_each,
+        kinds=kinds,
+    )
+    run = cluster.play()
+    return Figure(
+        f"rows of batches of {batch_chunks} that hold a chunk, {what}, calculated",
+        run.useful_share,
+        "of all rows",
+        target=0.95,
+        details={
+            "encoders_busy": run.steady_share,
+            "clips_held_at_most": run.most_held,
+            "clips_fetched_per_clip": run.fetched,
+            "dispatcher_us_per_clip": run.handling_s / run.num_clips * 1e6,
+        },
+        remark=f"one chunk per clip, {num_encoders} encoders, decoders 14 % faster",
     )
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -73,12 +72,14 @@ class Case:
         return call
 
 
-def build(channels: int) -> Encoder3D:
+def build(
+    channels: int, ch_mult: tuple[int, ...] = (1, 2, 4, 4), num_res_blocks: int = 2
+) -> Encoder3D:
     """The published shape of encoder: four levels, two blocks each, 4x in time and 8x in space."""
     return Encoder3D(
         ch=channels,
-        ch_mult=(1, 2, 4, 4),
-        num_res_blocks=2,
+        ch_mult=ch_mult,
+        num_res_blocks=num_res_blocks,
         attn_resolutions=(),
         in_channels=3,
         resolution=256,
@@ -93,10 +94,10 @@ def run(quick: bool) -> Iterator[Result]:
     rounds = 1 if quick else 5
     for channels, size in CPU_SIZES[: 1 if quick else None]:
         yield from _on_cpu(channels, size // 2 if quick else size, rounds)
-    yield from _agreement("cpu", num_clips=1 if quick else 8)
+    yield from agreement("cpu", num_clips=1 if quick else 8)
     if torch.cuda.is_available():
         yield from _on_gpu(rounds)
-        yield from _agreement("cuda", num_clips=1 if quick else 8)
+        yield from agreement("cuda", num_clips=1 if quick else 8)
     else:
         yield Skipped("encoder, GPU bfloat16 against eager bfloat16", "there is no CUDA device")
 
@@ -241,9 +242,9 @@ def _limits(
     }
 
 
-def _agreement(device: str, num_clips: int) -> Iterator[Result]:
+def agreement(device: str, num_clips: int, size: int = 128) -> Iterator[Result]:
     """Codes of the trained checkpoint, on moving scenes, against plain float32 on the CPU."""
-    patches = [_patches(number) for number in range(num_clips)]
+    patches = [_patches(number, size) for number in range(num_clips)]
     quantizer, encoder = FSQ((8, 8, 8, 5, 5, 5)), trained_encoder()
     with torch.inference_mode():
         wanted = [quantizer.codes_of(encode_eagerly(encoder, x)) for x in patches]
@@ -260,21 +261,23 @@ def _agreement(device: str, num_clips: int) -> Iterator[Result]:
             "of all codes",
             target=target,
             details={"codes": same.numel()},
-            remark="the trained checkpoint, 17 frames of 128x128",
+            remark=f"the trained checkpoint, 17 frames of {size}x{size}",
         )
 
 
-def _patches(number: int) -> Tensor:
-    """A moving scene, in patches as the checkpoint takes it: (1, 12, T, 64, 64) in [-1, 1]."""
+def _patches(number: int, size: int) -> Tensor:
+    """A moving scene in patches, as the checkpoint takes it: (1, 12, T, H/2, W/2) in [-1, 1]."""
     rng = np.random.default_rng(number)
     palette = make_palette(seed=number, num_textures=4, num_masks=4)
-    pixels = render_scene(palette, rng, frames=FRAMES, height=128, width=128)
+    pixels = render_scene(palette, rng, frames=FRAMES, height=size, width=size)
     frames = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
     return nn.functional.pixel_unshuffle(frames, 2).transpose(0, 1).unsqueeze(0)
 
 
 def trained_encoder() -> Encoder3D:
     """The encoder of the built-in checkpoint, in float32."""
+    from safetensors.torch import load_file  # which nothing else here needs
+
     encoder = Encoder3D(
         ch=32,
         ch_mult=(1, 1, 4),

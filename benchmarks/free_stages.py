@@ -1,7 +1,7 @@
 """Stages that do nothing but answer, so that only the cost of the runtime itself remains.
 
 They go through the same actors, leases, object store and manifest as real ones. Pixels and codes
-are a few bytes each; the declared size of a clip decides when shards are closed, as in a real job.
+are few; the declared size of a clip decides when shards are closed, as in a real job.
 """
 
 import time
@@ -28,7 +28,7 @@ from tokpipe.types import (
 
 CLIP_FRAMES = 17
 _CHUNK = ChunkSpan(0, 0, 1, 0, 0, 0, True)
-_FRAMES = np.zeros((1, 1, 1, 3), np.uint8)
+_FRAMES = np.zeros((1, 8, 8, 3), np.uint8)
 _CODES = np.zeros((1, 1, 1), np.uint16)
 _PTS = np.zeros(1)
 
@@ -39,7 +39,7 @@ def ref_of(item: WorkItem) -> ClipRef:
 
 
 class FreeDecode(DecodeStage):
-    """Returns one pixel for each item."""
+    """Returns one small frame for each item."""
 
     def __init__(self) -> None:
         self.fetched_s, self.fetched_bytes = 0.0, 0

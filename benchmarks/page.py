@@ -11,8 +11,10 @@ from typing import Any
 
 from benchmarks.command import BENCHMARKS
 from benchmarks.figures import Figure, number_text
+from benchmarks.gpu.record import summary_of
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+MARK = "<!-- {}: {} -->"
+BEGIN, END = MARK.format("results", "begin"), MARK.format("results", "end")
 
 
 def results_text(folder: Path) -> str:
@@ -35,13 +37,14 @@ def results_text(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def with_results(page: str, results: str) -> str:
+def with_results(page: str, results: str, name: str = "results") -> str:
     """The page with these results between its marks; raises ValueError if it has none."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = (MARK.format(name, which) for which in ("begin", "end"))
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"the page has no place for results, between {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{results}{END}{after}"
+        raise ValueError(f"the page has no place for {name}, between {first} and {last}")
+    return f"{before}{first}\n{results}{last}{after}"
 
 
 def _machine(machine: dict[str, Any]) -> str:
@@ -75,3 +78,6 @@ def _rows(record: dict[str, Any]) -> Iterator[str]:
 if __name__ == "__main__":
     folder, page = map(Path, sys.argv[1:])
     page.write_text(with_results(page.read_text(), results_text(folder)))
+    if (gpu := folder / "gpu.json").exists():
+        text = summary_of(json.loads(gpu.read_text()))
+        page.write_text(with_results(page.read_text(), text, "gpu"))

@@ -1,5 +1,6 @@
 """A whole job as ``tokpipe run`` runs it, with times of its events."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ray.cluster_utils import Cluster
 from rich.console import Console
 
@@ -121,7 +121,7 @@ def run_watched(
 
 def job_of(settings: Mapping[str, Any]) -> JobConfig:
     """Parse settings as those of a job file."""
-    return parse_job(yaml.safe_dump(dict(settings)), name="benchmark", root=Path.cwd())
+    return parse_job(json.dumps(dict(settings)), name="benchmark", root=Path.cwd())
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tokpipe.config import JobConfig, parse_job
-from tokpipe.config.checkpoint import builtin_path
+from tokpipe.config.checkpoint import builtin_path, read_local
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.tokenizer import CosmosDVConfig, NativeConfig
 from tokpipe.errors import ConfigError, NotFound
@@ -21,7 +21,7 @@ NATIVE = {
 }
 
 
-def job_with(tokenizer: object, root: Path, read: Any = None, **environ: str) -> JobConfig:
+def job_with(tokenizer: object, root: Path, read: Any = read_local, **environ: str) -> JobConfig:
     text = yaml.safe_dump({**DEMO, "tokenizer": tokenizer, "storage": {"deadline_s": 7.0}})
     return parse_job(text, name="job.yaml", root=root, environ=environ, read=read)
 

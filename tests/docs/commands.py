@@ -37,6 +37,9 @@ NOT_RUN: dict[str, str] = {
     "python -m benchmarks": _AN_HOUR + "tests/benchmarks runs the quick form of each benchmark",
     "python -m benchmarks encoder storage": _AN_HOUR + "tests/benchmarks runs the quick form",
     "python -m benchmarks --json benchmarks/results": _AN_HOUR + "`make bench` runs it",
+    "python -m benchmarks.gpu --json gpu.json --page gpu.md": (
+        "needs a GPU: tests/benchmarks/test_gpu_program.py runs it on a CPU"
+    ),
     "ray start --head": "tests/ray_head.py runs it, with ports and a folder that are free",
 }
 """Command -> why no test runs it."""
@@ -45,8 +48,13 @@ HERE = "tests/docs/test_commands_run.py::test_the_commands_of_a_page_work_as_pri
 _DEMO = "tests/end_to_end/test_demo.py::test_the_demo_makes_codes_that_anyone_can_read"
 _WORKED_EXAMPLE = "tests/docs/test_contributing_page.py::test_the_worked_example_works"
 
+_ROOFLINE = "tests/benchmarks/test_roofline.py::test_the_page_has_the_tables_that_are_printed"
+_DRY_RUN = "tests/benchmarks/test_gpu_program.py::test_a_dry_run_has_every_section_and_no_figures"
+
 RUN_ELSEWHERE: dict[str, str] = {
     "make demo": _DEMO,
+    "python -m benchmarks.gpu --dry-run": _DRY_RUN,
+    "python -m benchmarks.roofline": _ROOFLINE,
     "python -m pytest tests/media/test_media_small.py -q": _WORKED_EXAMPLE,
 }
 """Command -> the test that runs it, as ``file::name``."""

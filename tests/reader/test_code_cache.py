@@ -20,6 +20,7 @@ from tokpipe.errors import ConfigError, CorruptOutput, StorageError
 from tokpipe.reader import CodeCache as CompleteCache
 from tokpipe.reader import Output, ShardCodes
 from tokpipe.reader.shard_codes import write_shard_codes
+from tokpipe.storage.local_files import TEMPORARY_FOLDER
 from tokpipe.types import EncodedClip
 
 CodeCache = partial(CompleteCache, allow_partial=True)
@@ -112,7 +113,7 @@ def test_damage_never_enters_the_cache(store: DictStore, tmp_path: Path, verify:
         store.objects[key] = flipped(sound, bit)
         with pytest.raises(CorruptOutput, match=r"p-2-a\.parquet is damaged: its SHA-256"):
             cache.shard(1)
-    assert kept(tmp_path) == kept(tmp_path / "tmp") == []
+    assert kept(tmp_path) == kept(tmp_path / TEMPORARY_FOLDER) == []
     store.objects[key] = sound
     assert_same(cache.shard(1), RAGGED)
 
@@ -129,13 +130,13 @@ def test_a_killed_writer_leaves_no_readable_file(
     with pytest.raises(Crash):
         CodeCache(Output(store), tmp_path).shard(0)
     monkeypatch.undo()
-    assert kept(tmp_path) == kept(tmp_path / "tmp") == []
+    assert kept(tmp_path) == kept(tmp_path / TEMPORARY_FOLDER) == []
     # Killed processes left these two. Only one is old enough to be removed.
     for name, age_s in (("young", 60), ("old", 2 * 24 * 3600)):
-        (tmp_path / "tmp" / name).write_bytes(b"half")
-        os.utime(tmp_path / "tmp" / name, (time.time() - age_s,) * 2)
+        (tmp_path / TEMPORARY_FOLDER / name).write_bytes(b"half")
+        os.utime(tmp_path / TEMPORARY_FOLDER / name, (time.time() - age_s,) * 2)
     assert_same(CodeCache(Output(store), tmp_path).shard(0), EVEN)
-    assert kept(tmp_path / "tmp") == ["young"]
+    assert kept(tmp_path / TEMPORARY_FOLDER) == ["young"]
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])

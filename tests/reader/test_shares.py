@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokpipe.reader.order import Remaining
-from tokpipe.reader.shares import MixRemaining, Share, quotas
+from tokpipe.reader.order import MixRemaining, Remaining, Share, quotas
 
 
 def of_sizes(sizes: list[int], seed: int = 0) -> MixRemaining:

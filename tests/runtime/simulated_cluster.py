@@ -35,6 +35,8 @@ class Output:
     ref: ClipRef
     piece: int
     num_pieces: int
+    part: int = 0
+    """Which object holds it."""
     codes: int = 0
     """Codes of a piece: they depend on the pieces before it."""
 
@@ -55,7 +57,8 @@ class Cluster:
         self.actors: dict[protocol.ActorId, SimActor] = {}
         self.homes: dict[protocol.AttemptId, int] = {}
         """The node that holds what an attempt made."""
-        self.outputs: dict[protocol.AttemptId, list[Output]] = {}
+        self.outputs: dict[protocol.AttemptId, list[Output | None]] = {}
+        """None in place of what is released."""
         self.states: dict[protocol.AttemptId, tuple[protocol.StreamId | None, int]] = {}
         """What the next piece of a streamed clip continues from."""
         self.encode_s = 0.0
@@ -164,7 +167,9 @@ class Cluster:
         assert sources <= self.outputs.keys(), "an output was released while it was needed"
         if lost := tuple(filter(self.is_lost, sources)):
             return protocol.LeaseFailed(attempt, "inputs_lost", "gone", lost)
-        inputs = [self.outputs[source][at] for source, at in lease.places]
+        inputs = [one for source, at, _ in lease.places if (one := self.outputs[source][at])]
+        assert len(inputs) == len(lease.places), "a part was released while it was needed"
+        assert [one.part for one in inputs] == [part for *_, part in lease.places]
         if lease.stage == "encode":
             make = self.encoded if lease.stream is None else self.piece_encoded
             return make(attempt, lease, inputs)
@@ -176,7 +181,8 @@ class Cluster:
         return protocol.LeaseDone(attempt, receipt_of(tuple(refs), name, grids.pop()))
 
     def decoded(self, attempt: protocol.AttemptId, lease: protocol.Lease) -> protocol.Event:
-        outputs, infos = [], []
+        outputs: list[Output | None] = []
+        infos: list[protocol.Info] = []
         for item in lease.items:
             row = item.row
             total, num_pieces = self.world.num_segments[row], self.world.num_pieces[row]
@@ -184,10 +190,11 @@ class Cluster:
             assert item.num_pieces in (None, num_pieces)
             is_bad = self.world.flaw("decode", item) == "bad"
             ref = ref_of(item if is_bad else replace(item, num_segments=total))
-            outputs.append(Output(ref, item.piece, num_pieces))
+            part, num_frames = self.world.sizes[row], self.world.num_frames[row]
+            outputs.append(Output(ref, item.piece, num_pieces, part))
             # A source that could not be fetched does not show how many segments it has.
             problem = self.problem("decode", item, ref_of(item))
-            infos.append(problem or protocol.DecodedInfo(ref, 5, num_pieces))
+            infos.append(problem or protocol.DecodedInfo(ref, num_frames, num_pieces, part))
         self.outputs[attempt] = outputs
         return protocol.LeaseDone(attempt, tuple(infos))
 
@@ -195,7 +202,7 @@ class Cluster:
         self, attempt: protocol.AttemptId, lease: protocol.Lease, pixels: list[Output]
     ) -> protocol.Event:
         assert_same(lease.items, refs := [output.ref for output in pixels])
-        self.outputs[attempt] = pixels
+        self.outputs[attempt] = [replace(one, part=0) for one in pixels]
         infos = (
             self.problem("encode", item, ref) or self.encoded_info(ref)
             for item, ref in zip(lease.items, refs, strict=True)
@@ -217,7 +224,7 @@ class Cluster:
                 return protocol.LeaseFailed(attempt, "inputs_lost", "gone")
             _, before = self.states[lease.state]
         codes = codes_after(before, item.row, item.piece)
-        self.outputs[attempt] = [replace(piece, codes=codes)]
+        self.outputs[attempt] = [replace(piece, part=0, codes=codes)]
         if self.world.flaw("encode", item) == "bad":
             return protocol.LeaseDone(
                 attempt, (Rejected(piece.ref, "encode", "non_finite", "bad"),)
@@ -262,6 +269,12 @@ class Cluster:
     def release(self, command: protocol.Release) -> None:
         if command.state_only:
             assert command.attempt in self.states, "a state was released twice"
+        elif command.part is not None:
+            outputs = self.outputs[command.attempt]
+            self.outputs[command.attempt] = [
+                None if one is None or one.part == command.part else one for one in outputs
+            ]
+            return
         else:
             self.outputs.pop(command.attempt, None)
         self.states.pop(command.attempt, None)

@@ -25,6 +25,9 @@ class World:
     num_pieces: list[int]
     """More than 1 for a streamed clip."""
     grids: list[tuple[int, int]]
+    sizes: list[int]
+    """Which of the sizes of frames."""
+    num_frames: list[int]
     flaws: dict[Place, Flaw]
 
     def flaw(self, stage: Stage, item: WorkItem) -> Flaw | None:
@@ -63,7 +66,9 @@ def draw_world(rng: random.Random) -> World:
                 (flaw,) = rng.choices(kinds, [bad, kills, fails, 1.0])
                 if flaw is not None:
                     flaws[stage, row, segment, 0] = flaw
-    return World(num_segments, num_pieces, [rng.choice([(4, 4), (2, 8)]) for _ in rows], flaws)
+    grids = [rng.choice([(4, 4), (2, 8)]) for _ in rows]
+    sizes, num_frames = [rng.randrange(2) for _ in rows], [rng.choice([5, 9, 14]) for _ in rows]
+    return World(num_segments, num_pieces, grids, sizes, num_frames, flaws)
 
 
 Kind = Literal[

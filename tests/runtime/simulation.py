@@ -10,11 +10,13 @@ import heapq
 import itertools
 import random
 from collections import Counter
+from functools import partial
 
 from tests.formats.formats_helpers import DictStore
 from tests.runtime.simulated_cluster import Cluster
 from tests.runtime.simulated_world import Key, Scenario, Trouble, item_of, ref_of
-from tokpipe.config.job import PoolConfig, RuntimeConfig
+from tokpipe.config.job import ChunkingConfig, PoolConfig, RuntimeConfig
+from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import Fenced, StorageError
 from tokpipe.formats.manifest import iter_entries, iter_rejected
 from tokpipe.plan import PlanReader
@@ -22,7 +24,15 @@ from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.runtime.dispatch import Dispatcher, Limits, protocol
 from tokpipe.runtime.dispatch.streams import AHEAD
 from tokpipe.runtime.feed import Feed
+from tokpipe.stages.chunks import plan_chunks
 from tokpipe.types import STAGES
+
+PLAN = partial(
+    plan_chunks,
+    chunking=ChunkingConfig(chunk_frames=9),
+    traits=TokenizerTraits(temporal_stride=4, spatial_stride=8, codebook_size=16),
+)
+"""The chunks of a clip: clips of 5 and 9 frames have one, those of 14 have one of each length."""
 
 
 class FlakyStore(DictStore):
@@ -104,7 +114,11 @@ class _Driver:
             shard_bytes=self.rng.choice([100, 1000, 10_000]),
             shard_max_age_s=self.rng.choice([20.0, 1e6]),
             bytes_per_code=1.0,
+            frame_sizes=((8, 8), (8, 16)),
+            batch_chunks=self.rng.choice([1, 2, 3]),
+            plan_chunks=PLAN,
         )
+        self.batch_chunks = limits.batch_chunks
         self.dispatcher = Dispatcher(limits, ref_of)
         num_rows = len(sim.world.grids)
         self.committer = claim_output(sim.store, num_rows, f"driver-{sim.drivers}")
@@ -127,6 +141,8 @@ class _Driver:
         """Streams that the dispatcher knows have lost something; outputs lost to a write lease."""
         self.reached: Counter[protocol.StreamId] = Counter()
         """Pieces of each streamed clip that were leased to an encoder."""
+        self.encoded: set[Key] = set()
+        """Clips that were leased to an encoder."""
 
     def run(self) -> str:
         sim = self.sim
@@ -184,6 +200,8 @@ class _Driver:
                 self.cluster.actors[actor].alive = False
             case protocol.Dispatch():
                 self.check_lease(command.lease)
+                if command.lease.stage == "encode" and command.lease.stream is None:
+                    self.check_batches(command)
                 self.cluster.work(command)
             case protocol.Release():
                 self.cluster.release(command)
@@ -234,6 +252,21 @@ class _Driver:
         states = self.cluster.states.items()
         kept = {attempt for attempt, (stream, _) in states if stream == lease.stream}
         assert kept == {lease.state} - {None}, "states pile up"
+
+    def check_batches(self, command: protocol.Dispatch) -> None:
+        """The clips of an encode lease fill its batches, unless the encoder would be idle or one of
+        them was there before."""
+        items, world = command.lease.items, self.sim.world
+        plans = [{one.num_input_frames for one in PLAN(world.num_frames[i.row])} for i in items]
+        kinds = {(world.sizes[i.row], *plan) for i, plan in zip(items, plans, strict=True)}
+        assert len(kinds) == 1, "clips of several kinds share a lease"
+        keys = {(item.row, item.segment) for item in items}
+        is_full = len(items) >= 3 or len(items) % self.batch_chunks == 0
+        if not is_full and not keys & self.encoded:
+            actor = self.dispatcher.parts.fleet.actors.get(command.actor)
+            assert actor is None or list(actor.leases) == [command.attempt], "a part of a batch"
+            self.sim.seen["part of a batch"] += 1
+        self.encoded |= keys
 
     def check_end(self) -> None:
         """Nothing is kept, and all stages have passed the same clips."""

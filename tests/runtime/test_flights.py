@@ -10,11 +10,11 @@ from tokpipe.types import Failed
 
 def test_an_output_is_released_with_its_last_clip() -> None:
     flights = Flights(out := Outbox())
-    flights.keep(7, 3)
+    flights.keep(7, [Place(7, at) for at in range(3)])
     flights.use_up([Place(7, 0), Place(7, 2)])
     assert not out.take()
     flights.use_up([Place(7, 1)])
-    flights.keep(8, 0)
+    flights.keep(8, [])
     assert released(out.take()) == {7, 8}
 
 

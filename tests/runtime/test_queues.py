@@ -13,7 +13,7 @@ from tokpipe.runtime.dispatch.queues import Queues
 
 
 def test_leases_that_are_put_back_go_out_first() -> None:
-    queues = Queues(Outbox())
+    queues = Queues(LIMITS, Outbox())
     queues.planned(Planned(items(0, 1, 2, 3), exhausted=True))
     first = queues.next_decode(2)
     assert first is not None
@@ -26,7 +26,7 @@ def test_leases_that_are_put_back_go_out_first() -> None:
 
 
 def test_retries_go_out_when_they_are_due_earliest_first() -> None:
-    queues = Queues(Outbox())
+    queues = Queues(LIMITS, Outbox())
     leases = [Lease("decode", (), stream=row) for row in range(3)]
     for number, (due, lease) in enumerate(zip((9.0, 3.0, 5.0), leases, strict=True)):
         queues.add_retry(due, number, lease)
@@ -54,7 +54,7 @@ def test_encoders_wait_for_a_slow_store() -> None:
     bench = Bench(*range(400), exhausted=False, limits=replace(LIMITS, shard_bytes=1))
     while waiting := bench.in_flight("decode", "encode"):
         bench.done(waiting[0])
-    assert bench.dispatcher.parts.queues.num_waiting("write") <= SHARDS_AHEAD + 1 + SLOTS["encode"]
+    assert bench.dispatcher.parts.queues.num_shards <= SHARDS_AHEAD + 1 + SLOTS["encode"]
     for _ in range(4):
         bench.done(bench.in_flight("write")[-1])
     assert bench.in_flight("encode")

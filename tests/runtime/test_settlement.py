@@ -10,7 +10,7 @@ from tokpipe.types import Rejected
 
 
 def test_a_shard_is_closed_when_it_is_full_old_or_endangered() -> None:
-    queues = Queues(out := Outbox())
+    queues = Queues(LIMITS, out := Outbox())
     settlement = Settlement(LIMITS, queues, out)
 
     def add(attempt: int, num_codes: int) -> None:
@@ -19,25 +19,25 @@ def test_a_shard_is_closed_when_it_is_full_old_or_endangered() -> None:
         settlement.close_due(0.0, all_of_them=False)
 
     add(1, 999)
-    waiting = [queues.num_waiting("write")]
+    waiting = [queues.num_shards]
     add(2, 1)
-    waiting.append(queues.num_waiting("write"))
+    waiting.append(queues.num_shards)
     assert waiting == [0, 1]
     add(3, 1)
     settlement.endanger(2)
     settlement.close_due(LIMITS.shard_max_age_s - 1, all_of_them=False)
-    assert queues.num_waiting("write") == 1
+    assert queues.num_shards == 1
     settlement.endanger(3)
     settlement.close_due(0.0, all_of_them=False)
-    assert queues.num_waiting("write") == 2
+    assert queues.num_shards == 2
     add(4, 1)
     settlement.close_due(LIMITS.shard_max_age_s, all_of_them=False)
-    assert queues.num_waiting("write") == 3
+    assert queues.num_shards == 3
     assert not settlement.has_open_shards
 
 
 def test_one_commit_at_a_time_counts_once_it_is_in_the_manifest() -> None:
-    settlement = Settlement(LIMITS, Queues(out := Outbox()), out)
+    settlement = Settlement(LIMITS, Queues(LIMITS, out := Outbox()), out)
     receipt = receipt_of(tuple(map(ref_of, items(0, 1))))
     for encode_s in (2.0, 3.0):
         settlement.written(receipt, encode_s)

@@ -3,30 +3,34 @@
 import heapq
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from tokpipe.audit.findings import Findings
 from tokpipe.audit.leftovers import Leftovers, Listing, list_output, unlisted
 from tokpipe.audit.manifest import ManifestAudit
-from tokpipe.audit.objects import Depth, ObjectChecks
 from tokpipe.audit.planned import PlannedClips, check_plan
-from tokpipe.audit.report import AuditReport, Sampled
+from tokpipe.audit.report import AuditReport, Depth, Findings, Kind, Sampled
 from tokpipe.config.trust import NO_TRUST, Trust
-from tokpipe.errors import CorruptOutput, NotFound
+from tokpipe.errors import CorruptOutput, NotFound, SourceError, TokpipeError
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.formats.sealed_json import CHECKSUM
 from tokpipe.formats.shard import ShardMetadata
+from tokpipe.formats.shard_reader import check_shard
+from tokpipe.formats.side_table import read_side_table
 from tokpipe.identity.fingerprint import fingerprint
 from tokpipe.plan import StoredPlan
 from tokpipe.reader import Output
+from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.types import Receipt
 
+_PARALLEL_CHECKS = 4  # Shards in memory: at most 0.5 GB with default settings
 _SAY_EVERY_S = 10.0
 
 
@@ -67,10 +71,10 @@ def audit(
         check_plan(store, record, plan, findings)
         clips = PlannedClips(store, plan, record.job.get("sampling", {}))
     manifest = ManifestAudit(store, record.num_rows, clips, findings)
-    rng = np.random.default_rng(seed)
+    totals, rng = manifest.state.totals, np.random.default_rng(seed)
     chosen: list[tuple[float, str]] = []  # the clips with the smallest random numbers
     metadata = ShardMetadata(record.fingerprint, record.tokenizer)
-    objects = ObjectChecks(store, listing, metadata, depth, findings)
+    checks = _ObjectChecks(store, listing, metadata, depth, findings)
 
     def receipts() -> Iterator[Receipt]:
         nonlocal chosen
@@ -84,12 +88,15 @@ def audit(
             if time.monotonic() - said_s > _SAY_EVERY_S:
                 said_s = time.monotonic()
                 say(
-                    f"entry {entry.seq:,} of {len(listing.entries):,}: "
-                    f"{manifest.state.totals.num_clips:,} clips, {objects.num_shards:,} shards "
-                    f"checked, {len(findings):,} defects"
+                    f"entry {entry.seq:,} of {len(listing.entries):,}: {totals.num_clips:,} clips "
+                    f"in {totals.num_shards:,} shards, {len(findings):,} defects"
                 )
 
-    objects.check_all(receipts())
+    every = receipts()
+    deque(
+        every if depth == "manifest" else read_ahead(checks.check, every, _PARALLEL_CHECKS),
+        maxlen=0,
+    )
     num_left = record.num_rows - manifest.state.committed.num_done
     if num_left and not partial:
         findings.add(
@@ -104,10 +111,8 @@ def audit(
     leftovers = Leftovers.of(unlisted(listing, manifest.listed, parts), time.time())
     sampled: tuple[Sampled, ...] = ()
     if sample and not findings:
-        from tokpipe.audit.sample import encode_again  # imports torch
-
         clip_ids = [clip_id for _, clip_id in chosen]
-        sampled = encode_again(Output(store, trust=trust), clip_ids, findings, say)
+        sampled = tuple(_encode_again(Output(store, trust=trust), clip_ids, findings, say))
     return AuditReport(
         store.uri,
         depth,
@@ -115,9 +120,9 @@ def audit(
         num_entries=len(listing.entries),
         num_rows=record.num_rows,
         num_left=num_left,
-        totals=manifest.state.totals,
-        num_shards_checked=objects.num_shards,
-        num_bytes_checked=objects.num_bytes,
+        totals=totals,
+        num_shards_checked=0 if depth == "manifest" else totals.num_shards,
+        num_bytes_checked=totals.size_bytes if depth == "bytes" else 0,
         leftovers=leftovers,
         sampled=sampled,
         elapsed_s=time.monotonic() - started,
@@ -143,3 +148,92 @@ def _record(store: Store, listing: Listing, findings: Findings) -> JobRecord | N
         problem = f"its settings do not hash to its fingerprint {record.fingerprint}"
         findings.add_damage("job_record", uri, problem)
     return record
+
+
+def _encode_again(
+    output: Output, clip_ids: Sequence[str], findings: Findings, say: Callable[[str], None]
+) -> Iterator[Sampled]:
+    """Encode clips again from their sources: the one check that does not trust stored codes."""
+    from tokpipe.reconstruct.frames import Reencoder  # imports torch
+
+    with Reencoder(output) as reencoder:
+        for number, clip_id in enumerate(clip_ids, 1):
+            say(f"encoding clip {number} of {len(clip_ids)} again")
+            clip = output.clip(clip_id)
+            where = f"{output.store.uri}: clip {clip_id} of {clip.source_uri}"
+            try:
+                same, *psnrs = reencoder.compare(clip)
+            except (SourceError, NotFound) as error:
+                problem = (
+                    f"cannot be encoded again ({error}), so its codes are not confirmed. "
+                    "Restore its source, or sample other clips with --seed"
+                )
+            else:
+                yield Sampled(clip_id, clip.source_uri, same, *psnrs)
+                if same == 1:
+                    continue
+                problem = (
+                    f"produces different codes when it is encoded again: {same:.2%} are the same. "
+                    "Training would see a video that differs from the source. Other hardware, or "
+                    "other library versions than job.json lists, can break ties differently; "
+                    "otherwise tokenize it again to a new output prefix"
+                )
+            findings.add("codes_differ", output.store.uri, f"{where} {problem}")
+
+
+@dataclass(slots=True)
+class _ObjectChecks:
+    """Checks the objects that the manifest lists. Every shard must have this ``metadata``."""
+
+    store: Store
+    listing: Listing
+    metadata: ShardMetadata
+    depth: Depth
+    findings: Findings
+
+    def check(self, receipt: Receipt) -> None:
+        """Check a shard and its side table."""
+        objects: list[tuple[Kind, str, int]] = [
+            ("shard", receipt.shard, receipt.size_bytes),
+            ("side_table", receipt.side_table, receipt.side_table_size_bytes),
+        ]
+        for kind, key, size_bytes in objects:
+            uri = f"{self.store.uri}/{key}"
+            try:
+                if self.depth == "sizes":
+                    self._check_size(uri, key, size_bytes)
+                elif kind == "shard":
+                    check_shard(uri, self.store.get(key), receipt, self.metadata)
+                else:
+                    _check_side_table(uri, self.store.get(key), receipt)
+            except NotFound:
+                problem = "it is missing, although the manifest lists it"
+                self.findings.add_damage("object_missing", uri, problem)
+            except CorruptOutput as error:
+                self.findings.add(kind, uri, error)
+            except TokpipeError:
+                raise
+            except Exception as error:
+                # A malicious manifest or file can make a parser raise anything. That is one more
+                # defect, and the audit continues.
+                problem = f"checking it failed with {type(error).__name__}: {error}"
+                self.findings.add_damage(kind, uri, problem)
+
+    def _check_size(self, uri: str, key: str, size_bytes: int) -> None:
+        found = self.listing.data.get(key)
+        # An object that was not listed may be newer than the listing: ask the store for it.
+        size = self.store.size(key) if found is None else found.size_bytes
+        if size is None:
+            raise NotFound(uri)
+        if size != size_bytes:
+            raise damaged(uri, f"it has {size} bytes, but the manifest lists {size_bytes}")
+
+
+def _check_side_table(uri: str, data: bytes, receipt: Receipt) -> None:
+    sha256, size_bytes = receipt.side_table_sha256, receipt.side_table_size_bytes
+    table = read_side_table(uri, data, size_bytes=size_bytes, sha256_hex=sha256)
+    columns = ["clip_id", "plan_row", "segment", "n_segments", "source_uri"]
+    found = list(zip(*(table.column(name).to_pylist() for name in columns), strict=True))
+    clips = sorted(receipt.clips, key=lambda clip: clip.clip_id)
+    if found != [(c.clip_id, c.row, c.segment, c.num_segments, c.source_uri) for c in clips]:
+        raise damaged(uri, f"its {len(found)} clips are not those listed for its shard")

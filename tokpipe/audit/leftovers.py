@@ -16,8 +16,6 @@ from tokpipe.formats.manifest import CommittedRows, count_entries, iter_entries
 from tokpipe.plan import StoredPlan
 from tokpipe.storage.store import Store, StoredObject
 
-OLDER_THAN_S = 2 * 24 * 3600.0  # Default age of the objects that ``clean`` removes
-
 YOUNGEST_S = LISTED_WITHIN_S
 """Younger objects may belong to a running driver, which lists a shard after it was written."""
 
@@ -81,7 +79,7 @@ def unlisted(
 def clean(
     store: Store,
     *,
-    older_than_s: float = OLDER_THAN_S,
+    older_than_s: float = 2 * 24 * 3600.0,
     partial: bool = False,
     dry_run: bool = False,
 ) -> Leftovers:
@@ -114,11 +112,8 @@ def clean(
             committed.add(ref)
         listed.update(key for one in entry.shards for key in (one.shard, one.side_table))
     plan_parts = {part.key for part in StoredPlan.from_json(record.plan).parts}
-    old = [
-        found
-        for found in unlisted(listing, listed, plan_parts)
-        if now_s - found.modified_s > older_than_s
-    ]
+    every = unlisted(listing, listed, plan_parts)
+    old = [found for found in every if now_s - found.modified_s > older_than_s]
     keeps = committed.num_done < record.num_rows and not partial
     removed = [found for found in old if not (keeps and found.key in listing.data)]
     if not dry_run:

@@ -5,9 +5,9 @@ from contextlib import suppress
 
 import numpy as np
 
-from tokpipe.audit.findings import Findings
 from tokpipe.audit.leftovers import Listing
 from tokpipe.audit.planned import PlannedClips
+from tokpipe.audit.report import Findings
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState, count_entries
@@ -109,8 +109,7 @@ class ManifestAudit:
         self.state.count(entry)
 
     def _list(self, uri: str, seq: int, receipt: Receipt) -> None:
-        name = receipt.shard.removeprefix("shards/")
-        if receipt.shard != f"shards/{name}" or receipt.side_table != f"clips/{name}":
+        if receipt.side_table != receipt.shard.replace("shards/", "clips/", 1):
             problem = f"it lists {receipt.shard} with the side table {receipt.side_table}"
             self._findings.add_damage("entry_damaged", uri, problem)
         for key in (receipt.shard, receipt.side_table):
@@ -152,15 +151,13 @@ class ManifestAudit:
         state = self.state
         try:
             saved = read_checkpoint(self._store, seq, state.committed.num_rows)
+            if not (
+                saved.committed.bitmap == state.committed.bitmap
+                and saved.committed.partial == state.committed.partial
+                and saved.totals == state.totals
+                and saved.tail == state.tail
+                and saved.shards.equals(state.shards)
+            ):
+                raise CorruptOutput(f"{uri} is damaged: it does not sum up the entries before it.")
         except (CorruptOutput, NotFound) as error:
             self._findings.add("checkpoint", uri, f"{str(error).rstrip('.')}. {_SHORTCUT}")
-            return
-        if not (
-            saved.committed.bitmap == state.committed.bitmap
-            and dict(saved.committed.partial) == dict(state.committed.partial)
-            and saved.totals == state.totals
-            and saved.tail == state.tail
-            and saved.shards.equals(state.shards)
-        ):
-            problem = f"{uri} is damaged: it does not sum up the entries before it."
-            self._findings.add("checkpoint", uri, f"{problem} {_SHORTCUT}")

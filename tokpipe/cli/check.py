@@ -11,13 +11,12 @@ from tokpipe.cli.arguments import Parser, job_of
 from tokpipe.cli.output import Result
 
 EXAMPLE = "tokpipe check jobs/demo.yaml"
-SAMPLE = 4
 
 
 def add_arguments(parser: Parser) -> None:
     parser.add_job()
     parser.add_json()
-    parser.add_count("--sample", SAMPLE, "open N videos of each source", least=1)
+    parser.add_count("--sample", 4, "open N videos of each source", least=1)
     parser.add_count("--seed", 0, "selects the videos")
 
 

@@ -10,32 +10,21 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
 
 import tokpipe
 from tokpipe.cli.arguments import Parser
-from tokpipe.cli.output import ReaderGone, Result, exit_code_of
+from tokpipe.cli.output import ReaderGone, exit_code_of
 from tokpipe.runtime.signals import interrupted
 from tokpipe.telemetry.logs import mask_others
-
-
-class Verb(Protocol):
-    """A module for one word after ``tokpipe``. Its docstring is the help text, and the first
-    sentence of that is the summary in the list of verbs."""
-
-    EXAMPLE: str
-
-    def add_arguments(self, parser: Parser, /) -> None: ...
-
-    def run(self, parsed: argparse.Namespace, /) -> Result: ...
-
 
 _NAMES = (
     "init", "check", "plan", "run", "submit", "status", "ls", "inspect", "decode", "rejected",
     "report", "audit", "clean", "export", "convert", "train", "completion",
 )  # fmt: skip
 """In the order of the help text, which follows a job's life."""
-VERBS = {name: cast(Verb, import_module(f"tokpipe.cli.{name}")) for name in _NAMES}
+VERBS = {name: import_module(f"tokpipe.cli.{name}") for name in _NAMES}
+"""Modules for one word after ``tokpipe``. The docstring of each is the help text, and the first
+sentence of that is the summary in the list of verbs."""
 
 
 def main(arguments: Sequence[str] | None) -> int:

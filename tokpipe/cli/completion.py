@@ -5,7 +5,7 @@ import argparse
 import shtab
 
 from tokpipe.cli.arguments import Parser
-from tokpipe.cli.output import print_script
+from tokpipe.cli.output import ReaderGone
 
 EXAMPLE = "source <(tokpipe completion bash)"
 
@@ -15,5 +15,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    print_script(shtab.complete(parsed.parser, parsed.shell))
+    try:
+        print(shtab.complete(parsed.parser, parsed.shell), flush=True)
+    except BrokenPipeError as error:
+        raise ReaderGone from error
     return 0

@@ -53,14 +53,6 @@ def print_lines(lines: Iterable[str], console: Console | None = None) -> None:
         _print(console, line)
 
 
-def print_script(text: str) -> None:
-    """Print text for a shell, unchanged."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError as error:
-        raise ReaderGone from error
-
-
 def exit_code_of(parsed: argparse.Namespace) -> int:
     """Run a verb, print its result or error, and return its exit code."""
     try:

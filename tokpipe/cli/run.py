@@ -5,7 +5,6 @@ import sys
 
 from rich.console import Console
 
-from tokpipe.cli import check
 from tokpipe.cli.arguments import Parser, job_of
 from tokpipe.cli.output import Result, print_lines
 from tokpipe.errors import ConfigError
@@ -39,8 +38,9 @@ def run(parsed: argparse.Namespace) -> Result:
     options_of(parsed)  # rejects those that do not go together
     with submitted.explained(parsed.job):
         if parsed.dry_run:
-            defaults = {"json": False, "sample": check.SAMPLE, "seed": 0}
-            return check.run(argparse.Namespace(job=parsed.job, **defaults))
+            from tokpipe.verbs.check import check
+
+            return (one.text for one in check(job_of(parsed)))
         job = job_of(parsed)
     submitted.check_output(job)
     # Imported late: ray takes seconds, and a wrong job file is reported without it.

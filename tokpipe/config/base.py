@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +21,7 @@ class Frozen(BaseModel):
     """A section of the job file: immutable, strictly typed, no unknown keys."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
@@ -53,7 +49,8 @@ def _expanded(text: str, info: ValidationInfo) -> str:
 
     def value(match: re.Match[str]) -> str:
         name, default = match.groups()
-        found = _environ(info).get(name, default)
+        environ = (info.context or {}).get("environ", os.environ)
+        found: str | None = environ.get(name, default)
         if found is None:
             raise ValueError(
                 f"environment variable {name} is not set; set it, or write ${{{name}:-default}}"
@@ -118,13 +115,8 @@ def _validate_log_path(text: str | None, info: ValidationInfo) -> str | None:
     return uri
 
 
-def _environ(info: ValidationInfo) -> Mapping[str, str]:
-    environ: Mapping[str, str] = (info.context or {}).get("environ", os.environ)
-    return environ
-
-
 def _check_no_secret(uri: str, info: ValidationInfo) -> str:
-    if redact(uri, _environ(info)) != uri:
+    if redact(uri, (info.context or {}).get("environ")) != uri:
         raise ValueError(
             "contains a password, a signature or another secret, and job files are copied into "
             "outputs; remove it, and use the nodes' environment or an instance role"

@@ -22,6 +22,7 @@ WEIGHTS_KEYS = ("weights", "decoder_weights")
 """Settings of a section that name files in its folder."""
 
 BUILTIN = "builtin://"
+_PRETRAINED = Path(__file__).parents[1] / "models" / "pretrained"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
 
 
@@ -32,18 +33,14 @@ def builtin_path(uri: str) -> Path:
         names = ", ".join(builtin_names()) or "(none are installed)"
         found = f"{uri} does not name a built-in checkpoint"
         raise ConfigError(f"{found}: write {BUILTIN}NAME with one of {names}")
-    return _pretrained() / name
+    return _PRETRAINED / name
 
 
 def builtin_names() -> list[str]:
-    return sorted(path.parent.name for path in _pretrained().glob(f"*/{CONFIG_NAME}"))
+    return sorted(path.parent.name for path in _PRETRAINED.glob(f"*/{CONFIG_NAME}"))
 
 
-def _pretrained() -> Path:
-    return Path(__file__).parents[1] / "models" / "pretrained"
-
-
-def read_local(uri: str) -> bytes:
+def read_local(uri: str, _: object = None) -> bytes:
     """Read a file on this machine, or one of a built-in checkpoint."""
     if "://" in uri and not uri.startswith((BUILTIN, "file://")):
         raise ConfigError(f"{uri} is in a store, but only local files can be read here")
@@ -73,7 +70,7 @@ def resolve_checkpoint(
     folder = uri.rstrip("/")
     config_uri = f"{folder}/{CONFIG_NAME}"
     try:
-        data = read(config_uri)
+        data = (read_local if folder.startswith(BUILTIN) else read)(config_uri)
     except TokpipeError as error:
         names = ""
         if folder.startswith(BUILTIN):

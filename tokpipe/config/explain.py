@@ -47,19 +47,16 @@ def validate_settings(
     try:
         return TypeAdapter(expected).validate_json(text, context=dict(context or {}))
     except ValidationError as error:
-        explained: dict[Location, tuple[Location, str]] = {}
+        found: dict[Location, str] = {}
         for detail in error.errors(include_url=False):
             place, message = _explained(expected, data, detail)
-            shown = place[:-1] if detail["type"] == "extra_forbidden" else place
-            explained.setdefault(place, (shown, message))
-        problems = []
-        for place, (shown, message) in explained.items():
-            if any(place == other[: len(place)] != other for other in explained):
-                continue  # a consequence of what is wrong within
-            where = ".".join(map(str, shown))
+            where = ".".join(map(str, place[: -1 if detail["type"] == "extra_forbidden" else None]))
             if tokenizer_from is not None and place[:1] == ("tokenizer",):
                 where = f"{where} (in {tokenizer_from})"
-            problems.append(f"{where}: {message}" if where else message)
+            found.setdefault(place, f"{where}: {message}" if where else message)
+        # Without consequences of what is wrong within a section.
+        inner = {other[:end] for other in found for end in range(len(other))}
+        problems = [text for place, text in found.items() if place not in inner]
         raise ConfigError(f"{name}: {'; '.join(problems)}") from error
 
 
@@ -125,11 +122,8 @@ def _unknown_key(key: str, section: Any, expected: Any) -> str:
 
 
 def _follow(annotation: Any, location: Location) -> tuple[Any, Location]:
-    """Follow an error's location down from ``annotation``.
-
-    Returns the annotation found there, with its field, and the location as written in the file:
-    pydantic also names the kind of each section on the way.
-    """
+    """Return the annotation at an error's location, with its field, and the location as written in
+    the file: pydantic also names the kind of each section on the way."""
     place: list[int | str] = []
     for part in location:
         if kinds := kinds_of(annotation):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tokpipe.config.base import Uri
-from tokpipe.config.checkpoint import BUILTIN, read_local, resolve_checkpoint
+from tokpipe.config.checkpoint import read_local, resolve_checkpoint
 from tokpipe.config.explain import validate_settings
 from tokpipe.config.job import JobConfig, StoreOptions
 from tokpipe.config.strict_yaml import read_mapping
@@ -29,7 +29,7 @@ def project_root(job_path: Path) -> Path:
 
 
 def load_job(
-    path: str | Path, environ: Mapping[str, str] | None = None, *, read: ReadFromStore | None = None
+    path: str | Path, environ: Mapping[str, str] | None = None, *, read: ReadFromStore = read_local
 ) -> JobConfig:
     """Read and check one job file. Arguments and errors are those of ``parse_job``."""
     path = Path(path)
@@ -86,7 +86,7 @@ def parse_job(
     name: str,
     root: Path,
     environ: Mapping[str, str] | None = None,
-    read: ReadFromStore | None = None,
+    read: ReadFromStore = read_local,
 ) -> JobConfig:
     """Check the YAML ``text`` of a job. Errors start with ``name``, relative paths at ``root``.
 
@@ -98,15 +98,11 @@ def parse_job(
     config_uri = None
     section = data.get("tokenizer")
     if isinstance(section, dict) and "checkpoint" in section:
-
-        def read_config(uri: str) -> bytes:
-            if read is None or uri.startswith(BUILTIN):
-                return read_local(uri)
-            return read(uri, options)
-
         try:
             options = validate_settings(StoreOptions, data.get("storage", {}), name="storage")
-            data["tokenizer"], config_uri = resolve_checkpoint(section, read_config, context)
+            data["tokenizer"], config_uri = resolve_checkpoint(
+                section, lambda uri: read(uri, options), context
+            )
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
     job: JobConfig = validate_settings(

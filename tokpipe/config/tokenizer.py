@@ -138,7 +138,6 @@ class NativeConfig(TokenizerConfig):
             spatial_stride=self.encoder.spatial_stride * self.patch_size,
             codebook_size=self.quantizer.codebook_size,
             bit_order=self.quantizer.bit_order if isinstance(self.quantizer, LFQConfig) else None,
-            licence=self.licence,
             why_not_streamable=why_not_streamable,
         )
 
@@ -153,6 +152,8 @@ class MoVQGANConfig(Levels, TokenizerConfig):
     Defaults are the 270M model. 67M has ``ch: 128``; 102M has ``ch: 128`` and
     ``num_res_blocks: 4``.
     """
+
+    decoder_keys: ClassVar[tuple[str, ...]] = ("decoder.", "post_quant_conv.")
 
     kind: Literal["movqgan"]
     name: Name = "sber-movqgan"
@@ -178,13 +179,8 @@ class MoVQGANConfig(Levels, TokenizerConfig):
             spatial_stride=self.spatial_stride,
             codebook_size=self.codebook_size,
             layout="BCHW",
-            licence=self.licence,
             why_not_streamable=None,
         )
-
-    @property
-    def decoder_keys(self) -> tuple[str, ...]:
-        return ("decoder.", "post_quant_conv.")
 
 
 class Emu3Config(TokenizerConfig):
@@ -195,6 +191,7 @@ class Emu3Config(TokenizerConfig):
     """
 
     libraries = ("transformers",)
+    decoder_keys: ClassVar[tuple[str, ...]] = ("decoder.", "post_quant_conv.")
 
     kind: Literal["emu3"]
     name: Name = "emu3-vision-tokenizer"
@@ -232,16 +229,11 @@ class Emu3Config(TokenizerConfig):
             spatial_stride=int(2 ** (len(self.channel_multiplier) - 1)),
             codebook_size=self.codebook_size,
             layout="BTCHW",
-            licence=self.licence,
             why_not_streamable=(
                 "Emu3 encodes every four frames separately; encoding a clip whole produces other "
                 "codes than its authors get"
             ),
         )
-
-    @property
-    def decoder_keys(self) -> tuple[str, ...]:
-        return ("decoder.", "post_quant_conv.")
 
 
 class CosmosDVConfig(TokenizerConfig):
@@ -267,7 +259,6 @@ class CosmosDVConfig(TokenizerConfig):
             temporal_stride=time,
             spatial_stride=space,
             codebook_size=64_000,
-            licence=self.licence,
             why_not_streamable=(
                 "its attention covers all earlier frames of a chunk, so no cache of bounded size "
                 "reproduces the codes of the whole clip"

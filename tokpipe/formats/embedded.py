@@ -10,13 +10,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import SourceError
 from tokpipe.formats.tables import stream_parquet
 from tokpipe.storage.client import client_of
-from tokpipe.storage.fetch import (
-    LocalVideo,
-    check_size,
-    check_version,
-    new_copy,
-    source_errors,
-)
+from tokpipe.storage.fetch import LocalVideo, check_size, check_version, new_copy, source_errors
 from tokpipe.storage.ranged import open_ranged
 from tokpipe.types import ArchiveMember
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tokpipe.formats.checks import damaged, explained, too_new
@@ -25,16 +25,13 @@ def dump_lines(values: Mapping[str, Any]) -> bytes:
 
     Each key is on its own line, and so is each item of a list of objects or lists.
     """
-    return ("{" + ",\n".join(_pairs(values)) + "}\n").encode()
+    return (_text(values, ",\n") + "\n").encode()
 
 
-def _pairs(values: Mapping[str, Any]) -> Iterator[str]:
-    return (f"{json.dumps(key)}: {_text(value)}" for key, value in values.items())
-
-
-def _text(value: Any) -> str:
+def _text(value: Any, between: str = ", ") -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(_pairs(value)) + "}"
+        pairs = (f"{json.dumps(key)}: {_text(inner)}" for key, inner in value.items())
+        return "{" + between.join(pairs) + "}"
     if isinstance(value, list) and value and isinstance(value[0], Mapping | list):
         return "[\n" + ",\n".join(map(_text, value)) + "\n]"
     return json.dumps(value)

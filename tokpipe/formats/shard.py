@@ -253,10 +253,7 @@ def _table(rows: Sequence[_Row], schema: pa.Schema) -> pa.Table:
 
 
 def _prefers_dictionary(rows: Sequence[_Row], schema: pa.Schema) -> bool:
-    """Write a row group both ways and compare: all codes of a shard are alike.
-
-    Byte planes win for uniform codes, a dictionary for skewed ones.
-    """
+    """Write a row group both ways: byte planes win for uniform codes, a dictionary for skewed."""
     codes = _table(rows, schema).select(["codes"])
 
     def size(with_dictionary: bool) -> int:

@@ -125,9 +125,8 @@ class ShardReader:
             zip(pairwise(offsets.tolist()), crcs.tolist(), strict=True)
         ):
             if (crc := codes_crc32(flat[start:end])) != wanted:
-                raise self._damaged_row(
-                    group, row, f"has codes of CRC-32 {crc:08x}, not {wanted:08x}"
-                )
+                found = f"has codes of CRC-32 {crc:08x}, not {wanted:08x}"
+                raise self._damaged_row(group, row, found)
         size = self.footer.metadata.tokenizer.codebook_size
         if len(flat) and (largest := int(flat.max())) >= size:
             row = int(np.searchsorted(offsets, int(flat.argmax()), side="right")) - 1
@@ -196,13 +195,12 @@ def check_shard(uri: str, data: bytes, receipt: Receipt, metadata: ShardMetadata
     shard = ShardReader(uri, data)
     footer = shard.footer
     check_same_tokenizer(uri, footer.metadata, metadata)
-    clip_ids, num_rows, num_codes, num_frames = [], 0, 0, 0
+    clip_ids, num_codes, num_frames = [], 0, 0
     for rows in shard.clips():
         clip_ids.append(rows[0].clip_id)
-        num_rows += len(rows)
         num_codes += sum(row.codes.size for row in rows)
         num_frames += sum(row.n_frames for row in rows)
-    found = (footer.grid, num_rows, num_codes, num_frames, footer.encoders)
+    found = (footer.grid, footer.num_rows, num_codes, num_frames, footer.encoders)
     names = "grid", "num_rows", "num_codes", "num_frames", "encoders"
     listed = tuple(getattr(receipt, name) for name in names)
     if found != listed or footer.num_codes != num_codes:

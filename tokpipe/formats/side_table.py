@@ -78,11 +78,7 @@ def read_side_table(
                 if field.name in later:
                     values = pa.array([_LATER[field.name]] * table.num_rows, field.type)
                     table = table.add_column(at, field, values)
-            return _checked(uri, table)
-    return _checked(uri, table)
-
-
-def _checked(uri: str, table: pa.Table) -> pa.Table:
+            break
     if list(table.schema)[: len(_OWN)] != list(_OWN):
         raise damaged(uri, f"its columns are {table.column_names[:50]}, or of other types")
     check_texts(uri, table.select(OWN_COLUMNS))

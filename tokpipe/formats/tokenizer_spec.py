@@ -39,7 +39,7 @@ class TokenizerSpec(BaseModel):
         return cls(
             name=tokenizer.name,
             weights_hash=weights_hash,
-            licence=traits.licence or "",
+            licence=getattr(tokenizer, "licence", traits.licence) or "",
             bit_order=traits.bit_order or "",
             chunk_policy=chunking.policy,
             **{name: getattr(traits, name) for name in same},

@@ -88,9 +88,6 @@ def conversion(tags: Tags, rows: int, look: Look) -> str:
     """Return what FFmpeg's scaler needs to make RGB of frames with these tags.
 
     The coded rows decide for frames without a usable matrix.
-
-    Raises:
-        SourceError: ``unsupported``: the matrix is none that FFmpeg's scaler knows.
     """
     if tags.is_rgb:
         return _AS_IT_IS

@@ -42,11 +42,7 @@ _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 def check_regular_file(path: Path) -> tuple[int, ...]:
-    """Return a file's version; reject others, since opening a FIFO blocks in every decoder.
-
-    Raises:
-        SourceError: ``missing``, ``access_denied``, ``not_a_file`` or ``empty``.
-    """
+    """Return a file's version; reject others, since opening a FIFO blocks in every decoder."""
     try:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):
@@ -69,9 +65,6 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
     """Yield a file's PyAV container and main video stream, set up for exact decoding.
 
     FFmpeg considers the extension of ``file_name``, by default that of ``path``.
-
-    Raises:
-        SourceError: FFmpeg does not know the container, or it has no video stream.
     """
     version = (*check_regular_file(path), file_name)
     with contextlib.ExitStack() as stack:
@@ -166,11 +159,7 @@ def decoder_of(stream: Any) -> Any:
 
 
 def read_description(container: Any, stream: Any) -> tuple[Crop, bool]:
-    """Return what the container hides of frames (PixelCrop, clap), and whether they have fields.
-
-    Raises:
-        SourceError: ``unsupported``: Dolby Vision whose colours only its own players can convert.
-    """
+    """Return what the container hides of frames (PixelCrop, clap), and whether they have fields."""
     mine = described(container).get(str(stream.index), "")
     crop = re.search(r"^ +Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", mine, re.M)
     if dolby := re.search(_DOLBY_ONLY, mine, re.M):
@@ -227,9 +216,6 @@ def _not_opened(path: Path, error: Exception) -> SourceError:
         raise error
     with path.open("rb") as file:
         head = file.read(64)
-        # A failing disk is not the video's fault: it raises OSError while the rest is read.
-        while file.read(2**20):
-            pass
     if head[8:16] == b"WEBPVP8X" and head[20] & 2:
         return SourceError("animation", "the file is an animated WebP, which FFmpeg does not read")
     if head[8:12] == b"WEBP" or head.startswith(_PICTURES):
@@ -242,12 +228,8 @@ def _not_opened(path: Path, error: Exception) -> SourceError:
 
 
 def damaged(what: str, error: Exception) -> SourceError:
-    """Return the rejection for an error that FFmpeg reported while reading or decoding.
-
-    Raises:
-        MemoryError: if that is the error, since it says nothing about the file.
-    """
-    if isinstance(error, MemoryError):
+    """Return the rejection for an error that FFmpeg reported while reading or decoding."""
+    if isinstance(error, MemoryError):  # which says nothing about the file
         raise error
     size = r"'IMGUTILS', 'Picture size (\d+x\d+) (is invalid|exceeds)"
     if found := re.search(size, str(getattr(error, "log", None))):  # its code says less

@@ -148,11 +148,7 @@ class VideoDecoder:
     def probe(
         self, file: _File, *, start_s: float | None = None, end_s: float | None = None
     ) -> Probe:
-        """Read the container of a local file without decoding it.
-
-        Raises:
-            Undecodable, RuntimeFault: as ``decode``, except for damage that only decoding shows.
-        """
+        """Read the container of a local file without decoding it; raises as ``decode`` does."""
         probe, _ = self._answer(file, {"start_s": start_s, "end_s": end_s, "only_probe": True})
         sizes = {name: tuple(probe[name]) for name in ("size", "source_size")}
         return Probe(**{**probe, **sizes})
@@ -164,11 +160,7 @@ class VideoDecoder:
             self._child = None
 
     def _answer(self, file: _File, asked: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """Ask one child after another until one answers or no backend is left.
-
-        Returns:
-            What was decoded or probed, and the descriptor of the frames, or -1 without frames.
-        """
+        """Ask children until one answers; also return the frames' descriptor, or -1 without."""
         if isinstance(file, Path):
             file = LocalVideo(file.absolute())
         path, names = file.path, {"path": os.fspath(file.path), "file_name": file.file_name}
@@ -198,13 +190,9 @@ class VideoDecoder:
     def _attempt(
         self, request: dict[str, Any], copy: int | None
     ) -> tuple[dict[str, Any], int] | None:
-        """Have one child work on a request; ``copy``: a descriptor to read in place of the path.
+        """Return a child's answer; None if it was killed from outside, or before it saw the clip.
 
-        Returns:
-            The answer, or None if the child was killed from outside, or before it saw the clip.
-
-        Raises:
-            _Lost: the child missed its deadline or died, and was cleared away.
+        ``copy`` is a descriptor to read in place of the path.
         """
         child = self.start()
         backend: str | None = None

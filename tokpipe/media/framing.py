@@ -49,11 +49,7 @@ class Painter:
         self._scalers: dict[tuple[Any, ...], _Scaler] = {}
 
     def paint(self, frame: Any, out: NDArray[np.uint8]) -> Tags:
-        """Write an ``av.VideoFrame`` into ``out`` (H, W, 3); return what it and the container say.
-
-        Raises:
-            SourceError: ``unsupported``: its colours cannot be converted. ``hdr``: by the job.
-        """
+        """Write a frame into ``out`` (H, W, 3); return what it and the container say of it."""
         upright, tags = self.framing.orientation, tags_of(frame)
         tags = tags._replace(is_interlaced=tags.is_interlaced or self.framing.look.has_fields)
         self.framing.look.check(tags)

@@ -101,9 +101,6 @@ def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> 
     With ``salvage``, a file that was cut short keeps its whole frames before the cut, and
     ``Timeline.damage`` says what is missing. The same file always has the same timeline.
     ``file_name`` is as in ``open_video``.
-
-    Raises:
-        SourceError: the file is not a video, has no frames, or was cut short.
     """
     with open_video(path, file_name) as (container, stream):
         packets, first, damage = _read_packets(path, container, stream)
@@ -212,11 +209,7 @@ def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> 
 def _read_packets(
     path: Path, container: Any, stream: Any
 ) -> tuple[list[Packet], Any, SourceError | None]:
-    """Read every whole packet of the stream, decoding until one frame is seen.
-
-    Returns:
-        The packets, the frame, and what is wrong with the file if it was cut short.
-    """
+    """Return every whole packet, the first frame, and what is wrong with a file cut short."""
     packets: list[Packet] = []
     first = None
     latest_s = 0.0

@@ -26,12 +26,7 @@ def send(channel: socket.socket, message: dict[str, Any], fd: int | None = None)
 def receive(
     channel: socket.socket, timeout_s: float | None = None
 ) -> tuple[dict[str, Any], int | None]:
-    """Return the next message and its descriptor, which the caller closes.
-
-    Raises:
-        TimeoutError: no message came in time.
-        Closed: the other side has hung up.
-    """
+    """Return the next message and its descriptor, which the caller closes; or TimeoutError."""
     channel.settimeout(timeout_s)
     fds: list[int] = []
     try:

@@ -153,7 +153,12 @@ class ResnetBlock3D(ResnetBlock):
         h = self.conv1.conv(self.conv1.silu_input(self.norm1, x, *stream), with_bias=False)
         h = self.conv2.silu_input(self.norm2, h, *stream, bias=self.conv1.conv.bias)
         h = self.conv2.conv(h, with_bias=False)
-        return self.norm1.residual(self._shortcut(x, *stream), h, self.conv2.conv.bias)
+        bias = self.conv2.conv.bias
+        if self.nin_shortcut is None:
+            x = self._shortcut(x, *stream)
+        else:
+            x, bias = self.nin_shortcut(x, with_bias=False), bias + self.nin_shortcut.bias
+        return self.norm1.residual(x, h, bias)
 
 
 class AttnBlock(nn.Module):
@@ -353,7 +358,14 @@ class DownSample3D(nn.Module):
         inner = y[..., :height, :width]
         inner[:, :, :kept] = x[:, :, :kept]
         end = kept + 2 * pairs
-        inner[:, :, kept:] = (x[:, :, kept:end:2] + x[:, :, kept + 1 : end : 2]).mul_(0.5)
+        if pairs and torch.is_grad_enabled():
+            inner[:, :, kept:] = (x[:, :, kept:end:2] + x[:, :, kept + 1 : end : 2]).mul_(0.5)
+        elif pairs:
+            first, second = x[:, :, kept:end:2], x[:, :, kept + 1 : end : 2]
+            if gpu_kernels(x) is None:
+                torch.add(first, second, out=inner[:, :, kept:]).mul_(0.5)
+            else:  # one pass over memory
+                torch.lerp(first, second, 0.5, out=inner[:, :, kept:])
         return y
 
 

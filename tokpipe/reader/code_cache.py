@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import os
 import re
-import time
 import uuid
 from collections.abc import Iterator
 from functools import lru_cache
@@ -19,11 +18,11 @@ from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import Codes, ShardCodes, write_shard_codes
 from tokpipe.reader.values import ShardInfo
+from tokpipe.storage.local_files import TEMPORARY_FOLDER, remove_abandoned
 from tokpipe.storage.read_ahead import read_ahead
 
 _MAPPED_SHARDS = 16_384  # The kernel allows a process 65,530 maps
 
-_ABANDONED_AFTER_S = 24 * 3600.0
 _SUFFIX = ".codes"
 
 
@@ -61,14 +60,12 @@ class CodeCache:
         self._read_ahead = read_ahead
         self._starts = output.shards.row_starts
         self._mapped = lru_cache(_MAPPED_SHARDS)(self._find)
-        self._temporary, self._locks = self._folder / "tmp", self._folder / "locks"
+        self._temporary = self._folder / TEMPORARY_FOLDER
+        self._locks = self._folder / "locks"
         with self._disk_trouble():
             self._temporary.mkdir(parents=True, exist_ok=True)
             self._locks.mkdir(exist_ok=True)
-            for path in self._temporary.iterdir():  # left by killed processes
-                with contextlib.suppress(FileNotFoundError):
-                    if path.stat().st_mtime < time.time() - _ABANDONED_AFTER_S:
-                        path.unlink()
+        remove_abandoned(self._folder)
 
     @property
     def num_rows(self) -> int:
@@ -113,7 +110,8 @@ class CodeCache:
             raise IndexError(f"some of the {len(rows)} rows are outside 0 to {self.num_rows - 1}")
         places = zip(numbers, (rows - self._starts[found]).tolist(), strict=True)
         shards = {number: self.shard(number) for number in set(numbers)}
-        shapes = {shard.shape for shard in shards.values()}
+        even = [shard.blocks for shard in shards.values()]
+        shapes = {None if blocks is None else blocks.shape[1:] for blocks in even}
         if len(shapes) == 1 and None not in shapes:
             # Concatenating flat rows takes half the time of (t, h, w) blocks.
             flat = {number: shard.flat.reshape(len(shard), -1) for number, shard in shards.items()}
@@ -150,7 +148,7 @@ class CodeCache:
 
     def _make(self, path: Path, info: ShardInfo) -> ShardCodes:
         itemsize = np.dtype(self.output.tokenizer.code_dtype).itemsize
-        self._check_size(info, info.num_codes * itemsize)  # before the shard is fetched
+        self._make_room(info, info.num_codes * itemsize)  # before the shard is fetched
         temporary = self._temporary / uuid.uuid4().hex
         try:
             with temporary.open("xb") as file:
@@ -164,17 +162,14 @@ class CodeCache:
             temporary.unlink(missing_ok=True)
         return codes
 
-    def _check_size(self, info: ShardInfo, num_bytes: int) -> None:
-        if self._max_bytes is not None and num_bytes > self._max_bytes:
+    def _make_room(self, info: ShardInfo, num_bytes: int) -> None:
+        if self._max_bytes is None:
+            return
+        if num_bytes > self._max_bytes:
             raise ConfigError(
                 f"{self._folder}: the codes of {info.uri} take {num_bytes} bytes, more than the "
                 f"max_bytes={self._max_bytes} of the cache. Raise max_bytes"
             )
-
-    def _make_room(self, info: ShardInfo, num_bytes: int) -> None:
-        if self._max_bytes is None:
-            return
-        self._check_size(info, num_bytes)
         found = []
         for path in self._folder.glob(f"*{_SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):

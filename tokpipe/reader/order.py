@@ -1,18 +1,25 @@
-"""The order of an epoch, and the part of it that is left. Pure arithmetic.
+"""The order of an epoch, what is left of it, and how readers share it. Pure arithmetic.
 
-Both depend on a few numbers only and are the same on every machine. No rank has to know what the
+All depend on a few numbers only and are the same on every machine. No rank has to know what the
 others have read, and a run can resume with another number of ranks.
+
+Of several sources, an epoch has a fixed number of items each. Readers take turns at each source, as
+they do with a single one, and each spreads its items evenly over its epoch. So the items of an
+epoch do not depend on the number of readers, and every reader sees them in proportion.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 _KEPT_WINDOWS = 4
+_ONE = 2**64  # Times are integers from 0 to this, so no machine rounds them differently
 
 
 class EpochOrder:
@@ -122,3 +129,102 @@ class Remaining:
         if end < len(self.pending):
             return Remaining(self.num_items, self.start, (*pending, *self.pending[end:]))
         return Remaining(self.num_items, self.start + end - len(self.pending), tuple(pending))
+
+
+@dataclass(frozen=True, slots=True)
+class MixRemaining:
+    """The unread part of an epoch, for each of several sources."""
+
+    parts: tuple[Remaining, ...]
+    seed: int  # Determines the phases with which each reader begins
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    @property
+    def dealt_from(self) -> list[int]:
+        """Number of items in the sources before each one: its first item goes to that reader."""
+        return list(accumulate(map(len, self.parts[:-1]), initial=0))
+
+    def after(self, taken: Sequence[int]) -> "MixRemaining":
+        """Return what is left, as ``Remaining.after`` does for one source."""
+        number = len(taken)
+        counts = [Share(self, k, number).counts(done) for k, done in enumerate(taken)]
+        parts = [
+            part.after([counts[(k + start) % number][source] for k in range(number)])
+            for source, (part, start) in enumerate(zip(self.parts, self.dealt_from, strict=True))
+        ]
+        return MixRemaining(tuple(parts), self.seed)
+
+
+class Share:
+    """What one of several readers takes from what is left of several sources, and in which order.
+
+    Readers take turns at every source. Dealing a source continues with the reader at which the
+    source before it stopped, so all readers get the same number of items, or one less. A reader
+    spreads its items evenly: at any time, the number it has had of each source is within a few
+    items of what is due. Each reader has its own phases; otherwise all would begin with the same
+    sources.
+    """
+
+    def __init__(self, left: MixRemaining, reader: int, num_readers: int) -> None:
+        self._left, self._num_readers = left, num_readers
+        self._firsts = [(reader - start) % num_readers for start in left.dealt_from]
+        self._sizes = [
+            part.num_taken_by(first, num_readers)
+            for part, first in zip(left.parts, self._firsts, strict=True)
+        ]
+        self._phases: list[int] = random_bits(len(left.parts), left.seed, reader).tolist()
+
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    def next_source(self, counts: Sequence[int]) -> int:
+        """Return the source of the item after ``counts`` of each. At least one must be left."""
+        left = [source for source, size in enumerate(self._sizes) if counts[source] < size]
+        return min(left, key=lambda source: self._time(source, counts[source]))
+
+    def position(self, source: int, count: int) -> int:
+        """Return the position of the ``count``-th item that this reader takes from a source."""
+        index = self._firsts[source] + count * self._num_readers
+        return self._left.parts[source].position(index)
+
+    def counts(self, taken: int) -> list[int]:
+        """Return how many of each source are among the first ``taken`` items, in log time."""
+        if not 0 <= taken <= len(self):
+            raise ValueError(
+                f"a reader of {self._num_readers} cannot have taken {taken} of {len(self)} items: "
+                "these states were not saved at the same moment of one run"
+            )
+        time, step = 0, _ONE  # at most ``taken`` items are due before ``time``
+        while step:
+            if time + step <= _ONE and sum(self._due_before(time + step)) <= taken:
+                time += step
+            step //= 2
+        counts = self._due_before(time)
+        while sum(counts) < taken:  # items due exactly at this time
+            counts[self.next_source(counts)] += 1
+        return counts
+
+    def _time(self, source: int, count: int) -> int:
+        """Return when the ``count``-th item of a source is due, from 0 to ``_ONE``."""
+        return (count * _ONE + self._phases[source]) // self._sizes[source]
+
+    def _due_before(self, time: int) -> list[int]:
+        return [
+            min(size, max(0, -((phase - time * size) // _ONE)))
+            for size, phase in zip(self._sizes, self._phases, strict=True)
+        ]
+
+
+def quotas(weights: Sequence[float], number: int) -> list[int]:
+    """Divide ``number`` items by weight, rounding up where the fractions are largest."""
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise ValueError(f"weights={list(weights)}: each must be finite and above 0")
+    exact = [Fraction(weight) for weight in weights]
+    due = [number * weight / sum(exact) for weight in exact]
+    whole = [math.floor(one) for one in due]
+    by_fraction = sorted(range(len(due)), key=lambda k: (whole[k] - due[k], k))
+    for k in by_fraction[: number - sum(whole)]:
+        whole[k] += 1
+    return whole

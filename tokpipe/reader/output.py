@@ -20,8 +20,7 @@ from tokpipe.formats.shard_reader import Chunk, ShardReader, check_same_tokenize
 from tokpipe.formats.side_table import OWN_COLUMNS, read_side_table
 from tokpipe.formats.tables import rows_of
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.reader.shard_list import ClipIndex, ShardList
-from tokpipe.reader.values import Clip, ShardInfo
+from tokpipe.reader.values import Clip, ClipIndex, ShardInfo, ShardList
 from tokpipe.storage import open_store
 from tokpipe.storage.ranged import RangedFile
 from tokpipe.storage.read_ahead import read_ahead

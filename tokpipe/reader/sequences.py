@@ -64,23 +64,23 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         positions = np.zeros((own.length, 3), np.int32)
         documents = np.full(own.length, -1, np.int32)
         filled = number = 0
-        while filled < own.length and (document := self._open or self._next_document()):
-            size = len(document[0])
+        while filled < own.length:
+            if self._open is None:
+                if (sample := next(self._clips, None)) is None:
+                    break
+                self._open = _flattened(sample["codes"], own)
+            its_tokens, its_positions = self._open
+            size = len(its_tokens)
             count = min(own.length - filled, max(0, size - self._used))
             here, there = slice(filled, filled + count), slice(self._used, self._used + count)
-            tokens[here], positions[here] = document[0][there], document[1][there]
+            tokens[here], positions[here] = its_tokens[there], its_positions[there]
             documents[here] = number
             filled, number, self._used = filled + count, number + 1, self._used + count
-            self._open = document
             if self._used >= size:
                 self._open, self._used = None, 0
         if not filled or (filled < own.length and own.drop_last):
             raise StopIteration
         return {"tokens": tokens, "positions": positions, "documents": documents}
-
-    def _next_document(self) -> "_Document | None":
-        sample = next(self._clips, None)
-        return None if sample is None else _flattened(sample["codes"], self._sequences)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the last sequence ended. An unfinished clip counts as not taken.

@@ -63,10 +63,8 @@ class ShardCodes:
         """All codes, chunk after chunk."""
         self.blocks: Codes | None = None
         """(chunks, t, h, w) if all chunks have the same ``t``, else None."""
-        self.shape: tuple[int, int, int] | None = None  # (t, h, w) if all chunks have it, else None
         if bool((t == t[0]).all()):
-            self.shape = (int(t[0]), *grid)
-            self.blocks = self.flat.reshape(self._size, *self.shape)
+            self.blocks = self.flat.reshape(self._size, int(t[0]), *grid)
         # A memoryview returns Python integers in a third of an array's time.
         self._t, self._starts = memoryview(t), memoryview(starts)
 

@@ -13,10 +13,9 @@ from tokpipe.formats.checks import explained
 from tokpipe.formats.job_record import differences, flatten
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.code_cache import CodeCache
-from tokpipe.reader.order import EpochOrder, Remaining
+from tokpipe.reader.order import EpochOrder, MixRemaining, Remaining, Share, quotas
 from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import Codes, ShardCodes
-from tokpipe.reader.shares import MixRemaining, Share, quotas
 from tokpipe.types import Count, Positive
 
 Sample = dict[str, Any]  # ``clip_id``, and ``codes`` (t, h, w) as int64
@@ -231,20 +230,15 @@ class ClipIterator(Iterator[Any]):
     def __next__(self) -> Any:
         if self._taken >= len(self._share):
             raise StopIteration
-        source = self._share.next_source(self._counts)
+        stream, source = self._stream, self._share.next_source(self._counts)
         position = self._share.position(source, self._counts[source])
-        clip_id, codes = self._clip(source, position)
-        self._taken += 1
-        self._counts[source] += 1
-        return self._stream._make(clip_id, codes)
-
-    def _clip(self, source: int, position: int) -> tuple[str, Codes]:
-        """Read a clip by its position among the epoch's clips of its output."""
-        stream = self._stream
         ever = self._epoch * stream.clips_per_epoch[source] + position
         number, place = divmod(ever, stream._num_clips[source])
         shard, item = self._order(source, number)[place]
-        return clip_of(stream.caches[source].shard(shard), item)
+        clip_id, codes = clip_of(stream.caches[source].shard(shard), item)
+        self._taken += 1
+        self._counts[source] += 1
+        return stream._make(clip_id, codes)
 
     def state_dict(self) -> dict[str, Any]:
         """Return this reader's position, as plain values."""
@@ -325,9 +319,7 @@ def _clips_per_epoch(
 def _check_same_codes(outputs: Sequence[Output]) -> None:
     first, *others = outputs
     for other in others:
-        one, two = _meaning(first), _meaning(other)
-        if one != two:
-            changed = differences(one, two, "and")
+        if changed := differences(_meaning(first), _meaning(other), "and"):
             raise ConfigError(
                 f"{first.store.uri} and {other.store.uri} come from different tokenizers "
                 f"({'; '.join(changed)}). In a mix, the same code would mean different pixels, and "

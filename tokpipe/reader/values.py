@@ -1,12 +1,17 @@
-"""What the reader returns: clips with their chunks, and shards."""
+"""What the reader returns: clips with their chunks, shards, and where the clips are."""
 
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from tokpipe.formats.manifest import ManifestEntry
 from tokpipe.formats.shard_reader import Chunk
+from tokpipe.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +53,69 @@ class ShardInfo:
     side_table_uri: str
     side_table_size_bytes: int
     side_table_sha256: str
+
+
+class ShardList(Sequence[ShardInfo]):
+    """Shards in the order in which the manifest lists them. Holds no object per shard."""
+
+    def __init__(self, store: Store, table: pa.Table) -> None:
+        self._store = store
+        self._table = table
+        self.clip_counts: NDArray[np.int64] = table.column("num_clips").to_numpy()
+        """(shards,) number of clips in each shard."""
+
+    def __len__(self) -> int:
+        return len(self.clip_counts)
+
+    @property
+    def row_starts(self) -> NDArray[np.int64]:
+        """(shards + 1,) position of each shard's first row among all rows; last, their number."""
+        return np.cumsum([0, *self._table.column("num_rows").to_pylist()], dtype=np.int64)
+
+    @overload
+    def __getitem__(self, index: int) -> ShardInfo: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ShardInfo]: ...
+    def __getitem__(self, index: int | slice) -> ShardInfo | list[ShardInfo]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        (row,) = self._table.slice(range(len(self))[index], 1).to_pylist()
+        key, side_table = row.pop("shard"), row["side_table"]
+        del row["seq"]
+        return ShardInfo(
+            key=key,
+            uri=self._store.uri_of(key),
+            side_table_uri=self._store.uri_of(side_table),
+            grid=(row.pop("h"), row.pop("w")),
+            **row,
+        )
+
+
+class ClipIndex:
+    """Finds shards by a 64-bit hash of the clip id, so 100 million clips take 1.2 GB.
+
+    Two ids may share a hash, so look into the shard to be sure.
+    """
+
+    def __init__(self, entries: Iterable[ManifestEntry]) -> None:
+        """Index the shards of a manifest, numbered in the order in which it lists them."""
+        receipts = (receipt for entry in entries for receipt in entry.shards)
+        packed, sizes = bytearray(), []
+        for receipt in receipts:
+            packed += b"".join(_hash(clip.clip_id) for clip in receipt.clips)
+            sizes.append(len(receipt.clips))
+        hashes = np.frombuffer(packed, np.uint64)
+        order = np.argsort(hashes)
+        self._hashes = hashes[order]
+        self._shards = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
+
+    def shards_of(self, clip_id: str) -> list[int]:
+        """Return the numbers of the shards that may hold the clip; empty if none does."""
+        (wanted,) = np.frombuffer(_hash(clip_id), np.uint64)
+        first, last = (np.searchsorted(self._hashes, wanted, side) for side in ("left", "right"))
+        return list(map(int, self._shards[first:last]))
+
+
+def _hash(clip_id: str) -> bytes:
+    """Unlike ``hash``, the same in every process: readers are pickled to workers."""
+    return hashlib.blake2b(clip_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -1,13 +1,171 @@
-"""Everything that a report shows."""
+"""Everything that a report shows: status, history, and what a sample of shards holds."""
+
+from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from random import Random
+from typing import TYPE_CHECKING, Any
 
-from tokpipe.formats.job_record import JobRecord
+from tokpipe.errors import CorruptOutput, TokpipeError
+from tokpipe.formats.shard_reader import ShardReader
+from tokpipe.reader import Clip, Output
 from tokpipe.report.history import History
-from tokpipe.report.sample import Pairs, Sample
+from tokpipe.telemetry.human import finite
+from tokpipe.telemetry.usage import CodeUsage
+from tokpipe.verbs.inspect import evenly_spread
 from tokpipe.verbs.status import Status
+
+if TYPE_CHECKING:
+    from tokpipe.reconstruct import SideBySide
+
+NUM_FRAMES = 4  # Frames to show of each clip
+MAX_FRAMES = 256  # Only the first chunks of a longer clip are decoded and compared
+
+
+@dataclass(slots=True)
+class Sample:
+    """Counts over shards that are evenly spread over the output."""
+
+    num_shards_of: int  # Shards of the output
+    usage: CodeUsage
+    num_shards: int = 0  # Shards that were counted
+    frames_per_clip: Counter[int] = field(default_factory=Counter)
+    """Number of clips by their number of frames."""
+    codes_per_clip: Counter[int] = field(default_factory=Counter)
+    damaged: list[str] = field(default_factory=list)
+    """An error message for each chosen shard that could not be counted."""
+    clips: list[Clip] = field(default_factory=list)  # Some clips to show
+
+    @property
+    def num_clips(self) -> int:
+        return self.frames_per_clip.total()
+
+
+def take_sample(output: Output, *, num_shards: int, num_clips: int, seed: int) -> Sample:
+    """Fetch and verify shards (0: all), and count what they hold; ``seed`` selects the clips."""
+    chosen = evenly_spread(len(output.shards), num_shards)
+    random = Random(seed)
+    sample = Sample(len(output.shards), CodeUsage(output.tokenizer.codebook_size))
+    for number, index in enumerate(chosen, 1):
+        info = output.shards[index]
+        # Later shards make up for earlier ones with too few clips.
+        wanted = num_clips * number // len(chosen) - len(sample.clips)
+        try:
+            shard = output.verified_shard(info)
+            frames, codes = _count(shard, sample.usage)
+            clip_ids = random.sample(list(frames), min(wanted, len(frames)))
+            sample.clips += output.clips_of(info, shard, clip_ids)
+        except CorruptOutput as error:
+            sample.damaged.append(str(error))
+            continue
+        sample.num_shards += 1
+        sample.frames_per_clip.update(frames.values())
+        sample.codes_per_clip.update(codes.values())
+    return sample
+
+
+def _count(shard: ShardReader, usage: CodeUsage) -> tuple[Counter[str], Counter[str]]:
+    """Add a shard's codes to ``usage``; return the frames and the codes of each clip, by id."""
+    frames: Counter[str] = Counter()
+    codes: Counter[str] = Counter()
+    for group in range(shard.num_row_groups):
+        rows = shard.read_row_group(group, ["clip_id", "n_frames", "codes"])
+        blocks = rows.column("codes")
+        usage.update(blocks.flatten().to_numpy())
+        clip_ids = rows.column("clip_id").to_pylist()
+        lengths = rows.column("n_frames").to_pylist(), blocks.value_lengths().to_pylist()
+        for clip_id, num_frames, num_codes in zip(clip_ids, *lengths, strict=True):
+            frames[clip_id] += num_frames
+            codes[clip_id] += num_codes
+    return frames, codes
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One clip. Pictures are JPEG files with some of its frames side by side."""
+
+    clip: Clip
+    num_frames: int  # Frames that were decoded
+    size: tuple[int, int]  # (height, width) of a frame
+    shown: int  # Frames in each picture
+    decoded: bytes
+    source: bytes | None = None
+    psnr_db: float | None = None
+    """Mean over the frames; infinite if a frame is equal, None without the source."""
+    ssim: float | None = None
+    problem: str | None = None  # Why the source is missing
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The clips, or why there are none."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        clips = [
+            {
+                "clip_id": one.clip.clip_id,
+                "psnr_db": finite(one.psnr_db),
+                "ssim": one.ssim,
+                "problem": one.problem,
+            }
+            for one in self.pairs
+        ]
+        return {"problem": self.problem, "clips": clips}
+
+
+def make_pairs(output: Output, clips: Sequence[Clip], device: str) -> Pairs:
+    """Decode clips and their sources.
+
+    Weights, sources or torch may well be missing on this machine. Then ``problem`` says what is
+    missing.
+    """
+    try:
+        from tokpipe.reconstruct import SideBySide
+
+        with SideBySide(output, device) as both:
+            return Pairs([_pair(both, clip) for clip in clips])
+    except ImportError as error:
+        return Pairs(problem=f"{error}. Decoding needs what a worker has: pip install tokpipe[run]")
+    except TokpipeError as error:
+        return Pairs(problem=str(error))
+
+
+def _pair(both: SideBySide, clip: Clip) -> Pair:
+    ends = accumulate(chunk.n_frames for chunk in clip.chunks)
+    first = [chunk for chunk, end in zip(clip.chunks, ends, strict=True) if end <= MAX_FRAMES]
+    clip = replace(clip, chunks=tuple(first) or clip.chunks[:1])
+    try:
+        return _decoded(both, clip, with_source=True)
+    except TokpipeError as error:
+        return replace(_decoded(both, clip, with_source=False), problem=str(error))
+
+
+def _decoded(both: SideBySide, clip: Clip, *, with_source: bool) -> Pair:
+    from tokpipe.media.quality import Quality
+    from tokpipe.media.writing import FrameGrid, jpeg_bytes
+
+    total = sum(chunk.n_frames for chunk in clip.chunks)
+    decoded, source = (FrameGrid(total, NUM_FRAMES, NUM_FRAMES) for _ in range(2))
+    quality = Quality()
+    for block, original in both.blocks(clip, with_source=with_source):
+        decoded.add(block)
+        if original is not None:
+            source.add(original)
+            quality.add(original, block)
+        size = block.shape[1:3]
+    picture = decoded.picture()
+    pair = Pair(clip, total, size, picture.shape[1] // size[1], jpeg_bytes(picture))
+    if not with_source:
+        return pair
+    shown = jpeg_bytes(source.picture())
+    return replace(pair, source=shown, psnr_db=quality.psnr_db, ssim=quality.ssim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,9 +173,8 @@ class Facts:
     """An output at one moment."""
 
     made_at: str  # ISO 8601, in UTC
-    record: JobRecord
+    output: Output
     status: Status
-    num_entries: int
     history: History
     sample: Sample
     pairs: Pairs | None  # None if none were requested
@@ -25,7 +182,7 @@ class Facts:
     @property
     def max_bits_per_code(self) -> float:
         """Entropy if all codes of the codebook were equally frequent."""
-        return math.log2(self.record.tokenizer.codebook_size)
+        return math.log2(self.output.tokenizer.codebook_size)
 
     @property
     def frames_per_s(self) -> float | None:

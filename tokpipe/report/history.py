@@ -54,10 +54,8 @@ def read_groups(output: Output) -> Iterator[Group]:
     start = 0
     for entry in read_entries(output.store, chosen):
         stop = entry.seq + 1
-        first, last = np.searchsorted(seqs, [start, stop])
-        yield Group(
-            entry, stop - start, int(clips[first:last].sum()), int(frames[first:last].sum())
-        )
+        span = slice(*np.searchsorted(seqs, [start, stop]))
+        yield Group(entry, stop - start, int(clips[span].sum()), int(frames[span].sum()))
         start = stop
 
 
@@ -128,7 +126,12 @@ class History:
         for group in groups:
             entry = group.entry
             self.num_read += 1
-            self._add_examples(entry)
+            for withdrawn in entry.reopened:
+                kept = self.examples[withdrawn.reason]
+                for example in [one for one in kept if one.ref == withdrawn.ref]:
+                    kept.remove(example)
+            for rejected in entry.rejected:
+                self.examples[rejected.reason].appendleft(rejected)
             elapsed_s = 0.0
             if before is not None and before.writer == entry.writer:
                 elapsed = utc_time(entry.written_at) - utc_time(before.written_at)
@@ -143,14 +146,8 @@ class History:
             rows.append(_amounts_of(group, elapsed_s))
             before = entry
         self._done = np.cumsum(rows, axis=0)
-
-    def _add_examples(self, entry: ManifestEntry) -> None:
-        for withdrawn in entry.reopened:
-            kept = self.examples[withdrawn.reason]
-            for example in [one for one in kept if one.ref == withdrawn.ref]:
-                kept.remove(example)
-        for rejected in entry.rejected:
-            self.examples[rejected.reason].appendleft(rejected)
+        self.whole = Step(0.0, self.worked_s, self._done[-1])
+        """Everything as one step."""
 
     @property
     def worked_s(self) -> float:
@@ -174,11 +171,6 @@ class History:
             Step(begin_s, end_s, row)
             for begin_s, end_s, row in zip(edges.tolist(), edges[1:].tolist(), amounts)  # noqa: B905
         ]
-
-    @cached_property
-    def whole(self) -> Step:
-        """Everything as one step."""
-        return Step(0.0, self.worked_s, self._done[-1])
 
     def stages(self) -> list[StageUse]:
         """How each stage's actors spent their time; empty if the manifest does not record it."""

@@ -26,7 +26,7 @@ from tokpipe.runtime.dispatch.protocol import (
 )
 from tokpipe.runtime.packing import Packed
 from tokpipe.storage.probe import Landmark
-from tokpipe.types import DecodedClip, EncodedClip, EncoderPath, Failed, Rejected, WorkItem
+from tokpipe.types import DecodedClip, EncodedClip, EncoderPath, WorkItem
 
 Payload = list[DecodedClip | None] | list[EncodedClip | None]
 """Clips by position in the lease; None where the clip was rejected or failed."""
@@ -61,23 +61,25 @@ class Worker:
 class DecodeActor(Worker):
     """Runs the decode stage on CPUs."""
 
-    @ray.method(num_returns=2)
     def work(
-        self, attempt: AttemptId, items: Sequence[WorkItem]
-    ) -> tuple[Packed[Payload], Packed[LeaseDone]]:
+        self, attempt: AttemptId, items: Sequence[WorkItem], sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Packed[Any], ...]:
+        """Return a payload for each size of frames, then the answer."""
         started, stage = time.monotonic(), self.stage
         fetched_s, fetched_bytes = stage.fetched_s, stage.fetched_bytes
         results = stage.process(list(items))
-        payload = [one if isinstance(one, DecodedClip) else None for one in results]
-        infos = tuple(
-            one
-            if isinstance(one, Rejected | Failed)
-            else DecodedInfo(one.ref, len(one.frames), one.piece.num_pieces, one.version)
-            for one in results
-        )
+        payloads: list[list[DecodedClip | None]] = [[None] * len(results) for _ in sizes]
+        infos: list[Any] = []
+        for at, one in enumerate(results):
+            if isinstance(one, DecodedClip):
+                payloads[part := sizes.index(one.frames.shape[1:3])][at] = one
+                num_frames, num_pieces = len(one.frames), one.piece.num_pieces
+                one = DecodedInfo(one.ref, num_frames, num_pieces, part, one.version)
+            infos.append(one)
         fetched_s, fetched_bytes = stage.fetched_s - fetched_s, stage.fetched_bytes - fetched_bytes
         busy_s = time.monotonic() - started
-        return Packed(payload), Packed(LeaseDone(attempt, infos, busy_s, fetched_s, fetched_bytes))
+        done = LeaseDone(attempt, tuple(infos), busy_s, fetched_s, fetched_bytes)
+        return *map(Packed, payloads), Packed(done)
 
 
 class EncodeActor(Worker):

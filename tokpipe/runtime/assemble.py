@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from tokpipe.runtime.console import say
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.feed import Feed
 from tokpipe.runtime.output import JobOutput, RetryRejected
-from tokpipe.stages.chunks import largest_chunk, pieces_of
+from tokpipe.stages.chunks import largest_chunk, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage, ref_of
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage.client import split_protocol
@@ -84,8 +84,9 @@ def assemble(
         log_event("rejections_reopened", line, num_clips=num_clips)
     allowed = (getattr(one, "allowed_prefixes", None) or () for one in job.sources)
     uris = [*(one.uri for one in job.sources), *chain(*allowed)]
-    # A CPU gains nothing from batches, and would only wait for them to fill.
-    encode = job.encode if device == "cuda" else job.encode.model_copy(update={"batch_chunks": 1})
+    if device == "cpu" or job.chunking.policy == "streaming":  # Encodes one chunk at a time
+        encode = job.encode.model_copy(update={"batch_chunks": 1})
+        job = job.model_copy(update={"encode": encode})
     largest = largest_chunk(job) if device == "cuda" else None  # CPUs would take minutes to check
     return Run(
         config=job.runtime,
@@ -100,7 +101,7 @@ def assemble(
             versions=record.settings["decode"]["libraries"],
             folders=tuple(folders_of(uris)),
         ),
-        encode=partial(_encode_stage, job.tokenizer, job.chunking, encode, largest),
+        encode=partial(_encode_stage, job.tokenizer, job.chunking, job.encode, largest),
         write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
         device=device,
         weights=output.weights.encoding,
@@ -124,11 +125,15 @@ def usual_clips(job: JobConfig, device: str) -> int:
 def _limits_of(job: JobConfig, device: str, state: ManifestState) -> Limits:
     """The limits of a job's dispatcher, for encoders on a kind of device, after earlier runs."""
     totals, rows = state.totals, state.committed
+    plan = partial(plan_chunks, chunking=job.chunking, traits=job.tokenizer.traits)
     return Limits(
         runtime=job.runtime,
         on_gpu=device == "cuda",
         clips_per_lease=_most_clips(job, LEASE_BYTES),
         usual_clips=usual_clips(job, device),
+        frame_sizes=job.frames.sizes,
+        batch_chunks=min(job.encode.batch_chunks, job.runtime.clips_per_lease),
+        plan_chunks=cache(plan),
         hardware=job.encode.hardware,
         shard_bytes=job.output.shard_bytes,
         shard_max_age_s=job.output.shard_max_age_s,

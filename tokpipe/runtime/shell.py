@@ -69,7 +69,7 @@ class Shell:
         self.was_drained = False  # The run was stopped because the driver's own node is draining
         self._events: queue.SimpleQueue[Event | TokpipeError] = queue.SimpleQueue()
         self._actors: dict[ActorId, Any] = {}
-        self._payloads: dict[AttemptId, Any] = {}
+        self._payloads: dict[AttemptId, list[Any]] = {}  # Their parts
         self._states: dict[AttemptId, Any] = {}
         self._begun: dict[str, Moment] = {}
         """When the lease of each shard began that is not committed."""
@@ -182,6 +182,8 @@ class Shell:
                 self._dispatch(command)
             case protocol.FindInputs(flight, node):
                 self._find_inputs(flight, node)
+            case protocol.Release(attempt, part=int(part)):
+                self._payloads[attempt][part] = None
             case protocol.Release(attempt, state_only):
                 self._states.pop(attempt, None)
                 if not state_only:
@@ -253,27 +255,29 @@ class Shell:
     def _dispatch(self, command: protocol.Dispatch) -> None:
         lease, attempt, actor = command.lease, command.attempt, self._actors[command.actor]
         picks = [  # of each output in turn, in the lease's order
-            (source, self._payloads[source], tuple(place.at for place in places))
-            for source, places in groupby(lease.places, attrgetter("source"))
+            (source, self._payloads[source][part], tuple(place.at for place in places))
+            for (source, part), places in groupby(lease.places, attrgetter("source", "part"))
         ]
         if lease.stage == "write":
             name = f"{self.job.shard_prefix}.{lease.lease_id}-{attempt}"
             self._begun[shard_key(name)] = Moment.now()
             done = actor.work.remote(attempt, name, picks)
         elif lease.stage == "decode":
-            self._payloads[attempt], done = actor.work.remote(attempt, Packed(lease.items))
+            sizes = self.dispatcher.parts.pools.limits.frame_sizes
+            work = actor.work.options(num_returns=len(sizes) + 1)
+            *self._payloads[attempt], done = work.remote(attempt, Packed(lease.items), sizes)
         else:
             _, pixels, positions = zip(*picks, strict=True)
             state = None if lease.state is None else self._states[lease.state]
             outputs = actor.work.remote(attempt, positions, state, *pixels)
-            self._payloads[attempt], self._states[attempt], done = outputs
+            *self._payloads[attempt], self._states[attempt], done = outputs
         done.future().add_done_callback(lambda future: self._heard_done(command, future))
 
     def _find_inputs(self, flight: protocol.Dispatch, node: str | None) -> None:
         """Look for them from the actor's node: the actor itself is deaf while it waits."""
         lease = flight.lease
         sources = tuple({place.source for place in lease.places})
-        inputs = [self._payloads[source] for source in sources]
+        inputs = [*{self._payloads[place.source][place.part] for place in lease.places}]
         inputs += [] if lease.state is None else [self._states[lease.state]]
         there = {"ray.io/node-id": node} if node else {}
         found = _MISSING_INPUTS.options(label_selector=there).remote(inputs, INPUTS_WITHIN_S)

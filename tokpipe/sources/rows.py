@@ -10,6 +10,8 @@ import pyarrow as pa
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import Source, TableSource
 from tokpipe.errors import ConfigError
+from tokpipe.formats.shard import shard_schema
+from tokpipe.formats.side_table import OWN_COLUMNS
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.listing import Listing
 from tokpipe.types import ArchiveMember, WorkItem
@@ -36,13 +38,8 @@ A row with a problem is not a clip. It is named after the place where it was fou
 MAX_COLUMNS = 1000
 """A wider table is rejected: each column costs memory in every part of the plan and every shard."""
 
-_OWN_NAMES = {
-    *ROW_SCHEMA.names,
-    *("row", "row_id", "plan_row", "segment", "num_segments", "n_segments", "dataset", "marks"),
-    *("clip_id", "chunk_index", "n_chunks", "start_pts_s", "end_pts_s", "frame_start", "n_frames"),
-    *("n_pad_frames", "n_context_frames", "first_is_image", "fps", "decoder", "damage", "t"),
-    *("h", "w", "codes", "codes_crc32", "encoder"),
-}
+_OWN_NAMES = {*ROW_SCHEMA.names, *OWN_COLUMNS, *shard_schema("uint32").names}
+_OWN_NAMES |= {"row", "row_id", "num_segments", "dataset"}
 
 
 @dataclass(frozen=True)
@@ -151,16 +148,15 @@ def items_of(table: pa.Table, rows: Sequence[int], source: Source | None = None)
         (table.column(name) if name in table.column_names else unknown).to_pylist()
         for name in ("row_id", *ROW_SCHEMA.names)
     ]
+    follows = source is not None and source.on_change == "accept"
     items = []
     for row, row_id, uri, archive_uri, *place, version, start_s, end_s, problem in zip(
         rows, *columns, strict=True
     ):
         member = None if archive_uri is None else ArchiveMember(archive_uri, *place)
-        known: dict[str, Any] = {"problem": problem, "version": version}
-        if source is not None:
-            known["follows"] = source.on_change == "accept"
-            known["allowed"] = None
-            if member is None and isinstance(source, TableSource):
-                known["allowed"] = source.allowed_prefixes or ()
-        items.append(WorkItem(row, row_id, uri, member, start_s, end_s, **known))
+        allowed: tuple[str, ...] | None = () if source is None else None
+        if member is None and isinstance(source, TableSource):
+            allowed = source.allowed_prefixes or ()
+        known: dict[str, Any] = {"version": version, "follows": follows, "allowed": allowed}
+        items.append(WorkItem(row, row_id, uri, member, start_s, end_s, problem=problem, **known))
     return items

@@ -11,7 +11,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -108,18 +108,12 @@ class _Lines:
             raise _BrokenRecord(f"a quote is not closed within {_RECORD_LINES} lines")
         return line.decode("utf-8")
 
-    def end_record(self) -> None:
-        self.first_line += len(self.record)
-        self.record = []
-        self.record_bytes = 0
-
-    def end_record_early(self) -> bytes:
-        """End the record after its first line and return that line; the others are read again."""
-        first, *others = self.record
-        self._put_back.extendleft(reversed(others))
-        self.record = [first]
-        self.end_record()
-        return first
+    def end_record(self, *, after_first: bool = False) -> None:
+        """End the record, all of it or ``after_first``: then its other lines are read again."""
+        num_lines = 1 if after_first else len(self.record)
+        self._put_back.extendleft(reversed(self.record[num_lines:]))
+        self.first_line += num_lines
+        self.record, self.record_bytes = [], 0
 
 
 def _records(lines: _Lines, delimiter: str, num_fields: int) -> Iterator[_Record]:
@@ -141,20 +135,18 @@ def _records(lines: _Lines, delimiter: str, num_fields: int) -> Iterator[_Record
             problem = f"is not valid UTF-8: {error.reason} at byte {error.start}"
         if problem is None:
             return
-        line = lines.first_line
-        first = lines.end_record_early()
+        line, first = lines.first_line, lines.record[0]
+        lines.end_record(after_first=True)
         yield line, _split_literally(first, delimiter, num_fields) or problem, len(first)
 
 
 def _split_literally(line: bytes, delimiter: str, num_fields: int) -> list[str] | None:
     """Split a TSV line whose quotes are part of the text: many tools write captions unquoted."""
-    if delimiter != "\t" or len(line) > RECORD_BYTES:
-        return None
-    try:
-        fields = line.decode("utf-8").rstrip("\r\n").split("\t")
-    except UnicodeDecodeError:
-        return None
-    return fields if len(fields) == num_fields else None
+    if delimiter == "\t" and len(line) <= RECORD_BYTES:
+        with suppress(UnicodeDecodeError):
+            fields = line.decode("utf-8").rstrip("\r\n").split("\t")
+            return fields if len(fields) == num_fields else None
+    return None
 
 
 @dataclass

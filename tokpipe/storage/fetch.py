@@ -178,21 +178,21 @@ def _copy(
     if member is None:
         start, size, head, found = 0, info.size or 0, 0, info.source_version
         check_version(source, found, version)
+        if not client.can_list:  # from a web server, in one answer
+            check_size(source, size, max_bytes)
+            _copy_stream(client, source, copy, max_bytes)
+            return found
     else:
         start, size = member.offset, member.size
         head = 0 if version is None else TAR_BLOCK
-    is_streamed = member is None and not client.can_list  # from a web server, in one answer
-    stored = None if is_streamed else ranged_file(client, source, info)
-    if stored is not None and start + size > stored.size:
+    stored = ranged_file(client, source, info)
+    if start + size > stored.size:
         raise SourceError(
             "truncated" if version is None else "changed",  # it was whole when it was planned
             f"{source}: ends at byte {stored.size}, but its member ends at byte {start + size}. "
             "The archive was cut short or replaced after it was indexed",
         )
     check_size(source, size, max_bytes)
-    if stored is None:
-        _copy_stream(client, source, copy, max_bytes)
-        return found
     stored.seek(start - head)
     for at in range(start - head, start + size, PIECE_BYTES):
         piece = stored.read(min(PIECE_BYTES, start + size - at)) or b""

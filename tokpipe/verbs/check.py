@@ -17,9 +17,9 @@ from tokpipe.config.job import JobConfig
 from tokpipe.config.tokenizer import CustomConfig
 from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
-from tokpipe.formats.manifest import load_state
 from tokpipe.plan import merge_columns, sample_rows
 from tokpipe.plan.sample import RowSample
+from tokpipe.reader import Output
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
 from tokpipe.stages.decode import DecodeStage, decoder_versions
@@ -27,7 +27,7 @@ from tokpipe.storage import open_store, probe_store
 from tokpipe.telemetry.human import counted, counts_text, duration
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import Cut, DecodedClip
-from tokpipe.verbs.status import status_of
+from tokpipe.verbs.status import status
 from tokpipe.weights.read import TokenizerWeights, find_weights, read_weights
 
 MAX_ROWS = 200_000
@@ -215,7 +215,7 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
     uri = job.output.uri
     store = open_store(uri, job.storage)
     try:
-        record = job_record.read(store)
+        existing = Output(store)
     except NotFound:
         text, facts = f"output {uri}: new", {"uri": uri, "is_new": True}
     else:
@@ -223,8 +223,8 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
             yield _not_checked(f"whether {uri} has the settings of this job", "see above")
         else:
             decoders = decoder_versions(job.decode)
-            job_record.check_resumable(store, record, job, weights.hash, decoders)
-        found = status_of(store, record, load_state(store, record.num_rows))
+            job_record.check_resumable(store, existing.record, job, weights.hash, decoders)
+        found = status(existing)
         done, rows = found.num_rows_done, found.num_rows
         text = f"output {uri}: {done:,} of {rows:,} plan rows settled"
         facts = {"uri": uri, "is_new": False, "num_rows": rows, "num_rows_done": done}

@@ -83,11 +83,8 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
     uri = plain.rstrip("/") if "://" in plain else os.path.normpath(Path(plain).absolute())
     endings = "|".join((*EXTENSIONS, "tar", *VIDEO_EXTENSIONS))
     stem = re.sub(rf"(?i)(\.({endings}))+$", "", uri.rpartition("/")[2])
-    name = _named(stem)
-    if path is None:
-        path = Path("jobs", f"{name}.yaml")
-    else:
-        name = _named(path.stem)  # so that two jobs of one folder do not share an output
+    name = _named(path.stem if path else stem)  # two jobs of one folder do not share an output
+    path = path or Path("jobs", f"{name}.yaml")
     if path.exists():
         raise ConfigError(f"{path} exists already: name another file with -o, or remove this one")
     root = project_root(path)
@@ -124,10 +121,7 @@ def _named(stem: str) -> str:
 
 
 def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return sections for the videos, tables and tars at a URI, below it or that match it.
-
-    Also returns what is wrong with tables that cannot be used.
-    """
+    """Return sections for what is at a URI, below it or matches it, and problems of tables."""
     listing = Listing(uri, _OPTIONS, known=VIDEO_EXTENSIONS, literal="" if "://" in uri else uri)
     num_videos = sum(1 for _ in listing)
     is_glob = bool(re.search(r"[*?{]", uri)) and not (listing.folder or os.path.lexists(uri))
@@ -179,12 +173,8 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _probe(job: JobConfig, source: RowSource, near: str) -> tuple[str, str, list[Probe]]:
-    """Return how many clips the source of a job has, and what a few of its videos are like.
-
-    Nobody has allowed a table to name videos that are not below the folder ``near``: they are not
-    opened. The second text names what is left out or cannot be opened. If nothing can, it is an
-    error.
-    """
+    """Return the number of clips, what is left out or cannot be opened, and what a few videos are
+    like. Nobody has allowed a table to name videos outside the folder ``near``."""
     try:
         rows = sample_rows(source, job.dataset, num_items=_NUM_SAMPLED, max_rows=_MAX_ROWS)
     except ConfigError:

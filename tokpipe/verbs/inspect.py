@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tokpipe.reader import Output
 from tokpipe.reader.values import Clip
 from tokpipe.telemetry.human import counted
@@ -105,7 +102,9 @@ class Inspection:
         )
         often = ", ".join(f"{code} ({share:.1%})" for code, share in usage.most_frequent())
         yield f"  most frequent: {often}"
-        yield f"  0 {_bars(usage.histogram(_BINS))} {spec.codebook_size - 1:,}"
+        counts = usage.histogram(_BINS)
+        bars = "".join(_BAR[int(7 * one / counts.max()) + 1 if one else 0] for one in counts)
+        yield f"  0 {bars} {spec.codebook_size - 1:,}"  # only empty bins are blank
 
 
 def inspect(output: Output, *, num_shards: int = 8, num_clips: int = 3) -> Inspection:
@@ -117,9 +116,3 @@ def inspect(output: Output, *, num_shards: int = 8, num_clips: int = 3) -> Inspe
         for group in range(shard.num_row_groups):
             usage.update(shard.read_row_group(group, ["codes"]).column(0).flatten().to_numpy())
     return Inspection(output, len(chosen), usage, list(islice(output.clips(), num_clips)))
-
-
-def _bars(counts: NDArray[np.int64]) -> str:
-    """Draw a histogram in one line; only empty bins are blank."""
-    top = int(counts.max())
-    return "".join(_BAR[int(7 * one / top) + 1 if one else 0] for one in counts)

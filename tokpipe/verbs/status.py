@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from tokpipe.formats import job_record
 from tokpipe.formats.checks import utc_time
-from tokpipe.formats.job_record import JobRecord
-from tokpipe.formats.manifest import ManifestEntry, ManifestState, Totals, iter_entries, load_state
-from tokpipe.storage.store import Store
+from tokpipe.formats.manifest import ManifestEntry, Totals, iter_entries
+from tokpipe.reader import Output
 from tokpipe.telemetry.human import counted, duration, rate_text, share_text, slow_text
 
 RECENT_ENTRIES = 32  # Commits that the rate is measured over; fewer if the driver started later
@@ -63,16 +61,9 @@ class Status:
             yield f"  recently {rate_text(self.clips_per_s)} clips/s, left {duration(self.left_s)}"
 
 
-def status(store: Store, *, now: datetime | None = None) -> Status:
-    """Read the state of the output in ``store``. Raises NotFound if there is none."""
-    record = job_record.read(store)
-    return status_of(store, record, load_state(store, record.num_rows), now=now)
-
-
-def status_of(
-    store: Store, record: JobRecord, state: ManifestState, *, now: datetime | None = None
-) -> Status:
-    """Do the same for a state that is already loaded. Reads the end of the manifest again."""
+def status(output: Output, *, now: datetime | None = None) -> Status:
+    """Return the status of an output, of whose manifest the end is read again."""
+    store, record, state = output.store, output.record, output.state
     recent = list(iter_entries(store, max(0, state.next_seq - RECENT_ENTRIES), state.next_seq))
     clips_per_s = _rate(recent)
     done = state.committed.num_done

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import compress, count, takewhile
@@ -17,6 +16,7 @@ from tokpipe.config.explain import validate_settings
 from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.config.tokenizer import AnyTokenizer, TokenizerConfig
 from tokpipe.errors import ConfigError
+from tokpipe.storage.local_files import write_file
 from tokpipe.weights.read import encoding_tensors, tensors_sha256
 
 if TYPE_CHECKING:
@@ -51,10 +51,12 @@ def convert(
     """Convert a ``.ckpt``, ``.pt``, ``.pth`` or ``.safetensors`` file; yield lines that say how.
 
     Runs nothing in ``source``, which stays memory-mapped. Builds the tokenizer from the result
-    before moving it into place, so a folder left behind is one that loads strictly. Settings are
+    before writing it, so a folder left behind is one that loads strictly. Settings are
     those of ``config``, a tokenizer section without ``weights``, or follow from the weights if
     ``kind`` is one of ``KINDS``.
     """
+    import safetensors.torch
+
     from tokpipe.models.tokenizers import build_tokenizer
 
     if (kind is None) == (config is None):
@@ -79,19 +81,15 @@ def convert(
         {**section, "weights": str(source)},
         name=f"{config or source} does not describe a tokenizer",
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # In the same file system as the folder, so that finished files can be moved there.
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        partial = Path(temporary)
-        _write(state, partial / WEIGHTS_NAME)
-        text = yaml.safe_dump(section, sort_keys=False)
-        (partial / CONFIG_NAME).write_text(f"# From {source.name}, by tokpipe convert.\n{text}")
-        data = (partial / WEIGHTS_NAME).read_bytes()
-        build_tokenizer(parsed, data, with_decoder=bool(parsed.decoder_keys))
-        digest = tensors_sha256(encoding_tensors(str(folder / WEIGHTS_NAME), data, parsed))
-        folder.mkdir(exist_ok=True)
-        for name in (WEIGHTS_NAME, CONFIG_NAME):
-            (partial / name).replace(folder / name)
+    # safetensors takes neither strided views nor tensors that share memory, such as tied weights.
+    copies = {key: one.detach().resolve_neg().contiguous().clone() for key, one in state.items()}
+    data = safetensors.torch.save(copies)
+    build_tokenizer(parsed, data, with_decoder=bool(parsed.decoder_keys))
+    digest = tensors_sha256(encoding_tensors(str(folder / WEIGHTS_NAME), data, parsed))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / WEIGHTS_NAME, data)
+    text = yaml.safe_dump(section, sort_keys=False)
+    write_file(folder / CONFIG_NAME, f"# From {source.name}, by tokpipe convert.\n{text}".encode())
     traits = parsed.traits
     yield (
         f"{folder}: {parsed.kind}, {traits.temporal_stride}x{traits.spatial_stride}x"
@@ -140,16 +138,6 @@ def _read_state(source: Path, choices: Choices) -> dict[str, Tensor]:
             "converted. Leave it out with --drop, or select another entry with --state"
         )
     return {key: value for key, value in found.items() if problems[key] is None}
-
-
-def _write(state: Mapping[str, Tensor], path: Path) -> None:
-    import safetensors.torch
-
-    # safetensors takes neither strided views nor tensors that share memory, such as tied weights.
-    copies = {
-        key: value.detach().resolve_neg().contiguous().clone() for key, value in state.items()
-    }
-    safetensors.torch.save_file(copies, path)
 
 
 def _choose(

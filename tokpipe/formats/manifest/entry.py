@@ -1,7 +1,7 @@
 """One manifest entry: the shards and rejections of one commit, as JSON with a checksum."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
@@ -23,7 +23,7 @@ An earlier version that resumed an output of format 3 would break the chain, so 
 _RECORDED = {"encoders": ("paid_s", "useful_s", "lost_s", "slow_s"), "actors": ("spent_s", "up_s")}
 """What an entry records of an account, and under which keys."""
 
-_CLIP_FIELDS = [one.name for one in fields(ClipRef)]
+_CLIP_FIELDS = list(ClipRef.__slots__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +84,18 @@ class ManifestEntry:
             "writer": self.writer,
             "written_at": self.written_at,
             "clip_fields": _CLIP_FIELDS,
-            "shards": [_shard_json(receipt) for receipt in self.shards],
+            "shards": [
+                {name: getattr(one, name) for name in Receipt.__slots__}
+                | {"clips": [[getattr(clip, name) for name in _CLIP_FIELDS] for clip in one.clips]}
+                for one in self.shards
+            ],
             # Every message passes here, whatever library it quotes.
             "rejected": [{**asdict(one), "message": redact(one.message)} for one in self.rejected],
         }
         if self.previous is not None:
             body["previous"] = self.previous
         if self.reopened:
-            body["reopened"] = [asdict(one) for one in self.reopened]
+            body["reopened"] = list(map(asdict, self.reopened))
         if self.claim is not None:
             body["claim"] = asdict(self.claim)
         if self.account is not None:
@@ -140,9 +144,3 @@ def _rounded(seconds: Any) -> Any:
     if isinstance(seconds, Mapping):
         return {key: round(value, 3) for key, value in seconds.items()}
     return round(seconds, 3)
-
-
-def _shard_json(receipt: Receipt) -> dict[str, Any]:
-    own = {one.name: getattr(receipt, one.name) for one in fields(Receipt)}
-    clips = [[getattr(clip, name) for name in _CLIP_FIELDS] for clip in receipt.clips]
-    return {**own, "clips": clips}

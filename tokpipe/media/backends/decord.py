@@ -48,11 +48,7 @@ def versions() -> dict[str, str]:
 
 
 def decode(task: Task, out: NDArray[np.uint8]) -> None:
-    """Decode the whole file in order and keep the wanted frames.
-
-    Raises:
-        SourceError: ``unsupported`` if decord is not used for the file, ``corrupt`` for any doubt.
-    """
+    """Decode the whole file in order and keep the wanted frames; any doubt is ``corrupt``."""
     timeline, wanted = task.timeline, task.wanted
     fit = task.framing.fit(timeline.height, timeline.width)
     if reason := _declines(task, fit.box is None) or _moves(task):

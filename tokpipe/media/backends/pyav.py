@@ -23,11 +23,8 @@ def versions() -> dict[str, str]:
 def decode(task: Task, out: NDArray[np.uint8]) -> None:
     """Decode in order, from the key frame before the first wanted frame to the last wanted one.
 
-    Every decoded frame is checked against the timeline; only wanted ones are converted.
-
-    Raises:
-        SourceError: the file cannot be opened; or an error, a damaged frame, or a frame at a time
-            that the timeline does not have. The same file always stops at the same frame.
+    Every decoded frame is checked against the timeline; only wanted ones are converted. The same
+    file always stops at the same frame.
     """
     if (entry := _entry(task.timeline, int(task.wanted[0]))) is not None:
         # Not every key frame is a clean start, so an error is decided from the beginning.

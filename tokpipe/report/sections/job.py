@@ -105,7 +105,7 @@ def _examples(facts: Facts, reason: str, count: int) -> list[Markup]:
 
 def provenance(facts: Facts) -> list[Markup]:
     """Dataset, tokenizer, versions, and the job with every default."""
-    record, status, history = facts.record, facts.status, facts.history
+    record, status, history = facts.output.record, facts.status, facts.history
     spec, stride = record.tokenizer, record.tokenizer.spatial_stride
     times = history.first_at, history.last_at
     commits = " to ".join(moment(at) for at in times if at)
@@ -122,7 +122,7 @@ def provenance(facts: Facts) -> list[Markup]:
         "first and last commit": commits or UNKNOWN,
         "clips by encoder": status.totals.encoders_text(),
         "newest driver": status.driver or UNKNOWN,
-        "manifest": counted(facts.num_entries, "entry", "entries"),
+        "manifest": counted(facts.output.state.next_seq, "entry", "entries"),
         "this report": f"{moment(facts.made_at)} by tokpipe {tokpipe.__version__}",
     }
     job = yaml.safe_dump(redact_nested(record.job), sort_keys=False, allow_unicode=True, width=88)

@@ -4,12 +4,12 @@ import base64
 import math
 from collections import Counter
 from collections.abc import Iterator
-from itertools import accumulate, pairwise
+from itertools import pairwise
+from statistics import fmean, median_low
 
 from tokpipe.report.charts import AxisTick, Column, columns_chart, count_ticks
-from tokpipe.report.facts import Facts
+from tokpipe.report.facts import NUM_FRAMES, Facts, Pair, Sample
 from tokpipe.report.markup import Markup, details, figure, html, notice, table, tiles
-from tokpipe.report.sample import NUM_FRAMES, Pair, Sample
 from tokpipe.telemetry.human import counted
 
 NUM_BARS = 64  # Columns of the histogram of codes
@@ -17,7 +17,7 @@ MAX_LENGTHS = 24  # Columns of a histogram of lengths
 
 
 def codes(facts: Facts) -> list[Markup]:
-    sample, size = facts.sample, facts.record.tokenizer.codebook_size
+    sample, size = facts.sample, facts.output.tokenizer.codebook_size
     usage = sample.usage
     if not usage.num_codes:
         return [*_damaged(sample), html("<p>There are no codes yet.</p>")]
@@ -80,21 +80,14 @@ def _length_chart(title: str, lengths: Counter[int]) -> tuple[Markup, Markup]:
     labels = [f"{at:,}" if width == 1 else f"{at:,} to {at + width - 1:,}" for at in starts]
     every = math.ceil(len(counts) / 5)
     ticks = [AxisTick(i + 0.5, f"{starts[i]:,}") for i in range(0, len(counts), every)]
-    total, ordered = lengths.total(), sorted(lengths)
-    mean = sum(length * number for length, number in lengths.items()) / total
-    seen = accumulate(lengths[length] for length in ordered)
-    median = next(length for length, n in zip(ordered, seen, strict=True) if 2 * n >= total)
+    mean, median = fmean(lengths.elements()), median_low(lengths.elements())
     note = f"Mean {mean:,.1f}, median {median:,}, {low:,} to {high:,}."
     bars = dict(zip(labels, counts, strict=True))
     return _histogram(title, (title.lower(), "clips"), bars, ticks, note)
 
 
 def _histogram(
-    title: str,
-    heads: tuple[str, str],
-    bars: dict[str, int],
-    ticks: list[AxisTick],
-    note: str,
+    title: str, heads: tuple[str, str], bars: dict[str, int], ticks: list[AxisTick], note: str
 ) -> tuple[Markup, Markup]:
     """Return counts by label as a chart, and as a table with these heads."""
     rows = [(label, f"{count:,}") for label, count in bars.items()]

@@ -21,8 +21,9 @@ def throughput(facts: Facts) -> list[Markup]:
         "<p>Read: {:,} of {:,} commits. Totals are exact. Times and actor seconds are estimated "
         "from these commits.</p>"
     )
-    is_partly = history.num_read < facts.num_entries
-    note = [html(partly, history.num_read, facts.num_entries)] if is_partly else []
+    num_entries = facts.output.state.next_seq
+    is_partly = history.num_read < num_entries
+    note = [html(partly, history.num_read, num_entries)] if is_partly else []
     return [*note, *_over_time(history), *_by_stage(history)]
 
 

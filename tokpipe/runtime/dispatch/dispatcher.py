@@ -133,7 +133,7 @@ class Dispatcher:
             self.parts.breaker.settle(now, is_done=all_encoded)
         all_written = not (
             settlement.has_open_shards
-            or queues.num_waiting("write")
+            or queues.num_shards
             or queues.has_suspects("write")
             or flights.num("write")
         )

@@ -1,7 +1,7 @@
 """Attempts that are in flight, and the outputs of attempts that are still needed."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import AttemptId, Dispatch, Place, Release
@@ -11,14 +11,14 @@ from tokpipe.types import Stage
 class Flights:
     """Knows every attempt in flight, and how many clips of each kept output are still unread.
 
-    An output is released with its last clip.
+    A part of an output is released with its last clip.
     """
 
     def __init__(self, out: Outbox) -> None:
         self._out = out
         self.attempts: dict[AttemptId, Dispatch] = {}
         self._num: Counter[Stage] = Counter()
-        self._unread: Counter[AttemptId] = Counter()
+        self._unread: dict[AttemptId, Counter[int]] = {}  # By part of the output
 
     def start(self, flight: Dispatch) -> None:
         self.attempts[flight.attempt] = flight
@@ -34,17 +34,20 @@ class Flights:
         """Number of attempts of a stage in flight."""
         return self._num[stage]
 
-    def keep(self, attempt: AttemptId, num_clips: int) -> None:
-        """Keep an output until this many of its clips are used; with 0, release it now."""
-        if num_clips:
-            self._unread[attempt] = num_clips
+    def keep(self, attempt: AttemptId, places: Sequence[Place]) -> None:
+        """Keep what is at these places until it is used; without any, release the output now."""
+        if places:
+            self._unread[attempt] = Counter(place.part for place in places)
         else:
             self._out.emit(Release(attempt))
 
     def use_up(self, places: Iterable[Place]) -> None:
         """What is at these places is no longer needed."""
-        for source, _ in places:
-            self._unread[source] -= 1
-            if not self._unread[source]:
+        for source, _, part in places:
+            unread = self._unread[source]
+            unread[part] -= 1
+            if not unread.total():
                 del self._unread[source]
                 self._out.emit(Release(source))
+            elif not unread[part]:
+                self._out.emit(Release(source, part=part))

@@ -22,30 +22,36 @@ def decodes(parts: Parts, now: float) -> None:
     fleet, queues = parts.fleet, parts.queues
     _suspects(parts, "decode", now)
     _pieces_to_decode(parts, now)
-    pixels = queues.num_waiting("encode") + parts.streams.num_waiting
-    bound = 2 * max(1, fleet.num_up("encode")) + fleet.num_up("decode")
+    clips = parts.pools.lease_clips
+    pixels = queues.num_decoded / clips + parts.streams.num_waiting
+    of_encoder = 2 * max(1.0, parts.pools.limits.batch_chunks / clips)
+    bound = of_encoder * max(1, fleet.num_up("encode")) + fleet.num_up("decode")
     while pixels + parts.flights.num("decode") < bound and _has_room(parts, "decode"):
-        if (lease := queues.next_decode(parts.pools.lease_clips)) is None:
+        if (lease := queues.next_decode(clips)) is None:
             return
         _send(parts, lease, now)
 
 
 def encodes(parts: Parts, now: float) -> None:
     """Lease to encoders, unless codes pile up because the output's store is slow."""
-    if parts.queues.num_waiting("write") > SHARDS_AHEAD * parts.fleet.num("write"):
+    if parts.queues.num_shards > SHARDS_AHEAD * parts.fleet.num("write"):
         return
     _suspects(parts, "encode", now)
     while _has_room(parts, "encode") and (clip := parts.streams.next_to_encode()):
         actor = parts.fleet.same_actor("encode", clip.last_actor.get("encode"))
         assert actor is not None
         _send(parts, parts.streams.lease_encode(clip, actor), now, actor)
-    while _has_room(parts, "encode") and (lease := parts.queues.next("encode")):
+    clips = parts.pools.lease_clips
+    while _has_room(parts, "encode"):
+        is_idle = parts.fleet.idle_actor("encode") is not None
+        if (lease := parts.queues.next_encode(clips, is_idle=is_idle)) is None:
+            return
         _send(parts, lease, now)
 
 
 def writes(parts: Parts, now: float) -> None:
     _suspects(parts, "write", now)
-    while _has_room(parts, "write") and (lease := parts.queues.next("write")):
+    while _has_room(parts, "write") and (lease := parts.queues.next_shard()):
         _send(parts, lease, now)
 
 

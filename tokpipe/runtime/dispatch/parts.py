@@ -23,7 +23,7 @@ class Parts:
         self.pools = Pools(limits, out)
         self.fleet = Fleet(limits, out)
         self.flights = Flights(out)
-        self.queues = Queues(out)
+        self.queues = Queues(limits, out)
         self.streams = StreamedClips()
         self.blame = Blame(limits.runtime.max_attempts, ref_of, out)
         self.settlement = Settlement(limits, self.queues, out)

@@ -8,7 +8,7 @@ A *streamed clip* is decoded and encoded in pieces; each piece continues from th
 encoding the previous one left. Its leases carry its stream id, which changes when it restarts.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, Literal, NamedTuple
@@ -35,6 +35,10 @@ class Limits:
     shard_max_age_s: float
     bytes_per_code: float  # Expected size of one code in a shard
     usual_clips: int = 8  # Clips per lease until their duration is known, and the fewest afterwards
+    frame_sizes: tuple[tuple[int, int], ...] = ((0, 0),)
+    batch_chunks: int = 1
+    plan_chunks: Callable[[int], Iterable[Any]] = lambda num_frames: ()
+    """The chunks of a clip of so many frames, as ``ChunkSpan``."""
     hardware: Literal["any", "same"] = "any"
     """Encoder classes that the job admits."""
     encoders: frozenset[str] = frozenset()  # Those that the output's shards name
@@ -50,6 +54,7 @@ class Place(NamedTuple):
 
     source: AttemptId
     at: int
+    part: int = 0  # Pixels have one for each size of frames, because encoders fetch whole parts
 
 
 class Clip(NamedTuple):
@@ -87,6 +92,7 @@ class DecodedInfo(NamedTuple):
     ref: ClipRef
     num_frames: int
     num_pieces: int = 1  # More than one if this is a piece of a streamed clip
+    part: int = 0  # Of the output, for its size of frames
     version: int | None = None  # Of the source that was decoded
 
 
@@ -260,6 +266,7 @@ class Release(NamedTuple):
 
     attempt: AttemptId
     state_only: bool = False
+    part: int | None = None  # Only this part of the output
 
 
 class FetchPlan(NamedTuple):

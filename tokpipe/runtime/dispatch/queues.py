@@ -1,12 +1,12 @@
 """What waits for an actor: items of the plan, cut sources, decoded clips, shards, suspects."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.runtime.dispatch.protocol import Clip, FetchPlan, Lease, Planned, StreamId
+from tokpipe.runtime.dispatch.protocol import Clip, FetchPlan, Lease, Limits, Planned, StreamId
 from tokpipe.types import STAGES, Stage, WorkItem
 
 
@@ -14,23 +14,37 @@ class Queues:
     """All work that is not in flight, in the order in which it is handed out.
 
     Pieces of streamed clips wait in ``StreamedClips``, except suspects and retries.
+
+    A batch takes an encoder as long with empty rows as without. So decoded clips wait in groups of
+    one kind, with frames of one size in chunks of the same lengths, until their batches are full.
     """
 
-    def __init__(self, out: Outbox) -> None:
+    def __init__(self, limits: Limits, out: Outbox) -> None:
+        self._limits = limits
         self._out = out
         self._plan_is_asked = False
         self._plan_is_exhausted = False
         self._items: deque[WorkItem] = deque()
         self._segments: deque[tuple[WorkItem, range]] = deque()
         """Cut sources, and their segments that are not leased yet."""
-        self._waiting: dict[Stage, deque[Lease]] = {"encode": deque(), "write": deque()}
-        """Decoded clips that wait for an encoder, and shards that wait for a writer."""
+        self._filling: dict[Hashable, tuple[list[Clip], Counter[int]]] = {}
+        """A group of each kind, oldest first, and its chunks by their number of frames."""
+        self._full: dict[Hashable, deque[list[Clip]]] = {}
+        """Full groups by kind, whose turns come in this order, and groups that were put back."""
+        self._num_full = 0  # Clips in them
+        self._shards: deque[Lease] = deque()
         self._suspects: dict[Stage, deque[Lease]] = {stage: deque() for stage in STAGES}
         self._retries: list[tuple[float, int, Lease]] = []  # A heap, by when each is due
 
-    def num_waiting(self, stage: Stage) -> int:
-        """Leases that wait for an encoder or writer, without suspects and retries."""
-        return len(self._waiting[stage])
+    @property
+    def num_shards(self) -> int:
+        return len(self._shards)
+
+    @property
+    def num_decoded(self) -> float:
+        """Clips that wait for an encoder. Those whose group is not full count half: many rare kinds
+        neither keep decoders from filling the groups, nor add up without a bound."""
+        return self._num_full + sum(len(clips) for clips, _ in self._filling.values()) / 2
 
     def has_suspects(self, stage: Stage) -> bool:
         return bool(self._suspects[stage])
@@ -39,7 +53,7 @@ class Queues:
     def nothing_before_write(self) -> bool:
         """Nothing waits to be planned, decoded or encoded."""
         suspects = self._suspects["decode"], self._suspects["encode"]
-        waiting = self._items, self._segments, self._waiting["encode"], self._retries, *suspects
+        waiting = self._items, self._segments, self._filling, self._full, self._retries, *suspects
         return self._plan_is_exhausted and not self._plan_is_asked and not any(waiting)
 
     def ask_for_plan(self, low: int) -> None:
@@ -53,8 +67,21 @@ class Queues:
         self._plan_is_exhausted = event.exhausted
         self._items.extend(event.items)
 
-    def add(self, lease: Lease) -> None:
-        self._waiting[lease.stage].append(lease)
+    def add_shard(self, lease: Lease) -> None:
+        self._shards.append(lease)
+
+    def add_decoded(self, clip: Clip, num_frames: int, max_clips: int) -> None:
+        """Put a clip into a group: of up to ``max_clips``, or as many as a batch has rows."""
+        plan, batch = self._limits.plan_chunks(max(1, num_frames)), self._limits.batch_chunks
+        lengths = Counter(chunk.num_input_frames for chunk in plan)
+        kind = clip.places[0].part, *lengths
+        clips, chunks = self._filling.setdefault(kind, ([], Counter()))
+        clips.append(clip)
+        chunks.update(lengths)
+        if len(clips) >= max(max_clips, batch) or not any(n % batch for n in chunks.values()):
+            del self._filling[kind]
+            self._full.setdefault(kind, deque()).append(clips)
+            self._num_full += len(clips)
 
     def add_segments(self, item: WorkItem, total: int) -> None:
         """A source turned out to be cut: its segments after the first become work too."""
@@ -75,8 +102,11 @@ class Queues:
         """Put a lease, not of a streamed clip, in front of all that waits for its stage."""
         if lease.stage == "decode":
             self.decode_again(lease.items)
+        elif lease.stage == "encode":
+            self._full = {lease: deque([[*lease.clips]]), **self._full}
+            self._num_full += len(lease.clips)
         else:
-            self._waiting[lease.stage].appendleft(lease)
+            self._shards.appendleft(lease)
 
     def next_suspect(self, stage: Stage) -> Lease | None:
         return self._suspects[stage].popleft() if self._suspects[stage] else None
@@ -92,9 +122,24 @@ class Queues:
             items = [self._items.popleft() for _ in range(min(max_clips, len(self._items)))]
         return Lease("decode", tuple(map(Clip, items))) if items else None
 
-    def next(self, stage: Stage) -> Lease | None:
-        """The next lease for an encoder or writer."""
-        return self._waiting[stage].popleft() if self._waiting[stage] else None
+    def next_encode(self, max_clips: int, *, is_idle: bool) -> Lease | None:
+        """Full groups of one kind. If there are none and an encoder is idle, the oldest group."""
+        if self._full:
+            groups = self._full.pop(kind := next(iter(self._full)))
+            clips = groups.popleft()
+            while groups and len(clips) + len(groups[0]) <= max_clips:
+                clips += groups.popleft()
+            if groups:
+                self._full[kind] = groups
+            self._num_full -= len(clips)
+        elif self._filling and is_idle:
+            clips, _ = self._filling.pop(next(iter(self._filling)))
+        else:
+            return None
+        return Lease("encode", tuple(clips))
+
+    def next_shard(self) -> Lease | None:
+        return self._shards.popleft() if self._shards else None
 
     def due_retries(self, now: float) -> Iterator[Lease]:
         """Take out the leases whose pause is over."""

@@ -71,8 +71,7 @@ def _count_seconds(parts: Parts, event: LeaseDone, lease: Lease, held_s: float) 
 def _decoded(
     parts: Parts, attempt: AttemptId, lease: Lease, answer: Sequence[Info], now: float
 ) -> None:
-    clips: list[Clip] = []
-    num_streamed = 0
+    kept, max_clips = list[Place](), parts.pools.lease_clips
     for at, (item, result) in enumerate(zip(lease.items, answer, strict=True)):
         total = result.ref.num_segments
         if item.num_segments is None and not isinstance(result, Failed):
@@ -87,16 +86,14 @@ def _decoded(
             _reject(parts, result, now)
         elif isinstance(result, Failed):
             _try_later(parts, Lease("decode", (Clip(item),)), result, now)
-        elif isinstance(result, DecodedInfo) and result.num_pieces > 1:
-            pixels = Place(attempt, at)
-            parts.streams.start(parts.out.new_id(), item, result.num_pieces, pixels)
-            num_streamed += 1
-        else:
-            clips.append(Clip(item, (Place(attempt, at),)))
-    parts.out.count("clips", len(clips), by="decode")
-    if clips:
-        parts.queues.add(Lease("encode", tuple(clips)))
-    parts.flights.keep(attempt, len(clips) + num_streamed)
+        elif isinstance(result, DecodedInfo):
+            kept.append(pixels := Place(attempt, at, result.part))
+            if result.num_pieces > 1:
+                parts.streams.start(parts.out.new_id(), item, result.num_pieces, pixels)
+            else:
+                parts.queues.add_decoded(Clip(item, (pixels,)), result.num_frames, max_clips)
+                parts.out.count("clips", by="decode")
+    parts.flights.keep(attempt, kept)
 
 
 def _encoded(
@@ -104,7 +101,7 @@ def _encoded(
 ) -> None:
     encoded = [one for one in answer if isinstance(one, EncodedInfo)]
     parts.out.count("clips", len(encoded), by="encode")
-    parts.flights.keep(event.attempt, len(encoded))
+    parts.flights.keep(event.attempt, [Place(event.attempt, 0)] * len(encoded))
     num_codes = sum(one.num_codes for one in encoded)
     for at, (clip, result) in enumerate(zip(lease.clips, answer, strict=True)):
         if isinstance(result, Failed):  # its pixels are still needed
@@ -125,7 +122,8 @@ def _piece_done(parts: Parts, event: LeaseDone, lease: Lease, result: Info, now:
     """A piece of a streamed clip was decoded or encoded."""
     attempt, clip = event.attempt, parts.streams.of(lease)
     is_useful = clip is not None and isinstance(result, DecodedInfo | EncodedInfo)
-    parts.flights.keep(attempt, num_clips=int(is_useful))
+    made = Place(attempt, 0, result.part if isinstance(result, DecodedInfo) else 0)
+    parts.flights.keep(attempt, [made] * is_useful)
     if clip is None:
         return  # it ended while this was in flight
     if isinstance(result, Rejected):
@@ -133,7 +131,7 @@ def _piece_done(parts: Parts, event: LeaseDone, lease: Lease, result: Info, now:
     elif isinstance(result, Failed):
         _try_later(parts, lease, result, now)
     elif isinstance(result, DecodedInfo):
-        parts.streams.decoded(clip, lease.clips[0].item.piece, attempt)
+        parts.streams.decoded(clip, lease.clips[0].item.piece, made)
         parts.out.count("clips", clip.is_decoded, by="decode")
     else:
         pixels, state = parts.streams.encoded(clip, attempt, result, event.busy_s)
@@ -232,7 +230,7 @@ def _start_over(parts: Parts, lease: Lease, lost: Sequence[AttemptId]) -> None:
         kept: list[Clip] = []
         gone: list[Clip] = []
         for clip in lease.clips:  # an encoder does not find out which of its inputs are gone
-            is_gone = lease.stage == "encode" or any(source in lost for source, _ in clip.places)
+            is_gone = lease.stage == "encode" or any(source in lost for source, *_ in clip.places)
             (gone if is_gone else kept).append(clip)
         _decode_again(parts, lease.stage, gone)
         if kept:

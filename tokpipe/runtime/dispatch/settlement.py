@@ -66,7 +66,7 @@ class Settlement:
             is_old = now - shard.since >= limits.shard_max_age_s
             if all_of_them or shard.is_endangered or is_full or is_old:
                 clips = tuple(self._open.pop(grid).clips)
-                self._queues.add(protocol.Lease("write", clips, lease_id=self._out.new_id()))
+                self._queues.add_shard(protocol.Lease("write", clips, lease_id=self._out.new_id()))
 
     def written(self, receipt: Receipt, encode_s: float) -> None:
         """A shard is stored and can be committed."""

@@ -155,9 +155,9 @@ class StreamedClips:
             clip.is_encoding = False
         self._queue(clip)
 
-    def decoded(self, clip: StreamedClip, piece: int, attempt: AttemptId) -> None:
+    def decoded(self, clip: StreamedClip, piece: int, pixels: Place) -> None:
         clip.decoding.discard(piece)
-        clip.pixels[piece] = Place(attempt, 0)
+        clip.pixels[piece] = pixels
         self._queue(clip)
 
     def encoded(
