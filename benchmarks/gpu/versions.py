@@ -14,7 +14,7 @@ import tokpipe
 from benchmarks.gpu.record import Cell, Finding, Row
 from benchmarks.gpu.setting import Setting
 from tokpipe.models.group_norm import working_kernels
-from tokpipe.models.hardware import encoder_class
+from tokpipe.models.process import encoder_class
 
 NVIDIA_SMI = "driver_version,clocks.sm,clocks.max.sm,power.limit,ecc.mode.current,temperature.gpu"
 

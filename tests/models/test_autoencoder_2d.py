@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tests.models.checks import difference
 from tests.models.networks import small
 from tokpipe.models import AttnBlock, Downsample, ResnetBlock, SpatialNorm, Upsample
-from tokpipe.models.autoencoder_2d import Decoder, Encoder, MOVQDecoder
 from tokpipe.models.blocks import ResnetBlock3D
+from tokpipe.models.networks_2d import Decoder, Encoder, MOVQDecoder
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])

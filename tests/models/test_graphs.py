@@ -18,7 +18,7 @@ from tokpipe.models.graphs import (
 )
 
 
-class Captures:
+class Captures(CudaGraphs):
     """Captures as a GPU would, with one input and one output at fixed addresses."""
 
     most_bytes = 100.0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tokpipe.models.hardware import cpu_class
+from tokpipe.models.process import cpu_class
 
 AMX = "sse4_1 avx avx2 avx_vnni avx512bw avx512_vnni avx512_bf16 avx512_fp16 amx_bf16 amx_tile"
 ZEN4 = "sse4_1 avx avx2 avx512bw avx512_vnni avx512_bf16"

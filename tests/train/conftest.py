@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from tests.videos import write_video
-from tokpipe.train.config import TrainConfig, parse_training
+from tokpipe.config.explain import validate_settings
+from tokpipe.train.config import TrainConfig
 
 Settings = Callable[..., dict[str, Any]]
 Config = Callable[..., TrainConfig]
@@ -58,4 +59,6 @@ def settings(tmp_path: Path, videos: Path) -> Settings:
 
 @pytest.fixture
 def config(settings: Settings, tmp_path: Path) -> Config:
-    return lambda **changes: parse_training(settings(**changes), name="test.yaml", root=tmp_path)
+    return lambda **changes: validate_settings(
+        TrainConfig, settings(**changes), name="test.yaml", context={"root": tmp_path}
+    )

@@ -18,8 +18,16 @@ from tokpipe.cli import main
 from tokpipe.errors import ConfigError
 from tokpipe.models.quantizers import FSQ
 from tokpipe.train.config import LossConfig, TrainConfig
-from tokpipe.train.loop import LOG_NAME, STATE_NAME, Trainer, train
-from tokpipe.train.reconstruction import guide, losses, reconstruct, scaled
+from tokpipe.train.loop import (
+    LOG_NAME,
+    STATE_NAME,
+    Trainer,
+    guide,
+    losses,
+    reconstruct,
+    scaled,
+    train,
+)
 
 NOISE = noise(2, 1, 16, 16, 3)
 SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "bigbuckbunny.mp4"

@@ -4,9 +4,10 @@ from typing import Any
 import pytest
 
 from tests.train.conftest import Config, Settings, phase
+from tokpipe.config.explain import validate_settings
 from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
-from tokpipe.train.config import load_training, parse_training
+from tokpipe.train.config import TrainConfig, load_training
 
 REPO = Path(__file__).parents[2]
 
@@ -58,7 +59,7 @@ def test_a_tokenizer_that_cannot_be_trained_is_rejected(
 
 def test_relative_paths_start_at_the_folder_of_the_file(settings: Settings, tmp_path: Path) -> None:
     data = settings(output="out", sources=[{"kind": "files", "uri": "*.mp4"}])
-    parsed = parse_training(data, name="t.yaml", root=tmp_path)
+    parsed = validate_settings(TrainConfig, data, name="t.yaml", context={"root": tmp_path})
     assert parsed.output == str(tmp_path / "out")
     assert parsed.sources[0].uri == str(tmp_path / "*.mp4")
 

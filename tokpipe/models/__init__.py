@@ -4,13 +4,6 @@ Arguments and inputs that do not fit raise ValueError, which says what does. Tok
 built from a job's settings, are in ``tokpipe.models.tokenizers``.
 """
 
-from tokpipe.models.autoencoder_2d import (
-    AutoencoderDecoder,
-    AutoencoderEncoder,
-    Decoder,
-    Encoder,
-    MOVQDecoder,
-)
 from tokpipe.models.autoencoder_3d import Encoder3D, MOVQDecoder3D
 from tokpipe.models.blocks import (
     AttnBlock,
@@ -25,6 +18,15 @@ from tokpipe.models.blocks import (
     make_attn,
 )
 from tokpipe.models.causal_conv import CausalConv3d
+from tokpipe.models.networks_2d import (
+    AutoencoderDecoder,
+    AutoencoderEncoder,
+    Decoder,
+    Encoder,
+    MOVQDecoder,
+    UNet,
+    get_timestep_embedding,
+)
 from tokpipe.models.published import load_published
 from tokpipe.models.quantizers import (
     FSQ,
@@ -39,7 +41,6 @@ from tokpipe.models.quantizers import (
 )
 from tokpipe.models.spatial_norm import SpatialNorm, SpatialNorm3D
 from tokpipe.models.streaming import StreamState
-from tokpipe.models.unet import UNet, get_timestep_embedding
 
 __all__ = [
     "FSQ", "LFQ", "AttnBlock", "AttnBlock2D", "AutoencoderDecoder", "AutoencoderEncoder",

@@ -2,18 +2,18 @@
 
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D
+from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D, silu_conv
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm, group_norm
-from tokpipe.models.levels import Levels, MidBlocks, Pyramid, Shape, passes_on_to
-from tokpipe.models.operations import check_input, order_weights, silu
+from tokpipe.models.levels import Levels, MidBlocks, Pyramid, passes_on_to
+from tokpipe.models.operations import check_input, order_weights
 from tokpipe.models.process import tf32_convolutions
-from tokpipe.models.spatial_norm import SpatialNorm3D, block_norm, normalized
+from tokpipe.models.spatial_norm import SpatialNorm3D, block_norm
 from tokpipe.models.streaming import Stream, StreamState
 
 
@@ -74,7 +74,7 @@ class Network3D(nn.Module):
 class Encoder3D(Network3D):
     """Pixels to latents: each level but the last halves space, the first ones time as well.
 
-    Arguments (see ``Shape``) and state_dict keys are the published ones, so public checkpoints load
+    Arguments (see ``Pyramid``) and state_dict keys are as published, so public checkpoints load
     unchanged. ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have
     attention, and frames of any size are accepted. ``out_ch`` is for the decoder, which shares
     these arguments. ``double_z`` returns ``2 * z_channels``, mean and log-variance, for tokenizers
@@ -102,7 +102,7 @@ class Encoder3D(Network3D):
         pad_mode: PadMode = "first",
         temporal_compress_times: int = 4,
         norm: Norm = "clip",
-        **shape: Unpack[Shape],
+        **shape: Any,
     ) -> None:
         pyramid = Pyramid(**shape)
         plans = pyramid.down()
@@ -174,16 +174,16 @@ class Encoder3D(Network3D):
             )
         with tf32_convolutions(x.device) if self.is_narrow else nullcontext():
             h = self.conv_in(x, stream)
-            for step in self.down.run(None, stream):
-                h = step(h)
+            for step, context in self.down.run(None, stream):
+                h = step(h, *context)
             h = self.mid(h, None, None, stream)
-            return self.conv_out.of_silu(self.norm_out, h, stream)
+            return silu_conv(self.norm_out, self.conv_out, h, None, stream)
 
 
 class MOVQDecoder3D(Network3D):
     """Latents to pixels: each level but the last doubles space, the coarsest ones time as well.
 
-    Arguments (see ``Shape``) and state_dict keys are the published ones: those of ``Encoder3D``,
+    Arguments (see ``Pyramid``) and state_dict keys are the published ones: those of ``Encoder3D``,
     where ``in_channels`` and ``double_z`` are for the encoder. ``give_pre_end`` returns the
     features before the last norm.
 
@@ -214,7 +214,7 @@ class MOVQDecoder3D(Network3D):
         temporal_compress_times: int = 4,
         post_quant_conv: bool = False,
         norm: Norm = "clip",
-        **shape: Unpack[Shape],
+        **shape: Any,
     ) -> None:
         zq_ch = z_channels if zq_ch is None else zq_ch
         if zq_ch != z_channels and not post_quant_conv:
@@ -261,5 +261,5 @@ class MOVQDecoder3D(Network3D):
         h = self.mid(self.conv_in(h, stream), None, x, stream)
         h = self.up(h, x, stream)
         if not self.give_pre_end:
-            h = self.conv_out(silu(normalized(self.norm_out, h, x, stream)), stream)
+            h = silu_conv(self.norm_out, self.conv_out, h, x, stream)
         return h

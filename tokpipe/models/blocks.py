@@ -25,18 +25,22 @@ from tokpipe.models.streaming import Stream
 AttnType = Literal["vanilla", "vanilla-xformers", "linear", "none"]
 
 
-def activated_conv(
+def silu_conv(
     norm: GroupNorm | SpatialNorm,
     conv: nn.Module,
     x: Tensor,
     zq: Tensor | None,
     *stream: Stream | None,
 ) -> Tensor:
-    """Norm, SiLU and convolution: what all blocks of this family consist of."""
-    if isinstance(conv, CausalConv3d) and isinstance(norm, GroupNorm) and zq is None:
-        return conv.of_silu(norm, x, *stream)
-    y: Tensor = conv(silu(normalized(norm, x, zq, *stream)), *stream)
-    return y
+    """Norm, SiLU and convolution, in few passes: what all blocks of this family consist of.
+
+    ``x`` may have a wider dtype than the convolution of a clip.
+    """
+    if not isinstance(conv, CausalConv3d):
+        return conv(silu(normalized(norm, x, zq, *stream)), *stream)
+    if isinstance(norm, GroupNorm) and zq is None and is_fused(x):
+        return conv.conv(conv.silu_input(norm, x, *stream))
+    return conv(as_weights(conv.conv, silu(normalized(norm, x, zq, *stream))), *stream)
 
 
 def residual(x: Tensor, h: Tensor) -> Tensor:
@@ -94,7 +98,7 @@ class ResnetBlock(nn.Module):
         *stream: Stream | None,
     ) -> Tensor:
         """(B, C_in, ...), with temb (B, temb_channels) -> (B, C_out, ...)."""
-        h = activated_conv(self.norm1, self.conv1, x, zq, *stream)
+        h = silu_conv(self.norm1, self.conv1, x, zq, *stream)
         if temb is not None:
             if self.temb_proj is None:
                 raise ValueError(
@@ -106,7 +110,7 @@ class ResnetBlock(nn.Module):
         if self.training and self.dropout.p:
             h = self.conv2(self.dropout(silu(normalized(self.norm2, h, zq, *stream))), *stream)
         else:
-            h = activated_conv(self.norm2, self.conv2, h, zq, *stream)
+            h = silu_conv(self.norm2, self.conv2, h, zq, *stream)
         return residual(self._shortcut(x, *stream), h)
 
     def _shortcut(self, x: Tensor, *stream: Stream | None) -> Tensor:
@@ -146,17 +150,15 @@ class ResnetBlock3D(ResnetBlock):
         is_plain = temb is not None or zq is not None or (self.training and self.dropout.p)
         if is_plain or not is_fused(x) or gpu_kernels(x) is None:
             return super().forward(x, temb, zq, *stream)
-        piece = stream[0] if stream else None
-        h = self.conv1.conv(self.conv1.silu_input(self.norm1, x, piece), with_bias=False)
-        h = self.conv2.silu_input(self.norm2, h, piece, self.conv1.conv.bias)
+        h = self.conv1.conv(self.conv1.silu_input(self.norm1, x, *stream), with_bias=False)
+        h = self.conv2.silu_input(self.norm2, h, *stream, bias=self.conv1.conv.bias)
         h = self.conv2.conv(h, with_bias=False)
         bias = self.conv2.conv.bias
         if self.nin_shortcut is None:
             x = self._shortcut(x, *stream)
         else:
             x, bias = self.nin_shortcut(x, with_bias=False), bias + self.nin_shortcut.bias
-        y: Tensor = self.norm1.residual(x, h, bias)
-        return y
+        return self.norm1.residual(x, h, bias)
 
 
 class AttnBlock(nn.Module):
@@ -265,8 +267,7 @@ class LinearAttention(nn.Module):
         q, k, v = qkv.unbind(1)  # each (B, heads, dim_head, N)
         context = v @ k.softmax(dim=-1).transpose(-1, -2)  # values x keys
         h = (context @ q).flatten(1, 2).unflatten(-1, x.shape[2:])
-        y: Tensor = self.to_out(h)
-        return y
+        return self.to_out(h)
 
 
 class Downsample(nn.Module):
@@ -283,8 +284,7 @@ class Downsample(nn.Module):
         """(B, C, H, W) -> (B, C, H // 2, W // 2)."""
         if self.conv is None:
             return F.avg_pool2d(x, 2)
-        y: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
-        return y
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.group_norm import GroupNorm, is_fused
-from tokpipe.models.operations import Conv3d, as_weights, silu
+from tokpipe.models.group_norm import GroupNorm
+from tokpipe.models.operations import Conv3d
 from tokpipe.models.streaming import Stream
 
 PadMode = Literal["first", "constant", "reflect"]
@@ -74,22 +74,15 @@ class CausalConv3d(nn.Module):
             x = torch.cat([self._past(x, stream), x], dim=2)
             if stream is not None:
                 stream.keep(x, self.past_frames)
-        y: Tensor = self.conv(x)
-        return y
-
-    def of_silu(self, norm: GroupNorm, x: Tensor, stream: Stream | None = None) -> Tensor:
-        """The same as ``self(silu(norm(x)), stream)``, in fewer passes over memory.
-
-        ``x`` may have a wider dtype than the convolution.
-        """
-        if not is_fused(x):
-            plain: Tensor = self(as_weights(self.conv, silu(norm(x))), stream)
-            return plain
-        y: Tensor = self.conv(self.silu_input(norm, x, stream))
-        return y
+        return self.conv(x)
 
     def silu_input(
-        self, norm: GroupNorm, x: Tensor, stream: Stream | None = None, bias: Tensor | None = None
+        self,
+        norm: GroupNorm,
+        x: Tensor,
+        stream: Stream | None = None,
+        *,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """What ``conv`` reads: ``silu(norm(x + bias))`` behind its past, where ``is_fused(x)``.
 

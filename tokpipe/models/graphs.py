@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,19 +39,58 @@ class Cost(NamedTuple):
     num_bytes: int  # Of the device's memory, at the most
 
 
-class Graphs(Protocol):
-    """How calls are measured and captured; tests have other ways."""
+class CudaGraphs:
+    """CUDA graphs of one GPU, which share their intermediate memory.
 
-    most_bytes: float
+    Source: PyTorch's notes on CUDA graphs: a warm-up on a side stream, then the capture.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self.most_bytes = POOL_SHARE * torch.cuda.get_device_properties(device).total_memory
 
     def measured(self, call: Call, x: Tensor) -> tuple[Tensor, Cost]:
         """The result of a call, and its cost."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self._device)  # or launches would hide behind what still runs
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        start.record()
+        began = time.perf_counter()
+        result = call(x)
+        launch_s = time.perf_counter() - began
+        end.record()
+        end.synchronize()
+        num_bytes = torch.cuda.max_memory_allocated(self._device) - before
+        return result, Cost(launch_s, start.elapsed_time(end) / 1000, num_bytes)
 
     def captured(self, call: Call, x: Tensor) -> Call:
         """A function that replays ``call``, of the shape of ``x``."""
+        given = x.clone()
+        current, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            call(given)
+        current.wait_stream(side)
+        torch.cuda.empty_cache()  # the graph needs what plain calls have cached
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = call(given)
+
+        def replay(x: Tensor) -> Tensor:
+            given.copy_(x)
+            graph.replay()
+            return result.clone()
+
+        return replay
 
     def works(self) -> bool:
         """Whether plain calls are possible again after a capture failed."""
+        with suppress(Exception):
+            one = torch.ones(1, device=self._device)
+            return not torch.cuda.is_current_stream_capturing() and bool((one + one).item() == 2)
+        return False
 
 
 class GraphedCall:
@@ -62,7 +101,7 @@ class GraphedCall:
     left memory that cannot be freed.
     """
 
-    def __init__(self, call: Call, graphs: Graphs) -> None:
+    def __init__(self, call: Call, graphs: CudaGraphs) -> None:
         self._call = call
         self._maker = graphs
         self._counts: Counter[tuple[torch.Size, torch.dtype]] = Counter()
@@ -131,60 +170,3 @@ class GraphedCall:
                 f"encode: {problem}. The device no longer computes in this process, which is "
                 "replaced; no clip is to blame"
             )
-
-
-class CudaGraphs:
-    """CUDA graphs of one GPU, which share their intermediate memory.
-
-    Source: PyTorch's notes on CUDA graphs: a warm-up on a side stream, then the capture.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool: Any = None  # PyTorch does not export its type
-        self.most_bytes = POOL_SHARE * torch.cuda.get_device_properties(device).total_memory
-
-    def measured(self, call: Call, x: Tensor) -> tuple[Tensor, Cost]:
-        """See ``Graphs``."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(self._device)  # or launches would hide behind what still runs
-        torch.cuda.reset_peak_memory_stats(self._device)
-        before = torch.cuda.memory_allocated(self._device)
-        start.record()
-        began = time.perf_counter()
-        result = call(x)
-        launch_s = time.perf_counter() - began
-        end.record()
-        end.synchronize()
-        num_bytes = torch.cuda.max_memory_allocated(self._device) - before
-        return result, Cost(launch_s, start.elapsed_time(end) / 1000, num_bytes)
-
-    def captured(self, call: Call, x: Tensor) -> Call:
-        """See ``Graphs``."""
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        given = x.clone()
-        current, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            call(given)
-        current.wait_stream(side)
-        torch.cuda.empty_cache()  # the graph needs what plain calls have cached
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = call(given)
-
-        def replay(x: Tensor) -> Tensor:
-            given.copy_(x)
-            graph.replay()
-            return result.clone()
-
-        return replay
-
-    def works(self) -> bool:
-        """See ``Graphs``."""
-        with suppress(Exception):
-            torch.cuda.synchronize(self._device)
-            one = torch.ones(1, device=self._device)
-            return not torch.cuda.is_current_stream_capturing() and bool((one + one).item() == 2)
-        return False

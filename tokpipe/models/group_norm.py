@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,18 +56,13 @@ class GroupNorm(nn.GroupNorm):
         x and out (B, C, ...). The channels of ``out`` are innermost in memory. ``bias`` (C) is
         added to ``x`` first, where there are ``gpu_kernels``.
         """
-        last, dims, kernels = (
-            (x.movedim(1, -1), out.movedim(1, -1)),
-            self.sample_dims,
-            gpu_kernels(x),
-        )
+        last, kernels = (x.movedim(1, -1), out.movedim(1, -1), self), gpu_kernels(x)
+        how: dict[str, Any] = {"sample_dims": self.sample_dims, "with_silu": with_silu}
         if kernels is None:
-            norm_rows(*last, self, sample_dims=dims, with_silu=with_silu)
-            return
-        sums = getattr(x, "sums", {}).get(dims)
-        kernels.norm_triton(
-            *last, self, sample_dims=dims, with_silu=with_silu, bias=bias, sums=sums
-        )
+            norm_rows(*last, **how)
+        else:
+            sums = getattr(x, "sums", {}).get(self.sample_dims)
+            kernels.norm_triton(*last, **how, bias=bias, sums=sums)
 
     def residual(self, x: Tensor, h: Tensor, bias: Tensor) -> Tensor:
         """``x + (h + bias)`` by ``gpu_kernels``, with the sums that a norm of this kind needs.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import Signature, signature
 from itertools import zip_longest
-from typing import Any, Literal, Required, TypeAlias, TypedDict, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -25,21 +25,9 @@ class LevelPlan:
     attends: bool  # Whether attention follows each block
 
 
-class Shape(TypedDict, total=False):
-    """The published arguments that all networks share; ``Pyramid`` has their defaults."""
-
-    ch: Required[int]
-    ch_mult: Sequence[int]
-    num_res_blocks: Required[int]
-    attn_resolutions: Required[Sequence[int]]
-    dropout: float
-    resamp_with_conv: bool
-    resolution: Required[int]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Pyramid:
-    """The levels of a network, by the arguments in ``Shape``.
+    """The levels of a network, by the published arguments that all networks share.
 
     ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have attention.
     """
@@ -80,9 +68,8 @@ class Pyramid:
         for level in range(len(self.ch_mult))[::step]:
             inputs = [channels] + [self.ch * self.ch_mult[level]] * (num_blocks - 1)
             channels = self.ch * self.ch_mult[level]
-            plans.append(
-                LevelPlan(level, inputs, channels, finest >> level in self.attn_resolutions)
-            )
+            attends = finest >> level in self.attn_resolutions
+            plans.append(LevelPlan(level, inputs, channels, attends))
         return plans
 
 
@@ -144,24 +131,20 @@ class Levels(nn.ModuleList):
 
     def forward(self, h: Tensor, *context: Any) -> Tensor:
         """Run all: blocks and attention also get the ``context``, resamplers only its stream."""
-        for step in self.run(*context):
-            h = step(h)
+        for step, given in self.run(*context):
+            h = step(h, *given)
         return h
 
-    def run(self, *context: Any) -> Iterator[Callable[[Tensor], Tensor]]:
+    def run(self, *context: Any) -> Iterator[tuple[nn.Module, tuple[Any, ...]]]:
         """The steps of ``forward``. A caller that keeps nothing else has each one's input freed
         as soon as the next begins, where a call of a module holds its arguments to the end."""
         for level in self.in_order():
             for block, attn in level.steps():
-                yield _call(block, None, *context)
+                yield block, (None, *context)
                 if attn is not None:
-                    yield _call(attn, *context)
+                    yield attn, context
             if (resample := level.downsample or level.upsample) is not None:
-                yield _call(resample, *context[1:])
-
-
-def _call(module: nn.Module, *context: Any) -> Callable[[Tensor], Tensor]:
-    return lambda h: module(h, *context)
+                yield resample, context[1:]
 
 
 class MidBlocks(nn.Module):
@@ -181,5 +164,4 @@ class MidBlocks(nn.Module):
         h = self.block_1(h, temb, *context)
         if self.attn_1 is not None:
             h = self.attn_1(h, *context)
-        y: Tensor = self.block_2(h, temb, *context)
-        return y
+        return self.block_2(h, temb, *context)

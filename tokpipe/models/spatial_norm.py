@@ -52,8 +52,7 @@ class SpatialNorm(nn.Module):
         # resize, on a fraction of the positions.
         scale = self._resized(self.conv_y(zq), f.shape[2:], *stream)
         shift = self._resized(self.conv_b(zq), f.shape[2:], *stream)
-        y: Tensor = self.norm_layer(f) * scale + shift
-        return y
+        return self.norm_layer(f) * scale + shift
 
     def _resized(self, x: Tensor, size: torch.Size, *stream: Stream | None) -> Tensor:
         return x if x.shape[2:] == size else F.interpolate(x, size)
@@ -128,5 +127,4 @@ def normalized(
             if zq is None
             else "this block was built without zq_ch, so its norms cannot use zq: leave it out"
         )
-    y: Tensor = norm(x) if zq is None else norm(x, zq, *stream)
-    return y
+    return norm(x) if zq is None else norm(x, zq, *stream)

@@ -115,11 +115,7 @@ def _find(output: Output, clip_id: str | None, source: str | None) -> tuple[Clip
     if clip_id is not None:
         with suppress(NotFound):
             return output.clip(clip_id), None
-    matches = source_matcher(source or "")
-
-    def is_meant(name: str) -> bool:
-        return name == clip_id if source is None else matches(name)
-
+    is_meant = source_matcher(source) if source is not None else str(clip_id).__eq__
     key = "clip_id" if source is None else "source_uri"
     columns = ["clip_id", "source_uri"]
     ids = (row["clip_id"] for _, row in side_rows(output, columns) if is_meant(row[key]))

@@ -13,16 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from tokpipe.config.job import ChunkingConfig, EncodeConfig
-from tokpipe.config.tokenizer import TokenizerConfig
+from tokpipe.config.tokenizer import CustomConfig, TokenizerConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault
 from tokpipe.models.graphs import CudaGraphs, GraphedCall
 from tokpipe.models.group_norm import GroupNorm, working_kernels
-from tokpipe.models.hardware import encoder_class
-from tokpipe.models.process import keep_freed_memory, make_repeatable
+from tokpipe.models.process import encoder_class, keep_freed_memory, make_repeatable
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
-from tokpipe.models.tokenizers.probe import Parity
+from tokpipe.models.tokenizers.probe import Parity, probe
 from tokpipe.stages.chunks import plan_chunks
 from tokpipe.stages.device import Device, blaming_device, free_frames, trouble_of
 from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, EncoderPath, Failed, Rejected
@@ -46,8 +45,7 @@ class _Chunk:
 
 
 _Launched = tuple[list[_Chunk], int, Callable[[], NDArray[np.int64]] | Exception]
-"""A batch on the device: its chunks, its size with filling, and how to wait for its codes, or its
-error."""
+"""A batch on the device: its chunks, its size with filling, how to wait for codes, or an error."""
 
 
 @dataclass
@@ -76,32 +74,28 @@ class EncodeStage:
         NodeTrouble if the device cannot be used, or its codes differ from those of float32.
         """
         with blaming_device(device, "broken", "memory"):
-            self._set_up(device, weights)
-
-    def _set_up(self, device: str, weights: bytes | None) -> None:
-        keep_freed_memory()
-        self.device = torch.device(device)
-        self._on_device = Device(self.device)
-        self.hardware = encoder_class(self.device)
-        self.tokenizer = build_tokenizer(self.tokenizer_config, weights)
-        make_repeatable()  # whatever the tokenizer's package has set
-        self.batch_rows = self.encode_config.batch_chunks
-        dtype = getattr(torch, self.encode_config.dtype)
-        is_reference = self.device.type == "cpu" and dtype == torch.float32
-        parity = None if is_reference else Parity(self.tokenizer, dtype)
-        self.tokenizer.to(self.device)
-        if parity is not None:
-            self._check_one(partial(parity.check_float32, self.tokenizer), [self.largest, None])
-        self.tokenizer.compute_in(dtype)
-        if parity is not None:
-            rows = 1 if self.chunking.policy == "streaming" else self.batch_rows
-            halves = [rows >> n for n in range(rows.bit_length())]
-            self._check_one(partial(parity.check, self.tokenizer), halves)
-        # Only this package's models are known to be safe to capture in a CUDA graph.
-        is_graphed = self.device.type == "cuda" and isinstance(self.tokenizer, NativeTokenizer)
-        self._graphed = (
-            GraphedCall(self.tokenizer.encode, CudaGraphs(self.device)) if is_graphed else None
-        )
+            keep_freed_memory()
+            self.device = torch.device(device)
+            self._on_device = Device(self.device)
+            self.hardware = encoder_class(self.device)
+            self.tokenizer = build_tokenizer(self.tokenizer_config, weights)
+            make_repeatable()  # whatever the tokenizer's package has set
+            self.batch_rows = self.encode_config.batch_chunks
+            dtype = getattr(torch, self.encode_config.dtype)
+            is_reference = self.device.type == "cpu" and dtype == torch.float32
+            parity = None if is_reference else Parity(self.tokenizer, dtype)
+            self.tokenizer.to(self.device)
+            if parity is not None:
+                self._check_one(partial(parity.check_float32, self.tokenizer), [self.largest, None])
+            self.tokenizer.compute_in(dtype)
+            if parity is not None:
+                rows = 1 if self.chunking.policy == "streaming" else self.batch_rows
+                halves = [rows >> n for n in range(rows.bit_length())]
+                self._check_one(partial(parity.check, self.tokenizer), halves)
+            # Only this package's models are known to be safe to capture in a CUDA graph.
+            self._graphed: GraphedCall | None = None
+            if self.device.type == "cuda" and isinstance(self.tokenizer, NativeTokenizer):
+                self._graphed = GraphedCall(self.tokenizer.encode, CudaGraphs(self.device))
 
     def _check_one(self, check: Callable[[torch.device, Any], None], sizes: Sequence[Any]) -> None:
         """Run a check with the first of these sizes for which there is memory."""
@@ -135,8 +129,8 @@ class EncodeStage:
                 f"batches of {self.batch_rows} instead of {config.batch_chunks} chunks, because "
                 "memory ran out: use smaller frames, or lower encode.batch_chunks"
             )
-        cudnn = str(torch.backends.cudnn.version())
-        return EncoderPath(config.dtype, norms, graphs, self.batch_rows, cudnn, tuple(slow))
+        facts = norms, graphs, self.batch_rows, str(torch.backends.cudnn.version())
+        return EncoderPath(config.dtype, *facts, tuple(slow))
 
     def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected | Failed]:
         """Return the codes of each clip, or why it has none, in order.
@@ -196,14 +190,12 @@ class EncodeStage:
         before: _Launched | None = None
         for batch in chain.from_iterable(map(self._cut, groups.values())):
             launched = self._launch(batch)
-            if before is not None:
-                self._land(*before)
+            self._land(before)
             before = launched  # and the memory of the one before it is free
             if isinstance(launched[2], Exception):  # the next one would meet the same
-                self._land(*launched)
+                self._land(launched)
                 before = None
-        if before is not None:
-            self._land(*before)
+        self._land(before)
 
     def _cut(self, chunks: list[_Chunk], at_most: int = sys.maxsize) -> Iterator[list[_Chunk]]:
         """Cut chunks into batches of ``at_most`` chunks that fit into the device's memory."""
@@ -233,13 +225,11 @@ class EncodeStage:
                 "differ from those of other machines: remove such switches from it"
             )
 
-    def _land(
-        self,
-        batch: list[_Chunk],
-        num_rows: int,
-        waiting: Callable[[], NDArray[np.int64]] | Exception,
-    ) -> None:
-        """Wait for the codes of a batch. A failed batch is split in halves."""
+    def _land(self, launched: _Launched | None) -> None:
+        """Wait for the codes of a batch, if there is one. A failed batch is split in halves."""
+        if launched is None:
+            return
+        batch, num_rows, waiting = launched
         try:
             if isinstance(waiting, Exception):
                 raise waiting
@@ -254,7 +244,7 @@ class EncodeStage:
                 chunk.codes, chunk.is_small = block, num_rows < self.encode_config.batch_chunks
             return
         for part in self._cut(batch, at_most=at_most):
-            self._land(*self._launch(part))
+            self._land(self._launch(part))
 
     def _smaller(self, error: Exception, batch: list[_Chunk], num_rows: int) -> int:
         """How many chunks of a failed batch to try together, 0 if it is one that fails alone.
@@ -367,3 +357,29 @@ def _failed(clip: DecodedClip, error: Exception) -> Failed:
     return Failed(
         clip.ref, "out_of_memory" if is_memory else "encode_error", message, name, clip.backend
     )
+
+
+def try_tokenizer(
+    tokenizer: TokenizerConfig,
+    chunking: ChunkingConfig,
+    encode: EncodeConfig,
+    weights: bytes | None,
+) -> str:
+    """Build a tokenizer as an encoder would, encode small clips of noise, and check the codes.
+
+    Without a GPU, a job for GPUs is tried on the CPU in float32, like every device before its
+    first clip. Returns the device it was tried on: ``cuda`` or ``cpu``.
+    """
+    device = "cuda" if encode.device != "cpu" and torch.cuda.is_available() else "cpu"
+    is_stand_in = device == "cpu" and encode.device == "cuda"
+    dtype = getattr(torch, encode.dtype)
+    if is_stand_in:
+        encode = encode.model_copy(update={"dtype": "float32"})
+    stage = EncodeStage(tokenizer, chunking, encode)
+    stage.setup(device, weights)
+    if not isinstance(tokenizer, CustomConfig):  # those are probed whenever they are built
+        name = f"tokenizer {tokenizer.name}"
+        probe(stage.tokenizer, name, with_decoder=False, device=stage.device)
+    if is_stand_in:
+        stage.tokenizer.compute_in(dtype)
+    return device

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     Field,
@@ -198,10 +198,6 @@ def load_training(path: Path) -> TrainConfig:
         raise ConfigError(
             f"{path}: this is a job file, not a training file: use tokpipe run {path}"
         )
-    return parse_training(data, name=str(path), root=path.resolve().parent)
-
-
-def parse_training(data: dict[str, Any], *, name: str, root: Path) -> TrainConfig:
-    """Check the settings of a training file. A ConfigError starts with ``name``."""
-    config: TrainConfig = validate_settings(TrainConfig, data, name=name, context={"root": root})
+    context = {"root": path.resolve().parent}
+    config: TrainConfig = validate_settings(TrainConfig, data, name=str(path), context=context)
     return config

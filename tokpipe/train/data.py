@@ -62,30 +62,25 @@ class TrainingData:
 
     def batches(self, first_step: int) -> Generator[Tensor]:
         """Yield the batch of each step from ``first_step`` on: (B, T, H, W, 3) uint8."""
-
-        def batch(buffer: tuple[int, list[Frames]]) -> Tensor:
-            return self._batch(*buffer)
-
         ahead = self.config.data_threads
-        numbers = itertools.count(self._first_clip(first_step))
+        numbers = itertools.count(int(first_step * self.config.fresh_clips))
         with (
             closing(_Decoders(self.config)) as decoders,
             closing(read_ahead(partial(self._clip, decoders), numbers, ahead)) as clips,
-            closing(read_ahead(batch, self._buffers(first_step, clips), ahead)) as batches,
+            closing(
+                read_ahead(lambda held: self._batch(*held), self._buffers(first_step, clips), ahead)
+            ) as batches,
         ):
             yield from batches
-
-    def _first_clip(self, step: int) -> int:
-        return int(step * self.config.fresh_clips)
 
     def _buffers(
         self, first_step: int, clips: Iterator[Frames]
     ) -> Iterator[tuple[int, list[Frames]]]:
         """Yield each step with the clips in its buffer."""
         buffer: deque[Frames] = deque(maxlen=self.config.buffer_clips)
-        end = self._first_clip(first_step)
+        end = int(first_step * self.config.fresh_clips)
         for step in range(first_step, self.config.num_steps):
-            needed = self._first_clip(step) + self.config.buffer_clips
+            needed = int(step * self.config.fresh_clips) + self.config.buffer_clips
             buffer.extend(itertools.islice(clips, needed - end))
             end = needed
             yield step, list(buffer)

@@ -197,7 +197,7 @@ def _trial(job: JobConfig) -> Generator[CheckResult, None, TokenizerWeights | No
             yield _not_checked("the tokenizer and its weights", f"{name} is not installed here")
             return None
     # Imported late: torch takes seconds.
-    from tokpipe.stages.trial import try_tokenizer
+    from tokpipe.stages.encode import try_tokenizer
 
     weights = read_weights(tokenizer, job.storage)
     device = try_tokenizer(tokenizer, job.chunking, encode, weights.encoding)

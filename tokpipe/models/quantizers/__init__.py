@@ -5,13 +5,13 @@ changes about one code in a hundred. Latents and vectors are (B, dim, ...), code
 """
 
 from tokpipe.models.quantizers.base import Quantized, Quantizer
-from tokpipe.models.quantizers.gumbel import GumbelQuantizer
-from tokpipe.models.quantizers.scalar import FSQ, LFQ
-from tokpipe.models.quantizers.vector import (
+from tokpipe.models.quantizers.codebook import (
     EMAVectorQuantizer,
+    GumbelQuantizer,
     VectorQuantizer,
     VectorQuantizer2,
 )
+from tokpipe.models.quantizers.scalar import FSQ, LFQ
 from tokpipe.telemetry.usage import CodeUsage
 
 __all__ = [

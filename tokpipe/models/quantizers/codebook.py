@@ -1,15 +1,23 @@
-"""Quantizers with a learned codebook, of which some entries may be left out."""
+"""Quantizers with a learned codebook, of which some entries may be left out.
+
+The codebook is moved by the gradient, or follows the latents by averages.
+"""
 
 import os
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from tokpipe.models.quantizers.base import Quantizer
+from tokpipe.models.process import exact_float32_products
+from tokpipe.models.quantizers.base import Quantized, Quantizer, straight_through
+from tokpipe.models.quantizers.nearest import project, search
 
 Remap = str | os.PathLike[str] | Sequence[int] | NDArray[Any] | Tensor
 UnknownIndex = Literal["random", "extra"] | int
@@ -84,8 +92,7 @@ class CodebookQuantizer(Quantizer):
     def _codes_to_entries(self, codes: Tensor) -> Tensor:
         if self.used is None:
             return codes
-        entries: Tensor = self.used[codes.where(codes < len(self.used), 0)]
-        return entries
+        return self.used[codes.where(codes < len(self.used), 0)]
 
 
 def _used_entries(remap: Remap, num_vectors: int) -> Tensor:
@@ -110,3 +117,270 @@ def _used_entries(remap: Remap, num_vectors: int) -> Tensor:
             "use are a list of at least one of these integers, each once"
         )
     return torch.from_numpy(used.astype(np.int64))
+
+
+class NearestQuantizer(CodebookQuantizer):
+    """Names the nearest code vector by Euclidean distance.
+
+    A subclass has an ``embedding``, with a ``weight`` (K, dim), that maps entries to vectors.
+    """
+
+    embedding: "nn.Embedding | EMACodebook"
+
+    def codes_of(self, latent: Tensor) -> Tensor:
+        """(B, dim, ...) -> (B, ...) int64; of vectors equally near, the first."""
+        return self._entries_to_codes(self._nearest_entries(latent))
+
+    def _nearest_entries(self, latent: Tensor) -> Tensor:
+        self._check_channels(latent)
+        codebook = self.embedding.weight.detach().float()
+        # Without the latent's norm, which is the same for every code vector: adding it would only
+        # lose precision.
+        return search(latent, codebook, codebook.square().sum(1), -2)
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        vectors: Tensor = self.embedding(self._codes_to_entries(codes))
+        return vectors.float()
+
+    def forward(self, latent: Tensor) -> Quantized:
+        """(B, dim, ...) -> vectors, codes, loss."""
+        entries = self._nearest_entries(latent)
+        latent = latent.float()
+        vectors = self.embedding(entries).float().movedim(-1, 1)
+        loss = self._loss(latent, vectors, entries)
+        codes = self._flat(self._entries_to_codes(entries))
+        return Quantized(straight_through(latent, vectors), codes, loss)
+
+    @abstractmethod
+    def _loss(self, latent: Tensor, vectors: Tensor, entries: Tensor) -> Tensor:
+        """The loss of a training step; latent and vectors (B, dim, ...) float32."""
+
+
+class VectorQuantizer(NearestQuantizer):
+    """Names the nearest code vector of a learned codebook.
+
+    ``n_e`` vectors of ``e_dim`` channels, unbounded. The loss pulls each vector to its latents,
+    plus ``beta`` times the commitment of the latents to their vector. With ``legacy``, ``beta``
+    weighs the pull instead: a published mistake that published models were trained with, and so
+    the published default. The loss has the same value either way, with other gradients.
+    ``remap`` and ``unknown_index``: see ``CodebookQuantizer``.
+
+    ``forward`` returns the codes flat, (N,), or (N, 1) under ``remap``, as published; with
+    ``sane_index_shape`` as (B, ...), which ``codes_of`` always does.
+    Source: arXiv:1711.00937; published as ``VectorQuantizer2``, and as ``VectorQuantizer``
+    without ``legacy``, which is ``legacy=False`` here.
+    """
+
+    embedding: nn.Embedding
+
+    def __init__(
+        self,
+        n_e: int,
+        e_dim: int,
+        beta: float = 0.25,
+        remap: Remap | None = None,
+        unknown_index: UnknownIndex = "random",
+        sane_index_shape: bool = False,
+        legacy: bool = True,
+    ) -> None:
+        super().__init__(n_e, e_dim, remap=remap, unknown_index=unknown_index)
+        self.beta = beta
+        self.sane_index_shape = sane_index_shape
+        self.legacy = legacy
+        self.embedding = nn.Embedding(n_e, e_dim)
+        nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
+
+    def _loss(self, latent: Tensor, vectors: Tensor, entries: Tensor) -> Tensor:
+        commitment = F.mse_loss(latent, vectors.detach())
+        pull = F.mse_loss(vectors, latent.detach())
+        return commitment + self.beta * pull if self.legacy else self.beta * commitment + pull
+
+    def _flat(self, codes: Tensor) -> Tensor:
+        return codes if self.sane_index_shape else super()._flat(codes)
+
+
+VectorQuantizer2 = VectorQuantizer
+"""The published name of the class with all these arguments."""
+
+
+class EMACodebook(nn.Module):
+    """Code vectors as the quotient of two moving averages: of latents, and of their number.
+
+    State, as published: ``weight`` (K, dim), ``cluster_size`` (K,), ``embed_avg`` (K, dim). They
+    are parameters that no optimizer moves, so a checkpoint's averages load like weights.
+    """
+
+    def __init__(self, num_vectors: int, dim: int, decay: float, eps: float) -> None:
+        super().__init__()
+        if not 0 <= decay < 1 or eps <= 0:
+            raise ValueError(
+                f"decay={decay} and eps={eps}: decay, the part of the average that a step keeps, "
+                "must be at least 0 and below 1; eps, which guards a division, must be above 0"
+            )
+        self.decay = decay
+        self.eps = eps
+        weight = torch.randn(num_vectors, dim)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.cluster_size = nn.Parameter(torch.zeros(num_vectors), requires_grad=False)
+        self.embed_avg = nn.Parameter(weight.clone(), requires_grad=False)
+
+    def forward(self, entries: Tensor) -> Tensor:
+        """(...) int64 -> (..., dim) float32."""
+        return F.embedding(entries, self.weight.detach()).float()
+
+    @torch.no_grad()
+    def follow(self, latents: Tensor, entries: Tensor) -> None:
+        """Take one step: latents (N, dim) float32 and the entries (N,) int64 that name them.
+
+        Where ``torch.distributed`` is set up, the step uses the latents of all ranks, and each
+        rank must take it. Latents that are not finite are left out, since a single one would spoil
+        the averages permanently.
+        """
+        if torch.finfo(self.cluster_size.dtype).bits < 32:
+            raise RuntimeError(
+                f"the codebook's averages are {self.cluster_size.dtype}, in which steps of "
+                f"1 - decay = {1 - self.decay:.3g} round away. Train in float32, with "
+                "torch.autocast for speed"
+            )
+        finite = latents.isfinite().all(dim=1)
+        latents = latents.where(finite[:, None], 0).to(self.embed_avg.dtype)
+        sums = torch.zeros_like(self.embed_avg).index_add_(0, entries, latents)
+        counts = torch.zeros_like(self.cluster_size).index_add_(
+            0, entries, finite.to(self.cluster_size.dtype)
+        )
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+            torch.distributed.all_reduce(counts)
+        self.cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+        self.embed_avg.mul_(self.decay).add_(sums, alpha=1 - self.decay)
+        # Smoothed, so that a vector without latents is not divided by zero.
+        total, num = self.cluster_size.sum(), len(self.cluster_size)
+        sizes = (self.cluster_size + self.eps) / (total + num * self.eps) * total
+        self.weight.copy_(self.embed_avg / sizes.unsqueeze(1))
+
+
+class EMAVectorQuantizer(NearestQuantizer):
+    """Names the nearest code vector of a codebook made of moving averages of the latents.
+
+    ``n_embed`` vectors of ``embedding_dim`` channels. The loss is ``beta`` times the commitment of
+    the latents to their vector. In ``train()`` mode each ``forward`` moves the codebook after
+    using it, keeping ``decay`` of the averages; in ``eval()`` mode nothing moves. As published,
+    the averages start from random vectors and zero latents: vectors that the first step does not
+    name are then divided by ``eps``, and are not used for about ``log(eps) / log(decay)``
+    steps, 1,146 by default.
+
+    ``remap`` and ``unknown_index``: see ``CodebookQuantizer``; published code accepts them, and
+    leaves the codes unchanged.
+
+    ``forward`` returns the codes flat, (N,), or (N, 1) under ``remap``.
+    Source: arXiv:1711.00937, appendix A.1.
+    """
+
+    embedding: EMACodebook
+
+    def __init__(
+        self,
+        n_embed: int,
+        embedding_dim: int,
+        beta: float,
+        decay: float = 0.99,
+        eps: float = 1e-5,
+        remap: Remap | None = None,
+        unknown_index: UnknownIndex = "random",
+    ) -> None:
+        super().__init__(n_embed, embedding_dim, remap=remap, unknown_index=unknown_index)
+        self.beta = beta
+        self.embedding = EMACodebook(n_embed, embedding_dim, decay, eps)
+
+    def _loss(self, latent: Tensor, vectors: Tensor, entries: Tensor) -> Tensor:
+        loss = self.beta * F.mse_loss(latent, vectors)
+        if self.training:
+            rows = latent.detach().movedim(1, -1).reshape(-1, self.dim)
+            self.embedding.follow(rows, entries.flatten())
+        return loss
+
+
+class GumbelQuantizer(CodebookQuantizer):
+    """Names the code of the greatest logit; in training, samples codes with Gumbel noise.
+
+    Latents have ``num_hiddens`` channels, vectors ``embedding_dim``; there are ``n_embed`` codes.
+    Only ``forward`` in ``train()`` mode draws noise, from PyTorch's global generator. It returns
+    the sampled codes, and their vectors with the gradient of the softmax at temperature
+    ``temp_init`` or, without ``straight_through``, the softmax's mixture of vectors. The loss is
+    ``kl_weight`` times the divergence of the codes' distribution from the uniform one. (Published
+    code samples in ``eval()`` mode as well, so its codes differ from run to run.)
+
+    ``remap`` keeps only the logits of the entries in use, so no entry is ever unknown, and
+    ``unknown_index="extra"`` adds a code that never occurs.
+    Source: arXiv:1611.01144, and github.com/karpathy/deep-vector-quantization.
+    """
+
+    def __init__(
+        self,
+        num_hiddens: int,
+        embedding_dim: int,
+        n_embed: int,
+        straight_through: bool = True,
+        kl_weight: float = 5e-4,
+        temp_init: float = 1.0,
+        remap: Remap | None = None,
+        unknown_index: UnknownIndex = "random",
+    ) -> None:
+        super().__init__(
+            n_embed, embedding_dim, latent_dim=num_hiddens, remap=remap, unknown_index=unknown_index
+        )
+        self.straight_through = straight_through
+        self.kl_weight = kl_weight
+        self.temperature = _positive(temp_init)
+        self.proj = nn.Conv2d(num_hiddens, n_embed, 1)
+        self.embed = nn.Embedding(n_embed, embedding_dim)
+
+    def codes_of(self, latent: Tensor) -> Tensor:
+        """(B, num_hiddens, ...) -> (B, ...) int64; of equal logits, the first."""
+        self._check_channels(latent)
+        weight, bias = self._projection()
+        return search(latent, weight.detach(), -bias.detach(), -1)
+
+    def logits_of(self, latent: Tensor) -> Tensor:
+        """(B, num_hiddens, ...) -> (B, K, ...) float32, K the number of entries in use."""
+        self._check_channels(latent)
+        return project(latent.movedim(1, -1), *self._projection()).movedim(-1, 1)
+
+    def _projection(self) -> tuple[Tensor, Tensor]:
+        """Weight (K, num_hiddens) and bias (K,) of the entries in use, float32."""
+        assert self.proj.bias is not None
+        weight, bias = self.proj.weight.float().flatten(1), self.proj.bias.float()
+        return (weight, bias) if self.used is None else (weight[self.used], bias[self.used])
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        vectors: Tensor = self.embed(self._codes_to_entries(codes))
+        return vectors.float()
+
+    def forward(self, latent: Tensor, temp: float | None = None) -> Quantized:
+        """(B, num_hiddens, ...) -> vectors, codes, loss. ``temp`` overrides ``temp_init``."""
+        temp = self.temperature if temp is None else _positive(temp)
+        logits = self.logits_of(latent).movedim(1, -1)
+        shares = logits.softmax(-1)
+        divergence = (shares * (shares * self.num_vectors + 1e-10).log()).sum(-1).mean()
+        if self.training:
+            noise = -torch.empty_like(logits).exponential_().log()
+            soft = ((logits + noise) / temp).softmax(-1)
+            codes = soft.argmax(-1)
+        else:
+            soft = (logits / temp).softmax(-1)
+            codes = self.codes_of(latent)
+        codebook = self.embed.weight.float()
+        codebook = codebook if self.used is None else codebook[self.used]
+        with exact_float32_products(latent.device):
+            if self.straight_through or not self.training:
+                # The second term is zero, and carries the gradient of the softmax.
+                vectors = self._vectors(codes) + (soft - soft.detach()) @ codebook
+            else:
+                vectors = soft @ codebook
+        return Quantized(vectors.movedim(-1, 1), codes, self.kl_weight * divergence)
+
+
+def _positive(temperature: float) -> float:
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be above 0")
+    return temperature

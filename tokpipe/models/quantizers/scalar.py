@@ -81,8 +81,7 @@ class ScalarQuantizer(Quantizer):
         """(B, dim, ...) -> (B, ..., n, codebook_dim) float32, to be rounded."""
         self._check_channels(latent)
         x = _projected(latent.float().movedim(1, -1), self.project_in)
-        inner: Tensor = x.unflatten(-1, (self.num_codebooks, self.codebook_dim))
-        return inner
+        return x.unflatten(-1, (self.num_codebooks, self.codebook_dim))
 
     def _outer(self, inner: Tensor) -> Tensor:
         """(B, ..., n, codebook_dim) -> (B, ..., dim)."""
@@ -257,25 +256,18 @@ class LFQ(ScalarQuantizer):
         vectors = self._inner_vectors(codes)
         loss = inner.new_zeros(())
         if self.training:
-            per_sample, of_mean = self._entropies(inner, inv_temperature)
-            entropy = per_sample - self.diversity_gamma * of_mean
+            # The published soft code is the softmax, over all code vectors, of 2 * inv_temperature
+            # times the dot product with the latent. That is a product of independent bits, so the
+            # entropy of each is a sum over bits.
+            logits = 4 * inv_temperature * self.codebook_scale * inner.flatten(0, -3)
+            # Entropy of a bit from its logit, finite for every logit.
+            per_bit = F.softplus(logits) - logits * logits.sigmoid()
+            of_mean = torch.stack([entropy_of_mean(bits) for bits in logits.unbind(1)]).mean()
+            entropy = per_bit.sum(-1).mean() - self.diversity_gamma * of_mean
             commitment = F.mse_loss(inner, vectors)
             loss = self.entropy_loss_weight * entropy + self.commitment_loss_weight * commitment
         vectors = self._outer(straight_through(inner, vectors)).movedim(-1, 1)
         return Quantized(vectors, self._shaped(codes), loss)
-
-    def _entropies(self, inner: Tensor, inv_temperature: float) -> tuple[Tensor, Tensor]:
-        """Mean entropy of the latents' soft codes, and entropy of their mean, over codebooks.
-
-        The published soft code is the softmax, over all code vectors, of ``2 * inv_temperature``
-        times the dot product with the latent. That is a product of independent bits, so the
-        entropy of each is a sum over bits.
-        """
-        logits = 4 * inv_temperature * self.codebook_scale * inner.flatten(0, -3)
-        # Entropy of a bit from its logit, finite for every logit.
-        per_bit = F.softplus(logits) - logits * logits.sigmoid()
-        of_mean = [entropy_of_mean(bits) for bits in logits.unbind(1)]
-        return per_bit.sum(-1).mean(), torch.stack(of_mean).mean()
 
 
 def entropy_of_mean(logits: Tensor) -> Tensor:

@@ -67,7 +67,15 @@ class VideoTokenizer(nn.Module, ABC):
         """
         self._check_streamable()
         self._check_pixels(pixels)
-        latents = self._num_latents_of_piece(pixels.shape[1], state)
+        latents, extra = divmod(pixels.shape[1], self.traits.temporal_stride)
+        if state is None:
+            self.traits.check_num_frames(pixels.shape[1], "frames of a first piece")
+            latents = self.traits.num_latent_frames(pixels.shape[1])
+        elif extra:
+            raise ValueError(
+                f"a later piece of {pixels.shape[1]} frames does not fill whole latent frames: "
+                f"pass a multiple of {self.traits.temporal_stride}"
+            )
         codes, state = self._encode_piece(self._floats(pixels), state)
         return self._checked_codes(codes, pixels, latents), state
 
@@ -163,18 +171,6 @@ class VideoTokenizer(nn.Module, ABC):
                 f"pixels of shape {tuple(pixels.shape)}: the clip is empty, pass at least one frame"
             )
         self.traits.check_size(*pixels.shape[2:4])
-
-    def _num_latents_of_piece(self, num_frames: int, state: StreamState | None) -> int:
-        if state is None:
-            self.traits.check_num_frames(num_frames, "frames of a first piece")
-            return self.traits.num_latent_frames(num_frames)
-        latents, extra = divmod(num_frames, self.traits.temporal_stride)
-        if extra:
-            raise ValueError(
-                f"a later piece of {num_frames} frames does not fill whole latent frames: pass a "
-                f"multiple of {self.traits.temporal_stride}"
-            )
-        return latents
 
     def _floats(self, pixels: Tensor) -> Tensor:
         """(B, T, H, W, 3) uint8 -> the declared layout and range, as ``_encode`` takes it."""

@@ -16,8 +16,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.models.tokenizers.base import VideoTokenizer, load_weights
 from tokpipe.models.tokenizers.cosmos import build_cosmos_dv
 from tokpipe.models.tokenizers.custom import build_custom
-from tokpipe.models.tokenizers.emu3 import Emu3Tokenizer
-from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
+from tokpipe.models.tokenizers.movqgan import Emu3Tokenizer, MoVQGANTokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer, randomize
 
 _KINDS: dict[type[TokenizerConfig], Callable[..., VideoTokenizer]] = {

@@ -39,12 +39,10 @@ class CosmosDVTokenizer(VideoTokenizer):
                 f"its encoder returned a {type(outputs).__name__}, not (indices, code vectors, "
                 "loss): it is not the encoder of a discrete tokenizer"
             )
-        codes: Tensor = outputs[0]
-        return codes
+        return outputs[0]
 
     def _decode(self, codes: Tensor) -> Tensor:
-        floats: Tensor = self._needed(self.decoder)(codes.int())
-        return floats
+        return self._needed(self.decoder)(codes.int())
 
     def _cast(self, dtype: torch.dtype) -> None:
         if dtype == self._proven:

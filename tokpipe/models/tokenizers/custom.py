@@ -28,12 +28,10 @@ class CustomTokenizer(VideoTokenizer):
         self.model = model
 
     def _encode(self, x: Tensor) -> Tensor:
-        codes: Tensor = self.model.encode(x)  # type: ignore[operator]
-        return codes
+        return self.model.encode(x)  # type: ignore[operator]
 
     def _decode(self, codes: Tensor) -> Tensor:
-        floats: Tensor = self._method("decode(codes)")(codes)
-        return floats
+        return self._method("decode(codes)")(codes)
 
     def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         if self.traits.layout == "BCHW" and not hasattr(self.model, "encode_piece"):

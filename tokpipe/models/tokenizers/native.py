@@ -59,8 +59,7 @@ class NativeTokenizer(VideoTokenizer):
 
     def latent_of(self, x: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> (B, z, t, h, w) for the quantizer. With gradients."""
-        latent: Tensor = self.encoder(self._patched(x))
-        return latent
+        return self.encoder(self._patched(x))
 
     def frames_of(self, vectors: Tensor) -> Tensor:
         """Code vectors (B, z, t, h, w) -> (B, 3, T, H, W), about [-1, 1]. With gradients."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import ConfigError, NodeTrouble
 from tokpipe.models.group_norm import plain_norms
+from tokpipe.models.process import encoder_class
 from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
 
@@ -135,7 +136,7 @@ class Parity:
         # Networks that are not ours may round on GPUs even so.
         changes = FLOAT32_CHANGES * (1 if isinstance(tokenizer, NativeTokenizer) else 10)
         found = tokenizer.encode(self._picture.to(device)).cpu()
-        _compare(found, self._wanted, changes, f"in {tokenizer.dtype} on {_name(device)}")
+        _compare(found, self._wanted, changes, f"in {tokenizer.dtype} on {encoder_class(device)}")
         if shape is not None:
             picture = moving_picture(tokenizer.traits, shape)
             with plain_norms():
@@ -147,7 +148,7 @@ class Parity:
 
         Raises NodeTrouble if more codes differ than rounding explains, anywhere or in one place.
         """
-        where = f"in {tokenizer.dtype} on {_name(device)}"
+        where = f"in {tokenizer.dtype} on {encoder_class(device)}"
         pixels = self._picture.to(device).expand(rows, -1, -1, -1, -1)
         found = tokenizer.encode(pixels).cpu()
         for row in found:
@@ -196,9 +197,3 @@ def moving_picture(traits: TokenizerTraits, shape: tuple[int, int, int] | None =
     coarse = torch.rand((1, 3, *points), generator=torch.Generator().manual_seed(0))
     smooth = F.interpolate(coarse, shape, mode="trilinear", align_corners=True)
     return smooth.mul_(255).to(torch.uint8).movedim(1, -1).contiguous()
-
-
-def _name(device: torch.device) -> str:
-    if device.type != "cuda":
-        return f"the device {device}"
-    return f"{torch.cuda.get_device_name(device)} (cuDNN {torch.backends.cudnn.version()})"
