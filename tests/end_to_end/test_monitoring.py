@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import urllib.request
 from collections import Counter
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def watched(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Watch
         job,
         code,
         printed,
-        _scrape(ray_address),
+        _scrape(ray_address, folder.name),
         [json.loads(line) for line in log.read_text().splitlines()],
         log.read_text(),
         record.plan["plan_id"],
@@ -74,16 +75,26 @@ def watched(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Watch
     )
 
 
-def _scrape(address: str) -> str:
-    """Read the endpoint that Ray has for Prometheus on the one node of the cluster."""
+def _scrape(address: str, dataset: str) -> str:
+    """Read the endpoint that Ray has for Prometheus on the one node of the cluster.
+
+    What a driver passed on last arrives after it has ended, later on a busy machine.
+    """
     ray.init(address=address, log_to_driver=False)
     try:
         (node,) = (node for node in ray.nodes() if node["Alive"])
     finally:
         ray.shutdown()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(url, timeout=300) as answer:
-        return str(answer.read().decode())
+    before = -1
+    for _ in range(60):
+        with urllib.request.urlopen(url, timeout=300) as answer:
+            text = str(answer.read().decode())
+        if before == (now := text.count(dataset)) > 0:
+            break
+        before = now
+        time.sleep(1)
+    return text
 
 
 def _values(watched: Watched, name: str, *labels: str) -> dict[tuple[str, ...], float]:

@@ -372,9 +372,9 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
         except (av.EOFError, StopIteration):
             return
         except av.FFmpegError as error:
-            damage = damaged(f"decoding stopped after {count} frames", error)
-            if count or damage.reason != "corrupt":
-                raise damage from error
+            # No variable for it: an error that its own frame refers to keeps that frame's memory.
+            if count or damaged("", error).reason != "corrupt":
+                raise damaged(f"decoding stopped after {count} frames", error) from error
             continue
         for frame in frames:
             if not frame.is_corrupt:
