@@ -90,15 +90,15 @@ def end_now(number: int, text: str) -> NoReturn:
     """End the process without unwinding, which C++ and other threads may hold up."""
     if os.isatty(1) and os.environ.get("TERM") != "dumb":
         _shortly(lambda: os.write(1, b"\x1b[?25h"))  # shows the cursor, which live lines hide
-    _shortly(lambda: os.write(2, f"{text}\n".encode()))
+    _shortly(lambda: os.write(2, f"{text}\n".encode()), most_s=2)  # a busy machine is slow
     os._exit(128 + number)
 
 
-def _shortly(action: Callable[[], object]) -> None:
+def _shortly(action: Callable[[], object], most_s: float = 0.2) -> None:
     """Do what may never end for a moment: the terminal may be stopped, or a pipe full."""
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
-    thread.join(0.2)
+    thread.join(most_s)
 
 
 def _leave_lost_terminal() -> None:
