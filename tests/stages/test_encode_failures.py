@@ -104,7 +104,7 @@ def test_a_broken_device_is_not_blamed_on_a_clip(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("device-side assert triggered")
 
     spoil(stage, monkeypatch, problem)
-    monkeypatch.setattr(Device, "works", lambda device: False)
+    monkeypatch.setattr("tokpipe.stages.encode.computes", lambda device: False)
     with pytest.raises(RuntimeError, match="device-side assert"):
         stage.process([clip(0, 5), clip(1, 5)])
 

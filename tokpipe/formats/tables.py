@@ -112,8 +112,10 @@ def stream_parquet(file: BinaryIO, *, as_dictionaries: bool = False) -> Any:
     ``as_dictionaries``."""
     metadata = pq.read_metadata(file)
     num_bytes = file.seek(0, io.SEEK_END)
-    if metadata.num_rows > _MAX_ROWS + _ROWS_PER_BYTE * num_bytes:
-        raise pa.ArrowInvalid(f"it claims {metadata.num_rows:,} rows in {num_bytes:,} bytes")
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    num_rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
+    if num_rows > _MAX_ROWS + _ROWS_PER_BYTE * num_bytes:
+        raise pa.ArrowInvalid(f"it claims {num_rows:,} rows in {num_bytes:,} bytes")
     buffer_bytes = _BUFFERS_BYTES // max(1, metadata.num_columns)
     file.seek(0)
     return pq.ParquetFile(

@@ -46,6 +46,14 @@ def make_repeatable() -> bool:
     return bool(changed)
 
 
+def computes(device: torch.device) -> bool:
+    """Whether a device still computes: some errors make a CUDA context unusable."""
+    try:
+        return bool(torch.ones(1, device=device).add_(1).item() == 2)
+    except RuntimeError:
+        return False
+
+
 @contextmanager
 def _precision(operation: Any, precision: str) -> Iterator[None]:
     before = operation.fp32_precision

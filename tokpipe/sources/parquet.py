@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -54,12 +55,13 @@ class ParquetFile:
             ):
                 check_text_bytes(batch.columns)
                 places = range(place, place + batch.num_rows)
+                rows = np.arange(place - 1, place - 1 + batch.num_rows)
                 names = unique_names(batch.schema.names)
                 problems: dict[int, str] = {}
                 arrays = []
                 for field, (path, kind) in zip(columns, found, strict=True):
                     if (leaf := ".".join(path)) in is_set:
-                        arrays.append(is_set[leaf].take(pa.array([i - 1 for i in places])))
+                        arrays.append(is_set[leaf].take(pa.array(rows)))
                     elif path and not pa.types.is_null(kind):
                         array = batch.column(names.index(path[0]))
                         for name in path[1:]:
@@ -99,8 +101,6 @@ class ParquetFile:
     def _is_set(self, file: Any, leaf: str) -> pa.Array:
         """Return whether each row has a value, without reading those that statistics describe."""
         at, masks = _leaves(file).index(leaf), []
-        if sum(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)) > 2**32:
-            raise pa.ArrowInvalid("it claims more than 4 billion rows")
         for index in range(file.num_row_groups):
             group = file.metadata.row_group(index)
             known = group.column(at).statistics

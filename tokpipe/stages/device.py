@@ -114,10 +114,3 @@ class Device:
             return host.numpy()
 
         return wait
-
-    def works(self) -> bool:
-        """Whether the device still computes: some errors make a CUDA context unusable."""
-        try:
-            return bool(torch.ones(1, device=self._device).add_(1).item() == 2)
-        except RuntimeError:
-            return False

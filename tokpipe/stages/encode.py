@@ -17,7 +17,7 @@ from tokpipe.config.tokenizer import CustomConfig, TokenizerConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault
 from tokpipe.models.graphs import CudaGraphs, GraphedCall
 from tokpipe.models.group_norm import GroupNorm, working_kernels
-from tokpipe.models.process import encoder_class, keep_freed_memory, make_repeatable
+from tokpipe.models.process import computes, encoder_class, keep_freed_memory, make_repeatable
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
@@ -254,7 +254,7 @@ class EncodeStage:
         trouble = trouble_of(error)
         if trouble == "broken":
             raise NodeTrouble(f"encode: {self.device} is broken: {error}") from error
-        if trouble == "other" and not self._on_device.works():
+        if trouble == "other" and not computes(self.device):
             raise error
         if trouble == "memory":
             if self._graphed is not None and self._graphed.drop("their memory was needed"):
