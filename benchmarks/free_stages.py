@@ -60,6 +60,10 @@ class FreeEncode(EncodeStage):
     def setup(self, device: str, weights: bytes | None) -> None:
         pass
 
+    @property
+    def path(self) -> None:
+        """No device, so nothing to report about it."""
+
     def process(self, clips: Sequence[DecodedClip]) -> list[EncodedClip | Rejected | Failed]:
         return [
             EncodedClip(clip.ref, (_CHUNK,), (_CODES,), clip.pts_s, clip.fps, clip.backend)

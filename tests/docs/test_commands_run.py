@@ -110,7 +110,7 @@ def run_page(
     with ExitStack() as stack:
         words = words_of(page, scene)
         text = "\n".join(command.key for command in commands)
-        if re.search(f"s3://|{CLUSTER}", text):
+        if re.search(f"s3://|jobs/webvid|{CLUSTER}", text):
             server = request.getfixturevalue("s3_server")
             store, job = server.environment(), webvid(scene, server)
             environment |= store if "export OUTPUT=" in text else store | job
