@@ -14,7 +14,7 @@ from tokpipe.formats import job_record
 from tokpipe.formats.layout import MANIFEST_KEY
 from tokpipe.formats.manifest import CommittedRows, count_entries, iter_entries
 from tokpipe.plan import StoredPlan
-from tokpipe.storage.store import Store, StoredObject
+from tokpipe.storage import Store, StoredObject
 
 YOUNGEST_S = LISTED_WITHIN_S
 """Younger objects may belong to a running driver, which lists a shard after it was written."""

@@ -23,7 +23,6 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, Changed, ConfigError, NotFound, StorageError
 from tokpipe.identity.ids import version_of
 from tokpipe.storage.retry import GaveUp, RetryPolicy
-from tokpipe.storage.store import StoredObject
 from tokpipe.storage.trouble import Trouble, classify, retry_after_s
 from tokpipe.telemetry.redact import redact
 
@@ -60,6 +59,16 @@ class ObjectInfo:
     def source_version(self) -> int:
         """What a plan stores to identify the content."""
         return version_of(self.size, self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object in a listing."""
+
+    key: str
+    size_bytes: int
+    modified_s: float  # Time of the last write, in seconds since 1970 by the store's clock
+    version: int | None = None  # Identifies the content, as ``ObjectInfo.source_version`` does
 
 
 def split_protocol(uri: str) -> tuple[str, str]:
