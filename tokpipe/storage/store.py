@@ -52,7 +52,7 @@ class Store:
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
         """Return bytes ``start`` to ``end`` (exclusive), fewer where the object ends earlier."""
-        return self._client.read_range(self.uri_of(key), start, end)
+        return self._client.read(self.uri_of(key), start, end)
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object, replacing any older one. Readers see the old object or the new one."""
@@ -110,7 +110,7 @@ class Store:
         uri, client = self.uri_of(key), self._client
         doing = "creating it" if exclusive else "writing it"
         keywords: dict[str, Any] = {"mode": "create"} if exclusive else {}
-        if client.protocol in ("s3", "s3a"):
+        if client.is_s3:
             keywords["chunksize"] = MULTIPART_BYTES // 2
         try:
             if client.is_local:
