@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from tokpipe.config.bounds import LISTED_WITHIN_S
+from tokpipe.config.job import LISTED_WITHIN_S
 from tokpipe.errors import ConfigError
 from tokpipe.formats import job_record
 from tokpipe.formats.layout import MANIFEST_KEY
