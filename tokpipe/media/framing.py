@@ -28,7 +28,7 @@ _STRETCH = ":".join(f"{c}=clip((val-maxval*16/255)*255/219+0.5\\,0\\,maxval)" fo
 class Framing:
     """What a clip's frames become. ``size`` is the (height, width) of the chosen bucket.
 
-    The last fields but one are settings of ``frames``.
+    ``matrix``, ``hdr``, ``background`` and ``deinterlace`` are settings of ``frames``.
     """
 
     size: tuple[int, int]
