@@ -14,7 +14,7 @@ from tokpipe.errors import NotFound
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.shard import ShardMetadata
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.storage.store import StoredObject
+from tokpipe.storage import Store, StoredObject
 from tokpipe.types import ChunkSpan, ClipRef, EncodedClip
 
 Codes: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32]"
@@ -24,20 +24,17 @@ class Crash(BaseException):
     """The process is gone: nothing in it may catch this."""
 
 
-class DictStore:
+class DictStore(Store):
     """A store in memory that can crash at a chosen write, before or after its effect."""
 
     def __init__(self) -> None:
+        self.uri = "mem://out"
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.unlisted: set[str] = set()
         """Objects that listings lack, as those of some stores lack the newest."""
         self.writes_to_crash: int | None = None
         self.crash: Literal["before", "after"] = "before"
-
-    @property
-    def uri(self) -> str:
-        return "mem://out"
 
     def uri_of(self, key: str) -> str:
         return f"{self.uri}/{key}"
@@ -52,12 +49,12 @@ class DictStore:
         return self.get(key)[start:end]
 
     def put(self, key: str, data: bytes) -> None:
-        self._write(key, data)
+        self._set(key, data)
 
     def create(self, key: str, data: bytes) -> bool:
         if key in self.objects:
             return self.objects[key] == data
-        self._write(key, data)
+        self._set(key, data)
         return True
 
     def size(self, key: str) -> int | None:
@@ -73,7 +70,7 @@ class DictStore:
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)
 
-    def _write(self, key: str, data: bytes) -> None:
+    def _set(self, key: str, data: bytes) -> None:
         self.requests.append(f"write {key}")
         if self.writes_to_crash is not None:
             self.writes_to_crash -= 1

@@ -14,7 +14,6 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.media.colour import Look
 from tokpipe.media.container import open_video
 from tokpipe.media.framing import Framing, Painter
 from tokpipe.media.geometry import Crop, Orientation
@@ -124,7 +123,7 @@ def write_planes(
 
 
 def painter(size: tuple[int, int], **look: Any) -> Painter:
-    framing = Framing(size, "stretch", Fraction(1), Orientation(), Crop(), Look(**look))
+    framing = Framing(size, "stretch", Fraction(1), Orientation(), Crop(), **look)
     return Painter(framing)
 
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tests.media import boxes
 from tests.media.charts import Colours, samples, write_planes
 from tokpipe.media.backends import Task, pyav
-from tokpipe.media.colour import Look
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import FitMode
 from tokpipe.media.timeline import read_timeline
@@ -132,7 +131,7 @@ def shown(path: Path, size: tuple[int, int], fit: FitMode) -> NDArray[np.uint8]:
     """The first frame of a file."""
     timeline = read_timeline(path)
     aspect, orientation, crop = timeline.pixel_aspect, timeline.orientation, timeline.crop
-    framing = Framing(size, fit, aspect, orientation, crop, Look())
+    framing = Framing(size, fit, aspect, orientation, crop)
     out = np.zeros((*size, 3), np.uint8)
     pyav.decode(Task(path, timeline, np.array([0]), framing), out[None])
     return out

@@ -16,7 +16,7 @@ from tests.media.conftest import Lab
 from tests.videos import encode, numbers_of
 from tokpipe.config.job import FramesConfig
 from tokpipe.errors import SourceError
-from tokpipe.media.colour import Look, Tags, conversion
+from tokpipe.media.colour import Tags, conversion
 
 CASES = Path(__file__).parents[1] / "cases" / "media"
 BT709 = {"colorspace": 1, "color_range": 1, "color_trc": 1, "color_primaries": 1}
@@ -77,10 +77,10 @@ def test_wrong_tags_never_crash(pix_fmt: str, tmp_path: Path) -> None:
         tags = Tags(pix_fmt, False, number, number % 4, number, number)
         if number in (8, *range(11, 18)) and pix_fmt.startswith("yuv"):
             with pytest.raises(SourceError, match=r"matrix .+ cannot be converted.+frames\.matrix"):
-                conversion(tags, 64, Look())
-            assert "bt709" in conversion(tags, 64, Look(matrix="bt709"))
+                conversion(tags, 64)
+            assert "bt709" in conversion(tags, 64, "bt709")
             continue
-        conversion(tags, 64, Look())
+        conversion(tags, 64)
         planes = samples(chart(), pix_fmt, 1, False)
         planes += [planes[0]] * (pix_fmt == "yuva420p")
         frame, out = frame_of(planes, pix_fmt), np.zeros((64, 64, 3), np.uint8)

@@ -9,10 +9,11 @@ import pytest
 
 from tests.runtime.simulated_world import item_of, receipt_of, ref_of
 from tokpipe.audit.leftovers import YOUNGEST_S
-from tokpipe.config.bounds import LISTED_WITHIN_S, Moment
+from tokpipe.config.job import LISTED_WITHIN_S
 from tokpipe.errors import RuntimeFault
 from tokpipe.runtime.dispatch.protocol import Commit
 from tokpipe.runtime.shell import Shell, check_in_time
+from tokpipe.storage.retry import Moment
 from tokpipe.telemetry.account import Account
 
 

@@ -23,9 +23,8 @@ from tokpipe.identity.ids import SPAN_BYTES, row_digests
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.plan.stored import read_part, store_part
 from tokpipe.stages.decode import DecodeStage
-from tokpipe.storage import open_store
+from tokpipe.storage import StoredObject, open_store
 from tokpipe.storage.client import Client
-from tokpipe.storage.store import StoredObject
 from tokpipe.types import DecodedClip, Rejected, WorkItem
 
 NAMES = ("a.mp4", "b.mp4", "c.mp4")

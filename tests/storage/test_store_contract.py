@@ -1,4 +1,4 @@
-"""What the Store protocol promises, in every kind of store."""
+"""What a store promises, in every kind of store."""
 
 import multiprocessing
 import pickle

@@ -27,7 +27,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, PlanMismatch, StorageError, TokpipeError, UnsafeStore
 from tokpipe.runtime.commit import claim_output
 from tokpipe.storage import open_store
-from tokpipe.storage.fsspec_store import FsspecStore
+from tokpipe.storage.store import Store
 from tokpipe.verbs import check as check_module
 from tokpipe.verbs.check import check
 
@@ -305,8 +305,8 @@ def test_a_failed_probe_is_not_hidden_by_its_cleaning_up(
 
         return refused
 
-    monkeypatch.setattr(FsspecStore, "create", refuse("creating"))
-    monkeypatch.setattr(FsspecStore, "delete", refuse("deleting"))
+    monkeypatch.setattr(Store, "create", refuse("creating"))
+    monkeypatch.setattr(Store, "delete", refuse("deleting"))
     with pytest.raises(StorageError, match="creating was denied"):
         found(tmp_path, files(videos))
 
@@ -314,7 +314,7 @@ def test_a_failed_probe_is_not_hidden_by_its_cleaning_up(
 def test_an_unsafe_store_ends_the_check_unless_the_job_accepts_it(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FsspecStore, "create", lambda *_: True)
+    monkeypatch.setattr(Store, "create", lambda *_: True)
     with pytest.raises(UnsafeStore):
         found(tmp_path, files(videos))
     assert main(["check", str(tmp_path / "job.yaml")]) == 5

@@ -8,13 +8,13 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from tokpipe.config.bounds import LISTED_WITHIN_S
+from tokpipe.config.job import LISTED_WITHIN_S
 from tokpipe.errors import ConfigError
 from tokpipe.formats import job_record
 from tokpipe.formats.layout import MANIFEST_KEY
 from tokpipe.formats.manifest import CommittedRows, count_entries, iter_entries
 from tokpipe.plan import StoredPlan
-from tokpipe.storage.store import Store, StoredObject
+from tokpipe.storage import Store, StoredObject
 
 YOUNGEST_S = LISTED_WITHIN_S
 """Younger objects may belong to a running driver, which lists a shard after it was written."""

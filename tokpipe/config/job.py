@@ -12,13 +12,17 @@ from pydantic import (
 )
 
 from tokpipe.config.base import Frozen, LogPath, Uri, leaves
-from tokpipe.config.bounds import LISTED_WITHIN_S
 from tokpipe.config.sources import Source
 from tokpipe.config.tokenizer import AnyTokenizer
 from tokpipe.telemetry.redact import redact, says_secret
 
 MAX_CLIP_BYTES = 128 * 2**20
 """Limit on the pixels of one clip, so that stages can bound their memory by counting clips."""
+
+LISTED_WITHIN_S = 3600.0
+"""After the lease of a shard began. ``tokpipe clean`` keeps everything younger. A shard is put
+before its lease ends, may wait for one commit, and is listed by the next. A driver that is later,
+because it was frozen or its clock jumped, lists none of them."""
 
 _COLOURS = {"black": "#000000", "gray": "#808080", "white": "#ffffff"}
 

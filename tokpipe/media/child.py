@@ -26,7 +26,6 @@ import numpy as np
 from tokpipe.errors import ConfigError, SourceError
 from tokpipe.media import wire
 from tokpipe.media.backends import Task, load_backend, versions_of
-from tokpipe.media.colour import Look
 from tokpipe.media.container import check_regular_file
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
@@ -153,11 +152,11 @@ class _Clip:
         shown_aspect = orientation.oriented_aspect(aspect)
         sizes = [(height, width) for height, width in request["sizes"]]
         size = nearest_size(sizes, rows, columns, shown_aspect)
-        chosen = ("matrix", "hdr", "background", "deinterlace")
-        look = Look(**{name: request[name] for name in chosen}, has_fields=timeline.has_fields)
-        self.framing = Framing(size, request["fit"], aspect, orientation, timeline.crop, look)
+        placed = size, request["fit"], aspect, orientation, timeline.crop
+        chosen = {name: request[name] for name in ("matrix", "hdr", "background", "deinterlace")}
+        self.framing = Framing(*placed, **chosen, has_fields=timeline.has_fields)
         if request["only_probe"]:
-            look.check(timeline.tags)
+            self.framing.check(timeline.tags)
         self.shape = (len(self.wanted), *size, 3)
         self.probed = {
             "num_segments": num_segments,
@@ -203,7 +202,7 @@ class _Clip:
                 "shape": (num, *self.shape[1:]),
                 "damage": f"the clip ends after {num} of {len(self.wanted)} frames: {error}",
             }
-        hdr = "tonemapped" if self.framing.look.hdr == "tonemap" else "hdr"
+        hdr = "tonemapped" if self.framing.hdr == "tonemap" else "hdr"
         marks = ["interlaced"] * any(tags.is_interlaced for tags in task.painted)
         self.description["marks"] = marks + [hdr] * any(tags.is_hdr for tags in task.painted)
 

@@ -1,7 +1,6 @@
 """What the samples of a frame mean: matrix, range, transfer and alpha."""
 
 import functools
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import av
@@ -62,38 +61,22 @@ class Tags(NamedTuple):
         return bool(kind.has_palette or kind.components[-1].is_alpha)
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What the job decides about colours and fields, and what the container says of all frames."""
-
-    matrix: str = "auto"
-    hdr: str = "tonemap"
-    background: tuple[int, int, int] = (0, 0, 0)
-    deinterlace: bool = False
-    has_fields: bool = False
-
-    def check(self, tags: Tags) -> None:
-        """Raise ``SourceError`` for frames that the job rejects."""
-        if tags.is_hdr and self.hdr == "reject":
-            raise SourceError("hdr", "the video is HDR (PQ or HLG), which frames.hdr rejects")
-
-
 def tags_of(frame: Any) -> Tags:
     """Read the tags of an ``av.VideoFrame``."""
     numbers = frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries
     return Tags(frame.format.name, bool(frame.interlaced_frame), *map(int, numbers))
 
 
-def conversion(tags: Tags, rows: int, look: Look) -> str:
+def conversion(tags: Tags, rows: int, chosen: str = "auto") -> str:
     """Return what FFmpeg's scaler needs to make RGB of frames with these tags.
 
-    The coded rows decide for frames without a usable matrix.
+    The coded rows decide for frames without a usable matrix, unless one is chosen for all frames.
     """
     if tags.is_rgb:
         return _AS_IT_IS
     by_size = "bt2020" if tags.is_hdr else "bt709" if rows >= HD_ROWS else "bt601"
-    matrix = _MATRICES.get(tags.matrix, by_size) if look.matrix == "auto" else look.matrix
-    if look.matrix == "auto" and tags.matrix in _UNKNOWN and not tags.is_grey:
+    matrix = _MATRICES.get(tags.matrix, by_size) if chosen == "auto" else chosen
+    if chosen == "auto" and tags.matrix in _UNKNOWN and not tags.is_grey:
         found = f"colour matrix {tags.matrix} of ITU-T H.273 (8: YCgCo, 14: ICtCp)"
         do = "cannot be converted to RGB. If the tag is wrong, set frames.matrix"
         raise SourceError("unsupported", f"{found} {do}")

@@ -9,7 +9,8 @@ import av.filter
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.media.colour import LIMITED, Look, Tags, compose, conversion, tags_of, tonemapped
+from tokpipe.errors import SourceError
+from tokpipe.media.colour import LIMITED, Tags, compose, conversion, tags_of, tonemapped
 from tokpipe.media.geometry import Crop, Fit, FitMode, Orientation, fit_frame
 
 # Over the whole area that an output pixel covers, and independent of the vector instructions of a
@@ -25,14 +26,26 @@ _STRETCH = ":".join(f"{c}=clip((val-maxval*16/255)*255/219+0.5\\,0\\,maxval)" fo
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """What a clip's frames become. ``size`` is the (height, width) of the chosen bucket."""
+    """What a clip's frames become. ``size`` is the (height, width) of the chosen bucket.
+
+    ``matrix``, ``hdr``, ``background`` and ``deinterlace`` are settings of ``frames``.
+    """
 
     size: tuple[int, int]
     mode: FitMode
     pixel_aspect: Fraction  # Width over height of a stored pixel, before it is turned upright
     orientation: Orientation
     crop: Crop = field(default_factory=Crop)  # What the container hides of a stored frame
-    look: Look = field(default_factory=Look)
+    matrix: str = "auto"
+    hdr: str = "tonemap"
+    background: tuple[int, int, int] = (0, 0, 0)
+    deinterlace: bool = False
+    has_fields: bool = False  # What the container says of all frames
+
+    def check(self, tags: Tags) -> None:
+        """Raise ``SourceError`` for frames that the job rejects."""
+        if tags.is_hdr and self.hdr == "reject":
+            raise SourceError("hdr", "the video is HDR (PQ or HLG), which frames.hdr rejects")
 
     def fit(self, height: int, width: int) -> Fit:
         """How a frame stored as (height, width), without what is hidden, fits once upright."""
@@ -51,8 +64,8 @@ class Painter:
     def paint(self, frame: Any, out: NDArray[np.uint8]) -> Tags:
         """Write a frame into ``out`` (H, W, 3); return what it and the container say of it."""
         upright, tags = self.framing.orientation, tags_of(frame)
-        tags = tags._replace(is_interlaced=tags.is_interlaced or self.framing.look.has_fields)
-        self.framing.look.check(tags)
+        tags = tags._replace(is_interlaced=tags.is_interlaced or self.framing.has_fields)
+        self.framing.check(tags)
         crop = self.framing.crop.within(frame.height, frame.width)
         height, width = crop.kept(frame.height, frame.width)
         fit = self.framing.fit(height, width)
@@ -65,10 +78,10 @@ class Painter:
             top, left, height, width = fit.box or (0, 0, *picture.shape[:2])
             picture = picture[top : top + height, left : left + width]
             if picture.shape[2] == 4:
-                picture = compose(picture, self.framing.look.background)
+                picture = compose(picture, self.framing.background)
             whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
             picture = self._scaled(whole, tags_of(whole), Crop(), fit.resized)
-        fit.place(picture, self.framing.look.background, out)
+        fit.place(picture, self.framing.background, out)
         return tags
 
     def _scaled(self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int]) -> Any:
@@ -76,7 +89,7 @@ class Painter:
         if kind not in self._scalers:
             if len(self._scalers) == 4:  # sizes may change at every frame
                 self._scalers.clear()
-            self._scalers[kind] = _Scaler(frame, tags, crop, size, self.framing.look)
+            self._scalers[kind] = _Scaler(frame, tags, crop, size, self.framing)
         return self._scalers[kind](frame)
 
 
@@ -84,19 +97,19 @@ class _Scaler:
     """An FFmpeg filter graph from frames of one kind to RGB of one size."""
 
     def __init__(
-        self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int], look: Look
+        self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int], framing: Framing
     ) -> None:
         self._tags = tags
-        self._tonemaps = tags.is_hdr and look.hdr == "tonemap"
+        self._tonemaps = tags.is_hdr and framing.hdr == "tonemap"
         self._channels, self._dtype = 3 + tags.has_alpha, np.dtype("u2" if self._tonemaps else "u1")
         planes = ("format", _PLANES[self._channels * self._dtype.itemsize])
         packed = ("format", _PACKED[self._channels * self._dtype.itemsize])
-        to_rgb = f"{_FLAGS}:{conversion(tags, frame.height, look)}"
+        to_rgb = f"{_FLAGS}:{conversion(tags, frame.height, framing.matrix)}"
         whole = frame.height, frame.width
         inner = crop.kept(*whole)
         cut = ("crop", f"{inner[1]}:{inner[0]}:{crop.left}:{crop.top}:exact=1")
         steps: list[tuple[str, str | None]] = []
-        takes_field = tags.is_interlaced and look.deinterlace
+        takes_field = tags.is_interlaced and framing.deinterlace
         if takes_field:
             steps.append(("field", "type=top"))
         # Columns or rows may begin in the middle of a chroma sample.

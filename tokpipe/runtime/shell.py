@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from tokpipe.config.bounds import LISTED_WITHIN_S, Moment
+from tokpipe.config.job import LISTED_WITHIN_S
 from tokpipe.errors import (
     ConfigError,
     HeadLost,
@@ -35,6 +35,7 @@ from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event, LeaseFailed
 from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.trouble import explain, one_line
+from tokpipe.storage.retry import Moment
 from tokpipe.telemetry.logs import log_event, start_worker_log
 from tokpipe.types import Stage
 

@@ -1,8 +1,8 @@
 """Objects below a URI prefix, in memory, on disk, in S3 and wherever else fsspec reaches."""
 
+from tokpipe.storage.client import StoredObject
 from tokpipe.storage.fetch import fetch_to_file
-from tokpipe.storage.fsspec_store import open_store
 from tokpipe.storage.probe import probe_store
-from tokpipe.storage.store import Store, StoredObject
+from tokpipe.storage.store import Store, open_store
 
 __all__ = ["Store", "StoredObject", "fetch_to_file", "open_store", "probe_store"]

@@ -23,7 +23,6 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, Changed, ConfigError, NotFound, StorageError
 from tokpipe.identity.ids import version_of
 from tokpipe.storage.retry import GaveUp, RetryPolicy
-from tokpipe.storage.store import StoredObject
 from tokpipe.storage.trouble import Trouble, classify, retry_after_s
 from tokpipe.telemetry.redact import redact
 
@@ -60,6 +59,16 @@ class ObjectInfo:
     def source_version(self) -> int:
         """What a plan stores to identify the content."""
         return version_of(self.size, self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object in a listing."""
+
+    key: str
+    size_bytes: int
+    modified_s: float  # Time of the last write, in seconds since 1970 by the store's clock
+    version: int | None = None  # Identifies the content, as ``ObjectInfo.source_version`` does
 
 
 def split_protocol(uri: str) -> tuple[str, str]:
@@ -107,6 +116,7 @@ class Client:
     ) -> None:
         self.protocol = protocol
         self.is_local = protocol == "file"
+        self.is_s3 = protocol in ("s3", "s3a")
         self.can_list = protocol not in _WEB
         self.retry = RetryPolicy(deadline_s)
         self.fs = _open_filesystem(protocol, options, deadline_s)
@@ -157,7 +167,7 @@ class Client:
                 raise
             # HEAD responses have no body, so a bare 403 or 400 may mean a denied object or
             # expired credentials. The response to a GET says which.
-            self.read_range(uri, 0, 1)
+            self.read(uri, 0, 1)
             return self._look_up(uri)
 
     def _look_up(self, uri: str) -> ObjectInfo:
@@ -172,28 +182,20 @@ class Client:
             raise NotFound(f"{redact(uri)}: is a folder or a device, not an object")
         return _info(found, found.get("size"))
 
-    def read(self, uri: str) -> bytes:
-        """Return a whole object."""
-        path = self.path_of(uri)
-        if self.protocol in ("s3", "s3a"):  # s3fs would request the size first
-            return self.run("reading it", uri, lambda s: self._await(_read_s3(self.fs, path), s))[0]
-        return bytes(self.call("reading it", uri, "cat_file", path))
-
-    def read_range(self, uri: str, start: int, end: int) -> bytes:
-        """Return bytes ``start`` to ``end`` (exclusive), fewer where the object ends earlier."""
-        doing = f"reading bytes {start} to {end}"
-        if self.protocol == "file":  # Python takes the memory before it reads
-            with contextlib.suppress(OSError):
-                end = min(end, Path(self.path_of(uri)).stat().st_size)
-        if start >= end:
-            return b""
-        limits = {"start": start, "end": end}
+    def read(self, uri: str, start: int = 0, end: int | None = None) -> bytes:
+        """Return an object, or its bytes ``start`` to ``end`` (exclusive) as far as it has them."""
+        if end is not None:
+            if self.is_local:  # Python takes the memory before it reads
+                with contextlib.suppress(OSError):
+                    end = min(end, Path(self.path_of(uri)).stat().st_size)
+            if start >= end:
+                return b""
         try:
-            data = self.call(doing, uri, "cat_file", self.path_of(uri), **limits)
+            data, _ = self._read(uri, start, end)
         except BadRange:
             return b""
         # An HTTP server may ignore the range and send everything.
-        return bytes(data if len(data) <= end - start else data[start:end])
+        return data if end is None or len(data) <= end - start else data[start:end]
 
     def read_version(self, uri: str, start: int, end: int, version: ObjectInfo) -> bytes:
         """Return bytes ``start`` to ``end`` (exclusive), which must exist, of a known version.
@@ -201,26 +203,26 @@ class Client:
         An HTTP server may ignore the range and send everything; then everything is returned.
         Raises ``Changed`` if the object is another one now, or gone.
         """
-
-        def attempt(timeout_s: float) -> tuple[bytes, ObjectInfo | None]:
-            if self.protocol in ("s3", "s3a"):
-                reading = _read_s3(self.fs, self.path_of(uri), start, end)
-            elif not self.can_list:
-                reading = _read_http(self.fs, self.path_of(uri), start, end)
-            else:
-                limits = {"start": start, "end": end}
-                return self._attempt("cat_file", (self.path_of(uri),), limits, timeout_s), None
-            return self._await(reading, timeout_s)
-
         try:
-            data, found = self.run(f"reading bytes {start} to {end}", uri, attempt)
+            data, found = self._read(uri, start, end)
             # Other stores must be asked; afterwards, because the object may change meanwhile.
             found = found or self.info(uri)
         except (NotFound, BadRange) as error:
             raise changed(uri) from error
         if found != version or len(data) < end - start:
             raise changed(uri)
-        return bytes(data)
+        return data
+
+    def _read(self, uri: str, start: int, end: int | None) -> tuple[bytes, ObjectInfo | None]:
+        """Return an object or a range of it, and of which version, if the answer says so."""
+        path, doing = self.path_of(uri), "reading it"
+        limits: dict[str, Any] = {}
+        if end is not None:
+            doing, limits = f"reading bytes {start} to {end}", {"start": start, "end": end}
+        if self.can_list and not self.is_s3:
+            return bytes(self.call(doing, uri, "cat_file", path, **limits)), None
+        ask = _read_s3 if self.is_s3 else _read_http
+        return self.run(doing, uri, lambda s: self._await(ask(self.fs, path, **limits), s))
 
     def iter_objects(self, folder_uri: str, prefix: str = "") -> Iterator[StoredObject]:
         """Yield the objects below a folder whose names, relative to it, start with ``prefix``.
@@ -228,7 +230,7 @@ class Client:
         Their keys are the file system's own names.
         """
         folder = self.path_of(folder_uri)
-        if self.protocol in ("s3", "s3a"):
+        if self.is_s3:
             yield from self._iter_s3(folder_uri, folder, prefix)
             return
         if self.is_local:
@@ -298,11 +300,14 @@ def _checked(answer: dict[str, Any], key: str) -> dict[str, Any]:
     return answer
 
 
-async def _read_http(fs: Any, url: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+async def _read_http(
+    fs: Any, url: str, start: int = 0, end: int | None = None
+) -> tuple[bytes, ObjectInfo]:
     session = await fs.set_session()
-    limits = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-    keywords = {**fs.kwargs, "headers": {**fs.kwargs.get("headers", {}), **limits}}
-    async with session.get(fs.encode_url(url), **keywords) as answer:
+    headers = {**fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
+    if end is not None:
+        headers["Range"] = f"bytes={start}-{end - 1}"
+    async with session.get(fs.encode_url(url), **{**fs.kwargs, "headers": headers}) as answer:
         answer.raise_for_status()
         data = await answer.read()
         size, extent = str(len(data)), f"bytes {start}-{start + len(data) - 1}/"

@@ -45,24 +45,14 @@ class _Scan:
     folder: str
     """As the file system names it, without a trailing slash; empty for the root of a disk."""
     uris: list[str]  # Those of the globs, or that of the folder
-    known: frozenset[str]  # Kinds that are taken from a folder, and counted beside a glob
     regex: re.Pattern[str] | None = None  # Has a group per glob; None for a folder
     stem: str = ""  # What all names that the globs match begin with
     depth: float = math.inf  # How many folders deep the globs look
     takes_folders: bool = False
     """Whether a folder whose name matches is a match, to be rejected by name."""
 
-    def taker(self, path: str) -> str:
-        """Return the URI that takes a file, empty if none does."""
-        if not path.startswith(f"{self.folder}/"):
-            return ""
-        name = path[len(self.folder) + 1 :]
-        if self.regex is None:
-            return self.uris[0] if kind_of(name) in self.known else ""
-        match = self.regex.match(name)
-        return self.uris[match.lastindex - 1] if match and match.lastindex else ""
 
-
+@dataclass(eq=False)
 class Listing:
     """The files that a URI names: one, those that a pattern matches, or those below a folder.
 
@@ -76,29 +66,26 @@ class Listing:
     caller to reject by name. Folders are matches only of globs whose last part has an extension.
     """
 
-    def __init__(
-        self,
-        uri: str,
-        options: StoreOptions,
-        known: Sequence[str] = (),
-        literal: str = "",
-        output_uri: str = "",
-    ) -> None:
-        """Look at nothing yet.
+    uri: str
+    options: StoreOptions
+    known: Sequence[str] = ()
+    """Extensions of the files that a folder source takes, and that are counted beside a glob."""
+    literal: str = ""
+    """Leading folders of ``uri`` in which wildcards mean themselves."""
+    output_uri: str = ""
+    """What is below it is not part of a folder."""
+    left_out: LeftOut = field(default_factory=LeftOut, init=False)
+    """What lay beside the matches, complete after the last one."""
+    folder: str = field(default="", init=False)
+    """URI of the last folder that was listed as a folder, not for a glob."""
+    _elsewhere: frozenset[str] = field(default=frozenset(), init=False)
+    """Kinds that other sources of the job take or count in the same folders."""
+    _names: dict[str, str] = field(default_factory=dict, init=False)  # URIs that are names, by path
+    _scans: list[_Scan] = field(default_factory=list, init=False)
 
-        ``known`` are extensions of the files that a folder source takes, and that are counted
-        beside a glob; in ``literal``, leading folders of ``uri``, wildcards mean themselves; what
-        is below ``output_uri`` is not part of a folder.
-        """
-        self.uri = uri
-        self.left_out = LeftOut()  # What lay beside the matches, complete after the last one
-        self.folder = ""  # URI of the last folder that was listed as a folder, not for a glob
-        self._options, self._literal, self._output_uri = options, literal, output_uri
-        self._known = frozenset(f".{extension}" for extension in known)
-        self._elsewhere: frozenset[str] = frozenset()
-        """Kinds that other sources of the job take or count in the same folders."""
-        self._names: dict[str, str] = {}  # URIs that are names, by path
-        self._scans: list[_Scan] = []
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(f".{extension}" for extension in self.known)
 
     def share(self, earlier: Sequence["Listing"], later: Sequence["Listing"]) -> None:
         """Leave out no kind that other sources of a job take, or count, in the same folders."""
@@ -112,15 +99,15 @@ class Listing:
     @cached_property
     def _reach(self) -> tuple[str, frozenset[str]]:
         """Return the folder in which files are looked for, and the kinds that are taken."""
-        written = self.uri[len(self._literal) :]
+        written = self.uri[len(self.literal) :]
         kinds = {kind_of(uri.rpartition("/")[2]) for uri in expand_braces(written)}
-        fixed = self._literal + re.split(r"[*?\[{]", written, maxsplit=1)[0]
+        fixed = self.literal + re.split(r"[*?\[{]", written, maxsplit=1)[0]
         folder = self.uri.rstrip("/") if fixed == self.uri else fixed.rpartition("/")[0]
         return f"{folder}/", frozenset(kinds) & self._known or self._known | kinds
 
     @cached_property
     def _client(self) -> Client:
-        return client_of(self.uri, self._options)
+        return client_of(self.uri, self.options)
 
     def __iter__(self) -> Iterator[Match]:
         unsuccessful = []
@@ -161,7 +148,7 @@ class Listing:
 
     def _readings(self) -> Iterator[tuple[list[str], re.Pattern[str]]]:
         """Yield what the URI may mean: URIs without braces, and the wildcards in them."""
-        fixed, as_written = self.uri[: len(self._literal)], self.uri[len(self._literal) :]
+        fixed, as_written = self.uri[: len(self.literal)], self.uri[len(self.literal) :]
         # The same accents may be other characters on disk: macOS used to write NFD.
         forms = (unicodedata.normalize(form, as_written) for form in ("NFC", "NFD"))
         for written in dict.fromkeys([as_written, *forms]):
@@ -182,7 +169,7 @@ class Listing:
         globs: dict[str, dict[str, str]] = {}
         for uri in uris:
             path = self._client.path_of(uri)
-            if wildcard := magic.search(path, len(self._literal)):
+            if wildcard := magic.search(path, len(self.literal)):
                 folder = path[: wildcard.start()].rpartition("/")[0]
                 globs.setdefault(folder, {})[path[len(folder) + 1 :]] = uri
             else:
@@ -201,7 +188,6 @@ class Listing:
         return _Scan(
             folder,
             list(globs.values()),
-            self._known,
             regex,
             stem=os.path.commonprefix([magic.split(glob, 1)[0] for glob in globs]),  # noqa: RUF071
             depth=max(math.inf if "**" in glob else 1 + glob.count("/") for glob in globs),
@@ -219,7 +205,7 @@ class Listing:
                     yield file
                 # One of {000..999}.tar that is missing is hardly a folder, so save requests.
                 elif self._client.can_list and not (has_several and kind_of(path) in self._known):
-                    self._scans.append(_Scan(path.rstrip("/"), [uri], self._known))
+                    self._scans.append(_Scan(path.rstrip("/"), [uri]))
         for scan in self._scans:
             yield from self._below(scan, unmatched)
         for uri in unmatched if has_several else ():
@@ -232,20 +218,20 @@ class Listing:
             return Match(uri, False, _local_version(path)) if is_file else None
         with suppress(NotFound):
             if not uri.endswith("/"):
-                found = client_of(uri, self._options).info(uri)  # braces may be in the host
+                found = client_of(uri, self.options).info(uri)  # braces may be in the host
                 return Match(uri, False, found.source_version)
         return None
 
     def _below(self, scan: _Scan, unmatched: set[str]) -> Iterator[Match]:
         start = len(scan.folder) + 1
-        output = client_of(self._output_uri, self._options).path_of(self._output_uri) + "/"
+        output = client_of(self.output_uri, self.options).path_of(self.output_uri) + "/"
         # A glob means what it says, and a job may have its output in the folder itself.
         has_output = scan.regex is None and len(output) > start
         for path, is_folder, version in self._listed(scan):
             name = path[start:]
             if (is_folder and not scan.takes_folders) or (has_output and path.startswith(output)):
                 continue
-            if uri := scan.taker(path):
+            if uri := self._taker(scan, path):
                 unmatched.discard(uri)
                 is_apple_double = name.rpartition("/")[2].startswith("._") and "._" not in uri
                 if scan.regex is not None and is_apple_double:
@@ -263,11 +249,21 @@ class Listing:
                     and kind not in self._elsewhere
                     and name.count("/") < scan.depth
                     and path not in self._names
-                    and not any(other.taker(path) for other in self._scans)
+                    and not any(self._taker(other, path) for other in self._scans)
                 ):
                     # A folder that is a link to itself looks like a file.
                     is_loop = "." not in name and self._client.is_local and _is_loop(path)
                     self.left_out.add(LOOP if is_loop else kind, name)
+
+    def _taker(self, scan: _Scan, path: str) -> str:
+        """Return the URI for which a scan takes a file, empty if none does."""
+        if not path.startswith(f"{scan.folder}/"):
+            return ""
+        name = path[len(scan.folder) + 1 :]
+        if scan.regex is None:
+            return scan.uris[0] if kind_of(name) in self._known else ""
+        match = scan.regex.match(name)
+        return scan.uris[match.lastindex - 1] if match and match.lastindex else ""
 
     def _listed(self, scan: _Scan) -> Iterator[tuple[str, bool, int | None]]:
         client = self._client

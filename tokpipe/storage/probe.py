@@ -18,9 +18,8 @@ from tokpipe.errors import (
     UnsafeStore,
 )
 from tokpipe.storage.client import MULTIPART_BYTES, split_protocol
-from tokpipe.storage.fsspec_store import open_store
 from tokpipe.storage.local_files import TEMPORARY_FOLDER
-from tokpipe.storage.store import Store
+from tokpipe.storage.store import Store, open_store
 
 
 def probe_store(store: Store) -> None:

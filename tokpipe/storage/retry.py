@@ -9,13 +9,30 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
-
-from tokpipe.config.bounds import Moment
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0  # The upper bound doubles after each failure
+
+
+class Moment(NamedTuple):
+    """A time by two clocks: one may be set, and the other may not see that a machine was paused."""
+
+    wall_s: float
+    boot_s: float
+
+    @classmethod
+    def now(cls) -> "Moment":
+        # Unlike CLOCK_MONOTONIC, it counts while a machine is suspended. macOS lacks it.
+        clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+        return cls(time.time(), time.clock_gettime(clock))
+
+    @property
+    def age_s(self) -> float:
+        """The seconds since then, by the clock that counted more."""
+        now = Moment.now()
+        return max(now.wall_s - self.wall_s, now.boot_s - self.boot_s)
 
 
 class GaveUp(Exception):

@@ -73,7 +73,7 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
                 if resized.shape != (height, width, 3):
                     raise SourceError("corrupt", f"decord's frame has shape {resized.shape}")
                 while slot < len(wanted) and wanted[slot] == index:
-                    fit.place(resized, task.framing.look.background, out[slot])
+                    fit.place(resized, task.framing.background, out[slot])
                     slot += 1
     except _ERRORS as error:
         last_line = str(error).strip().rpartition("\n")[2]
@@ -85,7 +85,7 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
 
 
 def _declines(task: Task, keeps_whole: bool) -> str | None:
-    timeline, look = task.timeline, task.framing.look
+    timeline = task.timeline
     tags, height, width = timeline.tags, timeline.height, timeline.width
     is_known = tags.matrix in _MATRICES or (tags.matrix == _UNTAGGED and height < HD_ROWS)
     is_kind = timeline.format in _FORMATS and timeline.codec in _CODECS
@@ -94,7 +94,7 @@ def _declines(task: Task, keeps_whole: bool) -> str | None:
         "the packets do not determine the frames": not timeline.from_packets,
         f"{timeline.num_video_streams} video streams": timeline.num_video_streams != 1,
         f"{tags.format} of {height}x{width}": tags.format not in _SAMPLES or (height | width) % 2,
-        "its colours": tags.is_hdr or look.matrix != "auto" or not is_known,
+        "its colours": tags.is_hdr or task.framing.matrix != "auto" or not is_known,
         "interlaced": tags.is_interlaced or timeline.has_fields,
         "the picture has to be rotated": timeline.orientation != Orientation(),
         "the picture has to be cropped": not keeps_whole or timeline.crop != Crop(),
