@@ -71,9 +71,8 @@ class Encoder3D(Network3D):
     """Pixels to latents: each level but the last halves space, the first ones time as well.
 
     Arguments (see ``Pyramid``) and state_dict keys are as published, so public checkpoints load
-    unchanged. ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have
-    attention, and frames of any size are accepted. ``out_ch`` is for the decoder, which shares
-    these arguments. ``double_z`` returns ``2 * z_channels``, mean and log-variance, for tokenizers
+    unchanged; frames of any size are accepted. ``out_ch`` is for the decoder, which shares these
+    arguments. ``double_z`` returns ``2 * z_channels``, mean and log-variance, for tokenizers
     without a codebook.
 
     With ``r = temporal_compress_times`` and ``s = 2 ** (len(ch_mult) - 1)``, one frame becomes one

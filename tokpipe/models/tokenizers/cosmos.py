@@ -82,6 +82,9 @@ def build_cosmos_dv(
     config: CosmosDVConfig, weights: bytes, *, with_decoder: bool, decoder_weights: bytes | None
 ) -> CosmosDVTokenizer:
     """Build on the CPU, in float32 if the program allows; see ``build_tokenizer``."""
+    # With the fuser, the first calls round differently from later ones (pytorch#74534). Cosmos'
+    # code turns it off, too.
+    torch._C._jit_set_texpr_fuser_enabled(False)
     decoder = None
     if with_decoder:
         where = "tokenizer.decoder_weights"
@@ -89,9 +92,6 @@ def build_cosmos_dv(
             found = f"{where}: missing. Cosmos keeps its decoder in a separate file"
             raise ConfigError(f"{found}: name its decoder.jit")
         decoder = _load(decoder_weights, f"{where} {config.decoder_weights}")
-    # With the fuser, the first calls round differently from later ones (pytorch#74534). Cosmos'
-    # code turns it off, too.
-    torch._C._jit_set_texpr_fuser_enabled(False)
     encoder = _load(weights, f"tokenizer.weights {config.weights}")
     tokenizer = CosmosDVTokenizer(config, encoder, decoder)
     tokenizer.eval()
