@@ -16,13 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokpipe.models.process import exact_float32_products
-from tokpipe.models.quantizers.base import (
-    Quantized,
-    Quantizer,
-    project,
-    search,
-    straight_through,
-)
+from tokpipe.models.quantizers.base import Quantized, Quantizer, project, search, straight_through
 
 Remap = str | os.PathLike[str] | Sequence[int] | NDArray[Any] | Tensor
 UnknownIndex = Literal["random", "extra"] | int
