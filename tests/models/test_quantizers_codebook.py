@@ -19,7 +19,7 @@ from torch import Tensor
 from tests.models.checks import assert_same_bits
 from tests.models.quantizer_cases import random_vq
 from tokpipe.models.quantizers import EMAVectorQuantizer, GumbelQuantizer, VectorQuantizer
-from tokpipe.models.quantizers.nearest import first_least
+from tokpipe.models.quantizers.base import first_least
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

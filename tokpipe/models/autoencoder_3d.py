@@ -11,7 +11,7 @@ from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsa
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm, group_norm
 from tokpipe.models.levels import Levels, MidBlocks, Pyramid, passes_on_to
-from tokpipe.models.operations import check_input, order_weights
+from tokpipe.models.operations import check_input
 from tokpipe.models.process import tf32_convolutions
 from tokpipe.models.spatial_norm import SpatialNorm3D, block_norm
 from tokpipe.models.streaming import Stream, StreamState
@@ -64,20 +64,15 @@ class Network3D(nn.Module):
         if (reason := self.why_not_streamable) is not None:
             raise ValueError(f"this network cannot take a clip in pieces: {reason}")
         stream = Stream(self, state)
-        return self._run(x, stream), stream.state()
-
-    def _run(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        """Process a clip, or one piece of it."""
-        raise NotImplementedError
+        return self(x, stream), stream.state()
 
 
 class Encoder3D(Network3D):
     """Pixels to latents: each level but the last halves space, the first ones time as well.
 
     Arguments (see ``Pyramid``) and state_dict keys are as published, so public checkpoints load
-    unchanged. ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have
-    attention, and frames of any size are accepted. ``out_ch`` is for the decoder, which shares
-    these arguments. ``double_z`` returns ``2 * z_channels``, mean and log-variance, for tokenizers
+    unchanged; frames of any size are accepted. ``out_ch`` is for the decoder, which shares these
+    arguments. ``double_z`` returns ``2 * z_channels``, mean and log-variance, for tokenizers
     without a codebook.
 
     With ``r = temporal_compress_times`` and ``s = 2 ** (len(ch_mult) - 1)``, one frame becomes one
@@ -144,14 +139,13 @@ class Encoder3D(Network3D):
             elif isinstance(part, AttnBlock2D):
                 for layer in (part.q, part.k, part.v, part.proj_out):
                     layer.to(dtype)
-        order_weights(self)
+            elif isinstance(part, nn.Conv3d):  # the layout of conv3d, to save a copy per call
+                weight = part.weight.data
+                part.weight.data = weight.contiguous(memory_format=torch.channels_last_3d)
         self.is_narrow = dtype != torch.float32
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, in_channels, T, H, W) in [-1, 1] -> (B, z, 1 + (T-1)//r, H//s, W//s)."""
-        return self._run(x)
-
-    def _run(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         check_input(x, self.conv_in.conv)
         frames, height, width = x.shape[2:]
         if min(height, width) < self.spatial_stride:
@@ -248,18 +242,15 @@ class MOVQDecoder3D(Network3D):
         self.norm_out = block_norm(finest.channels, zq_ch, add_conv, norm, SpatialNorm3D)
         self.conv_out = CausalConv3d(finest.channels, out_ch, 3, pad_mode)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, zq_ch, t, h, w) -> (B, out_ch, 1 + r(t-1), s*h, s*w), about [-1, 1], not clamped.
 
         ``s`` is ``2 ** (len(ch_mult) - 1)``.
         """
-        return self._run(z)
-
-    def _run(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        check_input(x, (self.post_quant_conv or self.conv_in).conv, "z")
-        h: Tensor = x if self.post_quant_conv is None else self.post_quant_conv(x, stream)
-        h = self.mid(self.conv_in(h, stream), None, x, stream)
-        h = self.up(h, x, stream)
+        check_input(z, (self.post_quant_conv or self.conv_in).conv, "z")
+        h: Tensor = z if self.post_quant_conv is None else self.post_quant_conv(z, stream)
+        h = self.mid(self.conv_in(h, stream), None, z, stream)
+        h = self.up(h, z, stream)
         if not self.give_pre_end:
-            h = silu_conv(self.norm_out, self.conv_out, h, x, stream)
+            h = silu_conv(self.norm_out, self.conv_out, h, z, stream)
         return h

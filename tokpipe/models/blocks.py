@@ -357,15 +357,13 @@ class DownSample3D(nn.Module):
         y[..., width:] = 0
         inner = y[..., :height, :width]
         inner[:, :, :kept] = x[:, :, :kept]
-        end = kept + 2 * pairs
-        if pairs and torch.is_grad_enabled():
-            inner[:, :, kept:] = (x[:, :, kept:end:2] + x[:, :, kept + 1 : end : 2]).mul_(0.5)
-        elif pairs:
-            first, second = x[:, :, kept:end:2], x[:, :, kept + 1 : end : 2]
-            if gpu_kernels(x) is None:
-                torch.add(first, second, out=inner[:, :, kept:]).mul_(0.5)
-            else:  # one pass over memory
-                torch.lerp(first, second, 0.5, out=inner[:, :, kept:])
+        first, second = x[:, :, kept : kept + 2 * pairs].unflatten(2, (pairs, 2)).unbind(3)
+        if torch.is_grad_enabled():
+            inner[:, :, kept:] = (first + second).mul_(0.5)
+        elif gpu_kernels(x) is None:
+            torch.add(first, second, out=inner[:, :, kept:]).mul_(0.5)
+        else:  # one pass over memory
+            torch.lerp(first, second, 0.5, out=inner[:, :, kept:])
         return y
 
 

@@ -7,7 +7,7 @@ Shape letters: B images, C channels, H rows, W columns, E channels of the timest
 import math
 import re
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -22,13 +22,31 @@ from tokpipe.models.operations import Conv2d, check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pyramid2D(Pyramid):
+    """``Pyramid`` with the kind of attention: see ``make_attn``. ``use_linear_attn``: linear."""
+
+    use_linear_attn: bool = False
+    attn_type: AttnType = "vanilla"
+
+    def attention(self, make: Factory = make_attn, **arguments: Any) -> Factory:
+        attn_type = "linear" if self.use_linear_attn else self.attn_type
+        return partial(make, attn_type=attn_type, **arguments)
+
+    def levels(
+        self, way: Literal["down", "up"], plans: list[LevelPlan], block: Factory, attn: Factory
+    ) -> Levels:
+        kind = Downsample if way == "down" else Upsample
+        return Levels(
+            way, plans, block, attn, lambda plan: kind(plan.channels, self.resamp_with_conv)
+        )
+
+
 class Encoder(nn.Module):
     """Images to latents: each level but the last halves rows and columns.
 
-    Arguments (see ``Pyramid``) and state_dict keys are as published, so public checkpoints load
-    unchanged. ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have
-    attention, and images of any size are accepted. The middle always has attention. ``attn_type``
-    is a kind of ``make_attn``; ``use_linear_attn`` overrides it with ``linear``. ``out_ch`` is for
+    Arguments (see ``Pyramid2D``) and state_dict keys are as published, so public checkpoints load
+    unchanged; images of any size are accepted. The middle always has attention. ``out_ch`` is for
     the decoder, which shares these arguments. ``double_z`` returns ``2 * z_channels``, mean and
     log-variance, for tokenizers without a codebook.
 
@@ -39,7 +57,7 @@ class Encoder(nn.Module):
     ``Encoder`` of ``sgm.modules.diffusionmodules.model``.
     """
 
-    @passes_on_to(Pyramid)
+    @passes_on_to(Pyramid2D)
     def __init__(
         self,
         *,
@@ -47,19 +65,17 @@ class Encoder(nn.Module):
         in_channels: int,
         z_channels: int,
         double_z: bool = True,
-        use_linear_attn: bool = False,
-        attn_type: AttnType = "vanilla",
         **shape: Any,
     ) -> None:
         super().__init__()
-        pyramid = Pyramid(**shape)
+        pyramid = Pyramid2D(**shape)
         block = partial(ResnetBlock, dropout=pyramid.dropout, temb_channels=0)
-        attn = partial(make_attn, attn_type="linear" if use_linear_attn else attn_type)
+        attn = pyramid.attention()
         plans = pyramid.down()
         channels = plans[-1].channels
         self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(in_channels, pyramid.ch, 3, padding=1)
-        self.down = _levels("down", plans, block, attn, pyramid)
+        self.down = pyramid.levels("down", plans, block, attn)
         self.mid = MidBlocks(channels, block, attn)
         self.norm_out = group_norm(channels)
         self.conv_out = Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
@@ -88,7 +104,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents to images: each level but the last doubles rows and columns.
 
-    Arguments (see ``Pyramid``) and state_dict keys are the published ones: those of ``Encoder``,
+    Arguments (see ``Pyramid2D``) and state_dict keys are the published ones: those of ``Encoder``,
     where ``in_channels`` and ``double_z`` are for the encoder. ``give_pre_end`` returns the
     ``ch * ch_mult[0]`` features before the last norm; ``tanh_out`` bounds the pixels to (-1, 1).
     With ``zq_ch`` every norm is scaled and shifted by a second latent of that many channels, to
@@ -103,7 +119,7 @@ class Decoder(nn.Module):
     ``Decoder`` of ``sgm.modules.diffusionmodules.model``.
     """
 
-    @passes_on_to(Pyramid)
+    @passes_on_to(Pyramid2D)
     def __init__(
         self,
         *,
@@ -113,8 +129,6 @@ class Decoder(nn.Module):
         double_z: bool | None = None,
         give_pre_end: bool = False,
         tanh_out: bool = False,
-        use_linear_attn: bool = False,
-        attn_type: AttnType = "vanilla",
         zq_ch: int | None = None,
         add_conv: bool = False,
         **shape: Any,
@@ -122,17 +136,16 @@ class Decoder(nn.Module):
         super().__init__()
         self.give_pre_end = give_pre_end
         self.tanh_out = tanh_out
-        pyramid = Pyramid(**shape)
+        pyramid = Pyramid2D(**shape)
         latent: dict[str, Any] = {} if zq_ch is None else {"zq_ch": zq_ch, "add_conv": add_conv}
         block = partial(self._make_resblock(), temb_channels=0, dropout=pyramid.dropout, **latent)
-        attn_type = "linear" if use_linear_attn else attn_type
-        attn = partial(self._make_attn(), attn_type=attn_type, **latent)
+        attn = pyramid.attention(self._make_attn(), **latent)
         plans = pyramid.up()
         coarsest, finest = plans[0].inputs[0], plans[-1].channels
         self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(z_channels, coarsest, 3, padding=1)
         self.mid = MidBlocks(coarsest, block, attn)
-        self.up = _levels("up", plans, block, attn, pyramid)
+        self.up = pyramid.levels("up", plans, block, attn)
         self.norm_out = block_norm(finest, zq_ch, add_conv)
         self.conv_out: Any = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
 
@@ -165,9 +178,8 @@ class Decoder(nn.Module):
 
         Names are those published for MoVQ: ``conv_in``, ``mid_block_1``, ``mid_attn_1``,
         ``mid_block_2``, ``up_{level}_block_{block}``, ``up_{level}_attn_{block}``,
-        ``up_{level}_upsample``, and without ``give_pre_end`` also ``norm_out``,
-        ``nonlinearity``, ``conv_out``. (With ``give_pre_end``, published code omits the second
-        value.)
+        ``up_{level}_upsample``, and without ``give_pre_end`` also ``norm_out``, ``nonlinearity``,
+        ``conv_out``. (With ``give_pre_end``, published code omits the second value.)
         """
         return _features(self, z, zq)
 
@@ -207,15 +219,6 @@ class MOVQDecoder(Decoder):
         super().__init__(z_channels=z_channels, zq_ch=zq_ch, **arguments)
 
 
-def _levels(
-    way: Literal["down", "up"], plans: list[LevelPlan], block: Factory, attn: Factory, of: Pyramid
-) -> Levels:
-    resampler = Downsample if way == "down" else Upsample
-    return Levels(
-        way, plans, block, attn, lambda plan: resampler(plan.channels, of.resamp_with_conv)
-    )
-
-
 AutoencoderEncoder = Encoder
 AutoencoderDecoder = Decoder
 
@@ -245,47 +248,40 @@ def _features(network: nn.Module, *given: Tensor | None) -> tuple[Tensor, dict[s
 class UNet(nn.Module):
     """Predicts noise, or a cleaner image, of the same size, from an image at a known noise level.
 
-    Goes through coarser levels and back, with skips between equal sizes.
-
-    Every activation on the way down is kept, and concatenated to the input of one block on the way
-    up. Arguments (see ``Pyramid``) and state_dict keys are the published ones. ``resolution`` is
-    nominal: with ``attn_resolutions`` it decides which levels have attention, and any size that
-    halves evenly down to the coarsest level is accepted. The middle always has attention.
-    ``use_linear_attn`` overrides ``attn_type`` with ``linear``.
+    Every activation on the way to the coarsest level is kept, and concatenated to the input of one
+    block on the way back. Arguments (see ``Pyramid2D``) and state_dict keys are the published
+    ones. The middle always has attention. Any size that halves evenly down to the coarsest level
+    is accepted.
 
     ``use_timestep=False`` builds a network that ignores ``t``. Its blocks keep the ``temb_proj``
     of the published weights, and never use it.
     Source: arXiv:2006.11239; ``Model`` of CogVideo's ``sgm.modules.diffusionmodules.model``.
     """
 
-    @passes_on_to(Pyramid)
+    @passes_on_to(Pyramid2D)
     def __init__(
         self,
         *,
         out_ch: int,
         in_channels: int,
         use_timestep: bool = True,
-        use_linear_attn: bool = False,
-        attn_type: AttnType = "vanilla",
         **shape: Any,
     ) -> None:
         super().__init__()
-        pyramid = Pyramid(**shape)
+        pyramid = Pyramid2D(**shape)
         self.spatial_stride = pyramid.spatial_stride
         self.temb = TimestepEmbedding(pyramid.ch) if use_timestep else None
-        attn_type = "linear" if use_linear_attn else attn_type
-        attn = partial(make_attn, attn_type=attn_type)
+        attn = pyramid.attention()
         block = partial(ResnetBlock, dropout=pyramid.dropout, temb_channels=4 * pyramid.ch)
-
         self.conv_in = Conv2d(in_channels, pyramid.ch, kernel_size=3, padding=1)
         down, up = pyramid.down(), pyramid.up()
         kept = [pyramid.ch]  # channels of the activations that the way up takes, from the end
         for plan in down:
             kept += [plan.channels] * (pyramid.num_res_blocks + (plan is not down[-1]))
         joined = [replace(p, inputs=[width + kept.pop() for width in p.inputs]) for p in up]
-        self.down = _levels("down", down, block, attn, pyramid)
+        self.down = pyramid.levels("down", down, block, attn)
         self.mid = MidBlocks(down[-1].channels, block, attn)
-        self.up = _levels("up", joined, block, attn, pyramid)
+        self.up = pyramid.levels("up", joined, block, attn)
         channels = up[-1].channels
         self.norm_out = group_norm(channels)
         self.conv_out = Conv2d(channels, out_ch, kernel_size=3, padding=1)

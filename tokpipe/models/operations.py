@@ -98,14 +98,6 @@ def check_input(x: Tensor, conv: nn.Conv2d | nn.Conv3d, name: str = "x") -> None
         )
 
 
-def order_weights(module: nn.Module) -> None:
-    """Store the weights of 3D convolutions in the layout of ``conv3d``, to save a copy per call."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv3d):
-            weight = part.weight.data
-            part.weight.data = weight.contiguous(memory_format=torch.channels_last_3d)
-
-
 class Conv3d(nn.Conv3d):
     """``nn.Conv3d`` computed by ``conv3d``: zero padding, one group."""
 

@@ -1,5 +1,6 @@
 """Strict loading of published weights."""
 
+import reprlib
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -94,7 +95,7 @@ def _misfit(given: object, wanted: Tensor, *, constant: bool) -> str | None:
     if _kind(given.dtype) != _kind(wanted.dtype):
         return f"is {given.dtype}, not {wanted.dtype}"
     if constant and not bool((given.to(wanted.device) == wanted).all()):
-        return f"is {_values(given)}, not {_values(wanted)}"
+        return f"is {reprlib.repr(given.tolist())}, not {reprlib.repr(wanted.tolist())}"
     if not bool(given.to(wanted.dtype).isfinite().all()):
         return f"holds NaN or infinity as {wanted.dtype}"
     return None
@@ -102,12 +103,6 @@ def _misfit(given: object, wanted: Tensor, *, constant: bool) -> str | None:
 
 def _kind(dtype: torch.dtype) -> tuple[bool, ...]:
     return dtype.is_floating_point, dtype.is_complex, dtype == torch.bool
-
-
-def _values(tensor: Tensor) -> str:
-    """The values, or the first of many."""
-    values = tensor.flatten()[:16].tolist()
-    return f"{values}" if len(values) == tensor.numel() else f"{values} and so on"
 
 
 def _some(problems: Iterable[str]) -> list[str]:

@@ -62,23 +62,14 @@ class SpatialNorm3D(SpatialNorm):
     """``SpatialNorm`` of clips, f (B, C_f, T, H, W), with causal convolutions.
 
     The first frame of ``zq`` is resized to the first of ``f``, the others to the others.
+    ``pad_mode`` is that of the convolutions; the other arguments are those of ``SpatialNorm``.
     """
 
     def __init__(
-        self,
-        f_channels: int,
-        zq_channels: int,
-        norm_layer: Callable[..., nn.Module] = GroupNorm,
-        freeze_norm_layer: bool = False,
-        add_conv: bool = False,
-        pad_mode: PadMode = "constant",
-        **norm_layer_params: Any,
+        self, *arguments: Any, pad_mode: PadMode = "constant", **norm_layer_params: Any
     ) -> None:
-        super().__init__(
-            *(f_channels, zq_channels, norm_layer, freeze_norm_layer, add_conv),
-            make_conv=partial(CausalConv3d, pad_mode=pad_mode),
-            **norm_layer_params,
-        )
+        make_conv = partial(CausalConv3d, pad_mode=pad_mode)
+        super().__init__(*arguments, make_conv=make_conv, **norm_layer_params)
 
     def _resized(self, x: Tensor, size: torch.Size, *stream: Stream | None) -> Tensor:
         if x.shape[2:] == size:

@@ -94,8 +94,7 @@ def read_object(uri: str, options: StoreOptions, setting: str = "") -> bytes:
 def find_weights(uri: str, options: StoreOptions) -> int:
     """Return the size of ``tokenizer.weights`` in bytes; ConfigError if there is no file."""
     store, key = _locate(uri, options)
-    size = store.size(key)
-    if size is None:
+    if (size := store.size(key)) is None:
         raise _missing(uri, "tokenizer.weights")
     return size
 

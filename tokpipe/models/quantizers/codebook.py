@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokpipe.models.process import exact_float32_products
-from tokpipe.models.quantizers.base import Quantized, Quantizer, straight_through
-from tokpipe.models.quantizers.nearest import project, search
+from tokpipe.models.quantizers.base import Quantized, Quantizer, project, search, straight_through
 
 Remap = str | os.PathLike[str] | Sequence[int] | NDArray[Any] | Tensor
 UnknownIndex = Literal["random", "extra"] | int
@@ -81,13 +80,12 @@ class CodebookQuantizer(Quantizer):
     def _entries_to_codes(self, entries: Tensor) -> Tensor:
         if self.used is None:
             return entries
-        positions = torch.full((self.num_vectors,), -1, device=entries.device)
-        positions[self.used] = torch.arange(len(self.used), device=entries.device)
-        codes = positions[entries]
-        if self.unknown_index == "random":
-            return codes.where(codes >= 0, entries % len(self.used))
-        unknown = len(self.used) if self.unknown_index == "extra" else self.unknown_index
-        return codes.where(codes >= 0, unknown)
+        num_used = len(self.used)
+        codes = torch.arange(self.num_vectors, device=entries.device) % num_used
+        if self.unknown_index != "random":
+            codes.fill_(num_used if self.unknown_index == "extra" else self.unknown_index)
+        codes[self.used] = torch.arange(num_used, device=entries.device)
+        return codes[entries]
 
     def _codes_to_entries(self, codes: Tensor) -> Tensor:
         if self.used is None:
@@ -120,12 +118,9 @@ def _used_entries(remap: Remap, num_vectors: int) -> Tensor:
 
 
 class NearestQuantizer(CodebookQuantizer):
-    """Names the nearest code vector by Euclidean distance.
+    """Names the nearest code vector, a row of ``embedding``, by Euclidean distance."""
 
-    A subclass has an ``embedding``, with a ``weight`` (K, dim), that maps entries to vectors.
-    """
-
-    embedding: "nn.Embedding | EMACodebook"
+    embedding: nn.Embedding
 
     def codes_of(self, latent: Tensor) -> Tensor:
         """(B, dim, ...) -> (B, ...) int64; of vectors equally near, the first."""
@@ -139,8 +134,7 @@ class NearestQuantizer(CodebookQuantizer):
         return search(latent, codebook, codebook.square().sum(1), -2)
 
     def _vectors(self, codes: Tensor) -> Tensor:
-        vectors: Tensor = self.embedding(self._codes_to_entries(codes))
-        return vectors.float()
+        return F.embedding(self._codes_to_entries(codes), self.embedding.weight).float()
 
     def forward(self, latent: Tensor) -> Quantized:
         """(B, dim, ...) -> vectors, codes, loss."""
@@ -170,8 +164,6 @@ class VectorQuantizer(NearestQuantizer):
     Source: arXiv:1711.00937; published as ``VectorQuantizer2``, and as ``VectorQuantizer``
     without ``legacy``, which is ``legacy=False`` here.
     """
-
-    embedding: nn.Embedding
 
     def __init__(
         self,
@@ -203,7 +195,7 @@ VectorQuantizer2 = VectorQuantizer
 """The published name of the class with all these arguments."""
 
 
-class EMACodebook(nn.Module):
+class EMACodebook(nn.Embedding):
     """Code vectors as the quotient of two moving averages: of latents, and of their number.
 
     State, as published: ``weight`` (K, dim), ``cluster_size`` (K,), ``embed_avg`` (K, dim). They
@@ -211,7 +203,7 @@ class EMACodebook(nn.Module):
     """
 
     def __init__(self, num_vectors: int, dim: int, decay: float, eps: float) -> None:
-        super().__init__()
+        super().__init__(num_vectors, dim)
         if not 0 <= decay < 1 or eps <= 0:
             raise ValueError(
                 f"decay={decay} and eps={eps}: decay, the part of the average that a step keeps, "
@@ -219,14 +211,9 @@ class EMACodebook(nn.Module):
             )
         self.decay = decay
         self.eps = eps
-        weight = torch.randn(num_vectors, dim)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.cluster_size = nn.Parameter(torch.zeros(num_vectors), requires_grad=False)
-        self.embed_avg = nn.Parameter(weight.clone(), requires_grad=False)
-
-    def forward(self, entries: Tensor) -> Tensor:
-        """(...) int64 -> (..., dim) float32."""
-        return F.embedding(entries, self.weight.detach()).float()
+        self.cluster_size = nn.Parameter(torch.zeros(num_vectors))
+        self.embed_avg = nn.Parameter(self.weight.detach().clone())
+        self.requires_grad_(False)
 
     @torch.no_grad()
     def follow(self, latents: Tensor, entries: Tensor) -> None:
@@ -293,7 +280,7 @@ class EMAVectorQuantizer(NearestQuantizer):
         self.embedding = EMACodebook(n_embed, embedding_dim, decay, eps)
 
     def _loss(self, latent: Tensor, vectors: Tensor, entries: Tensor) -> Tensor:
-        loss = self.beta * F.mse_loss(latent, vectors)
+        loss = self.beta * F.mse_loss(latent, vectors.detach())
         if self.training:
             rows = latent.detach().movedim(1, -1).reshape(-1, self.dim)
             self.embedding.follow(rows, entries.flatten())
@@ -339,7 +326,7 @@ class GumbelQuantizer(CodebookQuantizer):
         """(B, num_hiddens, ...) -> (B, ...) int64; of equal logits, the first."""
         self._check_channels(latent)
         weight, bias = self._projection()
-        return search(latent, weight.detach(), -bias.detach(), -1)
+        return search(latent, weight, -bias, -1)
 
     def logits_of(self, latent: Tensor) -> Tensor:
         """(B, num_hiddens, ...) -> (B, K, ...) float32, K the number of entries in use."""
@@ -353,8 +340,7 @@ class GumbelQuantizer(CodebookQuantizer):
         return (weight, bias) if self.used is None else (weight[self.used], bias[self.used])
 
     def _vectors(self, codes: Tensor) -> Tensor:
-        vectors: Tensor = self.embed(self._codes_to_entries(codes))
-        return vectors.float()
+        return F.embedding(self._codes_to_entries(codes), self.embed.weight).float()
 
     def forward(self, latent: Tensor, temp: float | None = None) -> Quantized:
         """(B, num_hiddens, ...) -> vectors, codes, loss. ``temp`` overrides ``temp_init``."""

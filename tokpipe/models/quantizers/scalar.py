@@ -10,14 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.models.process import exact_float32_products
-from tokpipe.models.quantizers.base import Quantized, Quantizer, straight_through
-from tokpipe.models.quantizers.nearest import project
+from tokpipe.models.quantizers.base import Quantized, Quantizer, project, straight_through
 
 MAX_LEVELS = 2**22
 """Levels of a channel: with more, float32 cannot tell the middle of a level from its edge."""
 
 JOINT_BITS = 18
 """Bits whose joint distribution the entropy loss holds at once: 2**18 floats, 1 MiB."""
+
+
+class _Projection(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return project(x, self.weight, self.bias)
 
 
 class ScalarQuantizer(Quantizer):
@@ -52,8 +56,8 @@ class ScalarQuantizer(Quantizer):
         self.num_codebooks = num_codebooks
         self.keep_num_codebooks_dim = num_codebooks > 1 or bool(keep_num_codebooks_dim)
         projected = self.dim != channels
-        self.project_in = nn.Linear(self.dim, channels) if projected else nn.Identity()
-        self.project_out = nn.Linear(channels, self.dim) if projected else nn.Identity()
+        self.project_in = _Projection(self.dim, channels) if projected else nn.Identity()
+        self.project_out = _Projection(channels, self.dim) if projected else nn.Identity()
 
     def codes_of(self, latent: Tensor) -> Tensor:
         """(B, dim, ...) -> (B, ...) int64, or (B, ..., n) for n codebooks."""
@@ -80,21 +84,15 @@ class ScalarQuantizer(Quantizer):
     def _inner(self, latent: Tensor) -> Tensor:
         """(B, dim, ...) -> (B, ..., n, codebook_dim) float32, to be rounded."""
         self._check_channels(latent)
-        x = _projected(latent.float().movedim(1, -1), self.project_in)
+        x: Tensor = self.project_in(latent.float().movedim(1, -1))
         return x.unflatten(-1, (self.num_codebooks, self.codebook_dim))
 
     def _outer(self, inner: Tensor) -> Tensor:
         """(B, ..., n, codebook_dim) -> (B, ..., dim)."""
-        return _projected(inner.flatten(-2), self.project_out)
+        return self.project_out(inner.flatten(-2))
 
     def _shaped(self, codes: Tensor) -> Tensor:
         return codes if self.keep_num_codebooks_dim else codes.squeeze(-1)
-
-
-def _projected(x: Tensor, projection: nn.Module) -> Tensor:
-    if not isinstance(projection, nn.Linear):
-        return x
-    return project(x, projection.weight, projection.bias)
 
 
 class FSQ(ScalarQuantizer):
@@ -150,8 +148,7 @@ class FSQ(ScalarQuantizer):
                 f"{self.codebook_dim * self.num_codebooks}, so their codes cannot be recovered. "
                 "Keep the codes instead"
             )
-        digits = self._round(self._inner(vectors) * (self.levels // 2))
-        return self._shaped((digits * self.place_values).sum(-1))
+        return self._shaped(self._round(self._inner(vectors) * (self.levels // 2)))
 
     def _bound(self, inner: Tensor) -> Tensor:
         # A thousandth wider than needed, so that both outermost levels are reached; an even number
@@ -161,28 +158,26 @@ class FSQ(ScalarQuantizer):
         return (inner + (offset / half_width).atanh()).tanh() * half_width - offset
 
     def _round(self, bounded: Tensor) -> Tensor:
-        """Bounded values -> digits from 0 on, int64."""
+        """Bounded values (..., codebook_dim) -> codes (...) int64."""
         digits = bounded.round().long() + self.levels // 2
         # From 1,001 levels on that thousandth rounds past the last level.
-        return digits.clamp_min(0).minimum(self.levels - 1)
+        digits = digits.clamp_min(0).minimum(self.levels - 1)
+        return (digits * self.place_values).sum(-1)
 
     def _codes(self, inner: Tensor) -> Tensor:
-        return (self._round(self._bound(inner)) * self.place_values).sum(-1)
+        return self._round(self._bound(inner))
 
     def _inner_vectors(self, codes: Tensor) -> Tensor:
-        return self._digits_to_vectors(codes.unsqueeze(-1) // self.place_values % self.levels)
-
-    def _digits_to_vectors(self, digits: Tensor) -> Tensor:
         half_width = self.levels // 2
+        digits = codes.unsqueeze(-1) // self.place_values % self.levels
         return (digits - half_width).float() / half_width
 
     def forward(self, latent: Tensor) -> Quantized:
         """(B, dim, ...) -> vectors, codes; no loss."""
         bounded = self._bound(self._inner(latent))
-        digits = self._round(bounded.detach())
-        vectors = straight_through(bounded / (self.levels // 2), self._digits_to_vectors(digits))
-        codes = self._shaped((digits * self.place_values).sum(-1))
-        return Quantized(self._outer(vectors).movedim(-1, 1), codes)
+        codes = self._round(bounded.detach())
+        vectors = straight_through(bounded / (self.levels // 2), self._inner_vectors(codes))
+        return Quantized(self._outer(vectors).movedim(-1, 1), self._shaped(codes))
 
 
 class LFQ(ScalarQuantizer):

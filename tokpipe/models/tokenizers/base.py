@@ -47,8 +47,7 @@ class VideoTokenizer(nn.Module, ABC):
         """
         self._check_pixels(pixels)
         self.traits.check_num_frames(pixels.shape[1], "frames of a chunk")
-        latents = self.traits.num_latent_frames(pixels.shape[1])
-        return self._checked_codes(self._encode(self._floats(pixels)), pixels, latents)
+        return self._checked_codes(self._encode(self._floats(pixels)), pixels)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
@@ -67,17 +66,15 @@ class VideoTokenizer(nn.Module, ABC):
         """
         self._check_streamable()
         self._check_pixels(pixels)
-        latents, extra = divmod(pixels.shape[1], self.traits.temporal_stride)
         if state is None:
             self.traits.check_num_frames(pixels.shape[1], "frames of a first piece")
-            latents = self.traits.num_latent_frames(pixels.shape[1])
-        elif extra:
+        elif pixels.shape[1] % self.traits.temporal_stride:
             raise ValueError(
                 f"a later piece of {pixels.shape[1]} frames does not fill whole latent frames: "
                 f"pass a multiple of {self.traits.temporal_stride}"
             )
         codes, state = self._encode_piece(self._floats(pixels), state)
-        return self._checked_codes(codes, pixels, latents), state
+        return self._checked_codes(codes, pixels), state
 
     @torch.inference_mode()
     def decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
@@ -182,9 +179,10 @@ class VideoTokenizer(nn.Module, ABC):
         x = x.movedim(-1, 2)
         return x if self.traits.layout == "BTCHW" else x.flatten(0, 1)
 
-    def _checked_codes(self, codes: Tensor, pixels: Tensor, latents: int) -> Tensor:
+    def _checked_codes(self, codes: Tensor, pixels: Tensor) -> Tensor:
         """Check the result of ``_encode`` against the declared grid, but not its range."""
         clips, frames, height, width = pixels.shape[:4]
+        latents = -(-frames // self.traits.temporal_stride)  # 1 + k of a first piece, too
         stride = self.traits.spatial_stride
         shape: tuple[int, ...] = (clips, latents, height // stride, width // stride)
         if self.traits.layout == "BCHW":

@@ -82,19 +82,18 @@ def build_cosmos_dv(
     config: CosmosDVConfig, weights: bytes, *, with_decoder: bool, decoder_weights: bytes | None
 ) -> CosmosDVTokenizer:
     """Build on the CPU, in float32 if the program allows; see ``build_tokenizer``."""
-    if with_decoder and decoder_weights is None:
-        found = "tokenizer.decoder_weights: missing. Cosmos keeps its decoder in a separate file"
-        raise ConfigError(f"{found}: name its decoder.jit")
     # With the fuser, the first calls round differently from later ones (pytorch#74534). Cosmos'
     # code turns it off, too.
     torch._C._jit_set_texpr_fuser_enabled(False)
-    tokenizer = CosmosDVTokenizer(
-        config,
-        _load(weights, f"tokenizer.weights {config.weights}"),
-        _load(decoder_weights, f"tokenizer.decoder_weights {config.decoder_weights}")
-        if with_decoder and decoder_weights is not None
-        else None,
-    )
+    decoder = None
+    if with_decoder:
+        where = "tokenizer.decoder_weights"
+        if decoder_weights is None:
+            found = f"{where}: missing. Cosmos keeps its decoder in a separate file"
+            raise ConfigError(f"{found}: name its decoder.jit")
+        decoder = _load(decoder_weights, f"{where} {config.decoder_weights}")
+    encoder = _load(weights, f"tokenizer.weights {config.weights}")
+    tokenizer = CosmosDVTokenizer(config, encoder, decoder)
     tokenizer.eval()
     tokenizer.prove_on_cpu()
     return tokenizer
