@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from tokpipe.config.sources import Source
 from tokpipe.formats.checks import damaged, explained
 from tokpipe.formats.layout import JOB_RECORD
-from tokpipe.plan.stored import ROW_ID, PlanPart, StoredPlan, read_part
+from tokpipe.plan.stored import ROW_ID, StoredPlan, read_part
 from tokpipe.sources.rows import items_of
 from tokpipe.storage.store import Store
 from tokpipe.types import WorkItem
@@ -42,15 +43,15 @@ class PlanReader:
             raise damaged(store.uri_of(JOB_RECORD), problem) from error
         self._part = lru_cache(_CACHED_PARTS)(lambda index: read_part(store, stored.parts[index]))
 
-    def part_of(self, row: int) -> int:
-        """Return the index of the part that holds a row."""
-        if not 0 <= row < self.num_rows:
-            raise IndexError(f"row {row} is outside the plan's {self.num_rows} rows")
-        return int(np.searchsorted(self._starts, row, side="right")) - 1
-
-    def bounds(self, part_index: int) -> tuple[int, int]:
-        """Return a part's first row, and the row after its last."""
-        return int(self._starts[part_index]), int(self._starts[part_index + 1])
+    def by_part(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, slice, pa.Array]]:
+        """Yield each part that holds some of ``rows``, which increase: its index, where in ``rows``
+        they are, and their places in the part."""
+        if len(rows) and not 0 <= rows[0] <= rows[-1] < self.num_rows:
+            raise IndexError(f"some of {len(rows)} rows are outside the plan's {self.num_rows}")
+        bounds = np.searchsorted(rows, self._starts)
+        for index in np.flatnonzero(np.diff(bounds)).tolist():
+            inside = slice(bounds[index], bounds[index + 1])
+            yield index, inside, pa.array(rows[inside] - self._starts[index])
 
     def identities(self, part_index: int) -> pa.Table:
         """Read ``row_id`` and ``source_uri`` of each row of a part, without caching."""
@@ -58,11 +59,11 @@ class PlanReader:
 
     def items(self, rows: Sequence[int] | NDArray[np.int64]) -> list[WorkItem]:
         """Return the work items of ``rows``, which increase."""
-        return [
-            item
-            for part, inside, table in self._tables(np.asarray(rows, np.int64))
-            for item in items_of(table, inside.tolist(), self._sources.get(part.source))
-        ]
+        rows, items = np.asarray(rows, np.int64), list[WorkItem]()
+        for index, inside, places in self.by_part(rows):
+            source = self._sources.get(self._parts[index].source)
+            items += items_of(self._part(index).take(places), rows[inside].tolist(), source)
+        return items
 
     def extras(self, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
         """Return the carried columns of ``rows``, in that order.
@@ -74,7 +75,8 @@ class PlanReader:
             # Arrow cannot build a table of rows without columns directly.
             return pa.table({"row": pa.nulls(len(order))}).select([])
         pieces = [self._columns.empty_table()]
-        for _, _, table in self._tables(np.asarray(rows, np.int64)[order]):
+        for index, _, places in self.by_part(np.asarray(rows, np.int64)[order]):
+            table = self._part(index).take(places)
             names = [name for name in self._columns.names if name in table.column_names]
             pieces.append(table.select(names))
         try:  # promotion fills the columns that a part lacks with nulls
@@ -84,18 +86,6 @@ class PlanReader:
             raise damaged(self._store.uri_of(JOB_RECORD), problem) from error
         return table.take(pa.array(np.argsort(order)))
 
-    def _tables(
-        self, rows: NDArray[np.int64]
-    ) -> Iterator[tuple[PlanPart, NDArray[np.int64], pa.Table]]:
-        """Yield each part that holds some of ``rows``, which increase; these, and their values."""
-        if len(rows) and not 0 <= rows[0] <= rows[-1] < self.num_rows:
-            raise IndexError(f"some of {len(rows)} rows are outside the plan's {self.num_rows}")
-        bounds = np.searchsorted(rows, self._starts)
-        for index in np.flatnonzero(np.diff(bounds)).tolist():
-            inside = rows[bounds[index] : bounds[index + 1]]
-            table = self._part(index).take(pa.array(inside - self._starts[index]))
-            yield self._parts[index], inside, table
-
     def iter_undone(
         self, done: Callable[[int, int], NDArray[np.bool_]]
     ) -> Iterator[list[WorkItem]]:
@@ -104,8 +94,7 @@ class PlanReader:
         ``done(start, stop)`` returns a boolean per row from start to stop (exclusive). A part
         whose rows are all done is not opened.
         """
-        for part_index in range(len(self._parts)):
-            start, stop = self.bounds(part_index)
+        for start, stop in pairwise(self._starts.tolist()):
             undone = start + np.flatnonzero(~done(start, stop))
             for at in range(0, len(undone), _ITEMS_AT_ONCE):
                 yield self.items(undone[at : at + _ITEMS_AT_ONCE])
