@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokpipe.errors import CorruptOutput, TokpipeError
 from tokpipe.formats.shard_reader import ShardReader
 from tokpipe.reader import Clip, Output
 from tokpipe.report.history import History
-from tokpipe.telemetry.human import finite
 from tokpipe.telemetry.usage import CodeUsage
 from tokpipe.verbs.inspect import evenly_spread
 from tokpipe.verbs.status import Status
@@ -107,18 +106,6 @@ class Pairs:
     pairs: list[Pair] = field(default_factory=list)
     problem: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        clips = [
-            {
-                "clip_id": one.clip.clip_id,
-                "psnr_db": finite(one.psnr_db),
-                "ssim": one.ssim,
-                "problem": one.problem,
-            }
-            for one in self.pairs
-        ]
-        return {"problem": self.problem, "clips": clips}
-
 
 def make_pairs(output: Output, clips: Sequence[Clip], device: str) -> Pairs:
     """Decode clips and their sources.
@@ -189,28 +176,3 @@ class Facts:
         """Mean over the working time; None if that is unknown."""
         worked_s = self.history.worked_s
         return self.status.totals.num_frames / worked_s if worked_s > 0 else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures of the report for programs."""
-        usage, speed, pairs = self.sample.usage, self.history.whole.speed, self.pairs
-        totals = self.status.totals
-        return {
-            "bits_per_code": totals.bits_per_code,
-            "frames_per_s": self.frames_per_s,
-            "worked_s": self.history.worked_s,
-            "num_drivers": len(self.history.starts_s),
-            "speed_of_light": None if speed is None else speed.share,
-            "limited_by": None if speed is None else speed.limit,
-            "rejected": dict(totals.rejected.most_common()),
-            "sample": {
-                "num_shards": self.sample.num_shards,
-                "num_shards_of": self.sample.num_shards_of,
-                "num_clips": self.sample.num_clips,
-                "num_codes": usage.num_codes,
-                "num_distinct": usage.num_used,
-                "entropy_bits": usage.entropy_bits,
-                "perplexity": usage.perplexity if usage.num_codes else None,
-                "damaged": self.sample.damaged,
-            },
-            "pairs": None if pairs is None else pairs.to_dict(),
-        }

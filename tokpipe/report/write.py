@@ -18,7 +18,7 @@ from tokpipe.report.sections.job import headline, provenance, rejected, state_li
 from tokpipe.report.sections.sample import codes, lengths, pictures
 from tokpipe.report.sections.throughput import throughput
 from tokpipe.storage.local_files import write_file
-from tokpipe.telemetry.human import size_text
+from tokpipe.telemetry.human import finite, size_text
 from tokpipe.verbs.status import status
 
 _SECTIONS: dict[str, tuple[str, Callable[[Facts], list[Markup]]]] = {
@@ -77,8 +77,42 @@ class WrittenReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures of the report."""
-        own = {"file": str(self.path), "size_bytes": self.size_bytes}
-        return {**own, **self.facts.to_dict(), "status": self.facts.status.to_dict()}
+        facts, status, sample, pairs = self.facts, self.facts.status, self.facts.sample, None
+        totals, usage, speed = status.totals, sample.usage, facts.history.whole.speed
+        if facts.pairs is not None:
+            clips = [
+                {
+                    "clip_id": one.clip.clip_id,
+                    "psnr_db": finite(one.psnr_db),
+                    "ssim": one.ssim,
+                    "problem": one.problem,
+                }
+                for one in facts.pairs.pairs
+            ]
+            pairs = {"problem": facts.pairs.problem, "clips": clips}
+        return {
+            "file": str(self.path),
+            "size_bytes": self.size_bytes,
+            "bits_per_code": totals.bits_per_code,
+            "frames_per_s": facts.frames_per_s,
+            "worked_s": facts.history.worked_s,
+            "num_drivers": len(facts.history.starts_s),
+            "speed_of_light": None if speed is None else speed.share,
+            "limited_by": None if speed is None else speed.limit,
+            "rejected": dict(totals.rejected.most_common()),
+            "sample": {
+                "num_shards": sample.num_shards,
+                "num_shards_of": sample.num_shards_of,
+                "num_clips": sample.num_clips,
+                "num_codes": usage.num_codes,
+                "num_distinct": usage.num_used,
+                "entropy_bits": usage.entropy_bits,
+                "perplexity": usage.perplexity if usage.num_codes else None,
+                "damaged": sample.damaged,
+            },
+            "pairs": pairs,
+            "status": status.to_dict(),
+        }
 
     def lines(self) -> Iterator[str]:
         """Yield what was written, and what the report could not show."""
