@@ -1,6 +1,5 @@
 """A stored plan: its description in ``job.json``, and its Parquet files."""
 
-import hashlib
 import io
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, TypeAdapter
 
 from tokpipe.errors import CorruptOutput
-from tokpipe.formats.checks import damaged, explained
+from tokpipe.formats.checks import damaged, explained, sha256
 from tokpipe.formats.tables import check_texts, from_parquet
 from tokpipe.sources.rows import ROW_SCHEMA
 from tokpipe.storage.left_out import LeftOut
@@ -82,12 +81,12 @@ def store_part(store: Store, key: str, table: pa.Table, source: int) -> PlanPart
     )
     data = sink.getvalue()
     store.put(key, data)
-    return PlanPart(key, table.num_rows, hashlib.sha256(data).hexdigest(), len(data), source)
+    return PlanPart(key, table.num_rows, sha256(data), len(data), source)
 
 
 def read_part(store: Store, part: PlanPart, columns: list[str] | None = None) -> pa.Table:
     data = store.get_range(part.key, 0, part.size_bytes + 1)
-    if hashlib.sha256(data).hexdigest() != part.sha256:
+    if sha256(data) != part.sha256:
         raise CorruptOutput(
             f"{store.uri_of(part.key)}: its {len(data)} bytes are not the {part.size_bytes} that "
             "were planned (SHA-256 differs). Its rows may not be the clips that were committed: "
