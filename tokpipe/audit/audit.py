@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from tokpipe.audit.leftovers import Leftovers, Listing, list_output, unlisted
+from tokpipe.audit.leftovers import Leftovers, Listing
 from tokpipe.audit.manifest import ManifestAudit
 from tokpipe.audit.planned import PlannedClips, check_plan
 from tokpipe.audit.report import AuditReport, Depth, Findings, Kind, Sampled
@@ -58,7 +58,7 @@ def audit(
     if sample:
         trust.check_sources(store.uri)
     findings = Findings()
-    listing = list_output(store)
+    listing = Listing(store)
     record = _record(store, listing, findings)
     if record is None:
         return AuditReport(store.uri, depth, findings, elapsed_s=time.monotonic() - started)
@@ -105,7 +105,7 @@ def audit(
             count=num_left,
         )
     parts = () if plan is None else {part.key for part in plan.parts}
-    leftovers = Leftovers.of(unlisted(listing, manifest.listed, parts), time.time())
+    leftovers = Leftovers.of(listing.unlisted(manifest.listed, parts), time.time())
     sampled: tuple[Sampled, ...] = ()
     if sample and not findings:
         clip_ids = [clip_id for _, clip_id in chosen]

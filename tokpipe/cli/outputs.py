@@ -53,9 +53,9 @@ class Inspect(Verb, example="tokpipe inspect out/demo --shards 0"):
         parser.add_count("--clips", 3, "show N clips")
 
     def run(self, parsed: argparse.Namespace) -> Result:
-        from tokpipe.verbs.inspect import inspect
+        from tokpipe.verbs.inspect import Inspection
 
-        return inspect(output_of(parsed), num_shards=parsed.shards, num_clips=parsed.clips)
+        return Inspection(output_of(parsed), num_shards=parsed.shards, num_clips=parsed.clips)
 
 
 class Decode(Verb, example="tokpipe decode jobs/demo.yaml --compare -o clip.mp4"):

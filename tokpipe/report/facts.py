@@ -25,46 +25,38 @@ NUM_FRAMES = 4  # Frames to show of each clip
 MAX_FRAMES = 256  # Only the first chunks of a longer clip are decoded and compared
 
 
-@dataclass(slots=True)
 class Sample:
-    """Counts over shards that are evenly spread over the output."""
+    """Counts over shards that are evenly spread over the output, fetched and verified."""
 
-    num_shards_of: int  # Shards of the output
-    usage: CodeUsage
-    num_shards: int = 0  # Shards that were counted
-    frames_per_clip: Counter[int] = field(default_factory=Counter)
-    """Number of clips by their number of frames."""
-    codes_per_clip: Counter[int] = field(default_factory=Counter)
-    damaged: list[str] = field(default_factory=list)
-    """An error message for each chosen shard that could not be counted."""
-    clips: list[Clip] = field(default_factory=list)  # Some clips to show
+    def __init__(self, output: Output, *, num_shards: int, num_clips: int, seed: int) -> None:
+        """``num_shards`` is 0 for all; ``seed`` selects ``num_clips`` clips to show."""
+        self.num_shards_of = len(output.shards)  # Shards of the output
+        self.num_shards = 0  # Shards that were counted
+        self.usage = CodeUsage(output.tokenizer.codebook_size)
+        self.frames_per_clip = Counter[int]()  # Number of clips by their number of frames
+        self.codes_per_clip = Counter[int]()
+        self.damaged: list[str] = []  # An error message for each shard that could not be counted
+        self.clips: list[Clip] = []
+        chosen, random = evenly_spread(self.num_shards_of, num_shards), Random(seed)
+        for number, index in enumerate(chosen, 1):
+            info = output.shards[index]
+            # Later shards make up for earlier ones with too few clips.
+            wanted = num_clips * number // len(chosen) - len(self.clips)
+            try:
+                shard = output.verified_shard(info)
+                frames, codes = _count(shard, self.usage)
+                clip_ids = random.sample(list(frames), min(wanted, len(frames)))
+                self.clips += output.clips_of(info, shard, clip_ids)
+            except CorruptOutput as error:
+                self.damaged.append(str(error))
+                continue
+            self.num_shards += 1
+            self.frames_per_clip.update(frames.values())
+            self.codes_per_clip.update(codes.values())
 
     @property
     def num_clips(self) -> int:
         return self.frames_per_clip.total()
-
-
-def take_sample(output: Output, *, num_shards: int, num_clips: int, seed: int) -> Sample:
-    """Fetch and verify shards (0: all), and count what they hold; ``seed`` selects the clips."""
-    chosen = evenly_spread(len(output.shards), num_shards)
-    random = Random(seed)
-    sample = Sample(len(output.shards), CodeUsage(output.tokenizer.codebook_size))
-    for number, index in enumerate(chosen, 1):
-        info = output.shards[index]
-        # Later shards make up for earlier ones with too few clips.
-        wanted = num_clips * number // len(chosen) - len(sample.clips)
-        try:
-            shard = output.verified_shard(info)
-            frames, codes = _count(shard, sample.usage)
-            clip_ids = random.sample(list(frames), min(wanted, len(frames)))
-            sample.clips += output.clips_of(info, shard, clip_ids)
-        except CorruptOutput as error:
-            sample.damaged.append(str(error))
-            continue
-        sample.num_shards += 1
-        sample.frames_per_clip.update(frames.values())
-        sample.codes_per_clip.update(codes.values())
-    return sample
 
 
 def _count(shard: ShardReader, usage: CodeUsage) -> tuple[Counter[str], Counter[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import tokpipe
 from tokpipe.reader import Output
-from tokpipe.report.facts import Facts, make_pairs, take_sample
+from tokpipe.report.facts import Facts, Sample, make_pairs
 from tokpipe.report.history import History, read_groups
 from tokpipe.report.markup import Markup, html, moment
 from tokpipe.report.sections.job import headline, provenance, rejected, state_line
@@ -152,7 +152,7 @@ def write_report(
         num_pairs: number of their clips to show, which ``seed`` selects; 0 for none.
     """
     now = now or datetime.now(UTC)
-    sample = take_sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)
+    sample = Sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)
     facts = Facts(
         made_at=now.isoformat(timespec="seconds"),
         output=output,
