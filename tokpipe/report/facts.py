@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from random import Random
 from typing import TYPE_CHECKING
@@ -91,29 +91,26 @@ class Pair:
     problem: str | None = None  # Why the source is missing
 
 
-@dataclass(frozen=True, slots=True)
 class Pairs:
-    """The clips, or why there are none."""
-
-    pairs: list[Pair] = field(default_factory=list)
-    problem: str | None = None
-
-
-def make_pairs(output: Output, clips: Sequence[Clip], device: str) -> Pairs:
-    """Decode clips and their sources.
+    """Clips that are decoded together with their sources.
 
     Weights, sources or torch may well be missing on this machine. Then ``problem`` says what is
     missing.
     """
-    try:
-        from tokpipe.reconstruct import SideBySide
 
-        with SideBySide(output, device) as both:
-            return Pairs([_pair(both, clip) for clip in clips])
-    except ImportError as error:
-        return Pairs(problem=f"{error}. Decoding needs what a worker has: pip install tokpipe[run]")
-    except TokpipeError as error:
-        return Pairs(problem=str(error))
+    def __init__(self, output: Output, clips: Sequence[Clip], device: str) -> None:
+        self.pairs: list[Pair] = []
+        self.problem: str | None = None
+        try:
+            from tokpipe.reconstruct import SideBySide
+
+            with SideBySide(output, device) as both:
+                self.pairs = [_pair(both, clip) for clip in clips]
+        except ImportError as error:
+            do = "Decoding needs what a worker has: pip install tokpipe[run]"
+            self.problem = f"{error}. {do}"
+        except TokpipeError as error:
+            self.problem = str(error)
 
 
 def _pair(both: SideBySide, clip: Clip) -> Pair:

@@ -11,7 +11,7 @@ from typing import Any
 
 import tokpipe
 from tokpipe.reader import Output
-from tokpipe.report.facts import Facts, Sample, make_pairs
+from tokpipe.report.facts import Facts, Pairs, Sample
 from tokpipe.report.history import History, read_groups
 from tokpipe.report.markup import Markup, html, moment
 from tokpipe.report.sections.job import headline, provenance, rejected, state_line
@@ -159,7 +159,7 @@ def write_report(
         status=status(output, now=now),
         history=History(read_groups(output)),
         sample=sample,
-        pairs=make_pairs(output, sample.clips, device) if num_pairs else None,
+        pairs=Pairs(output, sample.clips, device) if num_pairs else None,
     )
     data = _page(facts).encode(errors="backslashreplace")
     write_file(path, data)
