@@ -206,7 +206,7 @@ def _usage_in(name: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, ast.literal_eval(node.value)
             for keyword in node.keywords if isinstance(node, ast.ClassDef) else ():
                 if isinstance(keyword.value, ast.Constant):
-                    yield node.lineno, keyword.value.value
+                    yield node.lineno, ast.literal_eval(keyword.value)
         return
     if name.endswith(".py"):
         for number, line in enumerate((ast.get_docstring(ast.parse(text)) or "").splitlines(), 1):
