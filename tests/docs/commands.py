@@ -204,6 +204,9 @@ def _usage_in(name: str) -> Iterator[tuple[int, str]]:
         for node in ast.parse(text).body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXAMPLE":
                 yield node.lineno, ast.literal_eval(node.value)
+            for keyword in node.keywords if isinstance(node, ast.ClassDef) else ():
+                if isinstance(keyword.value, ast.Constant):
+                    yield node.lineno, ast.literal_eval(keyword.value)
         return
     if name.endswith(".py"):
         for number, line in enumerate((ast.get_docstring(ast.parse(text)) or "").splitlines(), 1):

@@ -50,6 +50,11 @@ def scenes(scene: Scene) -> None:
     scene.bash("python -m examples.demo_tokenizer.draw_scenes out/scenes --count 2 --textures 9")
 
 
+def checkpoints_and_scenes(scene: Scene) -> None:
+    checkpoints(scene)
+    scenes(scene)
+
+
 def whole_videos(scene: Scene) -> None:
     """No damaged video among those of a newcomer: their first job would have exit code 4."""
     (scene.clone / "videos/cut.mp4").unlink()
@@ -64,9 +69,8 @@ PROPS: dict[str, Callable[[Scene], None]] = {
     "README.md": whole_videos,
     "docs/monitoring.md": past_run,
     "docs/quickstart.md": whole_videos,
-    "tokpipe/cli/convert.py": checkpoints,
     "tokpipe/cli/plan.py": past_run,
-    "tokpipe/cli/train.py": scenes,
+    "tokpipe/cli/tokenizers.py": checkpoints_and_scenes,
     "docs/tokenizers.md": checkpoints,
     "docs/training.md": trained_tokenizer,
 }

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 import tokpipe
 from tests.pages import REPOSITORY
 from tokpipe import errors
-from tokpipe.cli.run import TOO_MANY_REJECTED
+from tokpipe.cli.jobs import TOO_MANY_REJECTED
 
 PAGE = (REPOSITORY / "docs/troubleshooting.md").read_text()
 PACKAGE = Path(tokpipe.__file__).parent

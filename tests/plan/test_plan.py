@@ -180,13 +180,14 @@ def test_a_long_source_is_cut_into_full_parts(tmp_path: Path) -> None:
         assert (len(data), hashlib.sha256(data).hexdigest()) == (part.size_bytes, part.sha256)
     reader = PlanReader(store, stored)
     edges = (0, PART_ROWS - 1, PART_ROWS, num_rows - 1)
-    assert [reader.part_of(row) for row in edges] == [0, 0, 1, 2]
+    parts = [(index, len(places)) for index, _, places in reader.by_part(np.array(edges))]
+    assert parts == [(0, 2), (1, 1), (2, 1)]
     items = reader.items(edges)
     assert [item.row for item in items] == list(edges)
     assert [item.source_uri for item in items] == [f"/v/{row}.mp4" for row in edges]
     for row in (-1, num_rows):
         with pytest.raises(IndexError):
-            reader.part_of(row)
+            list(reader.by_part(np.array([row])))
         with pytest.raises(IndexError):
             reader.items([row])
     rows = np.array([num_rows - 1, 3, PART_ROWS, 3, 0])

@@ -13,7 +13,7 @@ from tests.reader.reader_helpers import store_with
 from tokpipe.reader.output import Output
 from tokpipe.telemetry.usage import CodeUsage
 from tokpipe.types import EncodedClip
-from tokpipe.verbs.inspect import inspect
+from tokpipe.verbs.inspect import Inspection
 
 NUM_SHARDS = 5
 
@@ -34,7 +34,7 @@ def codes_of(clips: list[EncodedClip]) -> np.ndarray[tuple[int], np.dtype[np.int
 
 
 def test_codes_of_all_shards_are_counted(output: Output, clips: list[list[EncodedClip]]) -> None:
-    found = inspect(output, num_shards=0, num_clips=2)
+    found = Inspection(output, num_shards=0, num_clips=2)
     wanted, counts = np.unique(codes_of([c for s in clips for c in s]), return_counts=True)
     np.testing.assert_array_equal(found.usage.codes, wanted)
     np.testing.assert_array_equal(found.usage.counts, counts)
@@ -51,7 +51,7 @@ def test_codes_of_all_shards_are_counted(output: Output, clips: list[list[Encode
 
 
 def test_sampled_shards_are_evenly_spread(output: Output, clips: list[list[EncodedClip]]) -> None:
-    found = inspect(output, num_shards=2, num_clips=0)
+    found = Inspection(output, num_shards=2, num_clips=0)
     wanted = np.unique(codes_of(clips[0] + clips[2]))
     np.testing.assert_array_equal(found.usage.codes, wanted)
     assert "codes of 2 shards:" in "\n".join(found.lines())
@@ -59,7 +59,7 @@ def test_sampled_shards_are_evenly_spread(output: Output, clips: list[list[Encod
 
 
 def test_an_output_without_codes_says_so() -> None:
-    found = inspect(Output(store_with()))
+    found = Inspection(Output(store_with()))
     assert "no codes yet" in "\n".join(found.lines())
     assert json.loads(json.dumps(found.to_dict()))["counted"]["num_codes"] == 0
 

@@ -1,15 +1,15 @@
 """One audit of one output, from its record to a report."""
 
+import functools
 import heapq
 import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from tokpipe.audit.leftovers import Leftovers, Listing, list_output, unlisted
+from tokpipe.audit.leftovers import Leftovers, Listing
 from tokpipe.audit.manifest import ManifestAudit
 from tokpipe.audit.planned import PlannedClips, check_plan
 from tokpipe.audit.report import AuditReport, Depth, Findings, Kind, Sampled
@@ -58,7 +58,7 @@ def audit(
     if sample:
         trust.check_sources(store.uri)
     findings = Findings()
-    listing = list_output(store)
+    listing = Listing(store)
     record = _record(store, listing, findings)
     if record is None:
         return AuditReport(store.uri, depth, findings, elapsed_s=time.monotonic() - started)
@@ -74,7 +74,7 @@ def audit(
     totals, rng = manifest.state.totals, np.random.default_rng(seed)
     chosen: list[tuple[float, str]] = []  # the clips with the smallest random numbers
     metadata = ShardMetadata(record.fingerprint, record.tokenizer)
-    checks = _ObjectChecks(store, listing, metadata, depth, findings)
+    check = functools.partial(_check_objects, store, listing, metadata, depth, findings)
 
     def receipts() -> Iterator[Receipt]:
         nonlocal chosen
@@ -93,10 +93,7 @@ def audit(
                 )
 
     every = receipts()
-    deque(
-        every if depth == "manifest" else read_ahead(checks.check, every, _PARALLEL_CHECKS),
-        maxlen=0,
-    )
+    deque(every if depth == "manifest" else read_ahead(check, every, _PARALLEL_CHECKS), maxlen=0)
     num_left = record.num_rows - manifest.state.committed.num_done
     if num_left and not partial:
         findings.add(
@@ -108,7 +105,7 @@ def audit(
             count=num_left,
         )
     parts = () if plan is None else {part.key for part in plan.parts}
-    leftovers = Leftovers.of(unlisted(listing, manifest.listed, parts), time.time())
+    leftovers = Leftovers.of(listing.unlisted(manifest.listed, parts), time.time())
     sampled: tuple[Sampled, ...] = ()
     if sample and not findings:
         clip_ids = [clip_id for _, clip_id in chosen]
@@ -181,52 +178,46 @@ def _encode_again(
             findings.add("codes_differ", output.store.uri, f"{where} {problem}")
 
 
-@dataclass(slots=True)
-class _ObjectChecks:
-    """Checks the objects that the manifest lists. Every shard must have this ``metadata``."""
-
-    store: Store
-    listing: Listing
-    metadata: ShardMetadata
-    depth: Depth
-    findings: Findings
-
-    def check(self, receipt: Receipt) -> None:
-        """Check a shard and its side table."""
-        objects: list[tuple[Kind, str, int]] = [
-            ("shard", receipt.shard, receipt.size_bytes),
-            ("side_table", receipt.side_table, receipt.side_table_size_bytes),
-        ]
-        for kind, key, size_bytes in objects:
-            uri = f"{self.store.uri}/{key}"
-            try:
-                if self.depth == "sizes":
-                    self._check_size(uri, key, size_bytes)
-                elif kind == "shard":
-                    check_shard(uri, self.store.get(key), receipt, self.metadata)
-                else:
-                    _check_side_table(uri, self.store.get(key), receipt)
-            except NotFound:
-                problem = "it is missing, although the manifest lists it"
-                self.findings.add_damage("object_missing", uri, problem)
-            except CorruptOutput as error:
-                self.findings.add(kind, uri, error)
-            except TokpipeError:
-                raise
-            except Exception as error:
-                # A malicious manifest or file can make a parser raise anything. That is one more
-                # defect, and the audit continues.
-                problem = f"checking it failed with {type(error).__name__}: {error}"
-                self.findings.add_damage(kind, uri, problem)
-
-    def _check_size(self, uri: str, key: str, size_bytes: int) -> None:
-        found = self.listing.data.get(key)
-        # An object that was not listed may be newer than the listing: ask the store for it.
-        size = self.store.size(key) if found is None else found.size_bytes
-        if size is None:
-            raise NotFound(uri)
-        if size != size_bytes:
-            raise damaged(uri, f"it has {size} bytes, but the manifest lists {size_bytes}")
+def _check_objects(
+    store: Store,
+    listing: Listing,
+    metadata: ShardMetadata,
+    depth: Depth,
+    findings: Findings,
+    receipt: Receipt,
+) -> None:
+    """Check a shard that the manifest lists, which must have this ``metadata``, and its table."""
+    objects: list[tuple[Kind, str, int]] = [
+        ("shard", receipt.shard, receipt.size_bytes),
+        ("side_table", receipt.side_table, receipt.side_table_size_bytes),
+    ]
+    for kind, key, size_bytes in objects:
+        uri = f"{store.uri}/{key}"
+        try:
+            if depth == "sizes":
+                # An object that was not listed may be newer than the listing: ask the store for it.
+                found = listing.data.get(key)
+                size = store.size(key) if found is None else found.size_bytes
+                if size is None:
+                    raise NotFound(uri)
+                if size != size_bytes:
+                    raise damaged(uri, f"it has {size} bytes, but the manifest lists {size_bytes}")
+            elif kind == "shard":
+                check_shard(uri, store.get(key), receipt, metadata)
+            else:
+                _check_side_table(uri, store.get(key), receipt)
+        except NotFound:
+            problem = "it is missing, although the manifest lists it"
+            findings.add_damage("object_missing", uri, problem)
+        except CorruptOutput as error:
+            findings.add(kind, uri, error)
+        except TokpipeError:
+            raise
+        except Exception as error:
+            # A malicious manifest or file can make a parser raise anything. That is one more
+            # defect, and the audit continues.
+            problem = f"checking it failed with {type(error).__name__}: {error}"
+            findings.add_damage(kind, uri, problem)
 
 
 def _check_side_table(uri: str, data: bytes, receipt: Receipt) -> None:

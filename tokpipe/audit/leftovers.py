@@ -6,7 +6,7 @@ shard may also belong to a driver, or to an entry that was lost.
 
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tokpipe.config.job import LISTED_WITHIN_S
 from tokpipe.errors import ConfigError
@@ -20,34 +20,34 @@ YOUNGEST_S = LISTED_WITHIN_S
 """Younger objects may belong to a running driver, which lists a shard after it was written."""
 
 
-@dataclass(slots=True)
 class Listing:
-    """The objects of an output, from one listing."""
+    """The objects below an output's prefix, from one listing."""
 
-    entries: list[int] = field(default_factory=list)  # Numbers of the manifest entries, ascending
-    checkpoints: set[int] = field(default_factory=set)
-    """For each checkpoint, the number of entries that it sums up."""
-    data: dict[str, StoredObject] = field(default_factory=dict)  # Shards and side tables, by key
-    temporary: list[StoredObject] = field(default_factory=list)
-    """Plans and probes, which may be leftovers."""
+    def __init__(self, store: Store) -> None:
+        self.entries: list[int] = []  # Numbers of the manifest entries, ascending
+        self.checkpoints: set[int] = set()
+        """For each checkpoint, the number of entries that it sums up."""
+        self.data: dict[str, StoredObject] = {}  # Shards and side tables, by key
+        self.temporary: list[StoredObject] = []  # Plans and probes, which may be leftovers
+        for found in store.list(""):
+            folder = found.key.partition("/")[0]
+            if folder in ("shards", "clips"):
+                self.data[found.key] = found
+            elif folder in ("plan", "probe"):
+                self.temporary.append(found)
+            elif match := MANIFEST_KEY.fullmatch(found.key):
+                if match[2]:
+                    self.checkpoints.add(int(match[1]))
+                else:
+                    self.entries.append(int(match[1]))
+        self.entries.sort()
 
-
-def list_output(store: Store) -> Listing:
-    """List all objects below an output's prefix."""
-    listing = Listing()
-    for found in store.list(""):
-        folder = found.key.partition("/")[0]
-        if folder in ("shards", "clips"):
-            listing.data[found.key] = found
-        elif folder in ("plan", "probe"):
-            listing.temporary.append(found)
-        elif match := MANIFEST_KEY.fullmatch(found.key):
-            if match[2]:
-                listing.checkpoints.add(int(match[1]))
-            else:
-                listing.entries.append(int(match[1]))
-    listing.entries.sort()
-    return listing
+    def unlisted(self, listed: Collection[str], plan_parts: Collection[str]) -> list[StoredObject]:
+        """Return the objects that neither the manifest nor ``job.json`` names."""
+        return [
+            *(found for key, found in self.data.items() if key not in listed),
+            *(found for found in self.temporary if found.key not in plan_parts),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +64,6 @@ class Leftovers:
     def of(cls, objects: Collection[StoredObject], now_s: float, kept: int = 0) -> "Leftovers":
         oldest_s = max([0.0, *(now_s - found.modified_s for found in objects)])
         return cls(len(objects), sum(found.size_bytes for found in objects), oldest_s, kept)
-
-
-def unlisted(
-    listing: Listing, listed: Collection[str], plan_parts: Collection[str]
-) -> list[StoredObject]:
-    """Return the objects that neither the manifest nor ``job.json`` names."""
-    return [
-        *(found for key, found in listing.data.items() if key not in listed),
-        *(found for found in listing.temporary if found.key not in plan_parts),
-    ]
 
 
 def clean(
@@ -100,7 +90,7 @@ def clean(
             "an hour or more"
         )
     now_s = time.time()
-    listing = list_output(store)
+    listing = Listing(store)
     record = job_record.read(store)
     # A second listing may show less than the first, and what it lacks would look unlisted.
     end = max(count_entries(store), listing.entries[-1] + 1 if listing.entries else 0)
@@ -112,7 +102,7 @@ def clean(
             committed.add(ref)
         listed.update(key for one in entry.shards for key in (one.shard, one.side_table))
     plan_parts = {part.key for part in StoredPlan.from_json(record.plan).parts}
-    every = unlisted(listing, listed, plan_parts)
+    every = listing.unlisted(listed, plan_parts)
     old = [found for found in every if now_s - found.modified_s > older_than_s]
     keeps = committed.num_done < record.num_rows and not partial
     removed = [found for found in old if not (keeps and found.key in listing.data)]

@@ -9,7 +9,7 @@ from tokpipe.audit.leftovers import Listing
 from tokpipe.audit.planned import PlannedClips
 from tokpipe.audit.report import Findings
 from tokpipe.errors import CorruptOutput, NotFound
-from tokpipe.formats.layout import entry_key
+from tokpipe.formats.layout import checkpoint_key, entry_key
 from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState, count_entries
 from tokpipe.formats.manifest.checkpoint import read_checkpoint
 from tokpipe.formats.manifest.log import READ_AHEAD, read_entry
@@ -147,7 +147,7 @@ class ManifestAudit:
         # After a defect the sums differ because of it, and it has been reported.
         if seq not in listing.checkpoints or self._findings:
             return
-        uri = self._store.uri_of(f"manifest/{seq:08d}.checkpoint.json")
+        uri = self._store.uri_of(checkpoint_key(seq))
         state = self.state
         try:
             saved = read_checkpoint(self._store, seq, state.committed.num_rows)

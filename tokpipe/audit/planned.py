@@ -73,15 +73,9 @@ class PlannedClips:
         inside = [ref for ref in refs if 0 <= ref.row < self._reader.num_rows]
         inside.sort(key=lambda ref: ref.row)
         rows = np.fromiter((ref.row for ref in inside), np.int64, len(inside))
-        at = 0
-        while at < len(inside):
-            index = self._reader.part_of(int(rows[at]))
-            start, stop = self._reader.bounds(index)
-            end = int(np.searchsorted(rows, stop))
+        for index, some, places in self._reader.by_part(rows):
             if (table := self._part(index)) is not None:
-                planned = table.take(pa.array(rows[at:end] - start))
-                yield from self._compare(inside[at:end], planned)
-            at = end
+                yield from self._compare(inside[some], table.take(places))
 
     def _compare(self, refs: list[ClipRef], planned: pa.Table) -> Iterator[tuple[ClipRef, str]]:
         columns = (planned.column(name).to_pylist() for name in ("row_id", "source_uri"))

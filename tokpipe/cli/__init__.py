@@ -1,4 +1,4 @@
-"""The command line: arguments in, exit codes out. One module per verb.
+"""The command line: arguments in, exit codes out.
 
 Exit codes: 0 every planned clip is tokenized or rejected, within ``max_rejected_fraction``;
 1 a bug; 2 the job file, a source or an argument is wrong; 3 the output has another plan or

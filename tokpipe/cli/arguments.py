@@ -1,4 +1,4 @@
-"""Arguments that several verbs take."""
+"""What a verb is, and arguments that several verbs take."""
 
 import argparse
 import math
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import shtab
 
+from tokpipe.cli.output import Result
 from tokpipe.config import JobConfig, load_job
 from tokpipe.config.load import load_storage
 from tokpipe.errors import ConfigError
@@ -27,6 +28,9 @@ class Parser(argparse.ArgumentParser):
     def add_flag(self, option: str, what: str) -> None:
         self.add_argument(option, action="store_true", help=what)
 
+    def add_text(self, option: str, metavar: str, what: str) -> None:
+        self.add_argument(option, metavar=metavar, help=what)
+
     def add_target(self, metavar: str, what: str) -> None:
         """Add ``-o``, the path to write to."""
         self.add_argument("-o", dest="path", type=Path, required=True, metavar=metavar, help=what)
@@ -42,7 +46,7 @@ class Parser(argparse.ArgumentParser):
     def add_trust(self) -> None:
         """Add what the output's record may name."""
         what = "the tokenizer's weights, in place of those that the output names"
-        self.add_argument("--weights", metavar="URI", help=what)
+        self.add_text("--weights", "URI", what)
         self.add_flag("--trust-uris", "open the weights and sources that the output names")
         self.add_flag("--trust-code", "run its tokenizer if that is a class or TorchScript")
 
@@ -69,11 +73,32 @@ class Parser(argparse.ArgumentParser):
         what = f"{what} (default: {default})"
         self.add_argument(option, type=number, default=default, metavar="N", help=what)
 
+    def add_shards(self) -> None:
+        self.add_count("--shards", 8, "count codes in N shards, spread evenly; 0 for all")
+
     def complete_paths(self) -> None:
         """Make shells complete file names, where an argument can be one."""
         for argument in self._actions:
             if argument.type in (Path, _local_path) or argument.dest in ("output", "folder"):
                 vars(argument)["complete"] = shtab.FILE  # where shtab looks
+
+
+class Verb:
+    """One word after ``tokpipe``: the name of its class, in lower case.
+
+    The docstring is the help text, and its first sentence the summary in the list of verbs.
+    """
+
+    example: str
+
+    def __init_subclass__(cls, example: str) -> None:
+        cls.example = example
+
+    def add_arguments(self, parser: Parser) -> None:
+        raise NotImplementedError
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        raise NotImplementedError
 
 
 def job_of(parsed: argparse.Namespace) -> JobConfig:

@@ -3,28 +3,46 @@
 import argparse
 import atexit
 import difflib
+import inspect
 import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
+import shtab
+
 import tokpipe
-from tokpipe.cli.arguments import Parser
-from tokpipe.cli.output import ReaderGone, exit_code_of
+from tokpipe.cli import jobs, outputs, plan, tokenizers
+from tokpipe.cli.arguments import Parser, Verb
+from tokpipe.cli.output import ReaderGone, Result, exit_code_of
 from tokpipe.runtime.signals import interrupted
 from tokpipe.telemetry.logs import mask_others
 
-_NAMES = (
-    "init", "check", "plan", "run", "submit", "status", "ls", "inspect", "decode", "rejected",
-    "report", "audit", "clean", "export", "convert", "train", "completion",
+
+class Completion(Verb, example="source <(tokpipe completion bash)"):
+    """Print a script for shell completion of verbs and options."""
+
+    def add_arguments(self, parser: Parser) -> None:
+        parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        return shtab.complete(parsed.parser, parsed.shell).splitlines()
+
+
+class Plan(Verb, example=plan.EXAMPLE):
+    __doc__ = plan.__doc__
+    add_arguments, run = staticmethod(plan.add_arguments), staticmethod(plan.run)
+
+
+_ALL: tuple[type[Verb], ...] = (
+    jobs.Init, jobs.Check, Plan, jobs.Run, jobs.Submit, outputs.Status, outputs.Ls, outputs.Inspect,
+    outputs.Decode, outputs.Rejected, outputs.Report, outputs.Audit, outputs.Clean, outputs.Export,
+    tokenizers.Convert, tokenizers.Train, Completion,
 )  # fmt: skip
 """In the order of the help text, which follows a job's life."""
-VERBS = {name: import_module(f"tokpipe.cli.{name}") for name in _NAMES}
-"""Modules for one word after ``tokpipe``. The docstring of each is the help text, and the first
-sentence of that is the summary in the list of verbs."""
+VERBS = {verb.__name__.lower(): verb() for verb in _ALL}
 
 
 def main(arguments: Sequence[str] | None) -> int:
@@ -61,12 +79,12 @@ def make_parser() -> Parser:
     parser.set_defaults(parser=parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
-        summary, _, _ = (verb.__doc__ or "").partition(".")
+        about = inspect.getdoc(verb) or ""
         its_parser = verbs.add_parser(
             name,
-            help=summary[:1].lower() + summary[1:],
-            description=verb.__doc__,
-            epilog=f"example: {verb.EXAMPLE}",
+            help=about[:1].lower() + about[1:].partition(".")[0],
+            description=about,
+            epilog=f"example: {verb.example}",
         )
         verb.add_arguments(its_parser)
         its_parser.complete_paths()

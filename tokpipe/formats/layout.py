@@ -2,18 +2,20 @@
 
 import re
 
+from tokpipe.types import SHARD_KEY
+
 JOB_RECORD = "job.json"
 
 MANIFEST_KEY = re.compile(r"manifest/([0-9]{8})(\.checkpoint)?\.json")
 """Keys of entries and checkpoints; other files beside them are not part of the output."""
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 def shard_key(name: str) -> str:
     """Key of a shard. Its name is ``<plan>-<lease>-<attempt>``."""
-    if not _SHARD_NAME.fullmatch(name):
+    key = f"shards/{name}.parquet"
+    if not re.fullmatch(SHARD_KEY, key):
         raise ValueError(f"shard name {name!r} must be letters, digits, '-', '_' and '.'")
-    return f"shards/{name}.parquet"
+    return key
 
 
 def side_table_key(name: str) -> str:

@@ -66,12 +66,12 @@ def unseal(
     except (ValueError, RecursionError) as error:
         raise damaged(uri, f"it does not parse as JSON: {explained(error)}") from error
     version = body.pop("format", None if may_lack_checksum else 0)
-    if may_lack_checksum and isinstance(version, int) and version > newest_format:
-        raise too_new(uri, version, newest_format)  # whatever its checksum is then
-    if not is_whole and not (may_lack_checksum and checksum is None):
+    is_newer = isinstance(version, int) and version > newest_format
+    # What checksum a later version of a record has, is not known.
+    if not is_whole and not (may_lack_checksum and (checksum is None or is_newer)):
         raise damaged(uri, "its content does not match its checksum")
     if not isinstance(version, int):
         raise damaged(uri, f"its format is {version!r}")
-    if version > newest_format:
+    if is_newer:
         raise too_new(uri, version, newest_format)
     return body

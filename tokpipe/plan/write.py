@@ -1,10 +1,11 @@
-"""Writes a plan: reads every source once, and stores every row."""
+"""Writes a plan: reads every source once, and stores every row, but none that repeats another."""
 
 import base64
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,17 +14,26 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity.ids import SPAN_BYTES, digest, row_digests
-from tokpipe.plan.duplicates import PlannedPart, find_duplicates, store_planned, without_rows
-from tokpipe.plan.stored import ROW_ID, StoredPlan
+from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, PlanPart, StoredPlan, read_part, store_part
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
+from tokpipe.telemetry.redact import redact
 
 PART_ROWS = 65_536
 _PART_BYTES = 32 * 2**20  # Long captions close a part early, because readers cache a few parts
 _NUM_EXAMPLES = 10
 _WRITERS = 2
+
+
+class _Part(NamedTuple):
+    """A stored part, with what is needed only until the plan is complete."""
+
+    stored: PlanPart
+    first_row: int  # Position of its first row within its source
+    num_problems: int
+    hashes: NDArray[np.uint64]  # The first 8 bytes of each row's id
 
 
 def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
@@ -38,15 +48,15 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     columns = merge_columns(sources)
     prefix = f"plan/{plan_attempt}/"
     try:
-        parts = _store_parts(store, prefix, job.dataset, sources)
-        duplicates = find_duplicates(store, parts)
+        parts = _store_all(store, prefix, job.dataset, sources)
+        duplicates = _find_duplicates(store, parts)
         if duplicates and job.on_duplicate == "refuse":
             raise ConfigError(
                 f"{next(iter(duplicates.values()))}; in all, {len(duplicates)} rows repeat the "
                 "clip of an earlier one (rows count from 0). The dataset would hold its codes "
                 "twice. Remove the repeated rows, or set on_duplicate: keep_first."
             )
-        parts = without_rows(store, parts, duplicates)
+        parts = _without_rows(store, parts, duplicates)
     except BaseException:
         # No job.json will ever name these; the error that stopped the plan matters more.
         with contextlib.suppress(StorageError):
@@ -84,17 +94,17 @@ def merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
     return pa.schema([field for field, _ in merged.values()])
 
 
-def _store_parts(
+def _store_all(
     store: Store, prefix: str, dataset: str, sources: Sequence[RowSource]
-) -> list[PlannedPart]:
+) -> list[_Part]:
     """Assign row ids and store parts in threads, while the next rows are read."""
 
-    def put(number: int, source: int, first_row: int, table: pa.Table) -> PlannedPart:
+    def put(number: int, source: int, first_row: int, table: pa.Table) -> _Part:
         table, hashes = with_row_ids(dataset, table)
         key = f"{prefix}{number:05d}.parquet"
-        return store_planned(store, key, table, source, first_row, hashes)
+        return _store_part(store, key, table, source, first_row, hashes)
 
-    futures: list[Future[PlannedPart]] = []
+    futures: list[Future[_Part]] = []
     with ThreadPoolExecutor(_WRITERS) as pool:
         for index, source in enumerate(sources):
             num_rows = 0
@@ -107,6 +117,64 @@ def _store_parts(
                 found = f"{source.label} has no rows. A source without clips is likely a mistake"
                 raise ConfigError(f"{found}: correct it, or remove it from the job.")
     return [future.result() for future in futures]
+
+
+def _store_part(
+    store: Store, key: str, rows: pa.Table, source: int, first_row: int, hashes: NDArray[np.uint64]
+) -> _Part:
+    num_problems = rows.num_rows - rows.column("problem").null_count
+    return _Part(store_part(store, key, rows, source), first_row, num_problems, hashes)
+
+
+def _find_duplicates(store: Store, parts: Sequence[_Part]) -> dict[int, str]:
+    """Return the rows that repeat an earlier one, in order: position in the plan, and a text."""
+    hashes = np.concatenate([part.hashes for part in parts])
+    hashes.sort()
+    repeated = hashes[1:][hashes[1:] == hashes[:-1]]
+    first_with: dict[str, str] = {}
+    duplicates = {}
+    start = 0
+    for part in parts:
+        inside = np.flatnonzero(np.isin(part.hashes, repeated))
+        if len(inside):
+            rows = read_part(store, part.stored, OWN_COLUMNS).take(pa.array(inside)).to_pylist()
+            for offset, row in zip(inside.tolist(), rows, strict=True):
+                place = f"source {part.stored.source} row {part.first_row + offset}"
+                # Hashes of 8 bytes may collide; equal ids of 16 bytes mean the same clip.
+                first = first_with.setdefault(row[ROW_ID.name], place)
+                if first != place:
+                    duplicates[start + offset] = f"{place} repeats {first}: {_clip_text(row)}"
+        start += part.stored.num_rows
+    return duplicates
+
+
+def _clip_text(values: dict[str, Any]) -> str:
+    start_s, end_s = values["start_s"], values["end_s"]
+    uri = redact(values["source_uri"])
+    if start_s is None and end_s is None:
+        return uri
+    ends = "end" if end_s is None else f"{end_s} s"
+    return f"{uri} from {start_s or 0.0} s to {ends}"
+
+
+def _without_rows(store: Store, parts: Sequence[_Part], dropped: Collection[int]) -> list[_Part]:
+    """Rewrite the parts that hold dropped rows. Nobody has read them yet."""
+    is_kept = np.ones(sum(part.stored.num_rows for part in parts), bool)
+    is_kept[np.fromiter(dropped, np.int64)] = False
+    kept = []
+    start = 0
+    for part in parts:
+        keep = is_kept[start : start + part.stored.num_rows]
+        start += len(keep)
+        if not keep.any():
+            store.delete(part.stored.key)
+        elif keep.all():
+            kept.append(part)
+        else:
+            table = read_part(store, part.stored).filter(pa.array(keep))
+            rest = table, part.stored.source, part.first_row, part.hashes[keep]
+            kept.append(_store_part(store, part.stored.key, *rest))
+    return kept
 
 
 def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -32,7 +32,6 @@ class Decoded:
     """How many clips match the source that was asked for; this is the first."""
 
     def lines(self) -> Iterator[str]:
-        """Yield a summary for people."""
         height, width = self.size
         num = self.num_matches or 0
         first = f", the first of {num:,} clips whose source matches" if num > 1 else ""
@@ -44,9 +43,8 @@ class Decoded:
             yield f"against the source: {values} (means over frames)"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the summary for programs; an infinite PSNR is null."""
         quality = None
-        if self.quality is not None:
+        if self.quality is not None:  # JSON has no infinity
             quality = {"psnr_db": finite(self.quality.psnr_db), "ssim": self.quality.ssim}
         return {
             "clip_id": self.clip.clip_id,

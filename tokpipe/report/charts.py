@@ -5,7 +5,7 @@ repeats its numbers in a table.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tokpipe.report.markup import Markup, html, short
@@ -55,19 +55,32 @@ def columns_chart(
     x_ticks: Sequence[AxisTick] | None = None,
     marks: Iterable[float] = (),
 ) -> Markup:
-    """Draw columns, with a dashed line at each of ``marks``. Without ``x_ticks``, x is seconds."""
+    """Draw columns over a grid, to the right of the y axis, with a dashed line at each of
+    ``marks``. Without ``x_ticks``, x is seconds."""
     end, top = max((one.end for one in columns), default=0.0) or 1.0, ticks[-1].at or 1.0
-    rects = []
+    line = '<line x1="0" x2="100%" y1="{0:.6g}" y2="{0:.6g}" class="{1}"></line>'
+    number = '<text x="100%" y="{:.6g}" text-anchor="end" class="tick">{}</text>'
+    drawn, numbers = [], []
+    for tick in ticks:
+        y = _TOP + _PLOT * (1 - tick.at / top)
+        drawn.append(html(line, y, "grid" if tick.at else "axis"))
+        numbers.append(html(number, y + 4, tick.text))
     for begin, stop, value, title in columns:
         if value:
             width, height = (stop - begin) / end, _PLOT * min(1.0, value / top)
             gap = min(0.15 * width, 0.004)
             place = (begin / end + gap / 2, width - gap, _TOP + _PLOT - height, height)
-            rects.append(_rect("column", title or f"{value:,.4g}", *place))
+            drawn.append(_rect("column", title or f"{value:,.4g}", *place))
     line = '<line x1="{0:.6g}%" x2="{0:.6g}%" y1="{1}" y2="{2}" class="mark"></line>'
-    lines = (html(line, 100 * mark / end, _TOP, _TOP + _PLOT) for mark in marks)
-    x_ticks = _time_ticks(end) if x_ticks is None else x_ticks
-    return _plot(name, ticks, *rects, *lines, *_x_axis(x_ticks, end))
+    drawn += (html(line, 100 * mark / end, _TOP, _TOP + _PLOT) for mark in marks)
+    text = '<text x="{:.6g}%" y="{}" text-anchor="{}" class="tick">{}</text>'
+    for tick in _time_ticks(end) if x_ticks is None else x_ticks:
+        at = tick.at / end
+        anchor = "start" if at < 0.04 else "end" if at > 0.94 else "middle"
+        drawn.append(html(text, 100 * at, _TOP + _PLOT + 16, anchor, tick.text))
+    scale = max(_SCALE, 7 * max(len(tick.text) for tick in ticks))
+    axis = _svg(numbers, "chart scale", f"{scale}", _TOP + _PLOT + _BELOW)
+    return _image(name, axis, _svg(drawn, "chart", "100%", _TOP + _PLOT + _BELOW))
 
 
 def bars_chart(name: str, rows: Sequence[tuple[str, str, Sequence[BarPart]]]) -> Markup:
@@ -105,29 +118,6 @@ def _time_ticks(end_s: float) -> list[AxisTick]:
     days = math.ceil(end_s / _X_TICKS / _DAY_S)
     step = next((one for one in _TIME_STEPS_S if one * _X_TICKS >= end_s), days * _DAY_S)
     return [AxisTick(at, duration(at)) for at in range(0, int(end_s) + 1, step)]
-
-
-def _x_axis(ticks: Iterable[AxisTick], end: float) -> Iterator[Markup]:
-    text = '<text x="{:.6g}%" y="{}" text-anchor="{}" class="tick">{}</text>'
-    for tick in ticks:
-        at = tick.at / end
-        anchor = "start" if at < 0.04 else "end" if at > 0.94 else "middle"
-        yield html(text, 100 * at, _TOP + _PLOT + 16, anchor, tick.text)
-
-
-def _plot(name: str, ticks: Sequence[AxisTick], *marks: Markup) -> Markup:
-    """Draw ``marks`` over a grid, to the right of the y axis with ``ticks``."""
-    line = '<line x1="0" x2="100%" y1="{0:.6g}" y2="{0:.6g}" class="{1}"></line>'
-    number = '<text x="100%" y="{:.6g}" text-anchor="end" class="tick">{}</text>'
-    grid, numbers = [], []
-    for tick in ticks:
-        y = _TOP + _PLOT * (1 - tick.at / (ticks[-1].at or 1.0))
-        grid.append(html(line, y, "grid" if tick.at else "axis"))
-        numbers.append(html(number, y + 4, tick.text))
-    width = max(_SCALE, 7 * max(len(tick.text) for tick in ticks))
-    height = _TOP + _PLOT + _BELOW
-    scale = _svg(numbers, "chart scale", f"{width}", height)
-    return _image(name, scale, _svg([*grid, *marks], "chart", "100%", height))
 
 
 def _rect(kind: str, title: str, x: float, width: float, y: float, height: float) -> Markup:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokpipe.errors import CorruptOutput, TokpipeError
 from tokpipe.formats.shard_reader import ShardReader
 from tokpipe.reader import Clip, Output
 from tokpipe.report.history import History
-from tokpipe.telemetry.human import finite
 from tokpipe.telemetry.usage import CodeUsage
 from tokpipe.verbs.inspect import evenly_spread
 from tokpipe.verbs.status import Status
@@ -26,46 +25,38 @@ NUM_FRAMES = 4  # Frames to show of each clip
 MAX_FRAMES = 256  # Only the first chunks of a longer clip are decoded and compared
 
 
-@dataclass(slots=True)
 class Sample:
-    """Counts over shards that are evenly spread over the output."""
+    """Counts over shards that are evenly spread over the output, fetched and verified."""
 
-    num_shards_of: int  # Shards of the output
-    usage: CodeUsage
-    num_shards: int = 0  # Shards that were counted
-    frames_per_clip: Counter[int] = field(default_factory=Counter)
-    """Number of clips by their number of frames."""
-    codes_per_clip: Counter[int] = field(default_factory=Counter)
-    damaged: list[str] = field(default_factory=list)
-    """An error message for each chosen shard that could not be counted."""
-    clips: list[Clip] = field(default_factory=list)  # Some clips to show
+    def __init__(self, output: Output, *, num_shards: int, num_clips: int, seed: int) -> None:
+        """``num_shards`` is 0 for all; ``seed`` selects ``num_clips`` clips to show."""
+        self.num_shards_of = len(output.shards)  # Shards of the output
+        self.num_shards = 0  # Shards that were counted
+        self.usage = CodeUsage(output.tokenizer.codebook_size)
+        self.frames_per_clip = Counter[int]()  # Number of clips by their number of frames
+        self.codes_per_clip = Counter[int]()
+        self.damaged: list[str] = []  # An error message for each shard that could not be counted
+        self.clips: list[Clip] = []
+        chosen, random = evenly_spread(self.num_shards_of, num_shards), Random(seed)
+        for number, index in enumerate(chosen, 1):
+            info = output.shards[index]
+            # Later shards make up for earlier ones with too few clips.
+            wanted = num_clips * number // len(chosen) - len(self.clips)
+            try:
+                shard = output.verified_shard(info)
+                frames, codes = _count(shard, self.usage)
+                clip_ids = random.sample(list(frames), min(wanted, len(frames)))
+                self.clips += output.clips_of(info, shard, clip_ids)
+            except CorruptOutput as error:
+                self.damaged.append(str(error))
+                continue
+            self.num_shards += 1
+            self.frames_per_clip.update(frames.values())
+            self.codes_per_clip.update(codes.values())
 
     @property
     def num_clips(self) -> int:
         return self.frames_per_clip.total()
-
-
-def take_sample(output: Output, *, num_shards: int, num_clips: int, seed: int) -> Sample:
-    """Fetch and verify shards (0: all), and count what they hold; ``seed`` selects the clips."""
-    chosen = evenly_spread(len(output.shards), num_shards)
-    random = Random(seed)
-    sample = Sample(len(output.shards), CodeUsage(output.tokenizer.codebook_size))
-    for number, index in enumerate(chosen, 1):
-        info = output.shards[index]
-        # Later shards make up for earlier ones with too few clips.
-        wanted = num_clips * number // len(chosen) - len(sample.clips)
-        try:
-            shard = output.verified_shard(info)
-            frames, codes = _count(shard, sample.usage)
-            clip_ids = random.sample(list(frames), min(wanted, len(frames)))
-            sample.clips += output.clips_of(info, shard, clip_ids)
-        except CorruptOutput as error:
-            sample.damaged.append(str(error))
-            continue
-        sample.num_shards += 1
-        sample.frames_per_clip.update(frames.values())
-        sample.codes_per_clip.update(codes.values())
-    return sample
 
 
 def _count(shard: ShardReader, usage: CodeUsage) -> tuple[Counter[str], Counter[str]]:
@@ -100,41 +91,26 @@ class Pair:
     problem: str | None = None  # Why the source is missing
 
 
-@dataclass(frozen=True, slots=True)
 class Pairs:
-    """The clips, or why there are none."""
-
-    pairs: list[Pair] = field(default_factory=list)
-    problem: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        clips = [
-            {
-                "clip_id": one.clip.clip_id,
-                "psnr_db": finite(one.psnr_db),
-                "ssim": one.ssim,
-                "problem": one.problem,
-            }
-            for one in self.pairs
-        ]
-        return {"problem": self.problem, "clips": clips}
-
-
-def make_pairs(output: Output, clips: Sequence[Clip], device: str) -> Pairs:
-    """Decode clips and their sources.
+    """Clips that are decoded together with their sources.
 
     Weights, sources or torch may well be missing on this machine. Then ``problem`` says what is
     missing.
     """
-    try:
-        from tokpipe.reconstruct import SideBySide
 
-        with SideBySide(output, device) as both:
-            return Pairs([_pair(both, clip) for clip in clips])
-    except ImportError as error:
-        return Pairs(problem=f"{error}. Decoding needs what a worker has: pip install tokpipe[run]")
-    except TokpipeError as error:
-        return Pairs(problem=str(error))
+    def __init__(self, output: Output, clips: Sequence[Clip], device: str) -> None:
+        self.pairs: list[Pair] = []
+        self.problem: str | None = None
+        try:
+            from tokpipe.reconstruct import SideBySide
+
+            with SideBySide(output, device) as both:
+                self.pairs = [_pair(both, clip) for clip in clips]
+        except ImportError as error:
+            do = "Decoding needs what a worker has: pip install tokpipe[run]"
+            self.problem = f"{error}. {do}"
+        except TokpipeError as error:
+            self.problem = str(error)
 
 
 def _pair(both: SideBySide, clip: Clip) -> Pair:
@@ -189,28 +165,3 @@ class Facts:
         """Mean over the working time; None if that is unknown."""
         worked_s = self.history.worked_s
         return self.status.totals.num_frames / worked_s if worked_s > 0 else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures of the report for programs."""
-        usage, speed, pairs = self.sample.usage, self.history.whole.speed, self.pairs
-        totals = self.status.totals
-        return {
-            "bits_per_code": totals.bits_per_code,
-            "frames_per_s": self.frames_per_s,
-            "worked_s": self.history.worked_s,
-            "num_drivers": len(self.history.starts_s),
-            "speed_of_light": None if speed is None else speed.share,
-            "limited_by": None if speed is None else speed.limit,
-            "rejected": dict(totals.rejected.most_common()),
-            "sample": {
-                "num_shards": self.sample.num_shards,
-                "num_shards_of": self.sample.num_shards_of,
-                "num_clips": self.sample.num_clips,
-                "num_codes": usage.num_codes,
-                "num_distinct": usage.num_used,
-                "entropy_bits": usage.entropy_bits,
-                "perplexity": usage.perplexity if usage.num_codes else None,
-                "damaged": self.sample.damaged,
-            },
-            "pairs": None if pairs is None else pairs.to_dict(),
-        }

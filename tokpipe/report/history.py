@@ -85,16 +85,22 @@ class Step:
         )
 
 
-@dataclass(frozen=True, slots=True)
 class StageUse:
-    """How one stage's actors spent their time."""
+    """How one stage's actors spent their time in a step."""
 
-    stage: Stage
-    actors: float  # Mean number of actors that were up
-    fractions: dict[str, float]
-    """Fraction of the actors' time by activity, 0 to 1; they waited for the rest."""
-    own_frames_per_s: float | None
-    """Rate of this many actors if they never waited; None if they did nothing."""
+    def __init__(self, stage: Stage, step: Step) -> None:
+        up_s, frames = step[f"up {stage}"], step["timed_frames"]
+        spent = {one: step[f"spent {one}"] for one in OF_STAGE[stage]}
+        # The last seconds of an actor that ends or dies are not reported as up, but its work is.
+        known_s = max(up_s, sum(spent.values())) or 1.0
+        working_s = sum(value for one, value in spent.items() if one != "transfer")
+        self.stage = stage
+        self.actors = up_s / step["timed_s"]  # Mean number of actors that were up
+        self.fractions = {one: spent[one] / known_s for one in spent}
+        """Fraction of the actors' time by activity, 0 to 1; they waited for the rest."""
+        is_known = working_s > 0 and frames > 0
+        self.own_frames_per_s = frames / working_s * self.actors if is_known else None
+        """Rate of this many actors if they never waited; None if they did nothing."""
 
     @property
     def waiting(self) -> float:
@@ -174,17 +180,7 @@ class History:
 
     def stages(self) -> list[StageUse]:
         """How each stage's actors spent their time; empty if the manifest does not record it."""
-        return [self._use_of(stage) for stage in STAGES] if self.whole["timed_s"] > 0 else []
-
-    def _use_of(self, stage: Stage) -> StageUse:
-        up_s, frames = self.whole[f"up {stage}"], self.whole["timed_frames"]
-        spent = {one: self.whole[f"spent {one}"] for one in OF_STAGE[stage]}
-        # The last seconds of an actor that ends or dies are not reported as up, but its work is.
-        known_s = max(up_s, sum(spent.values())) or 1.0
-        working_s = sum(value for one, value in spent.items() if one != "transfer")
-        actors = up_s / self.whole["timed_s"]
-        rate = frames / working_s * actors if working_s > 0 and frames else None
-        return StageUse(stage, actors, {one: spent[one] / known_s for one in spent}, rate)
+        return [StageUse(one, self.whole) for one in STAGES] if self.whole["timed_s"] > 0 else []
 
 
 def _amounts_of(group: Group, elapsed_s: float) -> NDArray[np.float64]:

@@ -11,14 +11,14 @@ from typing import Any
 
 import tokpipe
 from tokpipe.reader import Output
-from tokpipe.report.facts import Facts, make_pairs, take_sample
+from tokpipe.report.facts import Facts, Pairs, Sample
 from tokpipe.report.history import History, read_groups
 from tokpipe.report.markup import Markup, html, moment
 from tokpipe.report.sections.job import headline, provenance, rejected, state_line
 from tokpipe.report.sections.sample import codes, lengths, pictures
 from tokpipe.report.sections.throughput import throughput
 from tokpipe.storage.local_files import write_file
-from tokpipe.telemetry.human import size_text
+from tokpipe.telemetry.human import finite, size_text
 from tokpipe.verbs.status import status
 
 _SECTIONS: dict[str, tuple[str, Callable[[Facts], list[Markup]]]] = {
@@ -77,8 +77,42 @@ class WrittenReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures of the report."""
-        own = {"file": str(self.path), "size_bytes": self.size_bytes}
-        return {**own, **self.facts.to_dict(), "status": self.facts.status.to_dict()}
+        facts, status, sample, pairs = self.facts, self.facts.status, self.facts.sample, None
+        totals, usage, speed = status.totals, sample.usage, facts.history.whole.speed
+        if facts.pairs is not None:
+            clips = [
+                {
+                    "clip_id": one.clip.clip_id,
+                    "psnr_db": finite(one.psnr_db),
+                    "ssim": one.ssim,
+                    "problem": one.problem,
+                }
+                for one in facts.pairs.pairs
+            ]
+            pairs = {"problem": facts.pairs.problem, "clips": clips}
+        return {
+            "file": str(self.path),
+            "size_bytes": self.size_bytes,
+            "bits_per_code": totals.bits_per_code,
+            "frames_per_s": facts.frames_per_s,
+            "worked_s": facts.history.worked_s,
+            "num_drivers": len(facts.history.starts_s),
+            "speed_of_light": None if speed is None else speed.share,
+            "limited_by": None if speed is None else speed.limit,
+            "rejected": dict(totals.rejected.most_common()),
+            "sample": {
+                "num_shards": sample.num_shards,
+                "num_shards_of": sample.num_shards_of,
+                "num_clips": sample.num_clips,
+                "num_codes": usage.num_codes,
+                "num_distinct": usage.num_used,
+                "entropy_bits": usage.entropy_bits,
+                "perplexity": usage.perplexity if usage.num_codes else None,
+                "damaged": sample.damaged,
+            },
+            "pairs": pairs,
+            "status": status.to_dict(),
+        }
 
     def lines(self) -> Iterator[str]:
         """Yield what was written, and what the report could not show."""
@@ -118,14 +152,14 @@ def write_report(
         num_pairs: number of their clips to show, which ``seed`` selects; 0 for none.
     """
     now = now or datetime.now(UTC)
-    sample = take_sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)
+    sample = Sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)
     facts = Facts(
         made_at=now.isoformat(timespec="seconds"),
         output=output,
         status=status(output, now=now),
         history=History(read_groups(output)),
         sample=sample,
-        pairs=make_pairs(output, sample.clips, device) if num_pairs else None,
+        pairs=Pairs(output, sample.clips, device) if num_pairs else None,
     )
     data = _page(facts).encode(errors="backslashreplace")
     write_file(path, data)

@@ -83,7 +83,8 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
     uri = plain.rstrip("/") if "://" in plain else os.path.normpath(Path(plain).absolute())
     endings = "|".join((*EXTENSIONS, "tar", *VIDEO_EXTENSIONS))
     stem = re.sub(rf"(?i)(\.({endings}))+$", "", uri.rpartition("/")[2])
-    name = _named(path.stem if path else stem)  # two jobs of one folder do not share an output
+    # After the job file if there is one: two jobs of one folder do not share an output.
+    name = re.sub(r"[^\w.-]+", "-", path.stem if path else stem).strip("-.") or "videos"
     path = path or Path("jobs", f"{name}.yaml")
     if path.exists():
         raise ConfigError(f"{path} exists already: name another file with -o, or remove this one")
@@ -114,10 +115,6 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
     return path, [*notes, *(f"left out: {problem}" for problem in problems)]
-
-
-def _named(stem: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "videos"
 
 
 def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:

@@ -1,12 +1,10 @@
 """``tokpipe inspect``: an output's codes, columns and first clips, from a few of its shards."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from tokpipe.reader import Output
-from tokpipe.reader.values import Clip
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.usage import CodeUsage
 
@@ -20,14 +18,21 @@ def evenly_spread(total: int, number: int) -> list[int]:
     return [index * total // chosen for index in range(chosen)]
 
 
-@dataclass(frozen=True, slots=True)
 class Inspection:
-    """A look at an output."""
+    """A look at an output: how often codes occur in some of its shards, and its first clips."""
 
-    output: Output
-    num_shards: int  # Shards whose codes were counted, evenly spread
-    usage: CodeUsage
-    clips: list[Clip]  # The first clips of the output
+    def __init__(self, output: Output, *, num_shards: int = 8, num_clips: int = 3) -> None:
+        """Fetch and verify ``num_shards`` shards, evenly spread (0 for all)."""
+        self.output = output
+        chosen = evenly_spread(len(output.shards), num_shards)
+        self.num_shards = len(chosen)
+        self.usage = CodeUsage(output.tokenizer.codebook_size)
+        for index in chosen:
+            shard = output.verified_shard(output.shards[index])
+            for group in range(shard.num_row_groups):
+                codes = shard.read_row_group(group, ["codes"]).column(0)
+                self.usage.update(codes.flatten().to_numpy())
+        self.clips = list(islice(output.clips(), num_clips))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, with a histogram over 64 equal parts of the codebook."""
@@ -105,14 +110,3 @@ class Inspection:
         counts = usage.histogram(_BINS)
         bars = "".join(_BAR[int(7 * one / counts.max()) + 1 if one else 0] for one in counts)
         yield f"  0 {bars} {spec.codebook_size - 1:,}"  # only empty bins are blank
-
-
-def inspect(output: Output, *, num_shards: int = 8, num_clips: int = 3) -> Inspection:
-    """Fetch and verify some shards of an output (0 for all), and count their codes."""
-    chosen = evenly_spread(len(output.shards), num_shards)
-    usage = CodeUsage(output.tokenizer.codebook_size)
-    for index in chosen:
-        shard = output.verified_shard(output.shards[index])
-        for group in range(shard.num_row_groups):
-            usage.update(shard.read_row_group(group, ["codes"]).column(0).flatten().to_numpy())
-    return Inspection(output, len(chosen), usage, list(islice(output.clips(), num_clips)))

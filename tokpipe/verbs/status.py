@@ -1,8 +1,4 @@
-"""``tokpipe status``: how far an output is, from its manifest alone.
-
-Works next to a running job, and on any machine that reaches the store. It does not contact the
-driver or list objects.
-"""
+"""``tokpipe status``: how far an output is, from its manifest alone, without asking the driver."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,0 +1,185 @@
+"""Verbs that make, check and run jobs."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from tokpipe.cli.arguments import Parser, Verb, job_of
+from tokpipe.cli.output import Result, print_lines
+from tokpipe.errors import ConfigError
+from tokpipe.runtime import submitted
+
+TOO_MANY_REJECTED = 4
+
+
+class Init(Verb, example="tokpipe init videos/"):
+    """Write a commented job file for a folder of videos, a table or tars.
+
+    Looks at what is there, probes a few videos, and proposes sources, sizes and frame rate. Never
+    overwrites a file.
+    """
+
+    def add_arguments(self, parser: Parser) -> None:
+        what = "a folder, table, tar, video or quoted glob, on this machine or in a store"
+        parser.add_argument("folder", metavar="FOLDER", help=what)
+        parser.add_argument(
+            "-o",
+            "--job",
+            type=Path,
+            metavar="FILE",
+            help="the job file to write, which also names the dataset and the output (default: "
+            "jobs/NAME.yaml, after the folder)",
+        )
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.verbs.init import write_job
+
+        path, notes = write_job(parsed.folder, parsed.job)
+        steps = (f"  tokpipe {verb} {shlex.quote(str(path))}" for verb in ("check", "run"))
+        return [*notes, f"wrote {path}; next:", *steps]
+
+
+class Check(Verb, example="tokpipe check jobs/demo.yaml"):
+    """Check a job: try its sources, tokenizer and output, and list what was not tried.
+
+    Opens a few videos of each source, lets the tokenizer encode noise, and writes and deletes one
+    object in the output. Leaves nothing behind and needs no cluster.
+    """
+
+    def add_arguments(self, parser: Parser) -> None:
+        parser.add_job()
+        parser.add_json()
+        parser.add_count("--sample", 4, "open N videos of each source", least=1)
+        parser.add_count("--seed", 0, "selects the videos")
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.verbs.check import check
+
+        checked = check(job_of(parsed), num_sampled=parsed.sample, seed=parsed.seed)
+        if parsed.json:
+            return [json.dumps([{"subject": one.subject, **one.facts} for one in checked])]
+        return (one.text for one in checked)
+
+
+class Run(Verb, example="tokpipe run jobs/demo.yaml"):
+    """Start a job, or resume it where an earlier run stopped."""
+
+    def add_arguments(self, parser: Parser) -> None:
+        parser.add_job()
+        parser.add_flag("--dry-run", "only check the job, as tokpipe check does")
+        what = "try rejected clips again, after fixing their files or the job's limits"
+        parser.add_flag("--retry-rejected", what)
+        what = "with --retry-rejected: only clips rejected for this reason"
+        parser.add_text("--reason", "R", what)
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        # Not only what rich finds: FORCE_COLOR makes it move the cursor in a file too.
+        console = Console(highlight=False, force_interactive=None if sys.stdout.isatty() else False)
+        _run_options(parsed)  # rejects those that do not go together
+        with submitted.explained(parsed.job):
+            if parsed.dry_run:
+                from tokpipe.verbs.check import check
+
+                return (one.text for one in check(job_of(parsed)))
+            job = job_of(parsed)
+        submitted.check_output(job)
+        # Imported late: ray takes seconds, and a wrong job file is reported without it.
+        from tokpipe.runtime.assemble import RetryRejected
+        from tokpipe.runtime.job import run_job, summary_lines
+
+        retry = RetryRejected(parsed.reason) if parsed.retry_rejected else None
+        outcome = run_job(job, console, retry)
+        print_lines(summary_lines(job, outcome), console)
+        if outcome.signal is not None:
+            return 128 + outcome.signal
+        if outcome.why or outcome.totals.rejected_fraction > job.max_rejected_fraction:
+            return TOO_MANY_REJECTED
+        return 0
+
+
+def _run_options(parsed: argparse.Namespace) -> list[str]:
+    """Return the options of ``run`` that were given, for ``submit`` to pass on."""
+    if parsed.reason is not None and not parsed.retry_rejected:
+        raise ConfigError("--reason requires --retry-rejected")
+    options = ["--dry-run"] * parsed.dry_run + ["--retry-rejected"] * parsed.retry_rejected
+    return options if parsed.reason is None else [*options, "--reason", parsed.reason]
+
+
+class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD:8265"):
+    """Run a job on a Ray cluster: submit it, or follow it if it already runs there.
+
+    Checks the job here, then sends it with the values of its variables and the code of a custom
+    tokenizer. Prints the driver's lines and returns its exit code. Ctrl-C or a closed terminal only
+    ends the printing: run the same command to follow again, or with --stop to stop the job.
+    """
+
+    def add_arguments(self, parser: Parser) -> None:
+        super().add_arguments(parser)
+        parser.add_text(
+            "--address",
+            "URL",
+            "dashboard of the cluster, such as http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS, "
+            "else RAY_ADDRESS, else the cluster on this machine)",
+        )
+        parser.add_argument(
+            "--env",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="also set this variable, such as AWS_ENDPOINT_URL, for the driver and workers; "
+            "NAME=VALUE sets another value. Ray stores it, so secrets are rejected",
+        )
+        what = "return once the job is submitted"
+        parser.add_argument("--detach", "--no-follow", action="store_true", help=what)
+        what = "stop the job: it commits what is finished; run it again to resume"
+        parser.add_flag("--stop", what)
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        options = _run_options(parsed)
+        job = job_of(parsed)
+        # Imported late: ray takes seconds, and a wrong job file is reported without it.
+        from tokpipe.runtime.package import make_package
+
+        package = make_package(parsed.job, job, options, parsed.env)
+
+        from tokpipe.runtime.submit import Cluster, Submission
+
+        cluster = Cluster(parsed.address)
+        newest = cluster.newest(package)
+        uri, is_new = job.output.uri, False
+        if parsed.stop:
+            if not newest.is_live:
+                return [f"nothing to stop: no job for {uri} is running on {cluster.address}"]
+            cluster.stop(newest)
+            stopping = f"stopping {newest.id}: it commits what is finished, which can take a minute"
+            print_lines([stopping])
+        elif newest.is_live:
+            old = "with the settings it was submitted with (to use others, --stop it first)"
+            print_lines([f"{newest.id} already works on {uri}: following it, {old}"])
+        else:
+            if paths := package.local_paths():
+                print_lines([f"all nodes must see these local paths: {', '.join(paths)}"])
+            newest, is_new = cluster.submit(package, newest), True
+            print_lines([f"submitted {newest.id} to {cluster.address}"])
+        command = ["tokpipe", "submit", str(parsed.job)]
+        again = shlex.join([*command, *(["--address", parsed.address] if parsed.address else [])])
+        ways = [f"  to follow it: {again}", f"  to stop it:   {again} --stop"]
+        if parsed.detach:
+            return ways
+        try:
+            for line in cluster.follow(newest, from_start=is_new):
+                if isinstance(line, Submission):
+                    newest = line
+                else:
+                    print_lines([line])
+        except KeyboardInterrupt:
+            state = "is being stopped" if parsed.stop else "continues"
+            print_lines([f"the job {state} on {cluster.address}", *ways])
+            raise
+        if parsed.stop and newest.was_stopped:
+            return [f"stopped {newest.id}"]
+        return newest.exit_code

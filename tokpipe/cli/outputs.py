@@ -1,0 +1,241 @@
+"""Verbs that read a job's output."""
+
+import argparse
+import json
+import re
+from dataclasses import asdict
+
+from rich.console import Console
+
+from tokpipe.cli.arguments import Parser, Verb, check_new_file, output_of, store_of, trust_of
+from tokpipe.cli.output import Result, print_lines, shown
+from tokpipe.errors import CorruptOutput
+from tokpipe.export import FORMATS
+
+
+class Status(Verb, example="tokpipe status s3://bucket/codes/webvid"):
+    """Show a job's progress, rate, time left and what it has written.
+
+    Reads only the output, so the job may be running elsewhere, finished or stopped.
+    """
+
+    def add_arguments(self, parser: Parser) -> None:
+        parser.add_output()
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.verbs.status import status
+
+        return status(output_of(parsed))
+
+
+class Ls(Verb, example="tokpipe ls out/demo --source '*.mov' --limit 20"):
+    """List tokenized clips with their sources, lengths and marks."""
+
+    def add_arguments(self, parser: Parser) -> None:
+        parser.add_output()
+        parser.add_source("only clips")
+        parser.add_text("--mark", "M", "only clips with this mark, such as damaged")
+        parser.add_count("--limit", 0, "list N clips; 0 for all")
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.verbs.clips import clip_lines
+
+        which = {"source": parsed.source, "mark": parsed.mark, "limit": parsed.limit}
+        return clip_lines(output_of(parsed), **which, as_json=parsed.json)
+
+
+class Inspect(Verb, example="tokpipe inspect out/demo --shards 0"):
+    """Show an output's columns, a few clips, and how often codes occur."""
+
+    def add_arguments(self, parser: Parser) -> None:
+        parser.add_output()
+        parser.add_shards()
+        parser.add_count("--clips", 3, "show N clips")
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.verbs.inspect import Inspection
+
+        return Inspection(output_of(parsed), num_shards=parsed.shards, num_clips=parsed.clips)
+
+
+class Decode(Verb, example="tokpipe decode jobs/demo.yaml --compare -o clip.mp4"):
+    """Decode the codes of one clip to a video or an image.
+
+    Shows what the codes preserve of a clip.
+    """
+
+    def add_arguments(self, parser: Parser) -> None:
+        parser.add_output()
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("--clip", metavar="ID", help="clip id (default: the first clip)")
+        parser.add_source("the first clip", which)
+        parser.add_target("FILE", "FILE.mp4 for the whole clip, FILE.png for a few of its frames")
+        what = "also decode the source, show it next to the clip, and print PSNR and SSIM"
+        parser.add_flag("--compare", what)
+        parser.add_device()
+        parser.add_trust()
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        check_new_file(parsed.path, ".mp4", ".png")
+        from tokpipe.reconstruct.command import decode_clip
+
+        return decode_clip(
+            output_of(parsed),
+            parsed.path,
+            clip_id=parsed.clip,
+            source=parsed.source,
+            compare=parsed.compare,
+            device=parsed.device,
+        )
+
+
+class Rejected(Verb, example="tokpipe rejected out/demo --reason truncated"):
+    """List rejected clips, newest first, and why they were rejected.
+
+    After fixing their files or the job's limits, retry them with
+    tokpipe run JOB.yaml --retry-rejected.
+    """
+
+    def add_arguments(self, parser: Parser) -> None:
+        parser.add_output()
+        parser.add_text("--reason", "R", "only clips rejected for this reason")
+        parser.add_text("--stage", "S", "only clips rejected by this stage")
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.verbs.clips import rejected_lines
+
+        which = {"reason": parsed.reason, "stage": parsed.stage}
+        return rejected_lines(output_of(parsed), **which, as_json=parsed.json)
+
+
+class Report(Verb, example="tokpipe report jobs/demo.yaml -o report.html"):
+    """Write a report on an output as one HTML file that works offline.
+
+    Shows throughput and what limited it, rejections, code usage, clip lengths, some clips next to
+    their sources, and provenance.
+    """
+
+    def add_arguments(self, parser: Parser) -> None:
+        parser.add_output()
+        parser.add_target("FILE.html", "where to write")
+        pairs = "show N clips next to their sources; 0 needs neither torch nor sources"
+        parser.add_count("--pairs", 3, pairs)
+        parser.add_shards()
+        parser.add_count("--seed", 0, "selects the clips")
+        parser.add_device()
+        parser.add_trust()
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.report import write_report
+
+        check_new_file(parsed.path, ".html", ".htm")
+        return write_report(
+            output_of(parsed),
+            parsed.path,
+            num_shards=parsed.shards,
+            num_pairs=parsed.pairs,
+            seed=parsed.seed,
+            device=parsed.device,
+        )
+
+
+class Audit(Verb, example="tokpipe audit jobs/demo.yaml --sample 10"):
+    """Check that an output is complete and undamaged. Writes nothing.
+
+    Every planned clip must be tokenized or rejected exactly once, and every listed object must be
+    what was written. Exits with code 8 on any defect.
+    """
+
+    def add_arguments(self, parser: Parser) -> None:
+        parser.add_output()
+        parser.add_argument(
+            "--depth",
+            choices=["manifest", "sizes", "bytes"],
+            default="bytes",
+            help="manifest: read the plan and the manifest; sizes: also look up the size of each "
+            "listed object; bytes: also read every byte of them (default: bytes)",
+        )
+        parser.add_flag("--partial", "accept plan rows that are not settled yet")
+        sample = "also encode N random clips again from their sources, and compare the codes"
+        parser.add_count("--sample", 0, sample)
+        parser.add_count("--seed", 0, "selects the random clips")
+        parser.add_trust()
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.audit import audit
+
+        errors = Console(stderr=True, highlight=False)
+        report = audit(
+            store_of(parsed),
+            depth=parsed.depth,
+            partial=parsed.partial,
+            sample=parsed.sample,
+            seed=parsed.seed,
+            trust=trust_of(parsed),
+            say=lambda line: print_lines([line], errors),
+        )
+        print_lines(shown(report, parsed))
+        return 0 if report.is_clean else CorruptOutput.exit_code
+
+
+class Clean(Verb, example="tokpipe clean out/demo --older-than 2d --dry-run"):
+    """Remove objects that killed workers and drivers left in an output.
+
+    These are objects that neither the manifest nor job.json lists. Readers never see them. Until
+    every row of the plan is settled, shards are kept: they may belong to a driver, or to entries
+    that were lost.
+    """
+
+    def add_arguments(self, parser: Parser) -> None:
+        parser.add_output()
+        what = "remove objects older than this, such as 90m, 12h or 2d; at least 1h (default: 2d)"
+        parser.add_argument("--older-than", type=_seconds, default="2d", metavar="AGE", help=what)
+        parser.add_flag("--partial", "also remove shards of a job that will never be finished")
+        parser.add_flag("--dry-run", "remove nothing, print what would be removed")
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.audit import clean
+
+        store = store_of(parsed)
+        age_s, is_dry = parsed.older_than, parsed.dry_run
+        removed = clean(store, older_than_s=age_s, partial=parsed.partial, dry_run=is_dry)
+        if parsed.json:
+            return [json.dumps({**asdict(removed), "dry_run": is_dry})]
+        done = "would remove" if is_dry else "removed"
+        size = f"{removed.size_bytes / 1e6:,.1f} MB"
+        lines = [f"{store.uri}: {done} {removed.num_objects:,} unlisted objects, {size}"]
+        if removed.num_kept:
+            lines.append(
+                f"kept {removed.num_kept:,} unlisted shards and side tables: the job has not "
+                "finished, so they may belong to a driver, or to manifest entries that were lost. "
+                "Finish it first, or use --partial if it never will be finished"
+            )
+        return lines
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age: write 90m, 12h or 2d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+class Export(Verb, example="tokpipe export out/demo --to memmap -o out/demo-memmap"):
+    """Write all clips of an output to a local folder in another loader's format.
+
+    Checks the counts; the folder only appears once it is complete.
+    """
+
+    def add_arguments(self, parser: Parser) -> None:
+        parser.add_output()
+        about = "; ".join(f"{name}: {about}" for name, about in FORMATS.items())
+        parser.add_argument("--to", choices=list(FORMATS), required=True, help=about)
+        parser.add_target("FOLDER", "must not exist yet")
+        what = "export what there is, although the job has not finished"
+        parser.add_flag("--allow-partial", what)
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.export import export_output
+
+        output, allow_partial = output_of(parsed), parsed.allow_partial
+        return export_output(output, parsed.to, parsed.path, allow_partial=allow_partial)
