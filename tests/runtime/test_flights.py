@@ -23,7 +23,7 @@ def test_an_attempt_ends_once() -> None:
     for flight in (first := Dispatch(1, 5, lease), Dispatch(2, 5, lease)):
         flights.start(flight)
     assert flights.end(1) is first
-    assert (flights.end(1), flights.num("decode")) == (None, 1)
+    assert (flights.end(1), flights.num["decode"]) == (None, 1)
 
 
 def test_pixels_of_a_clip_that_failed_to_encode_are_kept_for_the_retry() -> None:

@@ -17,22 +17,18 @@ class Flights:
     def __init__(self, out: Outbox) -> None:
         self._out = out
         self.attempts: dict[AttemptId, Dispatch] = {}
-        self._num: Counter[Stage] = Counter()
+        self.num: Counter[Stage] = Counter()  # Of them by stage
         self._unread: dict[AttemptId, Counter[int]] = {}  # By part of the output
 
     def start(self, flight: Dispatch) -> None:
         self.attempts[flight.attempt] = flight
-        self._num[flight.lease.stage] += 1
+        self.num[flight.lease.stage] += 1
 
     def end(self, attempt: AttemptId) -> Dispatch | None:
         """End an attempt and return it; None if it was abandoned, so its answer does not count."""
         if (flight := self.attempts.pop(attempt, None)) is not None:
-            self._num[flight.lease.stage] -= 1
+            self.num[flight.lease.stage] -= 1
         return flight
-
-    def num(self, stage: Stage) -> int:
-        """Number of attempts of a stage in flight."""
-        return self._num[stage]
 
     def keep(self, attempt: AttemptId, places: Sequence[Place]) -> None:
         """Keep what is at these places until it is used; without any, release the output now."""

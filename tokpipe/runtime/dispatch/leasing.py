@@ -23,10 +23,10 @@ def decodes(parts: Parts, now: float) -> None:
     _suspects(parts, "decode", now)
     _pieces_to_decode(parts, now)
     clips = parts.pools.lease_clips
-    pixels = queues.num_decoded / clips + parts.streams.num_waiting
+    pixels = queues.num_decoded / clips + len(parts.streams.waiting)
     of_encoder = 2 * max(1.0, parts.pools.limits.batch_chunks / clips)
-    bound = of_encoder * max(1, fleet.num_up("encode")) + fleet.num_up("decode")
-    while pixels + parts.flights.num("decode") < bound and _has_room(parts, "decode"):
+    bound = of_encoder * max(1, fleet.num_up["encode"]) + fleet.num_up["decode"]
+    while pixels + parts.flights.num["decode"] < bound and _has_room(parts, "decode"):
         if (lease := queues.next_decode(clips)) is None:
             return
         _send(parts, lease, now)
@@ -34,7 +34,7 @@ def decodes(parts: Parts, now: float) -> None:
 
 def encodes(parts: Parts, now: float) -> None:
     """Lease to encoders, unless codes pile up because the output's store is slow."""
-    if parts.queues.num_shards > SHARDS_AHEAD * parts.fleet.num("write"):
+    if len(parts.queues.shards) > SHARDS_AHEAD * parts.fleet.num["write"]:
         return
     _suspects(parts, "encode", now)
     while _has_room(parts, "encode") and (clip := parts.streams.next_to_encode()):
@@ -51,13 +51,14 @@ def encodes(parts: Parts, now: float) -> None:
 
 def writes(parts: Parts, now: float) -> None:
     _suspects(parts, "write", now)
-    while _has_room(parts, "write") and (lease := parts.queues.next_shard()):
-        _send(parts, lease, now)
+    while _has_room(parts, "write") and parts.queues.shards:
+        _send(parts, parts.queues.shards.popleft(), now)
 
 
 def _suspects(parts: Parts, stage: Stage, now: float) -> None:
-    while (actor := parts.fleet.idle_actor(stage)) and (lease := parts.queues.next_suspect(stage)):
-        _send(parts, lease, now, actor, alone=True)
+    suspects = parts.queues.suspects[stage]
+    while suspects and (actor := parts.fleet.idle_actor(stage)):
+        _send(parts, suspects.popleft(), now, actor, alone=True)
 
 
 def _pieces_to_decode(parts: Parts, now: float) -> None:
@@ -74,7 +75,7 @@ def _pieces_to_decode(parts: Parts, now: float) -> None:
 
 def _has_room(parts: Parts, stage: Stage) -> bool:
     """Whether an ordinary lease may go out."""
-    return parts.fleet.actor_with_room(stage) is not None and not parts.queues.has_suspects(stage)
+    return parts.fleet.actor_with_room(stage) is not None and not parts.queues.suspects[stage]
 
 
 def _send(

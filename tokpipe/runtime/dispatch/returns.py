@@ -52,7 +52,7 @@ def done(parts: Parts, event: LeaseDone, now: float) -> None:
         _decoded(parts, attempt, lease, answer, now)
     else:
         _encoded(parts, event, lease, answer, now)
-    if parts.fleet.is_leaving(flight.actor):
+    if flight.actor in parts.fleet.leaving:
         parts.settlement.endanger(attempt)
 
 
@@ -203,8 +203,7 @@ def _blame_worker_loss(parts: Parts, lease: Lease, reason: str, why: str, now: f
     if isinstance(verdict, Rejected):
         _give_up(parts, lease, verdict, now)
     else:
-        for suspect in verdict:
-            parts.queues.add_suspect(suspect)
+        parts.queues.suspects[lease.stage].extend(verdict)
 
 
 def _try_later(parts: Parts, lease: Lease, failed: Failed, now: float) -> None:

@@ -79,37 +79,33 @@ class StreamedClips:
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[StreamedClip] = deque()
+        self.waiting: deque[StreamedClip] = deque()
         self._in_progress: dict[StreamId, StreamedClip] = {}
         self._to_decode: dict[StreamId, StreamedClip] = {}
         """Those with a piece for a decoder, longest waiting first."""
         self._to_encode: dict[StreamId, StreamedClip] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._in_progress)
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting) + len(self._in_progress)
 
     @property
     def pieces(self) -> tuple[int, int, float]:
         """Of the clips that have not ended: encoded pieces, all pieces, and how many clips the
         encoded ones are worth."""
         clips = [(one.next_piece, one.num_pieces) for one in self._in_progress.values()]
-        clips += [(0, one.num_pieces) for one in self._waiting]
+        clips += [(0, one.num_pieces) for one in self.waiting]
         return sum(a for a, _ in clips), sum(b for _, b in clips), sum(a / b for a, b in clips)
 
     def start(self, stream_id: StreamId, item: WorkItem, num_pieces: int, pixels: Place) -> None:
         """Add a clip whose first piece is decoded."""
         item = replace(item, piece=0, num_pieces=num_pieces)
-        self._waiting.append(StreamedClip(stream_id, item, num_pieces, {0: pixels}))
+        self.waiting.append(StreamedClip(stream_id, item, num_pieces, {0: pixels}))
 
     def admit(self, num_encoders: int) -> None:
         """Let waiting clips start while there is room."""
         most = STREAMS_PER_ENCODER * max(1, num_encoders)
-        while self._waiting and len(self._in_progress) < most:
-            clip = self._waiting.popleft()
+        while self.waiting and len(self._in_progress) < most:
+            clip = self.waiting.popleft()
             self._in_progress[clip.stream_id] = clip
             self._queue(clip)
 
