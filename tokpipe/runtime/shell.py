@@ -43,7 +43,6 @@ CAPACITY_EVERY_S = 3.0
 WATCH_EVERY_S = 15.0  # How often to check whether another driver has claimed the output
 HEAD_SILENT_S = 5.0  # How long the head may take to answer before people are informed
 GIVE_UP_ON_HEAD_S = 40.0  # When to end the run: after 60 s Ray would, with a stack trace
-STOP_GRACE_S = 30.0
 
 _REMOTE: dict[Stage, Any] = {
     "decode": ray.remote(DecodeActor),
@@ -76,7 +75,7 @@ class Shell:
 
     def stop(self) -> None:
         """Ask the run to commit what is finished and end. Safe in a signal handler."""
-        self._events.put(protocol.StopRequested(STOP_GRACE_S))
+        self._events.put(protocol.StopRequested())
 
     def run(self, on_progress: Callable[[], object]) -> protocol.Finish:
         """Work until every clip is committed or until stopped; twice a second, ``on_progress``.

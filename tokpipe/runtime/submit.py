@@ -25,8 +25,8 @@ from tokpipe.runtime.cluster import (
     check_token,
     use_token_of_this_machine,
 )
+from tokpipe.runtime.dispatch.protocol import STOP_GRACE_S
 from tokpipe.runtime.package import Package
-from tokpipe.runtime.shell import STOP_GRACE_S
 from tokpipe.telemetry.redact import redact
 
 REQUEST_TIMEOUT_S = 60.0

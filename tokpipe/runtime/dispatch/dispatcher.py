@@ -64,13 +64,7 @@ class Dispatcher:
             case protocol.ActorPlaced():
                 parts.fleet.placed(event)
             case protocol.ActorUp():
-                is_known = event.actor in parts.fleet.actors
-                if is_known and (misfit := parts.fleet.misfit(event.encoder)):
-                    failed = protocol.SetupFailed(event.actor, misfit, is_unfit_node=True)
-                    parts.fleet.setup_failed(failed, now)
-                else:
-                    parts.fleet.came_up(event.actor)
-                    parts.fleet.hear_path(event.actor, event.path)
+                parts.fleet.came_up(event, now)
             case protocol.ActorLost():
                 if (dead := parts.fleet.lost(event, now)) is not None:
                     blame = None if event.node_lost else event.message

@@ -5,19 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 
+from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.runtime.dispatch.protocol import (
-    ActorId,
-    ActorLost,
-    ActorPlaced,
-    AttemptId,
-    Capacity,
-    KillActor,
-    Limits,
-    NodeId,
-    SetupFailed,
-    StartActor,
-)
+from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Capacity, Limits, NodeId
 from tokpipe.telemetry.logs import EventName
 from tokpipe.types import STAGES, EncoderPath, Stage
 
@@ -203,7 +193,8 @@ class Fleet:
         actor_id = self._out.new_id()
         self.actors[actor_id] = Actor(stage, now, zero_cpu)
         self.num[stage] += 1
-        self._out.emit(StartActor(actor_id, stage, zero_cpu, self.starts.avoided(stage, now)))
+        avoid = self.starts.avoided(stage, now)
+        self._out.emit(protocol.StartActor(actor_id, stage, zero_cpu, avoid))
 
     def fill(self, stage: Stage, target: int, now: float, *, one_shares: bool) -> None:
         """Start the actors that a stage lacks; ``one_shares``: one of them has zero CPUs."""
@@ -214,33 +205,38 @@ class Fleet:
         for number in range(lacking):
             self.start(stage, now, zero_cpu=zero_cpu and not number)
 
-    def placed(self, event: ActorPlaced) -> None:
+    def placed(self, event: protocol.ActorPlaced) -> None:
         if (actor := self.actors.get(event.actor)) is not None:
             actor.node = event.node
             if event.node in self._draining:
                 self._leave(event.actor)
 
-    def came_up(self, actor_id: ActorId) -> None:
-        actor = self.actors.get(actor_id)
-        if actor is not None and not actor.up and actor_id not in self.leaving:
+    def came_up(self, event: protocol.ActorUp, now: float) -> None:
+        if (actor := self.actors.get(event.actor)) is None:
+            return
+        if misfit := self._misfit(event.encoder):
+            self.setup_failed(protocol.SetupFailed(event.actor, misfit, is_unfit_node=True), now)
+            return
+        if not actor.up and event.actor not in self.leaving:
             actor.up = True
             self.num_up[actor.stage] += 1
             self.starts.came_up(actor.stage)
             self._none_up_since.pop(actor.stage, None)
-            self._shelve(actor_id)
-            self._note("actor_up", actor_id, "is up")
+            self._shelve(event.actor)
+            self._note("actor_up", event.actor, "is up")
+        self.hear_path(event.actor, event.path)
 
     def hear_path(self, actor_id: ActorId, path: EncoderPath | None) -> None:
         """Remember how an encoder computes; warn of each new reason why that is slow, once."""
-        if path is None or (actor := self.actors.get(actor_id)) is None:
+        if path is None:
             return
-        actor.path = path
+        self.actors[actor_id].path = path
         news = set(path.slow) - self._slow
         self._slow |= news
         text = f"encode actor {actor_id}: {'; '.join(sorted(news)) or path}"
         self._out.note("encoder_path", text, is_warning=bool(news), **path._asdict())
 
-    def misfit(self, found: str | None) -> str | None:
+    def _misfit(self, found: str | None) -> str | None:
         """Take in the class of an encoder that came up; return why it must not encode, if so."""
         if not found:
             return None
@@ -275,10 +271,10 @@ class Fleet:
         self._idle[actor.stage].pop(actor_id, None)
         self._spare[actor.stage].pop(actor_id, None)
         if kill:
-            self._out.emit(KillActor(actor_id))
+            self._out.emit(protocol.KillActor(actor_id))
         return actor
 
-    def lost(self, event: ActorLost, now: float) -> Actor | None:
+    def lost(self, event: protocol.ActorLost, now: float) -> Actor | None:
         """An actor died; return it if it was known."""
         actor, message = self.actors.get(event.actor), event.message
         if actor is None:
@@ -295,7 +291,7 @@ class Fleet:
             self.starts.failed(actor.stage, message, now, died=True)
         return actor
 
-    def setup_failed(self, event: SetupFailed, now: float) -> None:
+    def setup_failed(self, event: protocol.SetupFailed, now: float) -> None:
         if event.actor in self.actors:
             message = event.message
             self._note("actor_refused", event.actor, f"did not start: {message}", reason=message)

@@ -22,6 +22,7 @@ ActorId = int
 AttemptId = int
 StreamId = int
 NodeId = str
+STOP_GRACE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,7 @@ class Committed(NamedTuple):
 class StopRequested(NamedTuple):
     """Commit what is finished and end. Encoders get ``grace_s`` to finish, then writers too."""
 
-    grace_s: float
+    grace_s: float = STOP_GRACE_S
 
 
 class Tick(NamedTuple):

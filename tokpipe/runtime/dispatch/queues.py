@@ -22,7 +22,7 @@ class Queues:
     def __init__(self, limits: Limits, out: Outbox) -> None:
         self._limits = limits
         self._out = out
-        self._plan_is_asked = False
+        self._may_ask_for_plan = True
         self._plan_is_exhausted = False
         self._items: deque[WorkItem] = deque()
         self._segments: deque[tuple[WorkItem, range]] = deque()
@@ -48,17 +48,17 @@ class Queues:
         """Nothing waits to be planned, decoded or encoded."""
         suspects = self.suspects["decode"], self.suspects["encode"]
         waiting = self._items, self._segments, self._filling, self._full, self._retries, *suspects
-        return self._plan_is_exhausted and not self._plan_is_asked and not any(waiting)
+        return self._plan_is_exhausted and not any(waiting)
 
     def ask_for_plan(self, low: int) -> None:
         """Fetch more of the plan if fewer than ``low`` items wait."""
-        if not self._plan_is_exhausted and not self._plan_is_asked and len(self._items) < low:
-            self._plan_is_asked = True
+        if self._may_ask_for_plan and len(self._items) < low:
+            self._may_ask_for_plan = False
             self._out.emit(FetchPlan(2 * low))
 
     def planned(self, event: Planned) -> None:
-        self._plan_is_asked = False
         self._plan_is_exhausted = event.exhausted
+        self._may_ask_for_plan = not event.exhausted
         self._items.extend(event.items)
 
     def add_decoded(self, clip: Clip, num_frames: int, max_clips: int) -> None:

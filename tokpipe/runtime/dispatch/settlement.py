@@ -17,7 +17,6 @@ MIN_ALARM, MAX_ALARM = 20, 500  # Fewer rejections stop no job: it is small, or 
 SUSPECT = 5
 """An alarm from which on rejections are not committed by a run that stops, or fails at its end."""
 ENOUGH_ROWS = 100  # Rows that are opened before they say how many clips the others have
-GRACE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -232,4 +231,4 @@ class Breaker:
             "If the clips are unusable, raise max_rejected_fraction; 1.0 allows any number",
         ]
         self._settlement.why = "\n".join(map(printable, lines))
-        self._settlement.stop(protocol.StopRequested(GRACE_S), now)
+        self._settlement.stop(protocol.StopRequested(), now)

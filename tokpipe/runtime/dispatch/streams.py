@@ -13,15 +13,8 @@ Piece 0 is decoded like any clip, and its answer says how many pieces there are.
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from tokpipe.runtime.dispatch.protocol import (
-    ActorId,
-    AttemptId,
-    Clip,
-    EncodedInfo,
-    Lease,
-    Place,
-    StreamId,
-)
+from tokpipe.runtime.dispatch import protocol
+from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Clip, Lease, Place, StreamId
 from tokpipe.types import Stage, WorkItem
 
 AHEAD = 2  # One piece is ready when its turn comes, and another is on its way
@@ -157,7 +150,7 @@ class StreamedClips:
         self._queue(clip)
 
     def encoded(
-        self, clip: StreamedClip, attempt: AttemptId, info: EncodedInfo, encode_s: float
+        self, clip: StreamedClip, attempt: AttemptId, info: protocol.EncodedInfo, encode_s: float
     ) -> tuple[Place, AttemptId | None]:
         """An attempt has encoded the next piece; return the pixels and state it used up.
 
