@@ -51,8 +51,9 @@ class DecodeStage:
     versions: Mapping[str, str] | None = None
     """What has to load on this node, as ``job.json`` lists it; None accepts any."""
     folders: tuple[Path, ...] = ()  # Local folders that were not empty when the job was planned
-    fetched_s: float = field(default=0.0, init=False)  # Time spent fetching sources
-    fetched_bytes: int = field(default=0, init=False)  # Also of sources on local disk
+    fetched_s: float = field(default=0.0, init=False)
+    """Time that the last call of ``process`` spent fetching sources."""
+    fetched_bytes: int = field(default=0, init=False)  # The same; also of sources on local disk
 
     def setup(self) -> None:
         """Start up inside the actor. NodeTrouble: the job's decoders do not load here."""
@@ -78,6 +79,7 @@ class DecodeStage:
 
     def process(self, items: list[WorkItem]) -> list[DecodedClip | Rejected | Failed]:
         """Decode each item. Errors that are raised are those of a store or of this node."""
+        self.fetched_s, self.fetched_bytes = 0.0, 0
         return [self._decode(item) for item in items]
 
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:

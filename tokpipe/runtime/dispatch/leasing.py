@@ -37,7 +37,8 @@ def encodes(parts: Parts, now: float) -> None:
     if len(parts.queues.shards) > SHARDS_AHEAD * parts.fleet.num["write"]:
         return
     _suspects(parts, "encode", now)
-    while (actor := _room(parts, "encode")) and (clip := parts.streams.next_to_encode()):
+    while parts.streams.to_encode and (actor := _room(parts, "encode")):
+        clip = next(iter(parts.streams.to_encode.values()))
         actor = parts.fleet.same_actor("encode", clip.last_actor.get("encode")) or actor
         _send(parts, parts.streams.lease_encode(clip, actor), now, actor)
     clips = parts.pools.lease_clips
@@ -65,7 +66,7 @@ def _pieces_to_decode(parts: Parts, now: float) -> None:
     has_leased = True
     while has_leased and _room(parts, "decode"):
         has_leased = False
-        for clip in parts.streams.to_decode():
+        for clip in list(parts.streams.to_decode.values()):
             actor = parts.fleet.same_actor("decode", clip.last_actor.get("decode"))
             if actor is not None:
                 _send(parts, parts.streams.lease_decode(clip, actor), now, actor)

@@ -47,7 +47,7 @@ class Settlement:
         self._committing: Account | None = None
         """What the commit in flight will add to the account of the run."""
         self.encode_until = inf  # When a stop's grace for encoders is over
-        self.end_by = 0.0  # When a stop ends the job, whatever is still being written
+        self.end_by = inf  # When a stop ends the job, whatever is still being written
         self.why = ""  # Why the job is stopped early, if it is because of its rejections
 
     def add_codes(
@@ -130,13 +130,11 @@ class Settlement:
         self, now: float, *, all_written: bool, all_encoded: bool, encoding: bool
     ) -> None:
         """End the job if nothing is left to do, or if it is asked to stop and may."""
-        if self.is_stopping and now >= self.end_by:
+        all_committed = all_written and not (self._committing or self._receipts or self._rejected)
+        if all_committed and all_encoded and not self.why:
+            self._out.emit(protocol.Finish("done"))
+        elif now >= self.end_by or (all_committed and self.is_stopping and not encoding):
             self._out.emit(protocol.Finish("stopped", self.why))
-        elif all_written and not (self._committing or self._receipts or self._rejected):
-            if all_encoded and not self.why:
-                self._out.emit(protocol.Finish("done"))
-            elif self.is_stopping and not encoding:
-                self._out.emit(protocol.Finish("stopped", self.why))
 
 
 class Breaker:

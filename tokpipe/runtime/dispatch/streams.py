@@ -74,9 +74,9 @@ class StreamedClips:
     def __init__(self) -> None:
         self.waiting: deque[StreamedClip] = deque()
         self._in_progress: dict[StreamId, StreamedClip] = {}
-        self._to_decode: dict[StreamId, StreamedClip] = {}
+        self.to_decode: dict[StreamId, StreamedClip] = {}
         """Those with a piece for a decoder, longest waiting first."""
-        self._to_encode: dict[StreamId, StreamedClip] = {}
+        self.to_encode: dict[StreamId, StreamedClip] = {}  # The same for an encoder
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self._in_progress)
@@ -109,13 +109,6 @@ class StreamedClips:
     def has_ended(self, lease: Lease) -> bool:
         """Whether a lease is a piece of a clip that has ended."""
         return lease.stream is not None and lease.stream not in self._in_progress
-
-    def to_decode(self) -> list[StreamedClip]:
-        return list(self._to_decode.values())
-
-    def next_to_encode(self) -> StreamedClip | None:
-        """The clip whose next piece has waited longest for an encoder."""
-        return next(iter(self._to_encode.values()), None)
 
     def lease_decode(self, clip: StreamedClip, actor: ActorId) -> Lease:
         piece = clip.piece_to_decode
@@ -170,14 +163,14 @@ class StreamedClips:
 
     def end(self, clip: StreamedClip) -> None:
         """Forget a clip; the caller releases what it holds."""
-        for clips in (self._in_progress, self._to_decode, self._to_encode):
+        for clips in (self._in_progress, self.to_decode, self.to_encode):
             clips.pop(clip.stream_id, None)
 
     def _queue(self, clip: StreamedClip) -> None:
         """Move a clip to the end of the queues that it belongs to now, and out of the others."""
-        self._to_decode.pop(clip.stream_id, None)
-        self._to_encode.pop(clip.stream_id, None)
+        self.to_decode.pop(clip.stream_id, None)
+        self.to_encode.pop(clip.stream_id, None)
         if clip.piece_to_decode is not None:
-            self._to_decode[clip.stream_id] = clip
+            self.to_decode[clip.stream_id] = clip
         if clip.can_encode:
-            self._to_encode[clip.stream_id] = clip
+            self.to_encode[clip.stream_id] = clip
