@@ -2,8 +2,7 @@
 
 from tests.runtime.bench import Bench, refs_of, released
 from tokpipe.runtime.dispatch.blame import RETRY_PAUSE_S
-from tokpipe.runtime.dispatch.flights import Flights
-from tokpipe.runtime.dispatch.outbox import Outbox
+from tokpipe.runtime.dispatch.outbox import Flights, Outbox
 from tokpipe.runtime.dispatch.protocol import Dispatch, EncodedInfo, Lease, Place
 from tokpipe.types import Failed
 

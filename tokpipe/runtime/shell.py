@@ -62,7 +62,6 @@ class Shell:
         self._events: queue.SimpleQueue[Event | TokpipeError] = queue.SimpleQueue()
         self._actors: dict[ActorId, Any] = {}
         self._payloads: dict[AttemptId, list[Any]] = {}  # Their parts
-        self._states: dict[AttemptId, Any] = {}
         self._begun: dict[str, Moment] = {}  # When the lease of each uncommitted shard began
         # Both access the store, and both are ordered: one thread each.
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
@@ -173,12 +172,10 @@ class Shell:
                 self._dispatch(command)
             case protocol.FindInputs(flight, node):
                 self._find_inputs(flight, node)
-            case protocol.Release(attempt, part=int(part)):
+            case protocol.Release(attempt, int(part)):
                 self._payloads[attempt][part] = None
-            case protocol.Release(attempt, state_only):
-                self._states.pop(attempt, None)
-                if not state_only:
-                    self._payloads.pop(attempt, None)
+            case protocol.Release(attempt):
+                self._payloads.pop(attempt, None)
             case protocol.StartActor():
                 self._start(command)
             case protocol.KillActor(actor):
@@ -256,9 +253,8 @@ class Shell:
             *self._payloads[attempt], done = work.remote(attempt, Packed(lease.items), sizes)
         else:
             _, pixels, positions = zip(*picks, strict=True)
-            state = None if lease.state is None else self._states[lease.state]
-            outputs = actor.work.remote(attempt, positions, state, *pixels)
-            *self._payloads[attempt], self._states[attempt], done = outputs
+            state = None if lease.state is None else self._payloads[lease.state][protocol.STATE]
+            *self._payloads[attempt], done = actor.work.remote(attempt, positions, state, *pixels)
         done.future().add_done_callback(lambda future: self._heard_done(command, future))
 
     def _find_inputs(self, flight: protocol.Dispatch, node: str | None) -> None:
@@ -266,7 +262,7 @@ class Shell:
         lease = flight.lease
         sources = tuple({place.source for place in lease.places})
         inputs = [*{self._payloads[place.source][place.part] for place in lease.places}]
-        inputs += [] if lease.state is None else [self._states[lease.state]]
+        inputs += [] if lease.state is None else [self._payloads[lease.state][protocol.STATE]]
         there = {"ray.io/node-id": node} if node else {}
         found = _MISSING_INPUTS.options(label_selector=there).remote(inputs, INPUTS_WITHIN_S)
         failed = LeaseFailed(flight.attempt, "node", STUCK, sources)

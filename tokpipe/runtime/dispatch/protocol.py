@@ -22,6 +22,7 @@ ActorId = int
 AttemptId = int
 StreamId = int
 NodeId = str
+STATE = 1
 STOP_GRACE_S = 30.0
 
 
@@ -55,7 +56,9 @@ class Place(NamedTuple):
 
     source: AttemptId
     at: int
-    part: int = 0  # Pixels have one for each size of frames, because encoders fetch whole parts
+    part: int = 0
+    """Pixels have one for each size of frames, because encoders fetch whole parts. Codes are part
+    0 of what an encoder puts out, and the state that it leaves is part ``STATE``."""
 
 
 class Clip(NamedTuple):
@@ -263,11 +266,10 @@ class FindInputs(NamedTuple):
 
 
 class Release(NamedTuple):
-    """The output of an attempt is no longer needed, nor any state that it left; or only that."""
+    """The output of an attempt is no longer needed, or only a part of it."""
 
     attempt: AttemptId
-    state_only: bool = False
-    part: int | None = None  # Only this part of the output
+    part: int | None = None
 
 
 class FetchPlan(NamedTuple):

@@ -128,7 +128,7 @@ def _piece_done(parts: Parts, event: LeaseDone, lease: Lease, result: Info, now:
         pixels, state = parts.streams.encoded(clip, attempt, result, event.busy_s)
         parts.flights.use_up([pixels])
         if state is not None:
-            parts.out.emit(protocol.Release(state, state_only=True))
+            parts.out.emit(protocol.Release(state, protocol.STATE))
         if clip.is_encoded:
             parts.out.count("clips", by="encode")
             whole = Clip(clip.item, tuple(clip.codes), clip.encode_s)
