@@ -16,14 +16,9 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError
 
+from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import INPUTS_WITHIN_S
-from tokpipe.runtime.dispatch.protocol import (
-    AttemptId,
-    DecodedInfo,
-    EncodedInfo,
-    LeaseDone,
-    LeaseFailed,
-)
+from tokpipe.runtime.dispatch.protocol import AttemptId, LeaseDone, LeaseFailed
 from tokpipe.runtime.packing import Packed
 from tokpipe.storage.probe import Landmark
 from tokpipe.types import DecodedClip, EncodedClip, EncoderPath, WorkItem
@@ -73,7 +68,7 @@ class DecodeActor(Worker):
             if isinstance(one, DecodedClip):
                 payloads[part := sizes.index(one.frames.shape[1:3])][at] = one
                 num_frames, num_pieces = len(one.frames), one.piece.num_pieces
-                one = DecodedInfo(one.ref, num_frames, num_pieces, part, one.version)
+                one = protocol.DecodedInfo(one.ref, num_frames, num_pieces, part, one.version)
             infos.append(one)
         busy_s = time.monotonic() - started
         done = LeaseDone(attempt, tuple(infos), busy_s, stage.fetched_s, stage.fetched_bytes)
@@ -102,7 +97,7 @@ class EncodeActor(Worker):
             results = self.stage.process(clips)
         payload = [one if isinstance(one, EncodedClip) else None for one in results]
         infos = tuple(
-            EncodedInfo(one.ref, one.grid, one.num_codes, one.marks)
+            protocol.EncodedInfo(one.ref, one.grid, one.num_codes, one.marks)
             if isinstance(one, EncodedClip)
             else one
             for one in results
