@@ -31,7 +31,6 @@ from tokpipe.types import (
 KEPT_SOURCES = 8  # Source files that one decoder holds for the next pieces of streamed clips
 
 T = TypeVar("T")
-_Source = tuple[str, ArchiveMember | None]
 
 
 @dataclass
@@ -186,7 +185,7 @@ class _SourceFiles:
         self._num_kept = num_kept
         self._embedded = EmbeddedVideos(options)
         self.version: int | None = None  # Of the last source requested; None if unknown
-        self._held: dict[_Source, LocalVideo] = {}  # Oldest first
+        self._held: dict[tuple[str, ArchiveMember | None], LocalVideo] = {}  # Oldest first
 
     def fetch(self, item: WorkItem) -> tuple[LocalVideo, bool]:
         """Return an item's source, and whether it was newly fetched."""
