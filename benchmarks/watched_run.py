@@ -77,7 +77,9 @@ def _watch(dispatcher: Dispatcher, run: WatchedRun, probe: Callable[[], float]) 
             run.first_done.setdefault(stage, now - event.busy_s)
             run.last_done[stage] = now
         commands = handle(event, now)
-        are_up = isinstance(event, ActorUp) and all(map(dispatcher.parts.fleet.num_up, STAGES))
+        are_up = isinstance(event, ActorUp) and all(
+            dispatcher.parts.fleet.num_up[s] for s in STAGES
+        )
         if are_up and run.ready is None:
             run.ready = now
             run.probed = -probe()

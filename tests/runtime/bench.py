@@ -127,6 +127,5 @@ def only(kind: type[C], commands: Iterable[protocol.Command]) -> list[C]:
 
 
 def released(commands: Iterable[protocol.Command]) -> set[int]:
-    return {
-        command.attempt for command in only(protocol.Release, commands) if not command.state_only
-    }
+    releases = only(protocol.Release, commands)
+    return {one.attempt for one in releases if one.part != protocol.STATE}

@@ -61,6 +61,8 @@ class Cluster:
         """None in place of what is released."""
         self.states: dict[protocol.AttemptId, tuple[protocol.StreamId | None, int]] = {}
         """What the next piece of a streamed clip continues from."""
+        self.left_states: set[protocol.AttemptId] = set()
+        """The attempts that ever left one."""
         self.encode_s = 0.0
         """Seconds of encoders that were reported to the dispatcher."""
 
@@ -231,6 +233,7 @@ class Cluster:
             )
         if item.piece < piece.num_pieces - 1:
             self.states[attempt] = (lease.stream, codes)
+            self.left_states.add(attempt)
         self.encode_s += 1.0
         return protocol.LeaseDone(attempt, (self.encoded_info(piece.ref),), 1.0)
 
@@ -267,7 +270,7 @@ class Cluster:
         return self.homes[attempt] not in self.nodes
 
     def release(self, command: protocol.Release) -> None:
-        if command.state_only:
+        if command.part == protocol.STATE and command.attempt in self.left_states:
             assert command.attempt in self.states, "a state was released twice"
         elif command.part is not None:
             outputs = self.outputs[command.attempt]

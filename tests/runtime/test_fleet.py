@@ -18,7 +18,7 @@ def fleet_of(num_decoders: int) -> Fleet:
     fleet = Fleet(LIMITS, Outbox())
     fleet.fill("decode", num_decoders, 0.0, one_shares=False)
     for actor in fleet.actors:
-        fleet.came_up(actor)
+        fleet.came_up(protocol.ActorUp(actor), 0.0)
     return fleet
 
 

@@ -2,8 +2,7 @@
 
 from tests.runtime.bench import Bench, refs_of, released
 from tokpipe.runtime.dispatch.blame import RETRY_PAUSE_S
-from tokpipe.runtime.dispatch.flights import Flights
-from tokpipe.runtime.dispatch.outbox import Outbox
+from tokpipe.runtime.dispatch.outbox import Flights, Outbox
 from tokpipe.runtime.dispatch.protocol import Dispatch, EncodedInfo, Lease, Place
 from tokpipe.types import Failed
 
@@ -23,7 +22,7 @@ def test_an_attempt_ends_once() -> None:
     for flight in (first := Dispatch(1, 5, lease), Dispatch(2, 5, lease)):
         flights.start(flight)
     assert flights.end(1) is first
-    assert (flights.end(1), flights.num("decode")) == (None, 1)
+    assert (flights.end(1), flights.num["decode"]) == (None, 1)
 
 
 def test_pixels_of_a_clip_that_failed_to_encode_are_kept_for_the_retry() -> None:

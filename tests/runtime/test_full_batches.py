@@ -8,8 +8,7 @@ import pytest
 from benchmarks.control import RARE_SIZE, THREE_SIZES
 from benchmarks.virtual_cluster import GPU_LIMITS, Kind, VirtualCluster
 from tests.runtime.bench import LIMITS, Bench, refs_of
-from tokpipe.runtime.dispatch.flights import Flights
-from tokpipe.runtime.dispatch.outbox import Outbox
+from tokpipe.runtime.dispatch.outbox import Flights, Outbox
 from tokpipe.runtime.dispatch.protocol import DecodedInfo, Dispatch, Place, Release, Room
 
 LENGTHS = {(size, frames): 1.0 for size, _ in THREE_SIZES for frames in range(20, 140, 3)}

@@ -332,7 +332,7 @@ def test_before_the_cluster_is_known_the_job_starts_workers() -> None:
 
 def test_a_job_that_stops_shows_how_long_that_may_take() -> None:
     job = Starting(limits(), cpus=2)
-    job.dispatcher.parts.flights.num = lambda stage: 1  # type: ignore[method-assign]
+    job.dispatcher.parts.flights.num.update(STAGES)
     job.dispatcher.handle(StopRequested(30.0), 100.0)
     job.dispatcher.handle(Tick(), 101.0)
     assert job.note(103.0) == "stopping: committing finished clips, 0:57 at most"

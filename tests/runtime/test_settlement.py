@@ -19,21 +19,21 @@ def test_a_shard_is_closed_when_it_is_full_old_or_endangered() -> None:
         settlement.close_due(0.0, all_of_them=False)
 
     add(1, 999)
-    waiting = [queues.num_shards]
+    waiting = [len(queues.shards)]
     add(2, 1)
-    waiting.append(queues.num_shards)
+    waiting.append(len(queues.shards))
     assert waiting == [0, 1]
     add(3, 1)
     settlement.endanger(2)
     settlement.close_due(LIMITS.shard_max_age_s - 1, all_of_them=False)
-    assert queues.num_shards == 1
+    assert len(queues.shards) == 1
     settlement.endanger(3)
     settlement.close_due(0.0, all_of_them=False)
-    assert queues.num_shards == 2
+    assert len(queues.shards) == 2
     add(4, 1)
     settlement.close_due(LIMITS.shard_max_age_s, all_of_them=False)
-    assert queues.num_shards == 3
-    assert not settlement.has_open_shards
+    assert len(queues.shards) == 3
+    assert not settlement.open_shards
 
 
 def test_one_commit_at_a_time_counts_once_it_is_in_the_manifest() -> None:

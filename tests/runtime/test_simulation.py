@@ -17,7 +17,7 @@ from tests.runtime.simulation import Simulation
 from tokpipe.runtime.dispatch import leasing, returns
 from tokpipe.runtime.dispatch.blame import Blame
 from tokpipe.runtime.dispatch.fleet import Fleet
-from tokpipe.runtime.dispatch.flights import Flights
+from tokpipe.runtime.dispatch.outbox import Flights
 from tokpipe.runtime.dispatch.protocol import Place
 from tokpipe.runtime.dispatch.queues import Queues
 from tokpipe.runtime.dispatch.settlement import Settlement

@@ -28,7 +28,9 @@ def test_pieces_are_encoded_in_order_and_decoded_a_little_ahead() -> None:
     states: list[int] = []
     for piece in (1, 2):
         commands = bench.done(encode)
-        kept = [one.attempt for one in only(protocol.Release, commands) if one.state_only]
+        kept = [
+            one.attempt for one in only(protocol.Release, commands) if one.part == protocol.STATE
+        ]
         assert kept == states, "a state is kept until the next one exists, and no longer"
         states = [encode.attempt]
         decode, encode = only(protocol.Dispatch, commands)

@@ -10,20 +10,15 @@ cost seconds and hundreds of megabytes each.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError
 
+from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import INPUTS_WITHIN_S
-from tokpipe.runtime.dispatch.protocol import (
-    AttemptId,
-    DecodedInfo,
-    EncodedInfo,
-    LeaseDone,
-    LeaseFailed,
-)
+from tokpipe.runtime.dispatch.protocol import AttemptId, LeaseDone, LeaseFailed
 from tokpipe.runtime.packing import Packed
 from tokpipe.storage.probe import Landmark
 from tokpipe.types import DecodedClip, EncodedClip, EncoderPath, WorkItem
@@ -66,7 +61,6 @@ class DecodeActor(Worker):
     ) -> tuple[Packed[Any], ...]:
         """Return a payload for each size of frames, then the answer."""
         started, stage = time.monotonic(), self.stage
-        fetched_s, fetched_bytes = stage.fetched_s, stage.fetched_bytes
         results = stage.process(list(items))
         payloads: list[list[DecodedClip | None]] = [[None] * len(results) for _ in sizes]
         infos: list[Any] = []
@@ -74,11 +68,10 @@ class DecodeActor(Worker):
             if isinstance(one, DecodedClip):
                 payloads[part := sizes.index(one.frames.shape[1:3])][at] = one
                 num_frames, num_pieces = len(one.frames), one.piece.num_pieces
-                one = DecodedInfo(one.ref, num_frames, num_pieces, part, one.version)
+                one = protocol.DecodedInfo(one.ref, num_frames, num_pieces, part, one.version)
             infos.append(one)
-        fetched_s, fetched_bytes = stage.fetched_s - fetched_s, stage.fetched_bytes - fetched_bytes
         busy_s = time.monotonic() - started
-        done = LeaseDone(attempt, tuple(infos), busy_s, fetched_s, fetched_bytes)
+        done = LeaseDone(attempt, tuple(infos), busy_s, stage.fetched_s, stage.fetched_bytes)
         return *map(Packed, payloads), Packed(done)
 
 
@@ -104,7 +97,7 @@ class EncodeActor(Worker):
             results = self.stage.process(clips)
         payload = [one if isinstance(one, EncodedClip) else None for one in results]
         infos = tuple(
-            EncodedInfo(one.ref, one.grid, one.num_codes, one.marks)
+            protocol.EncodedInfo(one.ref, one.grid, one.num_codes, one.marks)
             if isinstance(one, EncodedClip)
             else one
             for one in results
@@ -126,11 +119,14 @@ class WriteActor(Worker):
         if missing := missing_inputs(references, 2 * INPUTS_WITHIN_S):
             lost = tuple(codes[at][0] for at in missing)
             return Packed(LeaseFailed(attempt, "node", STUCK, lost))
-        try:
-            payloads = ray.get(references)
-        except ObjectLostError:
-            lost = tuple(_lost(codes))
-            return Packed(LeaseFailed(attempt, "inputs_lost", "a node was lost", lost))
+        payloads, gone = [], []
+        for source, reference, _ in codes:
+            try:
+                payloads.append(ray.get(reference))
+            except ObjectLostError:
+                gone.append(source)
+        if gone:
+            return Packed(LeaseFailed(attempt, "inputs_lost", "a node was lost", tuple(gone)))
         picks = [positions for _, _, positions in codes]
         receipt = self.stage.process(shard, _picked(payloads, picks))
         return Packed(LeaseDone(attempt, receipt, time.monotonic() - started))
@@ -147,12 +143,3 @@ def missing_inputs(references: Sequence[Any], wait_s: float) -> list[int]:
     """Return which objects do not reach this node in that time. Ones that are lost do."""
     _, missing = ray.wait(list(references), num_returns=len(references), timeout=wait_s)
     return [at for at, one in enumerate(references) if one in missing]
-
-
-def _lost(codes: Sequence[Codes]) -> Iterator[AttemptId]:
-    """Find out which inputs are gone."""
-    for attempt, reference, _ in codes:
-        try:
-            ray.get(reference)
-        except ObjectLostError:
-            yield attempt

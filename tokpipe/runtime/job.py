@@ -1,13 +1,11 @@
 """One run of a job, from its settings to an outcome and its summary."""
 
-import logging
 import os
 import shlex
 import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +13,7 @@ from rich.console import Console
 
 import tokpipe
 from tokpipe.config.job import JobConfig
-from tokpipe.errors import Fenced, RuntimeFault, UnsafeStore
+from tokpipe.errors import RuntimeFault, UnsafeStore
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestState, Totals
 from tokpipe.plan import StoredPlan
@@ -30,7 +28,7 @@ from tokpipe.runtime.snapshot import Snapshot, Snapshots, no_room
 from tokpipe.storage import probe_store
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, slow_text
-from tokpipe.telemetry.logs import EventName, driver_log, log_event
+from tokpipe.telemetry.logs import driver_log, log_event
 from tokpipe.telemetry.speed import advice, speed_of
 
 MIN_JUDGED_S = 30.0  # The speed of a run that encodes for less time says nothing about a longer one
@@ -76,7 +74,6 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         with (
             ProgressView(console, job.runtime.progress_interval_s) as view,
             driver_log(job.runtime.log_path, view.say, log_context(output, record)),
-            _errors_logged(),
         ):
             warn_of_unused(unused)
             run = assemble(job, output, record, console, retry)
@@ -130,17 +127,6 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
 
 def _left_out(record: JobRecord | None) -> str:
     return "" if record is None else StoredPlan.from_json(record.plan).left_out.text
-
-
-@contextmanager
-def _errors_logged() -> Iterator[None]:
-    """Log the error that ends a run, and raise it again."""
-    try:
-        yield
-    except Exception as error:  # signals raise none here
-        event: EventName = "claim_lost" if isinstance(error, Fenced) else "run_failed"
-        log_event(event, str(error), level=logging.ERROR, error=type(error).__name__)
-        raise
 
 
 def _log_start(job: JobConfig, record: JobRecord, state: ManifestState) -> None:

@@ -44,7 +44,6 @@ CAPACITY_EVERY_S = 3.0
 WATCH_EVERY_S = 15.0  # How often to check whether another driver has claimed the output
 HEAD_SILENT_S = 5.0  # How long the head may take to answer before people are informed
 GIVE_UP_ON_HEAD_S = 40.0  # When to end the run: after 60 s Ray would, with a stack trace
-STOP_GRACE_S = 30.0
 
 _REMOTE: dict[Stage, Any] = {
     "decode": ray.remote(DecodeActor),
@@ -64,7 +63,6 @@ class Shell:
         self._events: queue.SimpleQueue[Event | TokpipeError] = queue.SimpleQueue()
         self._actors: dict[ActorId, Any] = {}
         self._payloads: dict[AttemptId, list[Any]] = {}  # Their parts
-        self._states: dict[AttemptId, Any] = {}
         self._begun: dict[str, Moment] = {}  # When the lease of each uncommitted shard began
         # Both access the store, and both are ordered: one thread each.
         self._commits = ThreadPoolExecutor(1, thread_name_prefix="commit")
@@ -77,7 +75,7 @@ class Shell:
 
     def stop(self) -> None:
         """Ask the run to commit what is finished and end. Safe in a signal handler."""
-        self._events.put(protocol.StopRequested(STOP_GRACE_S))
+        self._events.put(protocol.StopRequested())
 
     def run(self, on_progress: Callable[[], object]) -> protocol.Finish:
         """Work until every clip is committed or until stopped; twice a second, ``on_progress``.
@@ -175,12 +173,10 @@ class Shell:
                 self._dispatch(command)
             case protocol.FindInputs(flight, node):
                 self._find_inputs(flight, node)
-            case protocol.Release(attempt, part=int(part)):
+            case protocol.Release(attempt, int(part)):
                 self._payloads[attempt][part] = None
-            case protocol.Release(attempt, state_only):
-                self._states.pop(attempt, None)
-                if not state_only:
-                    self._payloads.pop(attempt, None)
+            case protocol.Release(attempt):
+                self._payloads.pop(attempt, None)
             case protocol.StartActor():
                 self._start(command)
             case protocol.KillActor(actor):
@@ -258,9 +254,8 @@ class Shell:
             *self._payloads[attempt], done = work.remote(attempt, Packed(lease.items), sizes)
         else:
             _, pixels, positions = zip(*picks, strict=True)
-            state = None if lease.state is None else self._states[lease.state]
-            outputs = actor.work.remote(attempt, positions, state, *pixels)
-            *self._payloads[attempt], self._states[attempt], done = outputs
+            state = None if lease.state is None else self._payloads[lease.state][protocol.STATE]
+            *self._payloads[attempt], done = actor.work.remote(attempt, positions, state, *pixels)
         done.future().add_done_callback(lambda future: self._heard_done(command, future))
 
     def _find_inputs(self, flight: protocol.Dispatch, node: str | None) -> None:
@@ -268,7 +263,7 @@ class Shell:
         lease = flight.lease
         sources = tuple({place.source for place in lease.places})
         inputs = [*{self._payloads[place.source][place.part] for place in lease.places}]
-        inputs += [] if lease.state is None else [self._states[lease.state]]
+        inputs += [] if lease.state is None else [self._payloads[lease.state][protocol.STATE]]
         there = {"ray.io/node-id": node} if node else {}
         found = _MISSING_INPUTS.options(label_selector=there).remote(inputs, INPUTS_WITHIN_S)
         failed = LeaseFailed(flight.attempt, "node", STUCK, sources)

@@ -98,7 +98,7 @@ class Snapshots:
         while len(self._points) > 2 and self._points[1][0] < now - RECENT_S:
             self._points.popleft()
         begin, earlier, part = self._points[0]
-        actors = {stage: dispatcher.parts.fleet.num_up(stage) for stage in STAGES}
+        actors = {stage: dispatcher.parts.fleet.num_up[stage] for stage in STAGES}
         up = (one.path for one in dispatcher.parts.fleet.actors.values() if one.up)
         paths = Counter(tuple(map(str, path[:-1])) for path in up if path is not None)
         self._paths = {**dict.fromkeys(self._paths, 0), **paths}
@@ -135,7 +135,7 @@ def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str
     if parts.settlement.is_stopping:
         left_s = max(0.0, parts.settlement.end_by - now)
         return f"stopping: committing finished clips, {duration(left_s)} at most"
-    idle = [stage for stage in STAGES if not parts.fleet.num_up(stage)]
+    idle = [stage for stage in STAGES if not parts.fleet.num_up[stage]]
     if not idle:
         return ""
     if lack := no_room(parts):
@@ -148,9 +148,9 @@ def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str
             f"no node has had {need:g} GPU free for encode workers for {duration(waited_s)}. Other "
             "jobs may hold them (`ray status` shows it); this one continues when they are free"
         )
-    *others, last = [f"{parts.fleet.num(stage) or ''} {stage}".strip() for stage in idle]
+    *others, last = [f"{parts.fleet.num[stage] or ''} {stage}".strip() for stage in idle]
     what = f"{', '.join(others)} and {last}" if others else last
-    workers = "worker" if sum(map(parts.fleet.num, idle)) == 1 else "workers"
+    workers = "worker" if sum(parts.fleet.num[stage] for stage in idle) == 1 else "workers"
     return f"starting {what} {workers} ({now - min(map(last_up.__getitem__, idle)):.0f} s)"
 
 
@@ -162,7 +162,7 @@ def no_room(parts: Parts) -> str:
     for stage in STAGES:
         pool: PoolConfig = getattr(limits.runtime, stage)
         wanted = pool.model_dump(include=_PLACEMENT, exclude_defaults=True)
-        if wanted and not fleet.num_up(stage) and not capacity.most(stage):
+        if wanted and not fleet.num_up[stage] and not capacity.most(stage):
             asked = json.dumps(wanted, ensure_ascii=False)[1:-1].replace('"', "")
             return (
                 f"no room for {stage} workers: no node has what runtime.{stage} requires, {asked} "

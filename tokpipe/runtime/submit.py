@@ -17,16 +17,9 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import tokpipe
 from tokpipe.errors import RuntimeFault
-from tokpipe.runtime.cluster import (
-    AuthenticationError,
-    authentication_fault,
-    check_not_ray_client,
-    check_reachable,
-    check_token,
-    use_token_of_this_machine,
-)
+from tokpipe.runtime import cluster
+from tokpipe.runtime.dispatch.protocol import STOP_GRACE_S
 from tokpipe.runtime.package import Package
-from tokpipe.runtime.shell import STOP_GRACE_S
 from tokpipe.telemetry.redact import redact
 
 REQUEST_TIMEOUT_S = 60.0
@@ -100,8 +93,8 @@ class Cluster:
         names = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
         address = next(filter(None, [address, *map(os.environ.get, names)]), None)
         self.address = address or "this machine"
-        check_not_ray_client(self.address)
-        check_token(self.address)
+        cluster.check_not_ray_client(self.address)
+        cluster.check_token(self.address)
         # Ray would prefer the variables to the address that it is passed.
         saved = {name: os.environ.pop(name) for name in names if name in os.environ}
         try:
@@ -196,19 +189,19 @@ class Cluster:
     def _faults(self, what: str, advice: str = "") -> Iterator[None]:
         try:
             yield
-        except AuthenticationError as error:
-            raise authentication_fault(self.address) from error
+        except cluster.AuthenticationError as error:
+            raise cluster.authentication_fault(self.address) from error
         except _TROUBLE as error:
             raise RuntimeFault(f"{self.address}: {what}: {error}. {advice}".rstrip()) from error
 
 
 def _connect(address: str | None) -> _Client:
     if address in (None, "auto"):
-        use_token_of_this_machine()
+        cluster.use_token_of_this_machine()
         return _Client(None)
     if "://" in address:
         return _Client(address)
-    check_reachable(address)
+    cluster.check_reachable(address)
     try:
         return _Client(f"http://{address}")
     except ConnectionError:  # not the dashboard, so perhaps the cluster's own address

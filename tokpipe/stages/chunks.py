@@ -37,36 +37,23 @@ def plan_chunks(
     size, stop = chunking.chunk_frames, first_frame + num_frames
     traits.check_num_frames(size, "chunk_frames")
     if chunking.policy == "independent":
-        return tuple(
-            _first_chunk(index, first, min(size, stop - first), traits)
-            for index, first in enumerate(range(0, stop, size))
-        )
+        starts = enumerate(range(0, stop, size))
+        return tuple(_first_chunk(i, at, min(size, stop - at), traits) for i, at in starts)
     # Without context the encoder continues from its state, and later chunks have no first latent.
     dropped = 1 + chunking.overlap_latents if chunking.policy == "overlap" else 0
     context = traits.num_frames(dropped) if dropped else 0
     step = size - (context or traits.first_frames)
     if step < 1:
         raise ValueError(f"chunk_frames={size} leaves no new frames for chunks after the first")
-    chunks = []
-    if first_frame == 0:
-        chunks.append(_first_chunk(0, 0, min(size, stop), traits))
-    elif (first_frame - size) % step or first_frame < size:
+    if first_frame and ((first_frame - size) % step or first_frame < size):
         raise ValueError(
             f"no chunk starts at frame {first_frame}: the first has {size}, others {step}"
         )
+    chunks = [] if first_frame else [_first_chunk(0, 0, min(size, stop), traits)]
     for first in range(max(first_frame, size), stop, step):
-        frames = min(step, stop - first)
-        chunks.append(
-            ChunkSpan(
-                index=1 + (first - size) // step,
-                first_frame=first,
-                num_frames=frames,
-                num_pad_frames=-frames % traits.temporal_stride,
-                num_context_frames=context,
-                num_dropped_latents=dropped,
-                first_is_image=False,
-            )
-        )
+        index, frames = 1 + (first - size) // step, min(step, stop - first)
+        pad = -frames % traits.temporal_stride
+        chunks.append(ChunkSpan(index, first, frames, pad, context, dropped, first_is_image=False))
     return tuple(chunks)
 
 
@@ -101,12 +88,5 @@ def _first_chunk(index: int, first: int, frames: int, traits: TokenizerTraits) -
     """A chunk that starts without context and keeps all of its latent frames."""
     beyond = max(frames - traits.first_frames, 0)
     filled = traits.first_frames + beyond + -beyond % traits.temporal_stride
-    return ChunkSpan(
-        index=index,
-        first_frame=first,
-        num_frames=frames,
-        num_pad_frames=max(filled, traits.chunk_frames or 0) - frames,
-        num_context_frames=0,
-        num_dropped_latents=0,
-        first_is_image=traits.first_frames == 1,
-    )
+    pad, is_image = max(filled, traits.chunk_frames or 0) - frames, traits.first_frames == 1
+    return ChunkSpan(index, first, frames, pad, 0, 0, first_is_image=is_image)

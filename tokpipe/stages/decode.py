@@ -31,7 +31,6 @@ from tokpipe.types import (
 KEPT_SOURCES = 8  # Source files that one decoder holds for the next pieces of streamed clips
 
 T = TypeVar("T")
-_Source = tuple[str, ArchiveMember | None]
 
 
 @dataclass
@@ -51,8 +50,9 @@ class DecodeStage:
     versions: Mapping[str, str] | None = None
     """What has to load on this node, as ``job.json`` lists it; None accepts any."""
     folders: tuple[Path, ...] = ()  # Local folders that were not empty when the job was planned
-    fetched_s: float = field(default=0.0, init=False)  # Time spent fetching sources
-    fetched_bytes: int = field(default=0, init=False)  # Also of sources on local disk
+    fetched_s: float = field(default=0.0, init=False)
+    """Time that the last call of ``process`` spent fetching sources."""
+    fetched_bytes: int = field(default=0, init=False)  # The same; also of sources on local disk
 
     def setup(self) -> None:
         """Start up inside the actor. NodeTrouble: the job's decoders do not load here."""
@@ -78,6 +78,7 @@ class DecodeStage:
 
     def process(self, items: list[WorkItem]) -> list[DecodedClip | Rejected | Failed]:
         """Decode each item. Errors that are raised are those of a store or of this node."""
+        self.fetched_s, self.fetched_bytes = 0.0, 0
         return [self._decode(item) for item in items]
 
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
@@ -184,7 +185,7 @@ class _SourceFiles:
         self._num_kept = num_kept
         self._embedded = EmbeddedVideos(options)
         self.version: int | None = None  # Of the last source requested; None if unknown
-        self._held: dict[_Source, LocalVideo] = {}  # Oldest first
+        self._held: dict[tuple[str, ArchiveMember | None], LocalVideo] = {}  # Oldest first
 
     def fetch(self, item: WorkItem) -> tuple[LocalVideo, bool]:
         """Return an item's source, and whether it was newly fetched."""

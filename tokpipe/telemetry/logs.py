@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from tokpipe.errors import ConfigError
+from tokpipe.errors import ConfigError, Fenced
 from tokpipe.telemetry.redact import printable, redact_nested
 
 LOGGER = logging.getLogger("tokpipe")
@@ -45,7 +45,8 @@ def log_event(
 def driver_log(
     path: str | None, say: Callable[[str], None], context: Mapping[str, object]
 ) -> Iterator[None]:
-    """Within the block, send warnings to ``say`` and all events to ``path``.
+    """Within the block, send warnings to ``say`` and all events to ``path``, the last of which is
+    the error that ends the block, if one does.
 
     ``path`` is a local file to append to, ``-`` for standard error, or None for no events. Every
     line has the fields of ``context``.
@@ -60,7 +61,12 @@ def driver_log(
         for handler in handlers:
             LOGGER.addHandler(handler)
             stack.callback(LOGGER.removeHandler, handler)
-        yield
+        try:
+            yield
+        except Exception as error:  # signals raise none here
+            event: EventName = "claim_lost" if isinstance(error, Fenced) else "run_failed"
+            log_event(event, str(error), level=logging.ERROR, error=type(error).__name__)
+            raise
 
 
 def start_worker_log(context: Mapping[str, object], *, as_json: bool) -> None:

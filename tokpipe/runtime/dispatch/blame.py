@@ -1,8 +1,6 @@
 """Who is at fault when work fails: retry a lease, run it alone, give up on a clip, or end the job.
 
-A clip is blamed for a lost or failing worker only if it was there alone. After ``max_attempts``
-such losses it is rejected. Many leases that fail in a row, whatever they hold, are not the clips'
-fault: they end the job.
+Many leases that fail in a row, whatever they hold, are not the clips' fault: they end the job.
 """
 
 from collections import Counter

@@ -64,13 +64,7 @@ class Dispatcher:
             case protocol.ActorPlaced():
                 parts.fleet.placed(event)
             case protocol.ActorUp():
-                is_known = event.actor in parts.fleet.actors
-                if is_known and (misfit := parts.fleet.misfit(event.encoder)):
-                    failed = protocol.SetupFailed(event.actor, misfit, is_unfit_node=True)
-                    parts.fleet.setup_failed(failed, now)
-                else:
-                    parts.fleet.came_up(event.actor)
-                    parts.fleet.hear_path(event.actor, event.path)
+                parts.fleet.came_up(event, now)
             case protocol.ActorLost():
                 if (dead := parts.fleet.lost(event, now)) is not None:
                     blame = None if event.node_lost else event.message
@@ -91,9 +85,9 @@ class Dispatcher:
         if not parts.settlement.is_stopping:
             self._follow_capacity(now)
             # A few leases' worth of items wait, and no more.
-            num_decoders = max(1, parts.fleet.num("decode"))
+            num_decoders = max(1, parts.fleet.num["decode"])
             parts.queues.ask_for_plan(parts.pools.lease_clips * 2 * num_decoders)
-            parts.streams.admit(parts.fleet.num_up("encode"))
+            parts.streams.admit(parts.fleet.num_up["encode"])
             for lease in parts.queues.due_retries(now):
                 returns.put_back(parts, lease)
             leasing.decodes(parts, now)
@@ -117,25 +111,24 @@ class Dispatcher:
     def _settle(self, now: float) -> None:
         """Write what is due, commit what is written, and end if that was all."""
         flights, queues, settlement = self.parts.flights, self.parts.queues, self.parts.settlement
-        encoding, is_stopping = flights.num("encode") > 0, settlement.is_stopping
+        encoding, is_stopping = flights.num["encode"] > 0, settlement.is_stopping
         all_encoded = (
             not encoding
-            and not flights.num("decode")
+            and not flights.num["decode"]
             and not len(self.parts.streams)
             and queues.nothing_before_write
         )
-        no_more_codes = all_encoded or (
-            is_stopping and (not encoding or settlement.encoding_is_over(now))
-        )
+        is_over = now >= settlement.encode_until or (is_stopping and not encoding)
+        no_more_codes = all_encoded or is_over
         settlement.close_due(now, all_of_them=no_more_codes)
         leasing.writes(self.parts, now)
         if no_more_codes:
             self.parts.breaker.settle(now, is_done=all_encoded)
         all_written = not (
-            settlement.has_open_shards
-            or queues.num_shards
-            or queues.has_suspects("write")
-            or flights.num("write")
+            settlement.open_shards
+            or queues.shards
+            or queues.suspects["write"]
+            or flights.num["write"]
         )
         settlement.commit_due(now, is_last=all_written and (all_encoded or is_stopping))
         settlement.finish_if_over(

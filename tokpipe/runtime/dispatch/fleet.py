@@ -5,19 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 
+from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.runtime.dispatch.protocol import (
-    ActorId,
-    ActorLost,
-    ActorPlaced,
-    AttemptId,
-    Capacity,
-    KillActor,
-    Limits,
-    NodeId,
-    SetupFailed,
-    StartActor,
-)
+from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Capacity, Limits, NodeId
 from tokpipe.telemetry.logs import EventName
 from tokpipe.types import STAGES, EncoderPath, Stage
 
@@ -138,23 +128,16 @@ class Fleet:
         """Actors that are up and hold no lease, longest idle first."""
         self._spare: dict[Stage, dict[ActorId, None]] = {stage: {} for stage in STAGES}
         """Actors that hold a lease and have a slot for another."""
-        self._num: Counter[Stage] = Counter()
-        self._num_up: Counter[Stage] = Counter()
-        self._leaving: set[ActorId] = set()
+        self.num: Counter[Stage] = Counter()
+        """Actors by stage that are up or starting, without those that are leaving."""
+        self.num_up: Counter[Stage] = Counter()  # Those of them that take leases
+        self.leaving: set[ActorId] = set()
         """Their nodes are draining: they finish what they hold, and no longer count."""
         self._none_up_since: dict[Stage, float] = {}
         self._draining: frozenset[NodeId] = frozenset()
         self._lost_nodes: set[NodeId] = set()
         self._slow: set[str] = set()  # Why encoders have been slow
         self._counted_until: float | None = None
-
-    def num(self, stage: Stage) -> int:
-        """Actors of a stage that are up or starting, without those that are leaving."""
-        return self._num[stage]
-
-    def num_up(self, stage: Stage) -> int:
-        """Those of them that take leases."""
-        return self._num_up[stage]
 
     def idle_actor(self, stage: Stage) -> ActorId | None:
         """The actor that has held nothing for longest."""
@@ -199,7 +182,7 @@ class Fleet:
         idle, spare = self._idle[actor.stage], self._spare[actor.stage]
         idle.pop(actor_id, None)
         spare.pop(actor_id, None)
-        if actor_id in self._leaving:
+        if actor_id in self.leaving:
             return
         if not actor.leases:
             idle[actor_id] = None
@@ -209,45 +192,51 @@ class Fleet:
     def start(self, stage: Stage, now: float, *, zero_cpu: bool) -> None:
         actor_id = self._out.new_id()
         self.actors[actor_id] = Actor(stage, now, zero_cpu)
-        self._num[stage] += 1
-        self._out.emit(StartActor(actor_id, stage, zero_cpu, self.starts.avoided(stage, now)))
+        self.num[stage] += 1
+        avoid = self.starts.avoided(stage, now)
+        self._out.emit(protocol.StartActor(actor_id, stage, zero_cpu, avoid))
 
     def fill(self, stage: Stage, target: int, now: float, *, one_shares: bool) -> None:
         """Start the actors that a stage lacks; ``one_shares``: one of them has zero CPUs."""
-        lacking = target - self._num[stage]
+        lacking = target - self.num[stage]
         if lacking <= 0 or not self.starts.may_start(stage, now):
             return
         zero_cpu = one_shares and not any(one.zero_cpu for one in self._staying(stage).values())
         for number in range(lacking):
             self.start(stage, now, zero_cpu=zero_cpu and not number)
 
-    def placed(self, event: ActorPlaced) -> None:
+    def placed(self, event: protocol.ActorPlaced) -> None:
         if (actor := self.actors.get(event.actor)) is not None:
             actor.node = event.node
             if event.node in self._draining:
                 self._leave(event.actor)
 
-    def came_up(self, actor_id: ActorId) -> None:
-        actor = self.actors.get(actor_id)
-        if actor is not None and not actor.up and actor_id not in self._leaving:
+    def came_up(self, event: protocol.ActorUp, now: float) -> None:
+        if (actor := self.actors.get(event.actor)) is None:
+            return
+        if misfit := self._misfit(event.encoder):
+            self.setup_failed(protocol.SetupFailed(event.actor, misfit, is_unfit_node=True), now)
+            return
+        if not actor.up and event.actor not in self.leaving:
             actor.up = True
-            self._num_up[actor.stage] += 1
+            self.num_up[actor.stage] += 1
             self.starts.came_up(actor.stage)
             self._none_up_since.pop(actor.stage, None)
-            self._shelve(actor_id)
-            self._note("actor_up", actor_id, "is up")
+            self._shelve(event.actor)
+            self._note("actor_up", event.actor, "is up")
+        self.hear_path(event.actor, event.path)
 
     def hear_path(self, actor_id: ActorId, path: EncoderPath | None) -> None:
         """Remember how an encoder computes; warn of each new reason why that is slow, once."""
-        if path is None or (actor := self.actors.get(actor_id)) is None:
+        if path is None:
             return
-        actor.path = path
+        self.actors[actor_id].path = path
         news = set(path.slow) - self._slow
         self._slow |= news
         text = f"encode actor {actor_id}: {'; '.join(sorted(news)) or path}"
         self._out.note("encoder_path", text, is_warning=bool(news), **path._asdict())
 
-    def misfit(self, found: str | None) -> str | None:
+    def _misfit(self, found: str | None) -> str | None:
         """Take in the class of an encoder that came up; return why it must not encode, if so."""
         if not found:
             return None
@@ -278,14 +267,14 @@ class Fleet:
         """Forget an actor; return it, with what it held."""
         self._discount(actor_id)
         actor = self.actors.pop(actor_id)
-        self._leaving.discard(actor_id)
+        self.leaving.discard(actor_id)
         self._idle[actor.stage].pop(actor_id, None)
         self._spare[actor.stage].pop(actor_id, None)
         if kill:
-            self._out.emit(KillActor(actor_id))
+            self._out.emit(protocol.KillActor(actor_id))
         return actor
 
-    def lost(self, event: ActorLost, now: float) -> Actor | None:
+    def lost(self, event: protocol.ActorLost, now: float) -> Actor | None:
         """An actor died; return it if it was known."""
         actor, message = self.actors.get(event.actor), event.message
         if actor is None:
@@ -302,14 +291,14 @@ class Fleet:
             self.starts.failed(actor.stage, message, now, died=True)
         return actor
 
-    def setup_failed(self, event: SetupFailed, now: float) -> None:
+    def setup_failed(self, event: protocol.SetupFailed, now: float) -> None:
         if event.actor in self.actors:
             message = event.message
             self._note("actor_refused", event.actor, f"did not start: {message}", reason=message)
             actor = self.remove(event.actor)
             is_trouble, is_unfit = event.is_node_trouble, event.is_unfit_node
             # Of those that trouble ends at the same time, one counts, and only if no other works.
-            may_start, num_up = self.starts.may_start(actor.stage, now), self._num_up[actor.stage]
+            may_start, num_up = self.starts.may_start(actor.stage, now), self.num_up[actor.stage]
             if is_trouble or is_unfit:
                 self.starts.node_trouble(actor, message, now, is_unfit=is_unfit)
             if not is_unfit and (not is_trouble or (may_start and not num_up)):
@@ -319,7 +308,7 @@ class Fleet:
         """End the job if a stage can never run on any of the nodes that have room for it."""
         for stage in STAGES:
             unfit, nodes = self.starts.unfit_nodes(stage), set(capacity.nodes_for(stage))
-            if nodes and nodes <= unfit.keys() and not self._num_up[stage]:
+            if nodes and nodes <= unfit.keys() and not self.num_up[stage]:
                 found = "; ".join(f"node {node[:12]}: {unfit[node]}" for node in sorted(nodes))
                 self._out.abort(
                     f"no node of the cluster can {stage} for this job: {found}. Other packages "
@@ -357,7 +346,7 @@ class Fleet:
 
     def surplus(self, stage: Stage, target: int) -> list[ActorId]:
         """The actors beyond ``target`` that cost least: not up yet, then idle, then newest."""
-        number = self._num[stage] - target
+        number = self.num[stage] - target
         if number <= 0:
             return []
         staying = [(one.up, len(one.leases), -i) for i, one in self._staying(stage).items()]
@@ -365,7 +354,7 @@ class Fleet:
 
     def replace_starved(self, stage: Stage, now: float) -> None:
         """If all actors of a stage have long waited for capacity, start one with zero CPUs."""
-        if self._num_up[stage]:
+        if self.num_up[stage]:
             return
         if now - self._none_up_since.setdefault(stage, now) > ZERO_CPU_AFTER_S:
             self._none_up_since[stage] = now
@@ -378,7 +367,7 @@ class Fleet:
         return {
             actor_id: actor
             for actor_id, actor in self.actors.items()
-            if actor.stage == stage and actor_id not in self._leaving
+            if actor.stage == stage and actor_id not in self.leaving
         }
 
     def drain(self, nodes: frozenset[NodeId]) -> bool:
@@ -393,27 +382,24 @@ class Fleet:
             self._out.note("nodes_draining", text, is_warning=True, nodes=sorted(news))
         return bool(news)
 
-    def is_leaving(self, actor_id: ActorId) -> bool:
-        return actor_id in self._leaving
-
     def remove_left(self) -> None:
         """Kill the actors on draining nodes that no longer hold anything."""
-        for actor_id in sorted(self._leaving):
+        for actor_id in sorted(self.leaving):
             if not self.actors[actor_id].leases:
                 self.remove(actor_id)
 
     def _leave(self, actor_id: ActorId) -> None:
         """An actor gets nothing new, and is replaced at once."""
         self._discount(actor_id)
-        self._leaving.add(actor_id)
+        self.leaving.add(actor_id)
         self._shelve(actor_id)
 
     def _discount(self, actor_id: ActorId) -> None:
         """Stop counting an actor, unless it is leaving and so is not counted."""
-        if actor_id not in self._leaving:
+        if actor_id not in self.leaving:
             actor = self.actors[actor_id]
-            self._num[actor.stage] -= 1
-            self._num_up[actor.stage] -= actor.up
+            self.num[actor.stage] -= 1
+            self.num_up[actor.stage] -= actor.up
 
     def _note(self, event: EventName, actor_id: ActorId, what: str, **more: object) -> None:
         """Log what happened to an actor; a warning unless it is good news."""

@@ -23,66 +23,62 @@ def decodes(parts: Parts, now: float) -> None:
     _suspects(parts, "decode", now)
     _pieces_to_decode(parts, now)
     clips = parts.pools.lease_clips
-    pixels = queues.num_decoded / clips + parts.streams.num_waiting
+    pixels = queues.num_decoded / clips + len(parts.streams.waiting)
     of_encoder = 2 * max(1.0, parts.pools.limits.batch_chunks / clips)
-    bound = of_encoder * max(1, fleet.num_up("encode")) + fleet.num_up("decode")
-    while pixels + parts.flights.num("decode") < bound and _has_room(parts, "decode"):
+    bound = of_encoder * max(1, fleet.num_up["encode"]) + fleet.num_up["decode"]
+    while pixels + parts.flights.num["decode"] < bound and (actor := _room(parts, "decode")):
         if (lease := queues.next_decode(clips)) is None:
             return
-        _send(parts, lease, now)
+        _send(parts, lease, now, actor)
 
 
 def encodes(parts: Parts, now: float) -> None:
     """Lease to encoders, unless codes pile up because the output's store is slow."""
-    if parts.queues.num_shards > SHARDS_AHEAD * parts.fleet.num("write"):
+    if len(parts.queues.shards) > SHARDS_AHEAD * parts.fleet.num["write"]:
         return
     _suspects(parts, "encode", now)
-    while _has_room(parts, "encode") and (clip := parts.streams.next_to_encode()):
-        actor = parts.fleet.same_actor("encode", clip.last_actor.get("encode"))
-        assert actor is not None
+    while parts.streams.to_encode and (actor := _room(parts, "encode")):
+        clip = next(iter(parts.streams.to_encode.values()))
+        actor = parts.fleet.same_actor("encode", clip.last_actor.get("encode")) or actor
         _send(parts, parts.streams.lease_encode(clip, actor), now, actor)
     clips = parts.pools.lease_clips
-    while _has_room(parts, "encode"):
+    while actor := _room(parts, "encode"):
         is_idle = parts.fleet.idle_actor("encode") is not None
         if (lease := parts.queues.next_encode(clips, is_idle=is_idle)) is None:
             return
-        _send(parts, lease, now)
+        _send(parts, lease, now, actor)
 
 
 def writes(parts: Parts, now: float) -> None:
     _suspects(parts, "write", now)
-    while _has_room(parts, "write") and (lease := parts.queues.next_shard()):
-        _send(parts, lease, now)
+    while parts.queues.shards and (actor := _room(parts, "write")):
+        _send(parts, parts.queues.shards.popleft(), now, actor)
 
 
 def _suspects(parts: Parts, stage: Stage, now: float) -> None:
-    while (actor := parts.fleet.idle_actor(stage)) and (lease := parts.queues.next_suspect(stage)):
-        _send(parts, lease, now, actor, alone=True)
+    suspects = parts.queues.suspects[stage]
+    while suspects and (actor := parts.fleet.idle_actor(stage)):
+        _send(parts, suspects.popleft(), now, actor, alone=True)
 
 
 def _pieces_to_decode(parts: Parts, now: float) -> None:
     """Let streamed clips in progress have their next pieces decoded, in turns."""
     has_leased = True
-    while has_leased and _has_room(parts, "decode"):
+    while has_leased and _room(parts, "decode"):
         has_leased = False
-        for clip in parts.streams.to_decode():
+        for clip in list(parts.streams.to_decode.values()):
             actor = parts.fleet.same_actor("decode", clip.last_actor.get("decode"))
             if actor is not None:
                 _send(parts, parts.streams.lease_decode(clip, actor), now, actor)
                 has_leased = True
 
 
-def _has_room(parts: Parts, stage: Stage) -> bool:
-    """Whether an ordinary lease may go out."""
-    return parts.fleet.actor_with_room(stage) is not None and not parts.queues.has_suspects(stage)
+def _room(parts: Parts, stage: Stage) -> ActorId | None:
+    """The actor for an ordinary lease, if one may go out."""
+    return None if parts.queues.suspects[stage] else parts.fleet.actor_with_room(stage)
 
 
-def _send(
-    parts: Parts, lease: Lease, now: float, actor: ActorId | None = None, *, alone: bool = False
-) -> None:
-    if actor is None:
-        actor = parts.fleet.actor_with_room(lease.stage)
-        assert actor is not None
+def _send(parts: Parts, lease: Lease, now: float, actor: ActorId, *, alone: bool = False) -> None:
     flight = Dispatch(parts.out.new_id(), actor, lease)
     parts.fleet.assign(actor, flight.attempt, now, alone=alone)
     parts.flights.start(flight)

@@ -1,11 +1,14 @@
-"""What the parts of the dispatcher write to: commands, and counts of what the run did."""
+"""What the parts of the dispatcher share: commands and counts, attempts in flight, kept outputs."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from tokpipe.runtime.dispatch.protocol import Abort, Command, Finish, Note
+from tokpipe.runtime.dispatch import protocol
+from tokpipe.runtime.dispatch.protocol import AttemptId, Command, Dispatch, Place
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import EventName
+from tokpipe.types import Stage
 
 
 class Outbox:
@@ -24,16 +27,16 @@ class Outbox:
     def emit(self, command: Command) -> None:
         if not self.is_over:
             self._commands.append(command)
-            self.is_over = isinstance(command, Abort | Finish)
+            self.is_over = isinstance(command, protocol.Abort | protocol.Finish)
 
     def note(
         self, event: EventName, message: str, *, is_warning: bool = False, **fields: object
     ) -> None:
-        self.emit(Note(event, message, fields, is_warning))
+        self.emit(protocol.Note(event, message, fields, is_warning))
 
     def abort(self, message: str, kind: Literal["runtime", "config"] = "runtime") -> None:
         """End the job: there is no way to finish it."""
-        self.emit(Abort(kind, message))
+        self.emit(protocol.Abort(kind, message))
 
     def take(self) -> list[Command]:
         """Return the commands since the last call."""
@@ -62,3 +65,44 @@ class Outbox:
             else:
                 values.setdefault(name, {})[by] = amount
         return self._past + Account(**values)
+
+
+class Flights:
+    """Knows every attempt in flight, and how many clips of each kept output are still unread.
+
+    A part of an output is released with its last clip.
+    """
+
+    def __init__(self, out: Outbox) -> None:
+        self._out = out
+        self.attempts: dict[AttemptId, Dispatch] = {}
+        self.num: Counter[Stage] = Counter()  # Of them by stage
+        self._unread: dict[AttemptId, Counter[int]] = {}  # By part of the output
+
+    def start(self, flight: Dispatch) -> None:
+        self.attempts[flight.attempt] = flight
+        self.num[flight.lease.stage] += 1
+
+    def end(self, attempt: AttemptId) -> Dispatch | None:
+        """End an attempt and return it; None if it was abandoned, so its answer does not count."""
+        if (flight := self.attempts.pop(attempt, None)) is not None:
+            self.num[flight.lease.stage] -= 1
+        return flight
+
+    def keep(self, attempt: AttemptId, places: Sequence[Place]) -> None:
+        """Keep what is at these places until it is used; without any, release the output now."""
+        if places:
+            self._unread[attempt] = Counter(place.part for place in places)
+        else:
+            self._out.emit(protocol.Release(attempt))
+
+    def use_up(self, places: Iterable[Place]) -> None:
+        """What is at these places is no longer needed."""
+        for source, _, part in places:
+            unread = self._unread[source]
+            unread[part] -= 1
+            if not unread.total():
+                del self._unread[source]
+                self._out.emit(protocol.Release(source))
+            elif not unread[part]:
+                self._out.emit(protocol.Release(source, part=part))

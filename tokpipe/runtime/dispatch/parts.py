@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from tokpipe.runtime.dispatch.blame import Blame
 from tokpipe.runtime.dispatch.fleet import Fleet
-from tokpipe.runtime.dispatch.flights import Flights
-from tokpipe.runtime.dispatch.outbox import Outbox
+from tokpipe.runtime.dispatch.outbox import Flights, Outbox
 from tokpipe.runtime.dispatch.pools import Pools
 from tokpipe.runtime.dispatch.protocol import Limits
 from tokpipe.runtime.dispatch.queues import Queues

@@ -22,6 +22,8 @@ ActorId = int
 AttemptId = int
 StreamId = int
 NodeId = str
+STATE = 1
+STOP_GRACE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,9 @@ class Place(NamedTuple):
 
     source: AttemptId
     at: int
-    part: int = 0  # Pixels have one for each size of frames, because encoders fetch whole parts
+    part: int = 0
+    """Pixels have one for each size of frames, because encoders fetch whole parts. Codes are part
+    0 of what an encoder puts out, and the state that it leaves is part ``STATE``."""
 
 
 class Clip(NamedTuple):
@@ -219,7 +223,7 @@ class Committed(NamedTuple):
 class StopRequested(NamedTuple):
     """Commit what is finished and end. Encoders get ``grace_s`` to finish, then writers too."""
 
-    grace_s: float
+    grace_s: float = STOP_GRACE_S
 
 
 class Tick(NamedTuple):
@@ -262,11 +266,10 @@ class FindInputs(NamedTuple):
 
 
 class Release(NamedTuple):
-    """The output of an attempt is no longer needed, nor any state that it left; or only that."""
+    """The output of an attempt is no longer needed, or only a part of it."""
 
     attempt: AttemptId
-    state_only: bool = False
-    part: int | None = None  # Only this part of the output
+    part: int | None = None
 
 
 class FetchPlan(NamedTuple):

@@ -22,7 +22,7 @@ class Queues:
     def __init__(self, limits: Limits, out: Outbox) -> None:
         self._limits = limits
         self._out = out
-        self._plan_is_asked = False
+        self._may_ask_for_plan = True
         self._plan_is_exhausted = False
         self._items: deque[WorkItem] = deque()
         self._segments: deque[tuple[WorkItem, range]] = deque()
@@ -32,13 +32,10 @@ class Queues:
         self._full: dict[Hashable, deque[list[Clip]]] = {}
         """Full groups by kind, whose turns come in this order, and groups that were put back."""
         self._num_full = 0  # Clips in them
-        self._shards: deque[Lease] = deque()
-        self._suspects: dict[Stage, deque[Lease]] = {stage: deque() for stage in STAGES}
+        self.shards: deque[Lease] = deque()
+        self.suspects: dict[Stage, deque[Lease]] = {stage: deque() for stage in STAGES}
+        """Leases to run alone on an actor, because the last one to hold each was lost."""
         self._retries: list[tuple[float, int, Lease]] = []  # A heap, by when each is due
-
-    @property
-    def num_shards(self) -> int:
-        return len(self._shards)
 
     @property
     def num_decoded(self) -> float:
@@ -46,29 +43,23 @@ class Queues:
         neither keep decoders from filling the groups, nor add up without a bound."""
         return self._num_full + sum(len(clips) for clips, _ in self._filling.values()) / 2
 
-    def has_suspects(self, stage: Stage) -> bool:
-        return bool(self._suspects[stage])
-
     @property
     def nothing_before_write(self) -> bool:
         """Nothing waits to be planned, decoded or encoded."""
-        suspects = self._suspects["decode"], self._suspects["encode"]
+        suspects = self.suspects["decode"], self.suspects["encode"]
         waiting = self._items, self._segments, self._filling, self._full, self._retries, *suspects
-        return self._plan_is_exhausted and not self._plan_is_asked and not any(waiting)
+        return self._plan_is_exhausted and not any(waiting)
 
     def ask_for_plan(self, low: int) -> None:
         """Fetch more of the plan if fewer than ``low`` items wait."""
-        if not self._plan_is_exhausted and not self._plan_is_asked and len(self._items) < low:
-            self._plan_is_asked = True
+        if self._may_ask_for_plan and len(self._items) < low:
+            self._may_ask_for_plan = False
             self._out.emit(FetchPlan(2 * low))
 
     def planned(self, event: Planned) -> None:
-        self._plan_is_asked = False
         self._plan_is_exhausted = event.exhausted
+        self._may_ask_for_plan = not event.exhausted
         self._items.extend(event.items)
-
-    def add_shard(self, lease: Lease) -> None:
-        self._shards.append(lease)
 
     def add_decoded(self, clip: Clip, num_frames: int, max_clips: int) -> None:
         """Put a clip into a group: of up to ``max_clips``, or as many as a batch has rows."""
@@ -87,10 +78,6 @@ class Queues:
         """A source turned out to be cut: its segments after the first become work too."""
         self._segments.append((item, range(1, total)))
 
-    def add_suspect(self, lease: Lease) -> None:
-        """Run a lease alone on an actor, because the last one to hold it was lost."""
-        self._suspects[lease.stage].append(lease)
-
     def add_retry(self, due: float, number: int, lease: Lease) -> None:
         """Try a lease again at a later time; ``number`` orders leases that are due together."""
         heappush(self._retries, (due, number, lease))
@@ -106,10 +93,7 @@ class Queues:
             self._full = {lease: deque([[*lease.clips]]), **self._full}
             self._num_full += len(lease.clips)
         else:
-            self._shards.appendleft(lease)
-
-    def next_suspect(self, stage: Stage) -> Lease | None:
-        return self._suspects[stage].popleft() if self._suspects[stage] else None
+            self.shards.appendleft(lease)
 
     def next_decode(self, max_clips: int) -> Lease | None:
         """Consecutive segments of one source, or single clips."""
@@ -138,9 +122,6 @@ class Queues:
             return None
         return Lease("encode", tuple(clips))
 
-    def next_shard(self) -> Lease | None:
-        return self._shards.popleft() if self._shards else None
-
     def due_retries(self, now: float) -> Iterator[Lease]:
         """Take out the leases whose pause is over."""
         while self._retries and self._retries[0][0] <= now:
@@ -150,5 +131,5 @@ class Queues:
         """Drop the suspects and retries of a streamed clip that has ended."""
         self._retries = [one for one in self._retries if one[2].stream != stream_id]
         heapify(self._retries)
-        for stage, suspects in self._suspects.items():
-            self._suspects[stage] = deque(one for one in suspects if one.stream != stream_id)
+        for stage, suspects in self.suspects.items():
+            self.suspects[stage] = deque(one for one in suspects if one.stream != stream_id)

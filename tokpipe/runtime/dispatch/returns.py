@@ -7,20 +7,10 @@ clip is rejected.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import Actor
 from tokpipe.runtime.dispatch.parts import Parts
-from tokpipe.runtime.dispatch.protocol import (
-    AttemptId,
-    Clip,
-    DecodedInfo,
-    EncodedInfo,
-    Info,
-    Lease,
-    LeaseDone,
-    LeaseFailed,
-    Place,
-    Release,
-)
+from tokpipe.runtime.dispatch.protocol import AttemptId, Clip, Info, Lease, LeaseDone, Place
 from tokpipe.runtime.dispatch.streams import StreamedClip
 from tokpipe.types import Failed, Receipt, Rejected, Stage
 
@@ -29,7 +19,7 @@ def done(parts: Parts, event: LeaseDone, now: float) -> None:
     """A stage answered."""
     attempt, answer = event.attempt, event.answer
     if (flight := parts.flights.end(attempt)) is None:
-        parts.out.emit(Release(attempt))
+        parts.out.emit(protocol.Release(attempt))
         return
     lease = flight.lease
     held_s = parts.fleet.free(flight.actor, attempt, now)
@@ -44,7 +34,8 @@ def done(parts: Parts, event: LeaseDone, now: float) -> None:
         parts.flights.use_up(lease.places)
         return
     failed = [one for one in answer if isinstance(one, Failed)]
-    parts.breaker.decoded(sum(isinstance(one, DecodedInfo) for one in answer), attempt, now)
+    num_decoded = sum(isinstance(one, protocol.DecodedInfo) for one in answer)
+    parts.breaker.decoded(num_decoded, attempt, now)
     parts.blame.answered(lease, failed[0] if len(failed) == len(answer) else None)
     if lease.stream is not None:
         _piece_done(parts, event, lease, answer[0], now)
@@ -52,7 +43,7 @@ def done(parts: Parts, event: LeaseDone, now: float) -> None:
         _decoded(parts, attempt, lease, answer, now)
     else:
         _encoded(parts, event, lease, answer, now)
-    if parts.fleet.is_leaving(flight.actor):
+    if flight.actor in parts.fleet.leaving:
         parts.settlement.endanger(attempt)
 
 
@@ -76,7 +67,7 @@ def _decoded(
         total = result.ref.num_segments
         if item.num_segments is None and not isinstance(result, Failed):
             parts.out.count("num_opened")
-        if isinstance(result, DecodedInfo) and item.version is None and not item.follows:
+        if isinstance(result, protocol.DecodedInfo) and item.version is None and not item.follows:
             item = replace(item, version=result.version)  # its other clips need the same content
         if item.num_segments is None and total > 1:
             item = replace(item, num_segments=total)
@@ -86,7 +77,7 @@ def _decoded(
             _reject(parts, result, now)
         elif isinstance(result, Failed):
             _try_later(parts, Lease("decode", (Clip(item),)), result, now)
-        elif isinstance(result, DecodedInfo):
+        elif isinstance(result, protocol.DecodedInfo):
             kept.append(pixels := Place(attempt, at, result.part))
             if result.num_pieces > 1:
                 parts.streams.start(parts.out.new_id(), item, result.num_pieces, pixels)
@@ -99,7 +90,7 @@ def _decoded(
 def _encoded(
     parts: Parts, event: LeaseDone, lease: Lease, answer: Sequence[Info], now: float
 ) -> None:
-    encoded = [one for one in answer if isinstance(one, EncodedInfo)]
+    encoded = [one for one in answer if isinstance(one, protocol.EncodedInfo)]
     parts.out.count("clips", len(encoded), by="encode")
     parts.flights.keep(event.attempt, [Place(event.attempt, 0)] * len(encoded))
     num_codes = sum(one.num_codes for one in encoded)
@@ -108,7 +99,7 @@ def _encoded(
             _try_later(parts, lease._replace(clips=(clip,)), result, now)
             continue
         parts.flights.use_up(clip.places)
-        if isinstance(result, EncodedInfo):
+        if isinstance(result, protocol.EncodedInfo):
             encode_s = event.busy_s * result.num_codes / max(1, num_codes)
             done = Clip(clip.item, (Place(event.attempt, at),), encode_s)
             parts.settlement.add_codes(done, result.grid, result.num_codes, now)
@@ -121,8 +112,8 @@ def _encoded(
 def _piece_done(parts: Parts, event: LeaseDone, lease: Lease, result: Info, now: float) -> None:
     """A piece of a streamed clip was decoded or encoded."""
     attempt, clip = event.attempt, parts.streams.of(lease)
-    is_useful = clip is not None and isinstance(result, DecodedInfo | EncodedInfo)
-    made = Place(attempt, 0, result.part if isinstance(result, DecodedInfo) else 0)
+    is_useful = clip is not None and isinstance(result, protocol.DecodedInfo | protocol.EncodedInfo)
+    made = Place(attempt, 0, result.part if isinstance(result, protocol.DecodedInfo) else 0)
     parts.flights.keep(attempt, [made] * is_useful)
     if clip is None:
         return  # it ended while this was in flight
@@ -130,21 +121,21 @@ def _piece_done(parts: Parts, event: LeaseDone, lease: Lease, result: Info, now:
         _give_up(parts, lease, result, now)
     elif isinstance(result, Failed):
         _try_later(parts, lease, result, now)
-    elif isinstance(result, DecodedInfo):
+    elif isinstance(result, protocol.DecodedInfo):
         parts.streams.decoded(clip, lease.clips[0].item.piece, made)
         parts.out.count("clips", clip.is_decoded, by="decode")
     else:
         pixels, state = parts.streams.encoded(clip, attempt, result, event.busy_s)
         parts.flights.use_up([pixels])
         if state is not None:
-            parts.out.emit(Release(state, state_only=True))
+            parts.out.emit(protocol.Release(state, protocol.STATE))
         if clip.is_encoded:
             parts.out.count("clips", by="encode")
             whole = Clip(clip.item, tuple(clip.codes), clip.encode_s)
             parts.settlement.add_codes(whole, result.grid, clip.num_codes, now)
 
 
-def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
+def failed(parts: Parts, event: protocol.LeaseFailed, now: float) -> None:
     """A stage raised."""
     if (flight := parts.flights.end(event.attempt)) is None:
         return
@@ -161,7 +152,7 @@ def failed(parts: Parts, event: LeaseFailed, now: float) -> None:
         reason=message,
         num_clips=num_clips,
     )
-    parts.out.emit(Release(event.attempt))
+    parts.out.emit(protocol.Release(event.attempt))
     if kind == "inputs_lost":
         _start_over(parts, lease, event.lost)
     elif kind == "storage":
@@ -189,7 +180,7 @@ def lost(parts: Parts, actor: Actor, now: float, *, blame: str | None) -> None:
     for position, attempt in enumerate(actor.leases):
         flight = parts.flights.end(attempt)
         assert flight is not None
-        parts.out.emit(Release(attempt))
+        parts.out.emit(protocol.Release(attempt))
         if blame is not None and position == 0:
             _blame_worker_loss(parts, flight.lease, "worker_lost", blame, now)
         else:
@@ -203,8 +194,7 @@ def _blame_worker_loss(parts: Parts, lease: Lease, reason: str, why: str, now: f
     if isinstance(verdict, Rejected):
         _give_up(parts, lease, verdict, now)
     else:
-        for suspect in verdict:
-            parts.queues.add_suspect(suspect)
+        parts.queues.suspects[lease.stage].extend(verdict)
 
 
 def _try_later(parts: Parts, lease: Lease, failed: Failed, now: float) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from math import inf
 
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.outbox import Outbox
@@ -16,7 +17,6 @@ MIN_ALARM, MAX_ALARM = 20, 500  # Fewer rejections stop no job: it is small, or 
 SUSPECT = 5
 """An alarm from which on rejections are not committed by a run that stops, or fails at its end."""
 ENOUGH_ROWS = 100  # Rows that are opened before they say how many clips the others have
-GRACE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -26,7 +26,6 @@ class _OpenShard:
     since: float
     num_codes: int = 0
     clips: list[protocol.Clip] = field(default_factory=list)
-    is_endangered: bool = False  # Some of its codes are on a draining node
 
 
 class Settlement:
@@ -39,41 +38,42 @@ class Settlement:
         self._limits = limits
         self._queues = queues
         self._out = out
-        self._open: dict[tuple[int, int], _OpenShard] = {}
+        self.open_shards: dict[tuple[int, int], _OpenShard] = {}  # By grid
         self._receipts: list[Receipt] = []
         self._rejected: list[Rejected] = []
-        self._rejected_since: float | None = None
+        self._rejected_since = inf  # When the first of them came
         self._useful_s = 0.0  # Encoder seconds behind the receipts
         self._reported = Account()  # What commits so far have reported
         self._committing: Account | None = None
         """What the commit in flight will add to the account of the run."""
-        self._encode_until: float | None = None  # Set when the job is asked to stop
-        self.end_by = 0.0  # When a stop ends the job, whatever is still being written
+        self.encode_until = inf  # When a stop's grace for encoders is over
+        self.end_by = inf  # When a stop ends the job, whatever is still being written
         self.why = ""  # Why the job is stopped early, if it is because of its rejections
 
     def add_codes(
         self, clip: protocol.Clip, grid: tuple[int, int], num_codes: int, now: float
     ) -> None:
         """Put an encoded clip into the open shard of its grid."""
-        shard = self._open.setdefault(grid, _OpenShard(since=now))
+        shard = self.open_shards.setdefault(grid, _OpenShard(since=now))
         shard.clips.append(clip)
         shard.num_codes += num_codes
 
     def endanger(self, attempt: protocol.AttemptId) -> None:
         """An output is on a draining node: write its codes soon."""
-        for shard in self._open.values():
-            places = (place for clip in shard.clips for place in clip.places)
-            shard.is_endangered |= any(place.source == attempt for place in places)
+        for shard in self.open_shards.values():
+            if any(place.source == attempt for clip in shard.clips for place in clip.places):
+                shard.since = -inf
 
     def close_due(self, now: float, *, all_of_them: bool) -> None:
-        """Close shards that are full, old or endangered, or all of them."""
+        """Close shards that are full or old, or all of them."""
         limits = self._limits
-        for grid, shard in list(self._open.items()):
+        for grid, shard in list(self.open_shards.items()):
             is_full = shard.num_codes * limits.bytes_per_code >= limits.shard_bytes
             is_old = now - shard.since >= limits.shard_max_age_s
-            if all_of_them or shard.is_endangered or is_full or is_old:
-                clips = tuple(self._open.pop(grid).clips)
-                self._queues.add_shard(protocol.Lease("write", clips, lease_id=self._out.new_id()))
+            if all_of_them or is_full or is_old:
+                clips = tuple(self.open_shards.pop(grid).clips)
+                lease = protocol.Lease("write", clips, lease_id=self._out.new_id())
+                self._queues.shards.append(lease)
 
     def written(self, receipt: Receipt, encode_s: float) -> None:
         """A shard is stored and can be committed."""
@@ -81,21 +81,19 @@ class Settlement:
         self._useful_s += encode_s
 
     def reject(self, rejected: Rejected, now: float) -> None:
-        if self._rejected_since is None:
-            self._rejected_since = now
+        self._rejected_since = min(now, self._rejected_since)
         self._rejected.append(rejected)
 
     def commit_due(self, now: float, *, is_last: bool) -> None:
         """Commit if there is enough, or if nothing else will come; one commit at a time."""
         if self._committing is not None or not (self._receipts or self._rejected):
             return
-        since = self._rejected_since
-        waited = since is not None and now - since >= self._limits.shard_max_age_s
+        waited = now - self._rejected_since >= self._limits.shard_max_age_s
         is_enough = self._receipts or len(self._rejected) >= REJECTED_PER_COMMIT
         if not (is_enough or is_last or waited):
             return
         receipts, rejected = tuple(self._receipts), tuple(self._rejected)
-        self._receipts, self._rejected, self._rejected_since = [], [], None
+        self._receipts, self._rejected, self._rejected_since = [], [], inf
         self._committing = Account(
             useful_s=self._useful_s,
             clips={"write": sum(len(one.clips) for one in receipts)},
@@ -121,32 +119,22 @@ class Settlement:
         """Let encoders finish for a grace period, and writers for another."""
         text = "stopping early: too many clips are rejected" if self.why else "stopping"
         self._out.note("stop_requested", text, is_warning=bool(self.why), grace_s=event.grace_s)
-        self._encode_until = now + event.grace_s
+        self.encode_until = now + event.grace_s
         self.end_by = now + 2 * event.grace_s
 
     @property
     def is_stopping(self) -> bool:
-        return self._encode_until is not None
-
-    def encoding_is_over(self, now: float) -> bool:
-        """Whether a stop's grace for encoders has passed."""
-        return self._encode_until is not None and now >= self._encode_until
-
-    @property
-    def has_open_shards(self) -> bool:
-        return bool(self._open)
+        return self.encode_until < inf
 
     def finish_if_over(
         self, now: float, *, all_written: bool, all_encoded: bool, encoding: bool
     ) -> None:
         """End the job if nothing is left to do, or if it is asked to stop and may."""
-        if self.is_stopping and now >= self.end_by:
+        all_committed = all_written and not (self._committing or self._receipts or self._rejected)
+        if all_committed and all_encoded and not self.why:
+            self._out.emit(protocol.Finish("done"))
+        elif now >= self.end_by or (all_committed and self.is_stopping and not encoding):
             self._out.emit(protocol.Finish("stopped", self.why))
-        elif all_written and not (self._committing or self._receipts or self._rejected):
-            if all_encoded and not self.why:
-                self._out.emit(protocol.Finish("done"))
-            elif self.is_stopping and not encoding:
-                self._out.emit(protocol.Finish("stopped", self.why))
 
 
 class Breaker:
@@ -241,4 +229,4 @@ class Breaker:
             "If the clips are unusable, raise max_rejected_fraction; 1.0 allows any number",
         ]
         self._settlement.why = "\n".join(map(printable, lines))
-        self._settlement.stop(protocol.StopRequested(GRACE_S), now)
+        self._settlement.stop(protocol.StopRequested(), now)

@@ -13,15 +13,8 @@ Piece 0 is decoded like any clip, and its answer says how many pieces there are.
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from tokpipe.runtime.dispatch.protocol import (
-    ActorId,
-    AttemptId,
-    Clip,
-    EncodedInfo,
-    Lease,
-    Place,
-    StreamId,
-)
+from tokpipe.runtime.dispatch import protocol
+from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Clip, Lease, Place, StreamId
 from tokpipe.types import Stage, WorkItem
 
 AHEAD = 2  # One piece is ready when its turn comes, and another is on its way
@@ -79,37 +72,33 @@ class StreamedClips:
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[StreamedClip] = deque()
+        self.waiting: deque[StreamedClip] = deque()
         self._in_progress: dict[StreamId, StreamedClip] = {}
-        self._to_decode: dict[StreamId, StreamedClip] = {}
+        self.to_decode: dict[StreamId, StreamedClip] = {}
         """Those with a piece for a decoder, longest waiting first."""
-        self._to_encode: dict[StreamId, StreamedClip] = {}
+        self.to_encode: dict[StreamId, StreamedClip] = {}  # The same for an encoder
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._in_progress)
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting) + len(self._in_progress)
 
     @property
     def pieces(self) -> tuple[int, int, float]:
         """Of the clips that have not ended: encoded pieces, all pieces, and how many clips the
         encoded ones are worth."""
         clips = [(one.next_piece, one.num_pieces) for one in self._in_progress.values()]
-        clips += [(0, one.num_pieces) for one in self._waiting]
+        clips += [(0, one.num_pieces) for one in self.waiting]
         return sum(a for a, _ in clips), sum(b for _, b in clips), sum(a / b for a, b in clips)
 
     def start(self, stream_id: StreamId, item: WorkItem, num_pieces: int, pixels: Place) -> None:
         """Add a clip whose first piece is decoded."""
         item = replace(item, piece=0, num_pieces=num_pieces)
-        self._waiting.append(StreamedClip(stream_id, item, num_pieces, {0: pixels}))
+        self.waiting.append(StreamedClip(stream_id, item, num_pieces, {0: pixels}))
 
     def admit(self, num_encoders: int) -> None:
         """Let waiting clips start while there is room."""
         most = STREAMS_PER_ENCODER * max(1, num_encoders)
-        while self._waiting and len(self._in_progress) < most:
-            clip = self._waiting.popleft()
+        while self.waiting and len(self._in_progress) < most:
+            clip = self.waiting.popleft()
             self._in_progress[clip.stream_id] = clip
             self._queue(clip)
 
@@ -120,13 +109,6 @@ class StreamedClips:
     def has_ended(self, lease: Lease) -> bool:
         """Whether a lease is a piece of a clip that has ended."""
         return lease.stream is not None and lease.stream not in self._in_progress
-
-    def to_decode(self) -> list[StreamedClip]:
-        return list(self._to_decode.values())
-
-    def next_to_encode(self) -> StreamedClip | None:
-        """The clip whose next piece has waited longest for an encoder."""
-        return next(iter(self._to_encode.values()), None)
 
     def lease_decode(self, clip: StreamedClip, actor: ActorId) -> Lease:
         piece = clip.piece_to_decode
@@ -161,7 +143,7 @@ class StreamedClips:
         self._queue(clip)
 
     def encoded(
-        self, clip: StreamedClip, attempt: AttemptId, info: EncodedInfo, encode_s: float
+        self, clip: StreamedClip, attempt: AttemptId, info: protocol.EncodedInfo, encode_s: float
     ) -> tuple[Place, AttemptId | None]:
         """An attempt has encoded the next piece; return the pixels and state it used up.
 
@@ -181,14 +163,14 @@ class StreamedClips:
 
     def end(self, clip: StreamedClip) -> None:
         """Forget a clip; the caller releases what it holds."""
-        for clips in (self._in_progress, self._to_decode, self._to_encode):
+        for clips in (self._in_progress, self.to_decode, self.to_encode):
             clips.pop(clip.stream_id, None)
 
     def _queue(self, clip: StreamedClip) -> None:
         """Move a clip to the end of the queues that it belongs to now, and out of the others."""
-        self._to_decode.pop(clip.stream_id, None)
-        self._to_encode.pop(clip.stream_id, None)
+        self.to_decode.pop(clip.stream_id, None)
+        self.to_encode.pop(clip.stream_id, None)
         if clip.piece_to_decode is not None:
-            self._to_decode[clip.stream_id] = clip
+            self.to_decode[clip.stream_id] = clip
         if clip.can_encode:
-            self._to_encode[clip.stream_id] = clip
+            self.to_encode[clip.stream_id] = clip
