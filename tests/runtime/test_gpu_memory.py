@@ -1,7 +1,6 @@
 """The start of a job on a node that Ray takes to have a GPU, of which only the name is known."""
 
 import io
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,10 @@ def l4() -> Iterator[None]:
             yield
     finally:
         cluster.shutdown()
+
+
+class Holder:
+    """An actor of another job."""
 
 
 def job_of(folder: Path, size: int = 256, **encode: Any) -> JobConfig:
@@ -100,16 +103,16 @@ def test_a_card_that_answers_is_believed_and_no_start_waits_for_one_that_does_no
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = RuntimeConfig()
+    monkeypatch.setattr(cluster_module, "CARDS_WITHIN_S", 15.0)
     assert gpu_bytes(config) == {"L4": 24 * GB}, "torch sees no GPU here"
     there = ray.remote(num_cpus=0, num_gpus=0.01)(lambda: 22 * GB)
     monkeypatch.setattr(cluster_module, "_CARD_BYTES", there)
     assert gpu_bytes(config) == {"L4": 22 * GB}
     monkeypatch.setattr(cluster_module, "CARDS_WITHIN_S", 0.5)
-    holder = ray.remote(num_cpus=0, num_gpus=1)(lambda: time.sleep(60)).remote()
-    while ray.available_resources().get("GPU"):
-        time.sleep(0.05)
+    holder: Any = ray.remote(num_cpus=0, num_gpus=1)(Holder).remote()
+    ray.get(holder.__ray_ready__.remote(), timeout=30)  # the query has left it a whole GPU
     assert gpu_bytes(config) == {"L4": 24 * GB}
-    ray.cancel(holder, force=True)
+    ray.kill(holder)
     elsewhere = RuntimeConfig(encode=PoolConfig(accelerator_type="H100"))
     assert gpu_bytes(elsewhere) == {"H100": 80 * GB}, "an autoscaler may add it"
     assert gpu_bytes(RuntimeConfig(encode=PoolConfig(labels={"no": "node"}))) == {}
