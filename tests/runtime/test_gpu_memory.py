@@ -37,10 +37,6 @@ def l4() -> Iterator[None]:
         cluster.shutdown()
 
 
-class Holder:
-    """An actor of another job."""
-
-
 def job_of(folder: Path, size: int = 256, **encode: Any) -> JobConfig:
     (folder / "videos").mkdir(exist_ok=True)
     if not (folder / "videos/0.mp4").exists():
@@ -102,6 +98,9 @@ def test_what_cannot_fit_is_rejected_before_anything_is_written(
 def test_a_card_that_answers_is_believed_and_no_start_waits_for_one_that_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    class Holder:  # pickled by value, because workers cannot import tests
+        """An actor of another job."""
+
     config = RuntimeConfig()
     monkeypatch.setattr(cluster_module, "CARDS_WITHIN_S", 15.0)
     assert gpu_bytes(config) == {"L4": 24 * GB}, "torch sees no GPU here"
