@@ -153,7 +153,6 @@ def passes(*, former: bool = False, batch: int = 1) -> tuple[Pass, ...]:
         folded = None if former else kernels
         enter(mock.patch.object(blocks, "gpu_kernels", return_value=folded))
         enter(mock.patch.object(blocks, "residual", recorder.residual))
-        enter(mock.patch.object(torch, "is_autocast_enabled", return_value=False))  # no "meta"
         enter(torch.no_grad())
         enter(recorder)
         encoder(x)

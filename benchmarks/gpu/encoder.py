@@ -1,10 +1,8 @@
 """The published encoder in bfloat16: plain eager code, tokpipe's, and tokpipe's as graphs."""
 
-import importlib
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,14 +150,14 @@ def graphed(setting: Setting, call: Call) -> Call:
 def _memory(setting: Setting, batch: int, peak_bytes: int) -> Finding:
     """Whether the prediction of a peak holds: of a tokenizer with this encoder."""
     try:
-        memory: Any = importlib.import_module("tokpipe.models.memory")
-        building: Any = importlib.import_module("tokpipe.models.tokenizers.build")
         from benchmarks.gpu.stage import tokenizer_config
+        from tokpipe.models.memory import peak_bytes as predict
+        from tokpipe.models.tokenizers.build import build_on_meta
     except ImportError as error:
         return Left(f"the predicted peak of a batch of {batch}", str(error))
-    tokenizer = building.build_on_meta(tokenizer_config(setting), torch.bfloat16)
+    tokenizer = build_on_meta(tokenizer_config(setting), setting.of(torch.bfloat16, torch.float32))
     frames, side = setting.of((FRAMES, GPU_SIZE), (5, 8))
-    predicted = memory.peak_bytes(tokenizer, frames, (side, side), batch, in_pieces=False)
+    predicted = predict(tokenizer, (batch, frames, side, side))
     return setting.claim(
         f"the predicted peak of a batch of {batch} is right to 10 %",
         abs(peak_bytes / predicted - 1) < 0.1,

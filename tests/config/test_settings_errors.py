@@ -194,6 +194,7 @@ def test_an_error_says_what_to_write(place: str, found: Any, write: str) -> None
     ("section", "value", "said"),
     [
         ("storage", {"deadline_s": 7200}, "storage.deadline_s=7200 and runtime.write.lease_dea"),
+        ("encode", {"batch_chunks": 0}, "found 0; write a whole number above 0 or auto"),
         ("runtime", {"write": {"lease_deadline_s": 3500}}, "take at most 3600 s, because `tokpipe"),
         ("runtime", {"decode": {"resources": {"GPU": 1}}}, "GPU cannot be set here: use cpus and"),
         ("runtime", {"write": {"labels": {"ray.io/node-id": "a"}}}, "ray.io/node-id cannot be set"),

@@ -7,8 +7,10 @@ import pytest
 
 from tokpipe.audit import audit
 from tokpipe.config.job import StoreOptions
+from tokpipe.errors import PlanMismatch
 from tokpipe.export import FORMATS, export_output
 from tokpipe.formats import job_record
+from tokpipe.identity.fingerprint import fingerprint_settings
 from tokpipe.plan import StoredPlan
 from tokpipe.reader import Output, open_output
 from tokpipe.storage import open_store
@@ -39,6 +41,29 @@ def test_the_audit_is_clean() -> None:
 def test_a_plan_that_counted_nothing_beside_its_sources_is_read() -> None:
     record = job_record.read(open_store(str(WRITTEN_BY_0_1_0), StoreOptions()))
     assert not StoredPlan.from_json(record.plan).left_out.counts
+
+
+@pytest.mark.parametrize("given", ["auto", 4])
+def test_a_batch_that_was_recorded_before_it_could_be_auto_is_continued(
+    given: int | str, output: Output
+) -> None:
+    """The settings of a GPU's output of that time, with its former default."""
+    store = open_store(str(WRITTEN_BY_0_1_0), StoreOptions())
+    job = output.record.recorded_job(store.uri)
+    assert job.encode.batch_chunks == 4
+    encode = job.encode.model_copy(update={"device": "cuda", "batch_chunks": given})
+    again = job.model_copy(update={"encode": encode})
+    codes = fingerprint_settings(job, weights_hash="w", device="cuda", decoders={"av": "18.1"})
+    assert codes["encode"]["batch_chunks"] == 4
+    record = output.record.model_copy(
+        update={"settings": codes, "job": again.model_dump(mode="json")}
+    )
+    job_record.check_resumable(store, record, again, "w", {"av": "18.1"})
+    assert record.settled(again).encode.batch_chunks == 4
+    other = encode.model_copy(update={"batch_chunks": 8})
+    changed = again.model_copy(update={"encode": other})
+    with pytest.raises(PlanMismatch, match=r"encode\.batch_chunks: 4 -> 8"):
+        job_record.check_resumable(store, record, changed, "w", {"av": "18.1"})
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -1,5 +1,6 @@
 """``tokpipe plan`` against what a job's stages make of the same videos."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.end_to_end.jobs import WITH_DECODER, files, run_without_ray, write_job, write_video
+from tests.stages.test_fit import PUBLISHED
 from tokpipe.config import JobConfig, load_job
 from tokpipe.errors import ConfigError
 from tokpipe.reader import open_output
+from tokpipe.stages.fit import SHOWN
 from tokpipe.verbs.forecast import Estimate, forecast
 
 LENGTHS = (1, 2, 8, 9, 10, 18, 21, 30)
@@ -90,3 +93,21 @@ def test_a_decoder_that_is_not_installed_is_explained(
     job = job_of(videos, tmp_path, decode={"backend": "decord"})
     with pytest.raises(ConfigError, match="decord does not load"):
         forecast(job)
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_a_job_for_gpus_is_told_what_they_hold(device: str, videos: Path, tmp_path: Path) -> None:
+    changes = {"tokenizer": PUBLISHED, "frames": {"buckets": [[32, 32], [1080, 1920]]}}
+    clips = {"sampling": {"max_clip_frames": 17}, "chunking": {"chunk_frames": 17}}
+    job = job_of(videos, tmp_path, **changes, **clips, encode={"device": device})
+    found = forecast(job, num_sampled=1)
+    lines = [line.strip() for line in found.lines() if "of a GPU" in line]
+    if device == "cpu":
+        assert not lines
+        assert not found.memory
+        return
+    small, large = json.loads(json.dumps(found.to_dict()))["memory"]
+    assert lines == [small["text"], large["text"]]
+    assert small["batch_chunks"] == dict.fromkeys(SHOWN, 8)
+    assert (large["shape"], large["batch_chunks"]["L4"]) == ([17, 1080, 1920], 0)
+    assert "L4 none, but chunks of 17x" in large["text"]

@@ -130,6 +130,8 @@ def _follow(annotation: Any, location: Location) -> tuple[Any, Location]:
             annotation = kinds.get(str(part))
             continue
         annotation = bare(annotation)
+        if get_origin(annotation) in (Union, UnionType):
+            continue  # of plain values: the part names one of them
         place.append(part)
         if get_origin(annotation) in (tuple, dict):
             annotation = get_args(annotation)[get_origin(annotation) is dict]
@@ -186,6 +188,8 @@ def accepted(annotation: Any) -> str:
         return f"a section with {', '.join(_required(fields) or fields)}"
     if get_origin(annotation) is Literal:
         return one_of(arguments)
+    if get_origin(annotation) in (Union, UnionType):
+        return one_of(map(accepted, arguments))
     if get_origin(annotation) is tuple:
         number = "" if arguments[-1] is Ellipsis else f" of {len(arguments)} values"
         return f"a list{number}, each {accepted(arguments[0])}"

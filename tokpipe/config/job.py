@@ -151,14 +151,20 @@ class EncodeConfig(Frozen):
     """Type that the encoder computes in. The quantizer always uses float32, and tokpipe's own
     models accumulate in float32. ``float16`` is for GPUs without bfloat16; it overflows above
     65,504, and clips in which that happens are rejected."""
-    batch_chunks: PositiveInt = 4
-    """Chunks per forward pass on a GPU. The last batch is padded, so shapes never change. CPUs
-    encode one chunk at a time."""
+    batch_chunks: PositiveInt | Literal["auto"] = "auto"
+    """Chunks per forward pass on a GPU. The last batch is padded, so shapes never change. ``auto``
+    is 8, or as many as the smallest GPU has memory for (4, 2 or 1), or 4 where that is unknown. It
+    is decided when the output is started. CPUs encode one chunk at a time."""
     hardware: Literal["any", "same"] = "any"
     """Codes may differ between models of GPUs and generations of CPUs. ``any`` warns when a second
     class of hardware joins the output. ``same`` uses only nodes of one class: the one that the
     output names, else that of the first encoder. See
     [clusters.md](clusters.md#one-kind-of-hardware)."""
+
+    @property
+    def batch_rows(self) -> int:
+        """``batch_chunks``, and while that is not decided what it is where memory is unknown."""
+        return 4 if self.batch_chunks == "auto" else self.batch_chunks
 
 
 class PoolConfig(Frozen):

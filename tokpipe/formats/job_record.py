@@ -47,6 +47,14 @@ class JobRecord(BaseModel):
             return str(device)
         raise damaged(JOB_RECORD, "its settings have no device", "Other codes could be mixed in")
 
+    def settled(self, job: JobConfig) -> JobConfig:
+        """The job with what it leaves to the first run (``auto``) as that run decided it."""
+        decided: dict[str, Any] = {"device": self.device}
+        if isinstance(rows := self.settings["encode"].get("batch_chunks"), int) and rows > 0:
+            decided["batch_chunks"] = rows
+        left = {k: v for k, v in decided.items() if getattr(job.encode, k) == "auto"}
+        return job.model_copy(update={"encode": job.encode.model_copy(update=left)})
+
     def to_json(self) -> bytes:
         """Return indented JSON that ends with a checksum."""
         return (json.dumps(seal(self.model_dump(mode="json")), indent=2) + "\n").encode()
@@ -120,12 +128,13 @@ def check_resumable(
     store: Store, record: JobRecord, job: JobConfig, weights_hash: str, decoders: Mapping[str, str]
 ) -> None:
     """Check that resuming an output would mix neither two kinds of codes nor two plans."""
-    device = record.device if job.encode.device == "auto" else job.encode.device
+    job = record.settled(job)
     try:
         planned = _plan_inputs(record.job)
     except (AttributeError, KeyError, TypeError) as error:
         found = f"its job lacks what a plan is made from ({explained(error)})"
         raise damaged(store.uri_of(JOB_RECORD), found, "Other clips could be mixed in") from error
+    device = job.encode.device
     wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=decoders)
     check_same(
         store.uri,

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokpipe.models.operations import as_weights
+from tokpipe.models.process import is_autocast
 from tokpipe.models.rows import norm_rows
 
 _log = logging.getLogger(__name__)
@@ -118,17 +119,28 @@ def is_fused(x: Tensor) -> bool:
 
     Not where gradients are enabled, nor on GPUs where Triton does not work.
     """
-    device = x.device.type
-    if _is_plain or torch.is_grad_enabled() or torch.is_autocast_enabled(device):
+    if _is_plain or torch.is_grad_enabled() or is_autocast(x.device):
         return False
-    return device == "cpu" or gpu_kernels(x) is not None
+    return x.device.type == "cpu" or gpu_kernels(x) is not None
 
 
-def gpu_kernels(x: Tensor) -> ModuleType | None:
+def gpu_kernels(x: Tensor) -> "ModuleType | type[MetaKernels] | None":
     """``tokpipe.models.triton_kernels`` if they work on the device of ``x`` and in its dtype."""
-    if x.device.type != "cuda" or x.dtype == torch.float64:
+    if x.device.type not in ("cuda", "meta") or x.dtype == torch.float64:
         return None
-    return working_kernels(x.device)[0]
+    return MetaKernels if x.is_meta else working_kernels(x.device)[0]
+
+
+class MetaKernels:
+    """Those of ``triton_kernels`` for tensors without data: they take as much memory."""
+
+    @staticmethod
+    def norm_triton(x: Tensor, *_: Any, **__: Any) -> None:
+        x.contiguous()
+
+    @staticmethod
+    def add_triton(x: Tensor, h: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        return torch.empty_like(x, dtype=torch.promote_types(x.dtype, h.dtype)), None
 
 
 @lru_cache

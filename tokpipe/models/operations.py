@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokpipe.models.process import is_autocast
 from tokpipe.models.rows import GRAIN_ELEMENTS
 
 VECTOR_ELEMENTS = 32
@@ -74,7 +75,7 @@ def _converted(
 def as_weights(layer: nn.Module, x: Tensor) -> Tensor:
     """``x`` in the dtype of a layer's weights, unless autocast converts it."""
     assert isinstance(layer.weight, Tensor)
-    if x.dtype == layer.weight.dtype or torch.is_autocast_enabled(x.device.type):
+    if x.dtype == layer.weight.dtype or is_autocast(x.device):
         return x
     return x.to(layer.weight.dtype)
 
@@ -89,7 +90,7 @@ def check_input(x: Tensor, conv: nn.Conv2d | nn.Conv3d, name: str = "x") -> None
     dims, dtype = conv.weight.ndim, conv.weight.dtype
     fits = x.ndim == dims and x.shape[1] == conv.in_channels and x.numel()
     if fits and x.dtype != dtype:
-        fits = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
+        fits = x.is_floating_point() and is_autocast(x.device)
     if not fits:
         sizes = "H, W" if dims == 4 else "T, H, W"
         raise ValueError(

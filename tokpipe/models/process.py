@@ -69,11 +69,17 @@ def tf32_convolutions(device: torch.device) -> AbstractContextManager[None]:
     return _precision(_backends.cudnn.conv, "tf32") if device.type == "cuda" else nullcontext()
 
 
+def is_autocast(device: torch.device) -> bool:
+    """Whether autocast converts what is computed on ``device``, where "meta" has none."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 @contextmanager
 def exact_float32_products(device: torch.device) -> Iterator[None]:
     """Compute matrix products in full float32, whatever autocast and TF32 settings say."""
     matmul = _backends.cuda.matmul if device.type == "cuda" else _backends.mkldnn.matmul
-    with _precision(matmul, "ieee"), torch.autocast(device.type, enabled=False):
+    off = torch.autocast(device.type, enabled=False) if is_autocast(device) else nullcontext()
+    with _precision(matmul, "ieee"), off:
         yield
 
 

@@ -26,13 +26,14 @@ from tokpipe.formats.shard import estimated_bytes
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
-from tokpipe.runtime.cluster import live_nodes
+from tokpipe.runtime.cluster import gpu_bytes, live_nodes
 from tokpipe.runtime.commit import Committer, claim_output
 from tokpipe.runtime.console import say
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.dispatch.protocol import Planned
 from tokpipe.stages.chunks import largest_chunk, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage, decoder_versions, ref_of
+from tokpipe.stages.fit import EncoderMemory
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import open_store
 from tokpipe.storage.client import split_protocol
@@ -106,6 +107,7 @@ def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobReco
     """Plan a new output and write its record. If another driver was first, use its record.
 
     Raises:
+        ConfigError: a GPU has too little memory for the job's chunks.
         PlanMismatch: another driver started the output with different settings.
     """
     store, driver, weights_hash = output.store, output.driver, output.weights.hash
@@ -113,6 +115,11 @@ def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobReco
     if device == "auto":
         gpus = sum(node["Resources"].get("GPU", 0) for node in live_nodes().values())
         device = "cuda" if gpus else "cpu"
+    if device == "cuda":
+        rows, why = EncoderMemory(job).batch_chunks(gpu_bytes(job.runtime))
+        encode = job.encode.model_copy(update={"batch_chunks": rows})
+        job = job.model_copy(update={"encode": encode})
+        say(console, f"encode.batch_chunks: {rows}; {why}")
     found = decoder_versions(job.decode)
     settings = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=found)
     say(console, "planning ...")
@@ -206,7 +213,8 @@ def assemble(
 
     ``record`` is that of the same output, from ``look_up`` or ``start_output``.
     """
-    store, plan, device = output.store, StoredPlan.from_json(record.plan), record.device
+    job, store, device = record.settled(job), output.store, record.device
+    plan = StoredPlan.from_json(record.plan)
     committer = claim_output(store, record.num_rows, output.driver, known=output.state)
     state = committer.state
     claim = entry_key(state.next_seq - 1)
@@ -231,7 +239,7 @@ def assemble(
         clips_per_lease=_most_clips(job, LEASE_BYTES),
         usual_clips=usual_clips(job, device),
         frame_sizes=job.frames.sizes,
-        batch_chunks=min(job.encode.batch_chunks, job.runtime.clips_per_lease),
+        batch_chunks=min(job.encode.batch_rows, job.runtime.clips_per_lease),
         plan_chunks=cache(partial(plan_chunks, chunking=job.chunking, traits=traits)),
         hardware=job.encode.hardware,
         shard_bytes=job.output.shard_bytes,

@@ -30,10 +30,13 @@ from tokpipe.config.job import PoolConfig, RuntimeConfig
 from tokpipe.errors import ConfigError, HeadLost, RuntimeFault
 from tokpipe.runtime.dispatch.protocol import Capacity, NodeId, Room
 from tokpipe.runtime.trouble import one_line
+from tokpipe.stages.fit import CARDS, GB, card_bytes
 from tokpipe.telemetry.logs import log_event
 from tokpipe.types import STAGES
 
 CONNECT_TIMEOUT_S = 10.0
+CARDS_WITHIN_S = 60.0  # A worker that imports torch answers within a few seconds
+_CARD_BYTES = ray.remote(num_cpus=0, num_gpus=0.01, max_retries=0)(card_bytes)
 OF_LOCAL_RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -237,6 +240,25 @@ def warn_of_unused(addresses: list[str]) -> None:
 def live_nodes() -> dict[str, dict[str, Any]]:
     """Return what Ray knows of each live node, by its id."""
     return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+
+
+def gpu_bytes(config: RuntimeConfig) -> dict[str, float]:
+    """Memory of each kind of GPU that encoders may use, by Ray's name for it, as far as known.
+
+    One live node of each kind is asked. Where none answers, the name says what is usual.
+    """
+    nodes, answers = live_nodes(), dict[str, Any]()
+    for id in capacity_of(nodes.values(), config, on_gpu=True).nodes_for("encode"):
+        names = (one.partition("accelerator_type:")[2] for one in nodes[id]["Resources"])
+        if (kind := max(names) or "GPU") not in answers:
+            answers[kind] = _CARD_BYTES.options(label_selector={"ray.io/node-id": id}).remote()
+    kinds = {config.encode.accelerator_type, *answers}
+    found: dict[str, float] = {kind: gb * GB for kind, gb in CARDS.items() if kind in kinds}
+    for kind, answer in answers.items():
+        # Other jobs may hold its GPUs, or torch sees none. To cancel it could crash the driver.
+        with contextlib.suppress(RayError):
+            found[kind] = ray.get(answer, timeout=CARDS_WITHIN_S)
+    return found
 
 
 def draining_nodes() -> frozenset[str]:

@@ -80,7 +80,7 @@ class EncodeStage:
             self.hardware = encoder_class(self.device)
             self.tokenizer = build_tokenizer(self.tokenizer_config, weights)
             make_repeatable()  # whatever the tokenizer's package has set
-            self.batch_rows = self.encode_config.batch_chunks
+            self.batch_rows = self.encode_config.batch_rows
             dtype = getattr(torch, self.encode_config.dtype)
             is_reference = self.device.type == "cpu" and dtype == torch.float32
             parity = None if is_reference else Parity(self.tokenizer, dtype)
@@ -124,9 +124,9 @@ class EncodeStage:
                 slow.append(f"CUDA graphs are off: {self._graphed.trouble}")
         if norms.startswith("torch"):
             slow.append(f"norms by {norms}")
-        if self.batch_rows < config.batch_chunks:
+        if self.batch_rows < config.batch_rows:
             slow.append(
-                f"batches of {self.batch_rows} instead of {config.batch_chunks} chunks, because "
+                f"batches of {self.batch_rows} instead of {config.batch_rows} chunks, because "
                 "memory ran out: use smaller frames, or lower encode.batch_chunks"
             )
         facts = norms, graphs, self.batch_rows, str(torch.backends.cudnn.version())
@@ -241,7 +241,7 @@ class EncodeStage:
                 return
         else:
             for chunk, block in zip(batch, blocks, strict=True):
-                chunk.codes, chunk.is_small = block, num_rows < self.encode_config.batch_chunks
+                chunk.codes, chunk.is_small = block, num_rows < self.encode_config.batch_rows
             return
         for part in self._cut(batch, at_most=at_most):
             self._land(self._launch(part))

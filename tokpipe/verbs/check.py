@@ -23,6 +23,7 @@ from tokpipe.reader import Output
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
 from tokpipe.stages.decode import DecodeStage, decoder_versions
+from tokpipe.stages.fit import EncoderMemory
 from tokpipe.storage import open_store, probe_store
 from tokpipe.telemetry.human import counted, counts_text, duration
 from tokpipe.telemetry.redact import redact
@@ -207,7 +208,11 @@ def _trial(job: JobConfig) -> Generator[CheckResult, None, TokenizerWeights | No
         waits = "; a run that has only this machine would wait for one"
         why = "this machine has none" + waits * (encode.device == "cuda")
         yield _not_checked("codes on a GPU", why)
-    yield _not_checked("memory and speed", "the tokenizer was tried on a small clip")
+    memory = [] if encode.device == "cpu" else [*EncoderMemory(job).by_size()]
+    for facts in memory:
+        yield CheckResult("memory", f"  {facts['text']}", facts)
+    what = "speed" if memory else "memory and speed"
+    yield _not_checked(what, "the tokenizer was tried on a small clip")
     return weights
 
 

@@ -20,6 +20,7 @@ from tokpipe.media.decoder import Probe
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage
+from tokpipe.stages.fit import EncoderMemory
 from tokpipe.storage import open_store
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.telemetry.human import counted, counts_text, duration, size_text
@@ -72,6 +73,7 @@ class Forecast:
     codes_per_s: float | None  # Speed of one encoder; there is one per GPU
     price_per_hour: float | None
     left_out: LeftOut  # What the sources found and do not take
+    memory: tuple[dict[str, Any], ...] = ()  # What GPUs hold of each frame size
 
     @property
     def encoder_s(self) -> float | None:
@@ -102,6 +104,7 @@ class Forecast:
         reasons = f" (in the sample: {counts_text(self.reasons)})" if self.reasons else ""
         yield f"  {self.rejected.text()} rejected{reasons}; decoding may reject more"
         yield f"  {size_text(self.size_bytes)} in about {counted(self.num_shards, 'shard')}"
+        yield from (f"  {one['text']}" for one in self.memory)
         if self.encoder_s is None:
             yield (
                 "  time unknown: pass --codes-per-s, which tokpipe status shows for an output of "
@@ -155,6 +158,7 @@ def forecast(
         codes_per_s=codes_per_s,
         price_per_hour=price_per_hour,
         left_out=plan.left_out,
+        memory=() if job.encode.device == "cpu" else tuple(EncoderMemory(job).by_size()),
     )
 
 

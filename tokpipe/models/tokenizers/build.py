@@ -63,3 +63,17 @@ def build_tokenizer(
             rename = tokenizer.renamed
             load_weights(tokenizer, weights, config, with_decoder=with_decoder, rename=rename)
     return tokenizer.eval().requires_grad_(False)
+
+
+def build_on_meta(config: TokenizerConfig, dtype: torch.dtype) -> VideoTokenizer:
+    """The encoder and quantizer of ``config`` in ``dtype``, with shapes alone (device "meta").
+
+    Raises ConfigError for a program: custom code may do anything, and TorchScript needs values.
+    """
+    kind = _KINDS.get(type(config))
+    if kind is None:
+        raise ConfigError(f"a tokenizer of kind {config.kind} is a program")
+    with torch.device("meta"):
+        tokenizer = kind(config, with_decoder=False).float()
+    tokenizer.compute_in(dtype)
+    return tokenizer.eval().requires_grad_(False)
