@@ -38,11 +38,9 @@ def sequences_of(output: Output, folder: Path) -> TokenSequences:
 
 def batches_of(sequences: TokenSequences) -> Iterator[dict[str, Tensor]]:
     """Batches without end, in another order each epoch."""
-    epoch = 0
+    loader = DataLoader(ClipDataset(sequences), batch_size=BATCH, collate_fn=default_collate)
     while True:
-        sequences.stream.set_epoch(epoch)
-        yield from DataLoader(ClipDataset(sequences), batch_size=BATCH, collate_fn=default_collate)
-        epoch += 1
+        yield from loader
 
 
 class Vocabulary:

@@ -103,6 +103,9 @@ BLOCKS: dict[tuple[str, str], str] = {
     ("docs/output.md", "python"): _DEMO,
     ("docs/output.md", "sql"): _DEMO,
     ("docs/quickstart.md", "python"): HERE,
+    ("docs/trainers.md", "python"): (
+        "tests/reader/test_trainers_page.py::test_every_epoch_trains_on_other_clips_each_once"
+    ),
     ("docs/reading.md", "python"): (
         "tests/reader/test_reading_page.py::test_the_training_blocks_work"
     ),

@@ -176,7 +176,10 @@ def test_yaml_is_a_job_or_part_of_one(block: Block) -> None:
 @pytest.mark.parametrize("block", of("python"))
 def test_python_compiles_and_its_imports_exist(block: Block) -> None:
     tree = ast.parse(block.code, filename=str(block))
+    beside = {one.title for one in BLOCKS if one.page == block.page}
     for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.py" in beside:
+            continue
         if isinstance(node, ast.Import):
             for alias in node.names:
                 importlib.import_module(alias.name)

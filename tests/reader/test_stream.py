@@ -40,10 +40,11 @@ def test_samples_have_the_codes_of_their_clips(open_stream: OpenStream) -> None:
 
 def test_the_order_depends_on_seed_and_epoch(cache: CodeCache) -> None:
     stream = ClipStream(cache, seed=3)
-    first = ids(stream)
-    assert ids(stream) == first == ids(ClipStream(cache, seed=3))
-    stream.set_epoch(1)
-    second = ids(stream)
+    first, second = ids(stream), ids(stream)
+    for epoch, wanted in ((0, first), (1, second)):
+        stream.set_epoch(epoch)
+        assert ids(stream) == wanted
+    assert ids(ClipStream(cache, seed=3)) == first
     plain = [clip.clip_id for clip in cache.output.clips()]
     assert sorted(first) == sorted(second) == sorted(plain)
     assert first != second != ids(ClipStream(cache, seed=4))
@@ -71,11 +72,14 @@ def test_resuming_with_any_number_of_readers_loses_and_repeats_nothing(
         for reader in readers:
             seen.update(ids(islice(reader, data.draw(st.integers(0, 8)))))
         states = saved([reader.state_dict() for reader in readers])
+        if seen == wanted:
+            break
     last = open_stream()
     last.resume(states)
-    assert last.epoch == 3
-    assert len(last) == wanted.total() - seen.total()
-    seen.update(ids(last))
+    assert last.epoch == (4 if seen == wanted else 3)
+    if last.epoch == 3:
+        assert len(last) == wanted.total() - seen.total()
+        seen.update(ids(last))
     assert seen == wanted
 
 
@@ -84,6 +88,7 @@ def test_the_same_reader_resumes_exactly(open_stream: OpenStream) -> None:
     first.set_epoch(5)
     whole = ids(first)
     for stop in range(len(whole) + 1):
+        first.set_epoch(5)
         reader = iter(first)
         assert ids(islice(reader, stop)) == whole[:stop]
         again = iter(open_stream(rank=1, world_size=2))

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,13 @@ class CodeCache:
             self._temporary.mkdir(parents=True, exist_ok=True)
             self._locks.mkdir(exist_ok=True)
         remove_abandoned(self._folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_mapped": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._mapped = lru_cache(_MAPPED_SHARDS)(self._find)
 
     @property
     def num_rows(self) -> int:

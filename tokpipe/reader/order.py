@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate, pairwise
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Even = Literal["drop", "repeat"]
 
 _KEPT_WINDOWS = 4
 _ONE = 2**64  # Times are integers from 0 to this, so no machine rounds them differently
@@ -141,6 +144,11 @@ class MixRemaining:
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
 
+    def state(self) -> dict[str, list[Any]]:
+        """Return this as plain values."""
+        pending = [list(part.pending) for part in self.parts]
+        return {"start": [part.start for part in self.parts], "pending": pending}
+
     @property
     def dealt_from(self) -> list[int]:
         """Number of items in the sources before each one: its first item goes to that reader."""
@@ -165,10 +173,15 @@ class Share:
     spreads its items evenly: at any time, the number it has had of each source is within a few
     items of what is due. Each reader has its own phases; otherwise all would begin with the same
     sources.
+
+    With ``even``, all readers get the same number of items. ``"drop"`` leaves out the last item of
+    those that have one more; those that have one less read an item twice with ``"repeat"``.
     """
 
-    def __init__(self, left: MixRemaining, reader: int, num_readers: int) -> None:
-        self._left, self._num_readers = left, num_readers
+    def __init__(
+        self, left: MixRemaining, reader: int, num_readers: int, even: Even | None = None
+    ) -> None:
+        self._left, self._reader, self._num_readers, self._even = left, reader, num_readers, even
         self._firsts = [(reader - start) % num_readers for start in left.dealt_from]
         self._sizes = [
             part.num_taken_by(first, num_readers)
@@ -177,7 +190,23 @@ class Share:
         self._phases: list[int] = random_bits(len(left.parts), left.seed, reader).tolist()
 
     def __len__(self) -> int:
-        return sum(self._sizes)
+        if self._even == "drop":
+            return len(self._left) // self._num_readers
+        return self._most if self._even == "repeat" else sum(self._sizes)
+
+    @property
+    def _most(self) -> int:
+        return -(-len(self._left) // self._num_readers)
+
+    def item(self, counts: Sequence[int]) -> tuple[int, int]:
+        """Return source and position of the item after ``counts`` of each."""
+        if sum(counts) < sum(self._sizes):
+            source = self.next_source(counts)
+            return source, self.position(source, counts[source])
+        # Its own first item again or, if it has none, that of another reader.
+        other = self._reader if any(counts) else self._reader % len(self._left)
+        share = Share(self._left, other, self._num_readers)
+        return share.item([0] * len(counts))
 
     def next_source(self, counts: Sequence[int]) -> int:
         """Return the source of the item after ``counts`` of each. At least one must be left."""
@@ -190,12 +219,16 @@ class Share:
         return self._left.parts[source].position(index)
 
     def counts(self, taken: int) -> list[int]:
-        """Return how many of each source are among the first ``taken`` items, in log time."""
-        if not 0 <= taken <= len(self):
+        """Return how many of each source are among the first ``taken`` items, in log time.
+
+        An item that was read twice counts once.
+        """
+        if not 0 <= taken <= self._most:
             raise ValueError(
-                f"a reader of {self._num_readers} cannot have taken {taken} of {len(self)} items: "
+                f"a reader of {self._num_readers} cannot have taken {taken} of {self._most} items: "
                 "these states were not saved at the same moment of one run"
             )
+        taken = min(taken, sum(self._sizes))
         time, step = 0, _ONE  # at most ``taken`` items are due before ``time``
         while step:
             if time + step <= _ONE and sum(self._due_before(time + step)) <= taken:

@@ -70,6 +70,13 @@ class Output:
         self._kept_open = lru_cache(_OPEN_SHARDS)(self._open)
         self._verified: set[int] = set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept_open": None, "_index": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._kept_open = lru_cache(_OPEN_SHARDS)(self._open)
+
     @property
     def fingerprint(self) -> str:
         """Hash of everything that determines the codes."""

@@ -45,6 +45,13 @@ class TokenSequences:
         """Tokens are 0 <= token < vocab_size: codes, separator and padding."""
         return self.padding + 1
 
+    def set_epoch(self, epoch: int) -> None:
+        """Give the next iteration this epoch, as ``set_epoch`` of the stream does."""
+        self.stream.set_epoch(epoch)
+
+    def num_items(self, num_workers: int) -> list[int]:
+        raise TypeError("the number of sequences is unknown before they are read")
+
     def __iter__(self) -> "SequenceIterator":
         return SequenceIterator(self, iter(self.stream))
 

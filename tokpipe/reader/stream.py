@@ -1,6 +1,5 @@
 """Clips for training: shuffled, shared among ranks and workers, resumable to the clip."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
@@ -13,8 +12,10 @@ from tokpipe.formats.checks import explained
 from tokpipe.formats.job_record import differences, flatten
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.code_cache import CodeCache
-from tokpipe.reader.order import EpochOrder, MixRemaining, Remaining, Share, quotas
+from tokpipe.reader.epochs import Epoch, Epochs
+from tokpipe.reader.order import EpochOrder, Even, MixRemaining, Remaining, Share, quotas
 from tokpipe.reader.output import Output
+from tokpipe.reader.ranks import Ranks
 from tokpipe.reader.shard_codes import Codes, ShardCodes
 from tokpipe.types import Count, Positive
 
@@ -49,8 +50,9 @@ class ClipMix:
     due. A reader's state is the number of clips it has taken; the states of all readers determine
     what is left, for any number of readers.
 
-    Iterating directly uses one reader per rank. ``tokpipe.reader.dataset.ClipDataset`` shares the
-    clips among the workers of a PyTorch loader.
+    Each iteration gets the next epoch, whoever iterates: this object, or a loader with workers that
+    are forked, spawned or persistent (``tokpipe.reader.dataset.ClipDataset``). It begins with its
+    first clip, and ``set_epoch`` or ``resume`` do not change it any more.
 
     Args:
         caches: the outputs' codes on local disk, shared by the workers of a node.
@@ -61,7 +63,12 @@ class ClipMix:
         seed: determines the order of every pass.
         shuffle: False returns the clips of an output in the order of its manifest.
         window_shards: number of shards of an output whose clips are mixed.
-        rank: this process, 0 <= rank < ``world_size``.
+        rank: this process, 0 <= rank < ``world_size``. By default, both come from
+            ``torch.distributed`` or from the variables RANK and WORLD_SIZE when an epoch begins.
+        even: gives every reader the same number of clips, so that all ranks take the same number of
+            steps. ``"drop"`` leaves out the last clips of an epoch, fewer than there are readers;
+            with ``"repeat"``, that many are read twice. By default each clip is read exactly once,
+            and some readers get one more than others.
         make: called with the clip id and codes (t, h, w), read-only; returns the item to yield.
 
     Raises:
@@ -82,14 +89,14 @@ class ClipMix:
         seed: int = 0,
         shuffle: bool = True,
         window_shards: int = 8,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
+        even: Even | None = None,
         make: Callable[[str, Codes], Any] = sample_of,
     ) -> None:
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank={rank}: must be from 0 to {world_size - 1}")
         self.caches = tuple(caches)
-        self.rank, self.world_size = rank, world_size
+        self.ranks = Ranks(rank, world_size)
+        self.even = even
         self._make = make
         self._sizes = [cache.output.shards.clip_counts for cache in caches]
         self._num_clips = [int(sizes.sum()) for sizes in self._sizes]
@@ -107,29 +114,41 @@ class ClipMix:
             "num_clips": self._num_clips,
             "clips_per_epoch": self.clips_per_epoch,
         }
-        self.set_epoch(0)
+        self._epochs = Epochs()
 
     @property
     def tokenizer(self) -> TokenizerSpec:
         return self.caches[0].tokenizer
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration gets."""
+        return self._epochs.next[0]
+
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch from its beginning."""
-        self.epoch = epoch
-        self._left = MixRemaining(tuple(map(Remaining, self.clips_per_epoch)), self._seed)
+        """Give the next iteration this epoch: what is left of it after ``resume``, or all of it."""
+        if epoch != self.epoch:
+            self._epochs.set((epoch, None))
 
     def __len__(self) -> int:
-        """Number of clips left in this epoch, over all ranks."""
-        return len(self._left)
+        """Number of clips that the next iteration yields on this rank, without workers."""
+        return sum(self.num_items(1))
+
+    def num_items(self, num_workers: int) -> list[int]:
+        """Return how many clips each worker of this rank yields in the next iteration."""
+        rank, world_size = self.ranks.rank()
+        left = self._remaining(self._epochs.next[1])
+        readers = range(rank * num_workers, (rank + 1) * num_workers)
+        return [len(Share(left, reader, world_size * num_workers, self.even)) for reader in readers]
 
     def __iter__(self) -> "ClipIterator":
-        worker, num_workers = _worker()
-        return ClipIterator(
-            self, reader=self.rank * num_workers + worker, num_readers=self.world_size * num_workers
-        )
+        reader, num_readers = self.ranks.reader()
+        return ClipIterator(self, reader=reader, num_readers=num_readers)
 
     def resume(self, states: Iterable[Any]) -> None:
         """Continue where the readers of another run stopped, whatever their number.
+
+        The next iteration is the rest of their epoch, or the next epoch if they had finished it.
 
         Args:
             states: the states of all its readers: ``ClipIterator.state_dict()``, or objects that
@@ -158,13 +177,20 @@ class ClipMix:
                 f"resume: got the states of {len(taken)} of {num_readers} readers. What the others "
                 "have read is unknown: pass the states of all ranks"
             )
+        left, counts = self._remaining(first), [taken[reader] for reader in range(num_readers)]
         try:
-            left = self._left_of(first).after([taken[reader] for reader in range(num_readers)])
+            rest = left.after(counts)
         except ValueError as error:
             raise ConfigError(f"resume: {error}") from error
-        self.epoch, self._left = first["epoch"], left
+        ends = [len(Share(left, reader, num_readers, self.even)) for reader in range(num_readers)]
+        if all(count >= end for count, end in zip(counts, ends, strict=True)):
+            self._epochs.set((first["epoch"] + 1, None))
+        else:
+            self._epochs.set((first["epoch"], rest.state()))
 
-    def _left_of(self, state: Mapping[str, Any]) -> MixRemaining:
+    def _remaining(self, state: Mapping[str, Any] | None) -> MixRemaining:
+        if state is None:
+            return MixRemaining(tuple(map(Remaining, self.clips_per_epoch)), self._seed)
         parts = zip(self.clips_per_epoch, state["start"], state["pending"], strict=True)
         left = (Remaining(number, start, tuple(pending)) for number, start, pending in parts)
         return MixRemaining(tuple(left), self._seed)
@@ -179,13 +205,12 @@ class ClipMix:
                 )
         try:
             _State.model_validate(dict(state))
-            if not state["taken"] <= len(self._left_of(state)):
+            if not state["taken"] <= len(self._remaining(state)):
                 raise ValueError(f"it has taken {state['taken']} clips, more than there are")
         except ValueError as error:
             raise ConfigError(f"the state is damaged: {explained(error)}") from error
 
     def _order(self, source: int, number: int) -> EpochOrder:
-        """Return the order of one pass over an output."""
         return EpochOrder(
             self._sizes[source],
             seed=(self._seed, source),
@@ -217,21 +242,22 @@ class ClipIterator(Iterator[Any]):
     def __init__(self, stream: ClipMix, *, reader: int, num_readers: int) -> None:
         self._stream = stream
         self._reader, self._num_readers = reader, num_readers
-        self._begin(0)
+        self._share: Share | None = None  # Until it begins with the first clip or state
 
-    def _begin(self, taken: int) -> None:
-        self._left = self._stream._left
-        self._epoch = self._stream.epoch
-        self._share = Share(self._left, self._reader, self._num_readers)
-        self._taken, self._counts = taken, self._share.counts(taken)
+    def _begin(self, wanted: Epoch | None = None, taken: int = 0) -> Share:
+        self._epoch, left = self._stream._epochs.claim(wanted)
+        self._left = self._stream._remaining(left)
+        share = Share(self._left, self._reader, self._num_readers, self._stream.even)
+        self._share, self._taken, self._counts = share, taken, share.counts(taken)
         kept = 2 * len(self._stream.caches)  # a pass that ends, and the next
         self._order = lru_cache(kept)(self._stream._order)
+        return share
 
     def __next__(self) -> Any:
-        if self._taken >= len(self._share):
+        share = self._share or self._begin()
+        if self._taken >= len(share):
             raise StopIteration
-        stream, source = self._stream, self._share.next_source(self._counts)
-        position = self._share.position(source, self._counts[source])
+        stream, (source, position) = self._stream, share.item(self._counts)
         ever = self._epoch * stream.clips_per_epoch[source] + position
         number, place = divmod(ever, stream._num_clips[source])
         shard, item = self._order(source, number)[place]
@@ -242,12 +268,13 @@ class ClipIterator(Iterator[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return this reader's position, as plain values."""
+        if self._share is None:
+            self._begin()
         return {
             "format": self._stream._format,
             **self._stream._settings,
             "epoch": self._epoch,
-            "start": [part.start for part in self._left.parts],
-            "pending": [list(part.pending) for part in self._left.parts],
+            **self._left.state(),
             "reader": self._reader,
             "num_readers": self._num_readers,
             "taken": self._taken,
@@ -267,9 +294,8 @@ class ClipIterator(Iterator[Any]):
                 f"this is reader {self._reader} of {self._num_readers}, but the state is of reader "
                 f"{place[0]} of {place[1]}: call resume with the states of all readers"
             )
-        self._stream.epoch = state["epoch"]
-        self._stream._left = self._stream._left_of(state)
-        self._begin(state["taken"])
+        left = {key: state[key] for key in ("start", "pending")}
+        self._begin((state["epoch"], left), state["taken"])
 
 
 def clip_of(shard: ShardCodes, number: int) -> tuple[str, Codes]:
@@ -347,10 +373,3 @@ def _states_in(value: Any, wanted: str) -> Iterator[Mapping[str, Any]]:
     if isinstance(value, list | tuple):
         for inner in value:
             yield from _states_in(inner, wanted)
-
-
-def _worker() -> tuple[int, int]:
-    """Return the index of this data loader worker, and the number of workers."""
-    data = sys.modules.get("torch.utils.data")  # loaded in every worker
-    info = None if data is None else data.get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)

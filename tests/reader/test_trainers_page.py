@@ -1,0 +1,157 @@
+"""Runs the programs of docs/trainers.md, and counts the clips that each epoch trains on."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.pages import REPOSITORY, blocks_of
+from tests.reader.reader_helpers import write_clips
+from tokpipe.config.job import StoreOptions
+from tokpipe.storage import open_store
+
+PROGRAMS = {block.title: block.code for block in blocks_of("docs/trainers.md") if block.title}
+SHARED = ("my_model.py", "my_data.py")
+NUM_CLIPS, NUM_EPOCHS, WORLD = 27, 3, 2
+
+RECORDING = """
+
+import hashlib, json, os
+
+_forward = Model.forward
+
+
+def forward(self, tokens):
+    line = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in tokens.cpu()]
+    with open(f"{FOLDER!r}/steps-{os.getpid()}", "a") as file:
+        file.write(json.dumps(line) + "\\n")
+    return _forward(self, tokens)
+
+
+Model.forward = forward
+"""
+"""Added to the model of the page: writes down the clips of each step."""
+
+
+def write_programs(folder: Path) -> None:
+    write_clips(open_store(str(folder / "out/demo"), StoreOptions()), (9, 3, 8, 7))
+    for name, code in PROGRAMS.items():
+        (folder / name).write_text(code)
+    recording = RECORDING.replace("{FOLDER!r}", str(folder))
+    (folder / "my_model.py").write_text(PROGRAMS["my_model.py"] + recording)
+
+
+def run(folder: Path, name: str, *, launcher: bool = True) -> str:
+    words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
+    paths = [str(folder), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [sys.executable, *(words if launcher else ()), name],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-20000:]
+    return done.stderr
+
+
+def check_steps(folder: Path, num_readers: int) -> None:
+    """Check the clips of each step: the same number of steps on each rank, no clip twice."""
+    ranks = [
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(folder.glob("steps-*"))
+    ]
+    assert len(ranks) == WORLD
+    assert len({len(steps) for steps in ranks}) == 1, "ranks take the same number of steps"
+    size, rest = divmod(len(ranks[0]), NUM_EPOCHS)
+    assert not rest
+    epochs = [
+        [[clip for step in steps[size * n : size * (n + 1)] for clip in step] for steps in ranks]
+        for n in range(NUM_EPOCHS)
+    ]
+    wanted = NUM_CLIPS // num_readers * num_readers
+    for epoch in epochs:
+        counts = Counter(clip for rank in epoch for clip in rank)
+        assert max(counts.values()) == 1
+        assert counts.total() == wanted
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert len({clip for epoch in epochs for rank in epoch for clip in rank}) == NUM_CLIPS
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "num_workers"),
+    [
+        ("ddp.py", "torch", 2),
+        ("lit.py", "lightning", 1),
+        ("with_accelerate.py", "accelerate", 1),
+        ("hf.py", "accelerate", 1),
+    ],
+)
+def test_every_epoch_trains_on_other_clips_each_once(
+    name: str, library: str, num_workers: int, tmp_path: Path
+) -> None:
+    if not find_spec(library):
+        pytest.skip(f"{library} is not installed")
+    write_programs(tmp_path)
+    run(tmp_path, name)
+    check_steps(tmp_path, WORLD * num_workers)
+
+
+def test_lightning_starts_its_ranks_itself(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    write_programs(tmp_path)
+    run(tmp_path, "lit.py", launcher=False)
+    check_steps(tmp_path, WORLD)
+
+
+@pytest.mark.ray
+def test_ray_train_starts_the_ranks(
+    tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_programs(tmp_path)
+    data = PROGRAMS["my_data.py"].replace('"out/', f'"{tmp_path}/out/')
+    (tmp_path / "my_data.py").write_text(data)
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
+    run(tmp_path, "with_ray.py", launcher=False)
+    check_steps(tmp_path, WORLD)
+
+
+@pytest.mark.parametrize("dispatch", [True, False])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_loader_that_accelerate_shares_out_again_is_rejected(
+    dispatch: bool, num_workers: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    write_programs(tmp_path)
+    code = PROGRAMS["with_accelerate.py"].replace(
+        "Accelerator(cpu=True)",
+        "Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration("
+        f"dispatch_batches={dispatch}))",
+    )
+    code = code.replace("import Accelerator", "import Accelerator, DataLoaderConfiguration")
+    code = code.replace("num_workers=1", f"num_workers={num_workers}")
+    code = code.replace("for epoch", "loader = accelerator.prepare(loader)\nfor epoch")
+    (tmp_path / "again.py").write_text(code)
+    with pytest.raises(AssertionError, match=r"accelerate's .* shares out samples among ranks"):
+        run(tmp_path, "again.py")
+    alone = PROGRAMS["my_data.py"].replace('even="drop"', "rank=0, world_size=1")
+    (tmp_path / "my_data.py").write_text(alone)
+    for old in tmp_path.glob("steps-*"):
+        old.unlink()
+    run(tmp_path, "again.py")
+    seen = [
+        clip
+        for path in tmp_path.glob("steps-*")
+        for line in path.read_text().splitlines()
+        for clip in json.loads(line)
+    ]
+    assert set(Counter(seen).values()) <= {NUM_EPOCHS, NUM_EPOCHS + 1, NUM_EPOCHS + 2}
+    assert len(set(seen)) == NUM_CLIPS
