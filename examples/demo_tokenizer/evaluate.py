@@ -23,9 +23,9 @@ from tokpipe.errors import ConfigError, TokpipeError
 from tokpipe.media.decoder import VideoDecoder
 from tokpipe.media.quality import Frames, Quality
 from tokpipe.media.writing import write_png
-from tokpipe.models.quantizers import CodeUsage
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.models.tokenizers.base import VideoTokenizer
+from tokpipe.telemetry.usage import CodeUsage
 
 
 def open_checkpoint(uri: str) -> VideoTokenizer:

@@ -364,7 +364,7 @@ def test_a_bug_still_ends_with_its_traceback(
     def buggy(*_: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("tokpipe.verbs.status.status", buggy)
+    monkeypatch.setattr("tokpipe.verbs.status.Status", buggy)
     assert main(["status", "out/demo"]) == 1
     assert "Traceback" in capsys.readouterr().err
 

@@ -28,7 +28,7 @@ from tokpipe.reader import ClipStream, CodeCache, Output, open_output
 from tokpipe.reader.search import source_matcher
 from tokpipe.reconstruct.frames import Reconstructor
 from tokpipe.runtime.assemble import RetryRejected, assemble, log_context, look_up
-from tokpipe.sources.guess import guess_columns
+from tokpipe.sources.table import guess_columns
 from tokpipe.storage.gate import _Gate
 from tokpipe.telemetry.redact import redact
 

@@ -1,6 +1,7 @@
 """FSQ and LFQ: the arithmetic of their codes, and what trains them."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import pytest
@@ -33,13 +34,21 @@ def middles(levels: int) -> Tensor:
     return (target.atanh() - math.atanh(offset / half)).float()
 
 
+def codes_of_vectors(levels: Sequence[int], vectors: Tensor) -> Tensor:
+    """(N, channels) -> (N,): the first channel is the lowest digit."""
+    halves = torch.tensor(levels) // 2
+    digits = (vectors * halves).round().long() + halves
+    places = torch.tensor([math.prod(levels[:channel]) for channel in range(len(levels))])
+    return (digits * places).sum(-1)
+
+
 def test_every_fsq_code_survives_the_round_trip_for_every_level_set() -> None:
     for levels in LEVEL_SETS:
         fsq = FSQ(levels)
         assert fsq.codebook_size == math.prod(levels)
         codes = torch.arange(fsq.codebook_size)
         vectors = fsq.vectors_of(codes)
-        assert torch.equal(fsq.codes_of_vectors(vectors), codes), levels
+        assert torch.equal(codes_of_vectors(levels, vectors), codes), levels
         # The first channel is the lowest digit, and so the last one here.
         grid = torch.cartesian_prod(*(middles(n) for n in reversed(levels)))
         latents = grid.view(len(codes), len(levels)).flip(1)
@@ -49,7 +58,7 @@ def test_every_fsq_code_survives_the_round_trip_for_every_level_set() -> None:
 
 def test_two_to_the_twenty_levels_of_one_channel_survive_as_vectors() -> None:
     fsq, codes = FSQ([2**20]), torch.arange(2**20)
-    assert torch.equal(fsq.codes_of_vectors(fsq.vectors_of(codes)), codes)
+    assert torch.equal(codes_of_vectors([2**20], fsq.vectors_of(codes)), codes)
 
 
 def test_the_first_fsq_channel_is_the_lowest_digit_and_an_even_one_reaches_no_1() -> None:
@@ -217,8 +226,6 @@ def test_projections_have_the_published_keys_and_convert_both_ways() -> None:
         back = F.linear(wanted.vectors.movedim(1, -1), *quantizer.project_out.parameters())
         torch.testing.assert_close(found.vectors, back.movedim(-1, 1))
         assert torch.equal(found.vectors, quantizer.vectors_of(found.codes))
-    with pytest.raises(ValueError, match="vectors of 5 channels are projected from 3"):
-        FSQ([8, 5, 5], dim=5).codes_of_vectors(latent)
 
 
 def test_the_codebook_scale_is_that_of_the_vectors() -> None:

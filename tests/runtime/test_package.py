@@ -13,7 +13,7 @@ import tokpipe
 from tokpipe.config import load_job
 from tokpipe.errors import ConfigError
 from tokpipe.runtime import submitted
-from tokpipe.runtime.package import STARTER, make_package
+from tokpipe.runtime.submit import STARTER, make_package
 
 JOB: dict[str, Any] = {
     "dataset": "test",

@@ -21,7 +21,7 @@ from tokpipe.formats.shard import receipt_of
 from tokpipe.reader import Output
 from tokpipe.telemetry.account import Account
 from tokpipe.types import Rejected
-from tokpipe.verbs.status import Status, status
+from tokpipe.verbs.status import Status
 
 BEGAN = datetime(2026, 5, 1, 12, tzinfo=UTC)
 ROWS = 20
@@ -56,7 +56,7 @@ class Log:
 
 
 def seen(store: DictStore, at_s: float) -> Status:
-    return status(Output(store), now=BEGAN + timedelta(seconds=at_s))
+    return Status(Output(store), now=BEGAN + timedelta(seconds=at_s))
 
 
 def text(found: Status) -> str:
@@ -65,7 +65,7 @@ def text(found: Status) -> str:
 
 def test_a_missing_output_is_an_error_that_names_the_uri() -> None:
     with pytest.raises(NotFound, match=r"mem://out has no job\.json"):
-        status(Output(DictStore()))
+        Status(Output(DictStore()))
 
 
 def test_no_rate_is_guessed_before_the_first_commit(store: DictStore) -> None:

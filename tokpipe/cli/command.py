@@ -14,7 +14,7 @@ from pathlib import Path
 import shtab
 
 import tokpipe
-from tokpipe.cli import jobs, outputs, plan, tokenizers
+from tokpipe.cli import jobs, outputs, tokenizers
 from tokpipe.cli.arguments import Parser, Verb
 from tokpipe.cli.output import ReaderGone, Result, exit_code_of
 from tokpipe.runtime.signals import interrupted
@@ -31,14 +31,10 @@ class Completion(Verb, example="source <(tokpipe completion bash)"):
         return shtab.complete(parsed.parser, parsed.shell).splitlines()
 
 
-class Plan(Verb, example=plan.EXAMPLE):
-    __doc__ = plan.__doc__
-    add_arguments, run = staticmethod(plan.add_arguments), staticmethod(plan.run)
-
-
 _ALL: tuple[type[Verb], ...] = (
-    jobs.Init, jobs.Check, Plan, jobs.Run, jobs.Submit, outputs.Status, outputs.Ls, outputs.Inspect,
-    outputs.Decode, outputs.Rejected, outputs.Report, outputs.Audit, outputs.Clean, outputs.Export,
+    jobs.Init, jobs.Check, jobs.Plan, jobs.Run, jobs.Submit, outputs.Status, outputs.Ls,
+    outputs.Inspect, outputs.Decode, outputs.Rejected, outputs.Report, outputs.Audit,
+    outputs.Clean, outputs.Export,
     tokenizers.Convert, tokenizers.Train, Completion,
 )  # fmt: skip
 """In the order of the help text, which follows a job's life."""
@@ -115,7 +111,6 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def _prepare_streams() -> None:
-    """Make printing safe, whatever the caller's streams are."""
     mask_others()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed; the next file opened would be in its place

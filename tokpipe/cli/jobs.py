@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tokpipe.cli.arguments import Parser, Verb, job_of
+from tokpipe.cli.arguments import Parser, Verb, job_of, positive
 from tokpipe.cli.output import Result, print_lines
 from tokpipe.errors import ConfigError
 from tokpipe.runtime import submitted
@@ -65,6 +65,30 @@ class Check(Verb, example="tokpipe check jobs/demo.yaml"):
         return (one.text for one in checked)
 
 
+class Plan(Verb, example="tokpipe plan jobs/webvid.yaml --codes-per-s 250000 --price 2.5"):
+    """Estimate a job's output, time and cost. Writes nothing.
+
+    Counts all clips, probes a sample of the videos without decoding them, and estimates frames,
+    codes, bytes and encoder hours.
+    """
+
+    def add_arguments(self, parser: Parser) -> None:
+        parser.add_job()
+        parser.add_json()
+        parser.add_count("--sample", 64, "probe N videos", least=1)
+        parser.add_count("--seed", 0, "selects the videos")
+        speed = "speed of one encoder, as tokpipe status shows it for a similar output"
+        parser.add_argument("--codes-per-s", type=positive, metavar="X", help=speed)
+        price = "price of one encoder (GPU) hour"
+        parser.add_argument("--price", type=float, metavar="P", help=price)
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.verbs.forecast import forecast
+
+        costs = {"codes_per_s": parsed.codes_per_s, "price_per_hour": parsed.price}
+        return forecast(job_of(parsed), num_sampled=parsed.sample, seed=parsed.seed, **costs)
+
+
 class Run(Verb, example="tokpipe run jobs/demo.yaml"):
     """Start a job, or resume it where an earlier run stopped."""
 
@@ -102,7 +126,6 @@ class Run(Verb, example="tokpipe run jobs/demo.yaml"):
 
 
 def _run_options(parsed: argparse.Namespace) -> list[str]:
-    """Return the options of ``run`` that were given, for ``submit`` to pass on."""
     if parsed.reason is not None and not parsed.retry_rejected:
         raise ConfigError("--reason requires --retry-rejected")
     options = ["--dry-run"] * parsed.dry_run + ["--retry-rejected"] * parsed.retry_rejected
@@ -142,7 +165,7 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
         options = _run_options(parsed)
         job = job_of(parsed)
         # Imported late: ray takes seconds, and a wrong job file is reported without it.
-        from tokpipe.runtime.package import make_package
+        from tokpipe.runtime.submit import make_package
 
         package = make_package(parsed.job, job, options, parsed.env)
 

@@ -23,9 +23,9 @@ class Status(Verb, example="tokpipe status s3://bucket/codes/webvid"):
         parser.add_output()
 
     def run(self, parsed: argparse.Namespace) -> Result:
-        from tokpipe.verbs.status import status
+        from tokpipe.verbs.status import Status
 
-        return status(output_of(parsed))
+        return Status(output_of(parsed))
 
 
 class Ls(Verb, example="tokpipe ls out/demo --source '*.mov' --limit 20"):

@@ -306,7 +306,6 @@ PROGRAMS = ("custom", "cosmos_dv")  # They run code, so only the user may choose
 
 
 def _kind(section: Any) -> str | None:
-    """Return the kind of a tokenizer section, as read or built; without one it is ``native``."""
     if isinstance(section, dict):
         section = section.get("kind", "native")
     kind = getattr(section, "kind", section)

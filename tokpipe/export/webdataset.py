@@ -27,7 +27,6 @@ def write(clips: Iterable[Clip], output: Output, folder: Path) -> None:
 
 
 def _add(tar: tarfile.TarFile, clip: Clip, output: Output) -> int:
-    """Add a clip's files. Return their size in bytes."""
     array = io.BytesIO()
     np.save(array, clip.codes)
     files = {"npy": array.getvalue(), "json": sidecar(clip, output).encode()}

@@ -40,8 +40,6 @@ _METADATA_PREFIX = "tokpipe."
 
 
 class _Row(NamedTuple):
-    """What a row of a shard is about."""
-
     clip: EncodedClip
     chunk: ChunkSpan
     block: NDArray[np.uint16] | NDArray[np.uint32]  # (t, h, w)
@@ -228,7 +226,6 @@ def _problem(clip: EncodedClip, first: EncodedClip, tokenizer: TokenizerSpec) ->
 
 
 def _row_groups(clips: Sequence[EncodedClip]) -> Iterator[list[_Row]]:
-    """Group the rows by about CODES_PER_ROW_GROUP codes."""
     rows: list[_Row] = []
     num_codes = 0
     for clip in clips:

@@ -107,7 +107,6 @@ class ShardReader:
         return batch.select(names)
 
     def _check_codes(self, group: int, batch: pa.RecordBatch) -> None:
-        """Compare a row group's codes with its other columns."""
         codes = batch.column("codes")
         offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
         t, h, w, crcs = (batch.column(name).to_numpy() for name in ("t", "h", "w", "codes_crc32"))

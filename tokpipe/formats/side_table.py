@@ -86,7 +86,6 @@ def read_side_table(
 
 
 def _without_later_names(table: pa.Table, later: Collection[str] = tuple(_LATER)) -> pa.Table:
-    """Rename carried columns that have the name of a later column."""
     names = {name: f"src_{name}" for name in table.column_names if name in later}
     for name, other in names.items():
         while other in table.column_names:

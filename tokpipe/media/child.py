@@ -108,7 +108,6 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
 def _rejected(
     error: SourceError | MemoryError, backend: str | None, num_segments: int | None
 ) -> dict[str, Any]:
-    """Return the fields of an ``Undecodable``."""
     if isinstance(error, SourceError):
         reason, message, cause = error.reason, str(error), error.__cause__
     else:
@@ -209,7 +208,6 @@ class _Clip:
 
 @functools.lru_cache(_MAX_TIMELINES)
 def _timeline(path: Path, file_name: str, salvage: bool, version: tuple[int, ...]) -> Timeline:
-    """Read a timeline, and remember it for further segments of the same source."""
     return read_timeline(path, file_name, salvage=salvage)
 
 

@@ -94,8 +94,6 @@ class Painter:
 
 
 class _Scaler:
-    """An FFmpeg filter graph from frames of one kind to RGB of one size."""
-
     def __init__(
         self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int], framing: Framing
     ) -> None:

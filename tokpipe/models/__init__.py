@@ -31,7 +31,6 @@ from tokpipe.models.published import load_published
 from tokpipe.models.quantizers import (
     FSQ,
     LFQ,
-    CodeUsage,
     EMAVectorQuantizer,
     GumbelQuantizer,
     Quantized,
@@ -44,7 +43,7 @@ from tokpipe.models.streaming import StreamState
 
 __all__ = [
     "FSQ", "LFQ", "AttnBlock", "AttnBlock2D", "AutoencoderDecoder", "AutoencoderEncoder",
-    "CausalConv3d", "CodeUsage", "Decoder", "DownSample3D", "Downsample", "EMAVectorQuantizer",
+    "CausalConv3d", "Decoder", "DownSample3D", "Downsample", "EMAVectorQuantizer",
     "Encoder", "Encoder3D", "GumbelQuantizer", "LinearAttention", "MOVQDecoder", "MOVQDecoder3D",
     "Quantized", "Quantizer", "ResnetBlock", "ResnetBlock3D", "SpatialNorm", "SpatialNorm3D",
     "StreamState", "UNet", "Upsample", "Upsample3D", "VectorQuantizer", "VectorQuantizer2",

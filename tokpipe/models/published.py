@@ -85,7 +85,6 @@ def _renamed(key: str, table: Mapping[str, str]) -> str:
 
 
 def _misfit(given: object, wanted: Tensor, *, constant: bool) -> str | None:
-    """Why ``given`` cannot replace ``wanted``, if it cannot."""
     if not isinstance(given, Tensor):
         return f"is a {type(given).__name__}, not a tensor"
     if given.is_meta or given.layout != torch.strided:

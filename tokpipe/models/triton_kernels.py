@@ -155,7 +155,6 @@ def add_triton(x: Tensor, h: Tensor, bias: Tensor, *, sample_dims: int) -> tuple
 def _summed(
     x: Tensor, pivots: Tensor, addition: tuple[Tensor, Tensor, Tensor] | None = None
 ) -> Sums:
-    """The sums of samples with ``pivots`` (samples, C), after an ``addition`` if there is one."""
     samples, channels = pivots.shape
     num_rows, tile = x.numel() // pivots.numel(), _tile(channels)
     num_blocks = triton.cdiv(num_rows, tile["tile_rows"] * TILES)

@@ -1,7 +1,6 @@
 """The plan: every clip to make, decided once and stored in parts."""
 
-from tokpipe.plan.sample import sample_rows
 from tokpipe.plan.stored import PlanReader, StoredPlan
-from tokpipe.plan.write import PART_ROWS, merge_columns, write_plan
+from tokpipe.plan.write import PART_ROWS, merge_columns, sample_rows, write_plan
 
 __all__ = ["PART_ROWS", "PlanReader", "StoredPlan", "merge_columns", "sample_rows", "write_plan"]

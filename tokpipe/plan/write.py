@@ -16,10 +16,11 @@ from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity.ids import SPAN_BYTES, digest, row_digests
 from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, PlanPart, StoredPlan, read_part, store_part
 from tokpipe.sources import open_sources
-from tokpipe.sources.rows import RowSource
+from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.redact import redact
+from tokpipe.types import WorkItem
 
 PART_ROWS = 65_536
 _PART_BYTES = 32 * 2**20  # Long captions close a part early, because readers cache a few parts
@@ -178,7 +179,6 @@ def _without_rows(store: Store, parts: Sequence[_Part], dropped: Collection[int]
 
 
 def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Turn batches of any size into tables of at most ``PART_ROWS`` rows."""
     held: list[pa.RecordBatch] = []
     num_rows = num_bytes = 0
     for whole in batches:
@@ -210,3 +210,40 @@ def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, NDArray[np.ui
     ids = row_digests(dataset, uris, spans.tobytes())
     texts = pa.array([ids[at : at + 16].hex() for at in range(0, len(ids), 16)], pa.string())
     return table.add_column(0, ROW_ID, texts), np.frombuffer(ids, np.dtype("<u8"))[::2].copy()
+
+
+class RowSample(NamedTuple):
+    """What reading the first rows of a source shows."""
+
+    num_rows: int
+    is_complete: bool  # Whether the source has no further rows
+    num_problems: int  # Rows that cannot be clips
+    problem: str | None  # That of the first such row
+    items: list[WorkItem]  # Some of the other rows, drawn at random, in order
+    hashes: NDArray[np.uint64]  # One per row; rows with the same one are the same clip
+
+
+def sample_rows(
+    source: RowSource, dataset: str, *, num_items: int, max_rows: int, seed: int = 0
+) -> RowSample:
+    """Read the rows of a source, stopping soon after ``max_rows``, and draw some of them."""
+    read, num_rows = [ROW_SCHEMA.empty_table()], 0
+    batches = source.batches()
+    for batch in batches:
+        read.append(pa.Table.from_batches([batch]).select(ROW_SCHEMA.names))
+        num_rows += batch.num_rows
+        if num_rows >= max_rows:
+            break
+    table, hashes = with_row_ids(dataset, pa.concat_tables(read).combine_chunks())
+    problems = table.column("problem")
+    good = np.flatnonzero(problems.is_null().to_numpy())
+    draw = np.random.default_rng(seed)
+    drawn = np.sort(draw.choice(good, min(num_items, len(good)), replace=False))
+    return RowSample(
+        num_rows,
+        next(batches, None) is None,
+        num_rows - len(good),
+        next(iter(problems.drop_null().to_pylist()), None),
+        items_of(table.take(pa.array(drawn)), drawn.tolist(), source.config),
+        hashes,
+    )

@@ -101,7 +101,6 @@ def decode_clip(
 
 
 def _find(output: Output, clip_id: str | None, source: str | None) -> tuple[Clip, int | None]:
-    """Return a clip, and how many match if it is chosen by its source."""
     uri = output.store.uri
     if clip_id is None and source is None:
         if (first := next(output.clips(), None)) is not None:

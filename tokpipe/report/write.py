@@ -19,7 +19,7 @@ from tokpipe.report.sections.sample import codes, lengths, pictures
 from tokpipe.report.sections.throughput import throughput
 from tokpipe.storage.local_files import write_file
 from tokpipe.telemetry.human import finite, size_text
-from tokpipe.verbs.status import status
+from tokpipe.verbs.status import Status
 
 _SECTIONS: dict[str, tuple[str, Callable[[Facts], list[Markup]]]] = {
     "throughput": ("Throughput", throughput),
@@ -156,7 +156,7 @@ def write_report(
     facts = Facts(
         made_at=now.isoformat(timespec="seconds"),
         output=output,
-        status=status(output, now=now),
+        status=Status(output, now=now),
         history=History(read_groups(output)),
         sample=sample,
         pairs=Pairs(output, sample.clips, device) if num_pairs else None,

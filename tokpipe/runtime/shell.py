@@ -125,7 +125,6 @@ class Shell:
 
     @property
     def _silent_s(self) -> float:
-        """For how long the head has not answered."""
         return 0.0 if (asked_at := self._asked_at) is None else time.monotonic() - asked_at
 
     def _ask_head(self) -> None:
@@ -203,7 +202,6 @@ class Shell:
         return protocol.Committed()
 
     def _post_result(self, future: Future[Any]) -> None:
-        """Post what a store thread returned. Its errors end the run."""
         if future.cancelled():
             return
         if (error := future.exception()) is None:

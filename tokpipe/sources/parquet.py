@@ -121,7 +121,6 @@ def _leaves(file: Any) -> list[str]:
 
 
 def _batch_rows(file: Any, skipped: set[str]) -> int:
-    """Rows per batch: fewer where rows are wide."""
     groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     unread = [i for i, leaf in enumerate(_leaves(file)) if leaf in skipped]
     widths = (

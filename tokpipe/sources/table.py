@@ -2,17 +2,25 @@
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tokpipe.config.sources import COMPRESSIONS, TABLE_ENDING, TABLE_EXTENSIONS, TableSource
+from tokpipe.config.sources import (
+    COMPRESSIONS,
+    TABLE_ENDING,
+    TABLE_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    TableSource,
+)
 from tokpipe.errors import ConfigError
 from tokpipe.sources.allowed import AllowedUris, example_prefix
 from tokpipe.sources.columns import check_carried, find, is_media, within
@@ -25,7 +33,6 @@ from tokpipe.sources.rows import (
     carried_names,
     make_batch,
 )
-from tokpipe.sources.spans import holds_seconds, to_seconds
 from tokpipe.sources.text_tables import DelimitedFile, JsonFile
 from tokpipe.sources.uris import Template, exact_uris
 from tokpipe.storage.client import client_of
@@ -113,7 +120,6 @@ class TableRows(RowSource):
         check_carried(self.label, self.carried())
 
     def _used(self) -> list[tuple[str, str]]:
-        """Return (setting, column) for each column that makes URIs and times."""
         keys = ("uri_column", "start_column", "end_column")
         named = [(key, name) for key in keys if (name := getattr(self.config, key)) is not None]
         columns = self._template.columns if self._template else []
@@ -219,7 +225,6 @@ class TableRows(RowSource):
         )
 
     def _base(self, table_uri: str) -> str:
-        """Return the folder that relative URIs of a table start from."""
         store, slashes, folder = table_uri.rpartition("/")[0].rpartition("://")
         parts = folder.split("/")
         num_left = len(parts) - (self._template.num_parents if self._template else 0)
@@ -317,7 +322,6 @@ class TableRows(RowSource):
 
 
 def _positions(mask: pa.Array) -> list[int]:
-    """Return the positions at which a mask without nulls is true."""
     positions: list[int] = np.flatnonzero(mask.to_numpy(zero_copy_only=False)).tolist()
     return positions
 
@@ -330,3 +334,89 @@ def _is_printable(kind: pa.DataType) -> bool:
     """Whether every value of this type can be written as text, unlike bytes or lists."""
     kinds = (pa.types.is_string, pa.types.is_primitive, pa.types.is_decimal)
     return any(is_kind(kind) for is_kind in kinds)
+
+
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_CLOCK = r"^(?:(?P<hours>\d+):)?(?P<minutes>\d{1,2}):(?P<seconds>\d{1,2}(?:\.\d+)?)$"
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
+
+def holds_seconds(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold times."""
+    types = pa.types
+    kinds = (types.is_integer, types.is_decimal, types.is_duration, types.is_time, types.is_string)
+    return any(is_kind(kind) for is_kind in (types.is_floating, *kinds))
+
+
+def to_seconds(values: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Return (seconds as float64, whether the value is unusable).
+
+    Numbers are seconds. Durations and times of day are converted. Text is a number or
+    ``[HH:]MM:SS[.mmm]``, as in tables of scene cuts. Null and empty text become null, which means
+    the start or the end of the video. Other text, NaN, infinities and negative times are unusable.
+    """
+    kind = values.type
+    if pa.types.is_string(kind):
+        seconds, is_text = _from_text(values)
+    else:
+        if pa.types.is_duration(kind) or pa.types.is_time(kind):
+            units = pc.cast(values, pa.int32() if kind.bit_width == 32 else pa.int64())
+            seconds = pc.divide(pc.cast(units, pa.float64()), _PER_SECOND[kind.unit])
+        else:
+            seconds = pc.cast(values, pa.float64(), safe=False)
+        is_text = pa.repeat(False, len(values))
+    out_of_range = pc.or_(pc.invert(pc.is_finite(seconds)), pc.less(seconds, 0.0))
+    unusable = pc.or_(is_text, pc.fill_null(out_of_range, False))
+    # -0.0 and 0.0 are the same time, so they must have the same clip id.
+    seconds = pc.add(pc.if_else(unusable, pa.scalar(None, pa.float64()), seconds), 0.0)
+    return seconds, unusable
+
+
+def _from_text(values: pa.Array) -> tuple[pa.Array, pa.Array]:
+    text = pc.utf8_trim_whitespace(values)
+    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+    is_number = pc.match_substring_regex(text, _NUMBER)
+    number = pc.cast(pc.if_else(is_number, text, pa.scalar(None, pa.string())), pa.float64())
+    parts = pc.extract_regex(text, _CLOCK)
+    hours = pc.struct_field(parts, "hours")
+    hours = pc.cast(pc.if_else(pc.equal(hours, ""), "0", hours), pa.float64())
+    minutes = pc.cast(pc.struct_field(parts, "minutes"), pa.float64())
+    clock = pc.add(pc.multiply(hours, 3600.0), pc.multiply(minutes, 60.0))
+    clock = pc.add(clock, pc.cast(pc.struct_field(parts, "seconds"), pa.float64()))
+    seconds = pc.coalesce(number, clock)
+    is_neither = pc.and_(pc.is_valid(text), pc.is_null(seconds))
+    return seconds, is_neither
+
+
+_IS_VIDEO = re.compile(rf"(?is).*\.({'|'.join(VIDEO_EXTENSIONS)})(\?.*)?$")
+_IS_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SPAN = re.compile(
+    r"(?i)(?:clip_?|t_?)?(?:(start|begin|from)|end|stop|to)(?:_?(?:s|sec|seconds|time))?"
+)
+_NUM_VALUES = 100
+
+
+def guess_columns(rows: pa.RecordBatch, folder: str) -> dict[str, Any]:
+    """Return what a table source needs, from some rows of a table in ``folder``.
+
+    Empty if no column looks like videos: names with their extensions, URIs, or paths that exist.
+    """
+    found: dict[str, Any] = {}
+    best = 0
+    for name, kind in zip(rows.schema.names, rows.schema.types, strict=True):
+        if pa.types.is_string(kind):
+            values = rows.column(name).slice(0, _NUM_VALUES).drop_null().to_pylist()
+            score = sum(_score(value, folder) for value in values)
+            if score > best:
+                found, best = {"uri_column": name}, score
+    for name, kind in zip(rows.schema.names, rows.schema.types, strict=True):
+        match = _SPAN.fullmatch(name)
+        if found and match and holds_seconds(kind):
+            found.setdefault("start_column" if match[1] else "end_column", name)
+    return found
+
+
+def _score(value: str, folder: str) -> int:
+    path = os.path.normpath(Path(folder, value))  # only looked at in the folder of its table
+    exists = path.startswith(f"{folder}/") and os.path.isfile(path)  # noqa: PTH113
+    return 2 * bool(_IS_VIDEO.match(value)) + bool(_IS_URI.match(value)) + 2 * exists

@@ -228,7 +228,6 @@ _decoder = json.JSONDecoder(
 
 
 def _written(value: Any) -> str:
-    """Return a value as compact JSON."""
     if isinstance(value, _Number):
         return value
     if isinstance(value, tuple):
@@ -255,7 +254,6 @@ def _parse(line: bytes) -> dict[str, Any] | str:
 
 
 def _row(value: Any, text: str) -> dict[str, Any] | str:
-    """Return an object by key, or why it is not a row of a table."""
     if not isinstance(value, tuple):
         return f"is not a JSON object but {text.strip()[:100]}"
     row = dict(value)

@@ -134,8 +134,6 @@ key, such as ``txt``, or ``1.txt`` beside ``1.mp4``."""
 
 
 class _Clips:
-    """Joins videos and texts by key, over a bounded stretch of one tar."""
-
     def __init__(self, uri: str, extensions: set[str], left_out: LeftOut) -> None:
         self._uri = uri
         self._extensions = extensions

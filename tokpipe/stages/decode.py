@@ -177,8 +177,6 @@ def decoder_versions(config: DecodeConfig) -> dict[str, str]:
 
 
 class _SourceFiles:
-    """Local copies of the sources that were requested last, for their next clips or pieces."""
-
     def __init__(self, options: StoreOptions, max_bytes: int, num_kept: int) -> None:
         self._options = options
         self._max_bytes = max_bytes

@@ -198,14 +198,12 @@ class EncodeStage:
         self._land(before)
 
     def _cut(self, chunks: list[_Chunk], at_most: int = sys.maxsize) -> Iterator[list[_Chunk]]:
-        """Cut chunks into batches of ``at_most`` chunks that fit into the device's memory."""
         while chunks:
             size = min(at_most, self.batch_rows)  # may shrink between two batches
             yield chunks[:size]
             chunks = chunks[size:]
 
     def _launch(self, batch: list[_Chunk]) -> _Launched:
-        """Start encoding chunks of one shape; errors are raised when the batch lands."""
         num_rows = self.batch_rows
         try:
             encode = self._graphed or self.tokenizer.encode
@@ -285,7 +283,6 @@ class EncodeStage:
         return self._on_device.upload(pixels)
 
     def _result(self, chunks: list[_Chunk]) -> EncodedClip | Rejected | Failed:
-        """Join the chunks of a clip or piece, which are encoded."""
         clip, codes = chunks[0].clip, []
         for chunk in chunks:
             if isinstance(chunk.codes, Failed):
@@ -329,7 +326,6 @@ class EncodeStage:
         return block.astype(self.tokenizer_config.traits.code_dtype)
 
     def _rejection(self, clip: DecodedClip) -> Rejected | None:
-        """Return a rejection if the tokenizer cannot take the clip."""
         frames, height, width, _ = clip.frames.shape
         if frames == 0:
             return _rejected(clip, "no_frames", "it has no frames to encode; check its span")
@@ -347,7 +343,6 @@ def _rejected(clip: DecodedClip, reason: str, problem: str) -> Rejected:
 
 
 def _failed(clip: DecodedClip, error: Exception) -> Failed:
-    """Return a failure with the first line of the tokenizer's error."""
     name = type(error).__name__
     first_line = (str(error).strip().splitlines() or [""])[0]
     is_memory = trouble_of(error) == "memory"

@@ -54,7 +54,6 @@ class WriteStage:
 
 
 def _joined(pieces: list[EncodedClip]) -> EncodedClip:
-    """Join the pieces of a clip; ``build_shard`` checks that none is missing."""
     return replace(
         pieces[0],
         chunks=tuple(chain.from_iterable(piece.chunks for piece in pieces)),

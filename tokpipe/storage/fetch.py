@@ -170,7 +170,6 @@ def _copy(
     max_bytes: int,
     version: int | None,
 ) -> int | None:
-    """Copy a video or member, and return its version."""
     client = client_of(source, options)
     if client.is_local:
         _local_version(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe

@@ -76,7 +76,6 @@ class TrainingData:
     def _buffers(
         self, first_step: int, clips: Iterator[Frames]
     ) -> Iterator[tuple[int, list[Frames]]]:
-        """Yield each step with the clips in its buffer."""
         buffer: deque[Frames] = deque(maxlen=self.config.buffer_clips)
         end = int(first_step * self.config.fresh_clips)
         for step in range(first_step, self.config.num_steps):
@@ -116,8 +115,6 @@ class TrainingData:
 
 
 class _Decoders:
-    """A decode stage for each data thread."""
-
     def __init__(self, config: TrainConfig) -> None:
         self._idle: SimpleQueue[DecodeStage] = SimpleQueue()
         self._number = max(1, config.data_threads)

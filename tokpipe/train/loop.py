@@ -22,10 +22,11 @@ from tokpipe.config.base import RECORDED
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.config.explain import validate_settings
 from tokpipe.errors import ConfigError
-from tokpipe.models.quantizers import FSQ, CodeUsage, Quantized
+from tokpipe.models.quantizers import FSQ, Quantized
 from tokpipe.models.spatial_norm import SpatialNorm3D
 from tokpipe.models.tokenizers.native import NativeTokenizer, fill_uniform, hashed_seed, randomize
 from tokpipe.storage.local_files import write_file
+from tokpipe.telemetry.usage import CodeUsage
 from tokpipe.train.config import LossConfig, TrainConfig
 from tokpipe.train.data import TrainingData
 from tokpipe.weights.checkpoint import load_checkpoint
@@ -251,7 +252,6 @@ class _Log:
 
 
 def _check_same_run(before: TrainConfig, now: TrainConfig, step: int, source: str) -> None:
-    """Check that everything the finished steps depended on is unchanged; later steps may change."""
     may_change = {
         *("output", "phases", "loss", "data_threads", "storage"),
         *("checkpoint_every_s", "log_every_steps", "weights_dtype"),

@@ -18,7 +18,7 @@ from tokpipe.config.tokenizer import CustomConfig
 from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
 from tokpipe.plan import merge_columns, sample_rows
-from tokpipe.plan.sample import RowSample
+from tokpipe.plan.write import RowSample
 from tokpipe.reader import Output
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
@@ -28,7 +28,7 @@ from tokpipe.storage import open_store, probe_store
 from tokpipe.telemetry.human import counted, counts_text, duration
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import Cut, DecodedClip
-from tokpipe.verbs.status import status
+from tokpipe.verbs.status import Status
 from tokpipe.weights.read import TokenizerWeights, find_weights, read_weights
 
 MAX_ROWS = 200_000
@@ -229,7 +229,7 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
         else:
             decoders = decoder_versions(job.decode)
             job_record.check_resumable(store, existing.record, job, weights.hash, decoders)
-        found = status(existing)
+        found = Status(existing)
         done, rows = found.num_rows_done, found.num_rows
         text = f"output {uri}: {done:,} of {rows:,} plan rows settled"
         facts = {"uri": uri, "is_new": False, "num_rows": rows, "num_rows_done": done}

@@ -21,9 +21,8 @@ from tokpipe.media.decoder import Probe
 from tokpipe.plan import sample_rows
 from tokpipe.sources import open_sources
 from tokpipe.sources.allowed import example_prefix
-from tokpipe.sources.guess import guess_columns
 from tokpipe.sources.rows import RowSource
-from tokpipe.sources.table import EXTENSIONS, TableRows
+from tokpipe.sources.table import EXTENSIONS, TableRows, guess_columns
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.human import counted
@@ -225,7 +224,6 @@ def _text(
 
 
 def _sizes(probes: Sequence[Probe]) -> str:
-    """Return the lines for sizes of the shapes that videos have."""
     shapes: dict[str, list[float]] = {"wide": [], "tall": [], "square": []}
     for probe in probes:
         height, width = probe.source_size

@@ -91,7 +91,6 @@ def check_is_job_file(path: Path) -> None:
 
 
 def _local(uri: str) -> Path | None:
-    """Return the absolute path of a URI on this machine, None for any other."""
     protocol, rest = split_protocol(uri)
     return Path(os.path.abspath(rest)) if protocol == "file" else None  # noqa: PTH100
 
@@ -134,7 +133,6 @@ def _missing(path: Path) -> str:
 
 
 def _shown(path: Path) -> str:
-    """Write a path as people do: relative if it is below the current folder."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 

@@ -1,43 +1,56 @@
 """``tokpipe status``: how far an output is, from its manifest alone, without asking the driver."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from tokpipe.formats.checks import utc_time
-from tokpipe.formats.manifest import ManifestEntry, Totals, iter_entries
+from tokpipe.formats.manifest import ManifestEntry, iter_entries
 from tokpipe.reader import Output
 from tokpipe.telemetry.human import counted, duration, rate_text, share_text, slow_text
 
 RECENT_ENTRIES = 32  # Commits that the rate is measured over; fewer if the driver started later
 
 
-@dataclass(frozen=True, slots=True)
 class Status:
-    """An output at one moment. Rates and times are None if the manifest does not show them."""
+    """An output at one moment, of whose manifest the end is read again.
 
-    uri: str
-    dataset: str
-    fingerprint: str
-    created_at: str
-    num_rows: int  # Rows of the plan: clips, or sources that are cut into several clips
-    num_rows_done: int  # Rows of which every clip is tokenized or rejected
-    totals: Totals
-    driver: str | None  # Host, process and version of the newest driver
-    last_commit_age_s: float | None
-    clips_per_s: float | None  # Clips settled per second by the recent commits
-    left_s: float | None  # Seconds to the end at that rate; 0 if the job is done
+    Rates and times are None if the manifest does not show them.
+    """
+
+    def __init__(self, output: Output, *, now: datetime | None = None) -> None:
+        record, state = output.record, output.state
+        first = max(0, state.next_seq - RECENT_ENTRIES)
+        recent = list(iter_entries(output.store, first, state.next_seq))
+        self.uri, self.dataset = output.store.uri, record.dataset
+        self.fingerprint, self.created_at = record.fingerprint, record.created_at
+        self.num_rows = record.num_rows
+        """Rows of the plan: clips, or sources that are cut into several clips."""
+        self.num_rows_done = done = state.committed.num_done
+        """Rows of which every clip is tokenized or rejected."""
+        self.totals = state.totals
+        self.driver = _driver(recent)
+        """Host, process and version of the newest driver."""
+        self.last_commit_age_s: float | None = None
+        if recent:
+            age = (now or datetime.now(UTC)) - utc_time(recent[-1].written_at)
+            self.last_commit_age_s = max(0.0, age.total_seconds())
+        self.clips_per_s = _rate(recent)
+        """Clips settled per second by the recent commits."""
+        self.left_s: float | None = 0.0 if self.is_done else None
+        """Seconds to the end at that rate."""
+        if done and self.clips_per_s and not self.is_done:
+            clips_per_row = (state.totals.num_clips + state.totals.num_rejected) / done
+            self.left_s = (record.num_rows - done) * clips_per_row / self.clips_per_s
 
     @property
     def is_done(self) -> bool:
         return self.num_rows_done == self.num_rows
 
     def to_dict(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in self.__slots__}
         totals = {name: getattr(self.totals, name) for name in self.totals.__slots__}
         totals["goodput"] = self.totals.goodput
-        return {**own, "totals": totals, "is_done": self.is_done}
+        return {**vars(self), "totals": totals, "is_done": self.is_done}
 
     def lines(self) -> Iterator[str]:
         totals = self.totals
@@ -55,37 +68,6 @@ class Status:
             yield f"  last commit {duration(self.last_commit_age_s)} ago, by {self.driver}"
         if not self.is_done and self.clips_per_s is not None and self.left_s is not None:
             yield f"  recently {rate_text(self.clips_per_s)} clips/s, left {duration(self.left_s)}"
-
-
-def status(output: Output, *, now: datetime | None = None) -> Status:
-    """Return the status of an output, of whose manifest the end is read again."""
-    store, record, state = output.store, output.record, output.state
-    recent = list(iter_entries(store, max(0, state.next_seq - RECENT_ENTRIES), state.next_seq))
-    clips_per_s = _rate(recent)
-    done = state.committed.num_done
-    left_s: float | None = None
-    if done == record.num_rows:
-        left_s = 0.0
-    elif done and clips_per_s:
-        clips_per_row = (state.totals.num_clips + state.totals.num_rejected) / done
-        left_s = (record.num_rows - done) * clips_per_row / clips_per_s
-    age_s = None
-    if recent:
-        age = (now or datetime.now(UTC)) - utc_time(recent[-1].written_at)
-        age_s = max(0.0, age.total_seconds())
-    return Status(
-        uri=store.uri,
-        dataset=record.dataset,
-        fingerprint=record.fingerprint,
-        created_at=record.created_at,
-        num_rows=record.num_rows,
-        num_rows_done=done,
-        totals=state.totals,
-        driver=_driver(recent),
-        last_commit_age_s=age_s,
-        clips_per_s=clips_per_s,
-        left_s=left_s,
-    )
 
 
 def _rate(entries: Sequence[ManifestEntry]) -> float | None:

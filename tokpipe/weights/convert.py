@@ -100,7 +100,6 @@ def convert(
 
 
 def _read_state(source: Path, choices: Choices) -> dict[str, Tensor]:
-    """Return the checkpoint's weights by name, without what ``choices`` drops."""
     import safetensors.torch
 
     from tokpipe.weights.checkpoint import load_checkpoint, not_plain
@@ -234,7 +233,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _infer(kind: str, state: Mapping[str, Tensor], source: Path) -> dict[str, Any]:
-    """Derive the settings of a published kind from the shapes of its weights."""
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     own_names = kind == "emu3" and not any(key.startswith("encoder.down.") for key in shapes)
     try:

@@ -12,9 +12,8 @@ from tokpipe.models.quantizers.codebook import (
     VectorQuantizer2,
 )
 from tokpipe.models.quantizers.scalar import FSQ, LFQ
-from tokpipe.telemetry.usage import CodeUsage
 
 __all__ = [
-    "FSQ", "LFQ", "CodeUsage", "EMAVectorQuantizer", "GumbelQuantizer", "Quantized", "Quantizer",
+    "FSQ", "LFQ", "EMAVectorQuantizer", "GumbelQuantizer", "Quantized", "Quantizer",
     "VectorQuantizer", "VectorQuantizer2",
 ]  # fmt: skip

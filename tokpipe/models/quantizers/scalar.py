@@ -137,19 +137,6 @@ class FSQ(ScalarQuantizer):
         """
         return self._bound(self._inner(latent)).flatten(-2).movedim(-1, 1)
 
-    def codes_of_vectors(self, vectors: Tensor) -> Tensor:
-        """The inverse of ``vectors_of``: (B, dim, ...) -> (B, ...), or (B, ..., n), int64.
-
-        Vectors between levels get the nearest one.
-        """
-        if self.dim != self.codebook_dim * self.num_codebooks:
-            raise ValueError(
-                f"vectors of {self.dim} channels are projected from "
-                f"{self.codebook_dim * self.num_codebooks}, so their codes cannot be recovered. "
-                "Keep the codes instead"
-            )
-        return self._shaped(self._round(self._inner(vectors) * (self.levels // 2)))
-
     def _bound(self, inner: Tensor) -> Tensor:
         # A thousandth wider than needed, so that both outermost levels are reached; an even number
         # of levels is centred between two of them.

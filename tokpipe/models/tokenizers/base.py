@@ -128,20 +128,17 @@ class VideoTokenizer(nn.Module, ABC):
         return self._decode(codes), StreamState(type(self).__name__, ())
 
     def _cast(self, dtype: torch.dtype) -> None:
-        """Convert everything but the quantizer to ``dtype``."""
         for part in self.children():
             if not isinstance(part, Quantizer):
                 part.to(dtype)
 
     def _input_dtype(self) -> torch.dtype:
-        """The type of the input of ``_encode``."""
         return self.dtype
 
     # --- checks and conversions ---
 
     @staticmethod
     def _needed(part: Part | None) -> Part:
-        """A part of the decoder, if the tokenizer was built with it."""
         if part is None:
             raise ValueError(
                 "this tokenizer was built without its decoder, so it cannot return pixels: build "

@@ -89,7 +89,6 @@ def _length_chart(title: str, lengths: Counter[int]) -> tuple[Markup, Markup]:
 def _histogram(
     title: str, heads: tuple[str, str], bars: dict[str, int], ticks: list[AxisTick], note: str
 ) -> tuple[Markup, Markup]:
-    """Return counts by label as a chart, and as a table with these heads."""
     rows = [(label, f"{count:,}") for label, count in bars.items()]
     columns = [
         Column(at, at + 1, count, f"{label}: {count:,}")

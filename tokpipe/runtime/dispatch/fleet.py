@@ -395,14 +395,12 @@ class Fleet:
         self._shelve(actor_id)
 
     def _discount(self, actor_id: ActorId) -> None:
-        """Stop counting an actor, unless it is leaving and so is not counted."""
         if actor_id not in self.leaving:
             actor = self.actors[actor_id]
             self.num[actor.stage] -= 1
             self.num_up[actor.stage] -= actor.up
 
     def _note(self, event: EventName, actor_id: ActorId, what: str, **more: object) -> None:
-        """Log what happened to an actor; a warning unless it is good news."""
         stage, node = self.actors[actor_id].stage, self.actors[actor_id].node
         text, is_bad = f"{stage} actor {actor_id} {what}", event != "actor_up"
         self._out.note(

@@ -110,7 +110,6 @@ def _encoded(
 
 
 def _piece_done(parts: Parts, event: LeaseDone, lease: Lease, result: Info, now: float) -> None:
-    """A piece of a streamed clip was decoded or encoded."""
     attempt, clip = event.attempt, parts.streams.of(lease)
     is_useful = clip is not None and isinstance(result, protocol.DecodedInfo | protocol.EncodedInfo)
     made = Place(attempt, 0, result.part if isinstance(result, protocol.DecodedInfo) else 0)
