@@ -4,8 +4,10 @@ import itertools
 import math
 import multiprocessing
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +16,14 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from tests.reader.reader_helpers import ids
+from tests.conftest import S3Bucket
+from tests.reader.reader_helpers import ids, write_clips
+from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
-from tokpipe.reader import ClipMix, ClipStream, CodeCache, TokenSequences
+from tokpipe.reader import ClipMix, ClipStream, CodeCache, TokenSequences, open_output
 from tokpipe.reader.dataset import ClipDataset
 from tokpipe.reader.order import Even, MixRemaining, Remaining, Share
+from tokpipe.storage import open_store
 
 OpenStream = Callable[..., ClipMix]
 
@@ -160,6 +165,30 @@ def test_a_stateful_loader_resumes_with_the_rest_or_the_next_epoch(
     middle.load_state_dict(loader.state_dict())
     assert list(middle) == epochs[1][2:]
     assert list(middle) == epochs[2]
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_read_from_a_store(method: str, s3_bucket: S3Bucket, tmp_path: Path) -> None:
+    caches = []
+    for name in ("one", "two", "three"):
+        store = open_store(f"{s3_bucket.uri}/{name}", StoreOptions())
+        write_clips(store, (5, 3, 4))
+        caches.append(CodeCache(open_output(store.uri), tmp_path / name))
+    mix = ClipMix(caches, [1, 1, 1], even="drop")
+    loader: Any = DataLoader(
+        ClipDataset(mix),
+        batch_size=4,
+        collate_fn=ids,
+        num_workers=2,
+        multiprocessing_context=method,
+        persistent_workers=True,
+    )
+    epochs = [clips_of(loader) for _ in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    for epoch in epochs:
+        assert set(Counter(epoch).values()) == {3}, "the same clip of each output"
+        assert len(epoch) == mix.clips_per_epoch[0] * 3
 
 
 @given(

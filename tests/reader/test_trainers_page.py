@@ -17,7 +17,7 @@ from tokpipe.storage import open_store
 
 PROGRAMS = {block.title: block.code for block in blocks_of("docs/trainers.md") if block.title}
 SHARED = ("my_model.py", "my_data.py")
-NUM_CLIPS, NUM_EPOCHS, WORLD = 27, 3, 2
+NUM_CLIPS, NUM_EPOCHS = 27, 3
 
 RECORDING = """
 
@@ -46,8 +46,9 @@ def write_programs(folder: Path) -> None:
     (folder / "my_model.py").write_text(PROGRAMS["my_model.py"] + recording)
 
 
-def run(folder: Path, name: str, *, launcher: bool = True) -> str:
-    words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
+def run(folder: Path, name: str, num_ranks: int | None = 2) -> None:
+    """Run a program with torchrun; without ``num_ranks`` it starts its ranks itself."""
+    words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
     paths = [str(folder), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -56,20 +57,19 @@ def run(folder: Path, name: str, *, launcher: bool = True) -> str:
         "CUDA_VISIBLE_DEVICES": "",
     }
     done = subprocess.run(
-        [sys.executable, *(words if launcher else ()), name],
+        [sys.executable, *(words if num_ranks else ()), name],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-20000:]
-    return done.stderr
 
 
-def check_steps(folder: Path, num_readers: int) -> None:
+def check_steps(folder: Path, num_ranks: int = 2, num_workers: int = 1) -> None:
     """Check the clips of each step: the same number of steps on each rank, no clip twice."""
     ranks = [
         [json.loads(line) for line in path.read_text().splitlines()]
         for path in sorted(folder.glob("steps-*"))
     ]
-    assert len(ranks) == WORLD
+    assert len(ranks) == num_ranks
     assert len({len(steps) for steps in ranks}) == 1, "ranks take the same number of steps"
     size, rest = divmod(len(ranks[0]), NUM_EPOCHS)
     assert not rest
@@ -77,6 +77,7 @@ def check_steps(folder: Path, num_readers: int) -> None:
         [[clip for step in steps[size * n : size * (n + 1)] for clip in step] for steps in ranks]
         for n in range(NUM_EPOCHS)
     ]
+    num_readers = num_ranks * num_workers
     wanted = NUM_CLIPS // num_readers * num_readers
     for epoch in epochs:
         counts = Counter(clip for rank in epoch for clip in rank)
@@ -87,29 +88,30 @@ def check_steps(folder: Path, num_readers: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "library", "num_workers"),
+    ("name", "library", "num_ranks", "num_workers"),
     [
-        ("ddp.py", "torch", 2),
-        ("lit.py", "lightning", 1),
-        ("with_accelerate.py", "accelerate", 1),
-        ("hf.py", "accelerate", 1),
+        ("ddp.py", "torch", 2, 2),
+        ("ddp.py", "torch", 4, 2),
+        ("lit.py", "lightning", 2, 1),
+        ("with_accelerate.py", "accelerate", 2, 1),
+        ("hf.py", "accelerate", 2, 1),
     ],
 )
 def test_every_epoch_trains_on_other_clips_each_once(
-    name: str, library: str, num_workers: int, tmp_path: Path
+    name: str, library: str, num_ranks: int, num_workers: int, tmp_path: Path
 ) -> None:
     if not find_spec(library):
         pytest.skip(f"{library} is not installed")
     write_programs(tmp_path)
-    run(tmp_path, name)
-    check_steps(tmp_path, WORLD * num_workers)
+    run(tmp_path, name, num_ranks)
+    check_steps(tmp_path, num_ranks, num_workers)
 
 
 def test_lightning_starts_its_ranks_itself(tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     write_programs(tmp_path)
-    run(tmp_path, "lit.py", launcher=False)
-    check_steps(tmp_path, WORLD)
+    run(tmp_path, "lit.py", num_ranks=None)
+    check_steps(tmp_path)
 
 
 @pytest.mark.ray
@@ -120,8 +122,8 @@ def test_ray_train_starts_the_ranks(
     data = PROGRAMS["my_data.py"].replace('"out/', f'"{tmp_path}/out/')
     (tmp_path / "my_data.py").write_text(data)
     monkeypatch.setenv("RAY_ADDRESS", ray_address)
-    run(tmp_path, "with_ray.py", launcher=False)
-    check_steps(tmp_path, WORLD)
+    run(tmp_path, "with_ray.py", num_ranks=None)
+    check_steps(tmp_path)
 
 
 @pytest.mark.parametrize("dispatch", [True, False])
