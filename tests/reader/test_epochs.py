@@ -167,6 +167,31 @@ def test_a_stateful_loader_resumes_with_the_rest_or_the_next_epoch(
     assert list(middle) == epochs[2]
 
 
+@pytest.mark.parametrize("even", [None, "repeat"])
+def test_readers_without_a_clip_stay_in_the_epoch_of_the_others(
+    even: Even | None, tmp_path: Path
+) -> None:
+    store = open_store(str(tmp_path / "out"), StoreOptions())
+    write_clips(store, (2,))
+    stream = ClipStream(CodeCache(open_output(store.uri), tmp_path / "cache"), even=even)
+    loader: Any = StatefulDataLoader(
+        ClipDataset(stream), batch_size=None, num_workers=5, persistent_workers=True
+    )
+    wanted = sorted(clip.clip_id for clip in open_output(store.uri).clips())
+    for epoch in range(3):
+        assert sorted({*ids(loader)}) == wanted
+        assert stream.epoch == epoch + 1
+
+
+def test_an_epoch_of_which_even_readers_would_get_nothing_is_rejected(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "out"), StoreOptions())
+    write_clips(store, (2,))
+    cache = CodeCache(open_output(store.uri), tmp_path / "cache")
+    stream = ClipStream(cache, even="drop", rank=0, world_size=3)
+    with pytest.raises(ConfigError, match="an epoch of 2 clips leaves none for 3 readers"):
+        next(iter(stream))
+
+
 @pytest.mark.s3
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_read_from_a_store(method: str, s3_bucket: S3Bucket, tmp_path: Path) -> None:

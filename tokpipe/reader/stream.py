@@ -183,10 +183,8 @@ class ClipMix:
         except ValueError as error:
             raise ConfigError(f"resume: {error}") from error
         ends = [len(Share(left, reader, num_readers, self.even)) for reader in range(num_readers)]
-        if all(count >= end for count, end in zip(counts, ends, strict=True)):
-            self._epochs.set((first["epoch"] + 1, None))
-        else:
-            self._epochs.set((first["epoch"], rest.state()))
+        is_done = all(count >= end for count, end in zip(counts, ends, strict=True))
+        self._epochs.set((first["epoch"] + is_done, None if is_done else rest.state()))
 
     def _remaining(self, state: Mapping[str, Any] | None) -> MixRemaining:
         if state is None:
@@ -248,13 +246,18 @@ class ClipIterator(Iterator[Any]):
         self._epoch, left = self._stream._epochs.claim(wanted)
         self._left = self._stream._remaining(left)
         share = Share(self._left, self._reader, self._num_readers, self._stream.even)
+        if left is None and self._stream.even == "drop" and self._left and not share:
+            raise ConfigError(
+                f"even='drop': an epoch of {len(self._left)} clips leaves none for "
+                f"{self._num_readers} readers. Use fewer workers, or even='repeat'"
+            )
         self._share, self._taken, self._counts = share, taken, share.counts(taken)
         kept = 2 * len(self._stream.caches)  # a pass that ends, and the next
         self._order = lru_cache(kept)(self._stream._order)
         return share
 
     def __next__(self) -> Any:
-        share = self._share or self._begin()
+        share = self._begin() if self._share is None else self._share
         if self._taken >= len(share):
             raise StopIteration
         stream, (source, position) = self._stream, share.item(self._counts)

@@ -14,13 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tokpipe.config.sources import (
-    COMPRESSIONS,
-    TABLE_ENDING,
-    TABLE_EXTENSIONS,
-    VIDEO_EXTENSIONS,
-    TableSource,
-)
+from tokpipe.config import sources
+from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.sources.allowed import AllowedUris, example_prefix
 from tokpipe.sources.columns import check_carried, find, is_media, within
@@ -43,7 +38,7 @@ TableFile = DelimitedFile | JsonFile | ParquetFile
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _JSON = ("jsonl", "ndjson", "json")
-EXTENSIONS = (*TABLE_EXTENSIONS, *COMPRESSIONS)
+EXTENSIONS = (*sources.TABLE_EXTENSIONS, *sources.COMPRESSIONS)
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _HEADER_THREADS = 16
 _NOT_PROMOTED = (pa.types.is_integer, pa.types.is_uint64, pa.types.is_decimal, pa.types.is_string)
@@ -126,7 +121,7 @@ class TableRows(RowSource):
         return [*named, *(("uri_template", name) for name in columns)]
 
     def _table_file(self, uri: str) -> TableFile:
-        ending = TABLE_ENDING.search(uri)
+        ending = sources.TABLE_ENDING.search(uri)
         kind = self.config.format or (ending[1].lower() if ending else "")
         if kind in _DELIMITERS:
             return DelimitedFile(uri, self.options, self.config.delimiter or _DELIMITERS[kind])
@@ -388,7 +383,7 @@ def _from_text(values: pa.Array) -> tuple[pa.Array, pa.Array]:
     return seconds, is_neither
 
 
-_IS_VIDEO = re.compile(rf"(?is).*\.({'|'.join(VIDEO_EXTENSIONS)})(\?.*)?$")
+_IS_VIDEO = re.compile(rf"(?is).*\.({'|'.join(sources.VIDEO_EXTENSIONS)})(\?.*)?$")
 _IS_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SPAN = re.compile(
     r"(?i)(?:clip_?|t_?)?(?:(start|begin|from)|end|stop|to)(?:_?(?:s|sec|seconds|time))?"
