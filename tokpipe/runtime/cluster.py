@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
@@ -254,10 +255,11 @@ def gpu_bytes(config: RuntimeConfig) -> dict[str, float]:
             answers[kind] = _CARD_BYTES.options(label_selector={"ray.io/node-id": id}).remote()
     kinds = {config.encode.accelerator_type, *answers}
     found: dict[str, float] = {kind: gb * GB for kind, gb in CARDS.items() if kind in kinds}
+    deadline = time.monotonic() + CARDS_WITHIN_S
     for kind, answer in answers.items():
         # Other jobs may hold its GPUs, or torch sees none. To cancel it could crash the driver.
         with contextlib.suppress(RayError):
-            found[kind] = ray.get(answer, timeout=CARDS_WITHIN_S)
+            found[kind] = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
     return found
 
 

@@ -1,6 +1,7 @@
 """Whether a job's chunks fit into the memory of GPUs, and how many at a time, before it runs."""
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -31,6 +32,7 @@ class EncoderMemory:
         self._job, self._streams = job, job.chunking.policy == "streaming"
         self._share = min(1.0, job.runtime.encode.gpus or 1.0)
         self._shapes = [(largest_chunk(job)[0], *size) for size in job.frames.sizes]
+        self._bytes = cache(self._predicted)  # Cards are compared for the same few batches
         self.why_not = ""  # Why nothing can be predicted
         try:
             import torch  # Late: it takes seconds, and drivers may not have it
@@ -100,7 +102,7 @@ class EncoderMemory:
             found += [_text(one) for one in islice(fitting, 1)]
         return f"chunks of {' or '.join(found)}" if found else "a smaller encoder"
 
-    def _bytes(self, shape: Shape, rows: int) -> int:
+    def _predicted(self, shape: Shape, rows: int) -> int:
         from tokpipe.models.memory import peak_bytes
 
         return peak_bytes(self._tokenizer, (rows, *shape), in_pieces=self._streams)
