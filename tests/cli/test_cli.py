@@ -102,7 +102,7 @@ def test_the_command_alone_and_help_list_all_verbs(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("statsu", "'status'"), ("list", "'ls'"), ("trian", "'train'"), ("xyz", "verbs are init,")],
+    [("statsu", "'status'"), ("list", "'ls'"), ("exprot", "'export'"), ("xyz", "verbs are init,")],
 )
 def test_a_misspelt_verb_is_answered_with_one_that_exists(
     typed: str, offered: str, capsys: pytest.CaptureFixture[str]

@@ -12,11 +12,9 @@ import pytest
 import yaml
 
 from tests.cli.test_named_outputs import Capture, one_line, verbs_on
-from tests.pages import REPOSITORY
 from tokpipe.cli import main
 
 LONG = "x" * 300
-TRAINING = "examples/demo_tokenizer/train.yaml"
 NEEDED = {
     "decode": ["-o", "clip.png"],
     "report": ["-o", "report.html"],
@@ -65,7 +63,7 @@ WRONG_OUTPUTS = {
     "broken.yaml": "is not valid YAML",
     "holds_text/notes.txt": "neither an output nor a job file",
     "plain.yml": "is not a job file: it holds plain text",
-    "training.yaml": "use tokpipe train training.yaml",
+    "training.yaml": "use python -m examples.train_tokenizer training.yaml in a clone of",
     "later.yaml": "Start it with tokpipe run later.yaml",
     "unset.yaml": "NO_SUCH_VARIABLE is not set",
     "schemes.yaml": "s4://",
@@ -119,7 +117,7 @@ WRONG_JOBS = {
     "empty.yaml": "is empty",
     "list.yaml": "holds list, not a mapping",
     "broken.yaml": "is not valid YAML",
-    "training.yaml": "use tokpipe train training.yaml",
+    "training.yaml": "use python -m examples.train_tokenizer training.yaml in a clone of",
     "later.yaml": "sources: is missing",
     "s3://bucket/job.yaml": "read from local disk",
     "loop": "loop",
@@ -138,26 +136,6 @@ def test_a_wrong_job_file_is_explained(verb: str, place: Path, capsys: Capture) 
         assert code == 2, (named, text)
         assert explanation in text, (named, text)
     assert everything_below(place) == before
-
-
-@pytest.mark.parametrize(
-    ("named", "explanation"),
-    [
-        ("missing.yaml", "missing.yaml: cannot be read"),
-        ("jobs", "jobs: cannot be read"),
-        ("video.mp4", "video.mp4: is not valid YAML"),
-        ("empty.yaml", "is empty"),
-        ("jobs/demo.yaml", "use tokpipe run jobs/demo.yaml"),
-        ("loop", "loop: cannot be read"),
-        (LONG, "File name too long"),
-    ],
-)
-def test_a_wrong_training_file_is_explained(
-    named: str, explanation: str, place: Path, capsys: Capture
-) -> None:
-    code, text = answer(capsys, "train", named)
-    assert code == 2
-    assert explanation in text
 
 
 @pytest.mark.parametrize(
@@ -269,7 +247,7 @@ def test_a_place_without_permission_is_named(place: Path, capsys: Capture) -> No
     closed = place / "closed"
     (closed / "out").mkdir(parents=True)
     (closed / "job.yaml").touch()
-    verbs = [("status", "out", 5), ("ls", "out", 5), ("check", "job.yaml", 2), ("train", "x", 2)]
+    verbs = [("status", "out", 5), ("ls", "out", 5), ("check", "job.yaml", 2)]
     for verb, name, _ in verbs:  # imports everything while that is allowed
         answer(capsys, verb, f"holds_text/{name}")
     closed.chmod(0)
@@ -324,17 +302,14 @@ WITHOUT = {
     "pip install 'tokpipe[run]'",
     "audit out/demo --sample 1 --trust-uris": "pip install 'tokpipe[run]'",
     "convert a.safetensors --kind emu3 -o new": "pip install 'tokpipe[run]'",
-    "train jobs/missing.yaml": "jobs/missing.yaml: cannot be read",
-    "train {training}": "pip install 'tokpipe[run]'",
     "status s3://bucket/demo": "pip install 'tokpipe[s3]'",
 }
 """Verbs, and what they complain about where no optional package is installed."""
 
 
 def test_a_missing_package_is_named_with_how_to_install_it(place: Path) -> None:
-    commands = [command.format(training=REPOSITORY / TRAINING) for command in WITHOUT]
     done = run_apart(
-        commands,
+        [*WITHOUT],
         f"import sys; sys.modules |= dict.fromkeys({ABSENT})",
         "for one in sys.argv[1:]: print(main(one.split()), file=sys.stderr)",
     )

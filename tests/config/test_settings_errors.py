@@ -12,11 +12,11 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from examples.train_tokenizer.config import TrainConfig
 from tokpipe.config import parse_job
 from tokpipe.config.explain import bare, kinds_of, validate_settings
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError
-from tokpipe.train.config import TrainConfig
 
 JOB: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "native_job.yaml").read_text())
 DECODER = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1}

@@ -38,10 +38,9 @@ ARROWS: dict[str, set[str]] = {
     "audit": {"config", "formats", "plan", "reader", "reconstruct", "storage"},
     "export": {"reader"},
     "report": {"formats", "media", "reader", "reconstruct", "storage", "verbs"},
-    "train": {"config", "media", "models", "sources", "stages", "storage", "weights"},
     "cli": {
         *("audit", "config", "export", "reader", "reconstruct", "report", "runtime", "storage"),
-        *("train", "verbs", "weights"),
+        *("verbs", "weights"),
     },
     "run": {"cli"},
 }
@@ -49,11 +48,11 @@ ARROWS: dict[str, set[str]] = {
 
 HOMES: dict[str, set[str]] = {
     "ray": {"runtime"},
-    "torch": {"models", "reader", "reconstruct", "stages", "train", "weights"},
+    "torch": {"models", "reader", "reconstruct", "stages", "weights"},
     "decord": {"media"},
     "transformers": {"models"},
     "av": {"media"},
-    "pyarrow": {"audit", "formats", "plan", "reader", "sources", "train"},
+    "pyarrow": {"audit", "formats", "plan", "reader", "sources"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},

@@ -21,6 +21,7 @@ from tests.pages import REPOSITORY, Block, blocks_of, name_of, pages
 _SUITE = "runs tests: `make test` runs all of them, this one too"
 _PYPI = "tokpipe is not on PyPI yet: tests/infra/test_wheel.py installs the wheel and its extras"
 _AN_HOUR = "takes half an hour on an idle machine; "
+_TRAIN = "python -m examples.train_tokenizer examples/demo_tokenizer/train.yaml"
 
 NOT_RUN: dict[str, str] = {
     "pip install tokpipe": _PYPI,
@@ -63,7 +64,7 @@ SLOW: dict[str, str] = {
     "python -m benchmarks --quick": "minutes",
     "python -m benchmarks.encoder": "minutes",
     "python -m examples.demo_tokenizer.draw_scenes out/scenes": "a minute, until Ctrl-C",
-    "tokpipe train examples/demo_tokenizer/train.yaml": "a minute, until Ctrl-C",
+    _TRAIN: "a minute, until Ctrl-C",
     "examples/demo_tokenizer/README.md": "draws and measures 24 videos",
     "tokpipe/cli/": "most are on pages, too",
     "python examples/train_transformer.py out/videos -o generated.mp4": (
@@ -76,7 +77,7 @@ SLOW: dict[str, str] = {
 
 STOPPED: dict[str, str] = {
     "python -m examples.demo_tokenizer.draw_scenes out/scenes": "ls out/scenes/00001.mp4",
-    "tokpipe train examples/demo_tokenizer/train.yaml": "test -e out/train/log.jsonl",
+    _TRAIN: "test -e out/train/log.jsonl",
 }
 """Command that takes very long -> the condition, for bash, on which it gets Ctrl-C."""
 

@@ -45,16 +45,6 @@ def trained_tokenizer(scene: Scene) -> None:
     shutil.copy(scene.clone / "examples/data/bigbuckbunny.mp4", scene.clone / "clip.mp4")
 
 
-def scenes(scene: Scene) -> None:
-    """A few of the drawn scenes that the example of training reads."""
-    scene.bash("python -m examples.demo_tokenizer.draw_scenes out/scenes --count 2 --textures 9")
-
-
-def checkpoints_and_scenes(scene: Scene) -> None:
-    checkpoints(scene)
-    scenes(scene)
-
-
 def whole_videos(scene: Scene) -> None:
     """No damaged video among those of a newcomer: their first job would have exit code 4."""
     (scene.clone / "videos/cut.mp4").unlink()
@@ -70,7 +60,7 @@ PROPS: dict[str, Callable[[Scene], None]] = {
     "docs/monitoring.md": past_run,
     "docs/quickstart.md": whole_videos,
     "tokpipe/cli/plan.py": past_run,
-    "tokpipe/cli/tokenizers.py": checkpoints_and_scenes,
+    "tokpipe/cli/tokenizers.py": checkpoints,
     "docs/tokenizers.md": checkpoints,
     "docs/training.md": trained_tokenizer,
 }

@@ -9,11 +9,22 @@ with all finished work committed.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+Parse = Callable[[list[str]], "Namespace"]
+"""Parses arguments and sets ``run``, which gets the result and returns what to print or an exit
+code."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the ``tokpipe`` command and return its exit code; without arguments, as a process."""
+def main(arguments: Sequence[str] | None = None, parse: Parse | None = None) -> int:
+    """Run the ``tokpipe`` command and return its exit code; without arguments, as a process.
+
+    Other programs that start, print and end like it pass their own ``parse``.
+    """
     if arguments is None:  # before imports, which take a second
         sys.path[:] = filter(_is_own, sys.path)
         if inherited := os.environ.get("PYTHONPATH"):  # by processes of a local Ray
@@ -24,10 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         from tokpipe.runtime.signals import OF_RUN, interrupt_verbs
 
-        (OF_RUN.start if sys.argv[1:2] == ["run"] else interrupt_verbs)()
+        is_run = parse is None and sys.argv[1:2] == ["run"]
+        (OF_RUN.start if is_run else interrupt_verbs)()
     from tokpipe.cli import command
 
-    return command.main(arguments)
+    return command.main(arguments, parse)
 
 
 def _is_own(folder: str) -> bool:

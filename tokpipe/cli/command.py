@@ -14,7 +14,7 @@ from pathlib import Path
 import shtab
 
 import tokpipe
-from tokpipe.cli import jobs, outputs, tokenizers
+from tokpipe.cli import Parse, jobs, outputs, tokenizers
 from tokpipe.cli.arguments import Parser, Verb
 from tokpipe.cli.output import ReaderGone, Result, exit_code_of
 from tokpipe.runtime.signals import interrupted
@@ -35,13 +35,13 @@ _ALL: tuple[type[Verb], ...] = (
     jobs.Init, jobs.Check, jobs.Plan, jobs.Run, jobs.Submit, outputs.Status, outputs.Ls,
     outputs.Inspect, outputs.Decode, outputs.Rejected, outputs.Report, outputs.Audit,
     outputs.Clean, outputs.Export,
-    tokenizers.Convert, tokenizers.Train, Completion,
+    tokenizers.Convert, Completion,
 )  # fmt: skip
 """In the order of the help text, which follows a job's life."""
 VERBS = {verb.__name__.lower(): verb() for verb in _ALL}
 
 
-def main(arguments: Sequence[str] | None) -> int:
+def main(arguments: Sequence[str] | None, parse: Parse | None) -> int:
     """Run the command of ``tokpipe.cli.main``."""
     _prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None) -> int:
     if arguments is None:
         atexit.register(_end, codes)  # first, so that it is called last
     try:
-        codes.append(exit_code_of(_parse(words)))
+        codes.append(exit_code_of((parse or _parse)(words)))
     except ReaderGone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes at its end
         codes.append(128 + signal.SIGPIPE)

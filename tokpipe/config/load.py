@@ -75,7 +75,8 @@ def _job_settings(text: str, name: str) -> dict[str, Any]:
     data = read_mapping(text, name, "job file")
     if "phases" in data and "dataset" not in data:
         raise ConfigError(
-            f"{name}: this is a training file, not a job file: use tokpipe train {name}"
+            f"{name}: this is a training file, not a job file: use python -m "
+            f"examples.train_tokenizer {name} in a clone of tokpipe"
         )
     return data
 

@@ -78,7 +78,7 @@ def interrupt_verbs() -> None:
 
 def interrupted() -> str:
     """What an interrupted verb says: most leave nothing that the same command would continue."""
-    return INTERRUPTED if {*sys.argv[1:2]} & {"run", "submit", "train"} else "interrupted"
+    return INTERRUPTED if {*sys.argv[1:2]} & {"run", "submit"} else "interrupted"
 
 
 def _not_ignored(*numbers: signal.Signals) -> set[signal.Signals]:

@@ -12,13 +12,9 @@ import torch
 import yaml
 
 from examples.demo_tokenizer.evaluate import open_checkpoint, read_clips
-from tests.models.adapter_helpers import noise
-from tests.train.conftest import Config, Settings, phase
-from tokpipe.cli import main
-from tokpipe.errors import ConfigError
-from tokpipe.models.quantizers import FSQ
-from tokpipe.train.config import LossConfig, TrainConfig
-from tokpipe.train.loop import (
+from examples.train_tokenizer.__main__ import main
+from examples.train_tokenizer.config import LossConfig, TrainConfig
+from examples.train_tokenizer.loop import (
     LOG_NAME,
     STATE_NAME,
     Trainer,
@@ -28,9 +24,13 @@ from tokpipe.train.loop import (
     scaled,
     train,
 )
+from tests.examples.train_tokenizer.conftest import Config, Settings, phase
+from tests.models.adapter_helpers import noise
+from tokpipe.errors import ConfigError
+from tokpipe.models.quantizers import FSQ
 
 NOISE = noise(2, 1, 16, 16, 3)
-SAMPLE = Path(__file__).parents[2] / "examples" / "data" / "bigbuckbunny.mp4"
+SAMPLE = Path(__file__).parents[3] / "examples" / "data" / "bigbuckbunny.mp4"
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def test_a_continued_run_equals_one_that_was_never_stopped(config: Config, tmp_p
 def test_sigterm_saves_the_run_after_the_current_step(
     settings: Settings, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["train", str(tmp_path / "train.yaml")]
+    command = [str(tmp_path / "train.yaml")]
     (tmp_path / "train.yaml").write_text("output: x\n")
     assert main(command) == 2
     assert "tokenizer: is missing" in capsys.readouterr().err
@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite_ends_the_command_with_what_to_change(
     (tmp_path / "train.yaml").write_text(
         yaml.safe_dump(settings(phases=[phase(steps=40, learning_rate=[1e30, 1e30])]))
     )
-    assert main(["train", str(tmp_path / "train.yaml")]) == 7
+    assert main([str(tmp_path / "train.yaml")]) == 7
     printed = capsys.readouterr().err
     assert "Lower learning_rate" in printed
     assert "Traceback" not in printed

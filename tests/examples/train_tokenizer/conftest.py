@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from examples.train_tokenizer.config import TrainConfig
 from tests.videos import write_video
 from tokpipe.config.explain import validate_settings
-from tokpipe.train.config import TrainConfig
 
 Settings = Callable[..., dict[str, Any]]
 Config = Callable[..., TrainConfig]

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from examples.train_tokenizer.config import TrainConfig
 from tokpipe.errors import ConfigError
 from tokpipe.media.quality import Frames
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.read_ahead import read_ahead
-from tokpipe.train.config import TrainConfig
 from tokpipe.types import DecodedClip, Failed, Rejected, WorkItem
 
 _log = logging.getLogger(__name__)

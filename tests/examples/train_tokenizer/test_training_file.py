@@ -3,13 +3,13 @@ from typing import Any
 
 import pytest
 
-from tests.train.conftest import Config, Settings, phase
+from examples.train_tokenizer.config import TrainConfig, load_training
+from tests.examples.train_tokenizer.conftest import Config, Settings, phase
 from tokpipe.config.explain import validate_settings
 from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
-from tokpipe.train.config import TrainConfig, load_training
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 
 
 def test_the_training_file_of_the_built_in_tokenizer_is_valid() -> None:

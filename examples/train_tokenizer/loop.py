@@ -18,6 +18,8 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
+from examples.train_tokenizer.config import LossConfig, TrainConfig
+from examples.train_tokenizer.data import TrainingData
 from tokpipe.config.base import RECORDED
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.config.explain import validate_settings
@@ -27,8 +29,6 @@ from tokpipe.models.spatial_norm import SpatialNorm3D
 from tokpipe.models.tokenizers.native import NativeTokenizer, fill_uniform, hashed_seed, randomize
 from tokpipe.storage.local_files import write_file
 from tokpipe.telemetry.usage import CodeUsage
-from tokpipe.train.config import LossConfig, TrainConfig
-from tokpipe.train.data import TrainingData
 from tokpipe.weights.checkpoint import load_checkpoint
 
 _log = logging.getLogger(__name__)

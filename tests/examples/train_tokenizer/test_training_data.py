@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.train.conftest import Config, phase
+from examples.train_tokenizer.config import TrainConfig
+from examples.train_tokenizer.data import TrainingData, random_crop
+from tests.examples.train_tokenizer.conftest import Config, phase
 from tests.videos import numbers_of, write_video
 from tokpipe.errors import ConfigError
-from tokpipe.train.config import TrainConfig
-from tokpipe.train.data import TrainingData, random_crop
 
 
 def ramp(frames: int = 12, height: int = 160, width: int = 300) -> np.ndarray:

@@ -1,1 +1,0 @@
-"""Trains tokenizers: ``tokpipe train``."""
