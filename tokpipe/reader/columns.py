@@ -87,7 +87,7 @@ def kept_clips(output: Output, folder: CacheFolder, keep: Any) -> KeptClips:
     """Evaluate ``keep``, an Arrow expression, over the side tables of all shards.
 
     The bits are kept in ``folder``, so each node does it once. Only the columns that the expression
-    needs are decoded, and only they are fetched if the output was opened with ``verify=False``.
+    needs are decoded.
 
     Raises:
         ConfigError: the expression is not boolean, names unknown columns, or keeps no clip.
