@@ -21,32 +21,42 @@ NUM_CLIPS, NUM_EPOCHS = 27, 3
 
 RECORDING = """
 
-import hashlib, json, os
+import hashlib, json, os, time
 
-_forward = Model.forward
+_forward, _folder, _num_steps, _begin = Model.forward, {folder!r}, 0, time.time_ns()
 
 
 def forward(self, tokens):
+    global _num_steps
+    _num_steps += 1
+    distributed = torch.distributed
+    is_running = distributed.is_available() and distributed.is_initialized()
+    rank = distributed.get_rank() if is_running else 0
+    if _num_steps == {kill_at} and not os.path.exists(f"{_folder}/killed"):
+        time.sleep(1 - rank)  # both ranks have to reach this step
+        open(f"{_folder}/killed", "w").close()
+        os._exit(9)
     line = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in tokens.cpu()]
-    with open(f"{FOLDER!r}/steps-{os.getpid()}", "a") as file:
+    with open(f"{_folder}/steps-{rank}-{_begin}", "a") as file:
         file.write(json.dumps(line) + "\\n")
     return _forward(self, tokens)
 
 
 Model.forward = forward
 """
-"""Added to the model of the page: writes down the clips of each step."""
+"""Added to the model of the page: writes down the clips of each step, and kills a step once."""
 
 
-def write_programs(folder: Path) -> None:
+def write_programs(folder: Path, kill_at: int | None = None) -> None:
     write_clips(open_store(str(folder / "out/demo"), StoreOptions()), (9, 3, 8, 7))
     for name, code in PROGRAMS.items():
         (folder / name).write_text(code)
-    recording = RECORDING.replace("{FOLDER!r}", str(folder))
+    recording = RECORDING.replace("{folder!r}", repr(str(folder)))
+    recording = recording.replace("{kill_at}", str(kill_at))
     (folder / "my_model.py").write_text(PROGRAMS["my_model.py"] + recording)
 
 
-def run(folder: Path, name: str, num_ranks: int | None = 2) -> None:
+def run(folder: Path, name: str, num_ranks: int | None = 2, is_killed: bool = False) -> None:
     """Run a program with torchrun; without ``num_ranks`` it starts its ranks itself."""
     words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
     paths = [str(folder), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
@@ -60,26 +70,34 @@ def run(folder: Path, name: str, num_ranks: int | None = 2) -> None:
         [sys.executable, *(words if num_ranks else ()), name],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
+    if is_killed:
+        assert done.returncode != 0
+        assert (folder / "killed").exists(), done.stderr[-20000:]
+        return
     # C++ destructors of a library abort now and then, once Python has ended.
     if "terminate called without an active exception" not in done.stderr:
         assert done.returncode == 0, done.stderr[-20000:]
 
 
+def steps_of(folder: Path, rank: int, wanted: int) -> list[list[str]]:
+    """Return the clips of each step of a rank, without those that a killed run had not saved."""
+    steps: list[list[str]] = []
+    for path in sorted(folder.glob(f"steps-{rank}-*"), key=lambda path: int(path.name[8:])):
+        new = [json.loads(line) for line in path.read_text().splitlines()]
+        steps = [*steps[: wanted - len(new)], *new] if steps else new
+    assert len(steps) == wanted
+    return steps
+
+
 def check_steps(folder: Path, num_ranks: int = 2, num_workers: int = 1) -> None:
     """Check the clips of each step: the same number of steps on each rank, no clip twice."""
-    ranks = [
-        [json.loads(line) for line in path.read_text().splitlines()]
-        for path in sorted(folder.glob("steps-*"))
-    ]
-    assert len(ranks) == num_ranks
-    assert len({len(steps) for steps in ranks}) == 1, "ranks take the same number of steps"
-    size, rest = divmod(len(ranks[0]), NUM_EPOCHS)
-    assert not rest
+    num_readers = num_ranks * num_workers
+    size = num_workers * -(-(NUM_CLIPS // num_readers) // 2)
+    ranks = [steps_of(folder, rank, NUM_EPOCHS * size) for rank in range(num_ranks)]
     epochs = [
         [[clip for step in steps[size * n : size * (n + 1)] for clip in step] for steps in ranks]
         for n in range(NUM_EPOCHS)
     ]
-    num_readers = num_ranks * num_workers
     wanted = NUM_CLIPS // num_readers * num_readers
     for epoch in epochs:
         counts = Counter(clip for rank in epoch for clip in rank)
@@ -99,12 +117,13 @@ def check_steps(folder: Path, num_ranks: int = 2, num_workers: int = 1) -> None:
         ("hf.py", "accelerate", 2, 1),
     ],
 )
-def test_every_epoch_trains_on_other_clips_each_once(
+def test_every_epoch_trains_on_other_clips_each_once_although_the_run_is_killed(
     name: str, library: str, num_ranks: int, num_workers: int, tmp_path: Path
 ) -> None:
     if not find_spec(library):
         pytest.skip(f"{library} is not installed")
-    write_programs(tmp_path)
+    write_programs(tmp_path, kill_at=11)  # in the second epoch, or the third
+    run(tmp_path, name, num_ranks, is_killed=True)
     run(tmp_path, name, num_ranks)
     check_steps(tmp_path, num_ranks, num_workers)
 
@@ -117,10 +136,10 @@ def test_lightning_starts_its_ranks_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_ray_train_starts_the_ranks(
+def test_ray_train_starts_the_ranks_and_restarts_them(
     tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_programs(tmp_path)
+    write_programs(tmp_path, kill_at=11)
     data = PROGRAMS["my_data.py"].replace('"out/', f'"{tmp_path}/out/')
     (tmp_path / "my_data.py").write_text(data)
     monkeypatch.setenv("RAY_ADDRESS", ray_address)

@@ -352,20 +352,29 @@ class ClipIterator(Iterator[Any]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of the same reader, with the same number of readers.
 
+        With ``even``, that of the same worker of another rank on its node is as good, if they
+        were at the same step: many trainers save the states of one rank only.
+
         Raises:
             ConfigError: the state is another reader's or another stream's. For another number of
                 readers, use ``resume`` of the stream.
         """
-        self._stream._check(state)
-        place = state["reader"], state["num_readers"]
-        if place != (self._reader, self._num_readers):
+        stream = self._stream
+        stream._check(state)
+        place, own = (state["reader"], state["num_readers"]), (self._reader, self._num_readers)
+        num_workers = self._num_readers // stream.ranks.rank()[1]
+        is_as_good = (
+            stream.even is not None
+            and place[1] == own[1]
+            and (place[0] - own[0]) % num_workers == 0
+            and stream._node_of(state) == stream._node_of({**state, "reader": self._reader})
+        )
+        if place != own and not is_as_good:
             raise ConfigError(
                 f"this is reader {self._reader} of {self._num_readers}, but the state is of reader "
                 f"{place[0]} of {place[1]}: call resume with the states of all readers"
             )
-        left = {
-            str(self._stream._node_of(state)): {key: state[key] for key in ("start", "pending")}
-        }
+        left = {str(stream._node_of(state)): {key: state[key] for key in ("start", "pending")}}
         self._begin((state["epoch"], left), state["taken"])
 
 
