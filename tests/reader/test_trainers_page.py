@@ -161,7 +161,7 @@ def test_a_loader_that_accelerate_shares_out_again_is_rejected(
     )
     code = code.replace("import Accelerator", "import Accelerator, DataLoaderConfiguration")
     code = code.replace("num_workers=1", f"num_workers={num_workers}")
-    code = code.replace("for epoch", "loader = accelerator.prepare(loader)\nfor epoch")
+    code = code.replace("while epoch", "loader = accelerator.prepare(loader)\nwhile epoch")
     (tmp_path / "again.py").write_text(code)
     with pytest.raises(AssertionError, match=r"accelerate's .* shares out samples among ranks"):
         run(tmp_path, "again.py")
