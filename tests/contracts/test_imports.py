@@ -58,6 +58,7 @@ HOMES: dict[str, set[str]] = {
     "s3fs": {"storage"},
     "botocore": {"storage"},
     "rich": {"cli", "runtime"},
+    "jinja2": {"report"},
 }
 
 
