@@ -57,6 +57,7 @@ HOMES: dict[str, set[str]] = {
     "s3fs": {"storage"},
     "botocore": {"storage"},
     "rich": {"cli", "runtime"},
+    "jinja2": {"report"},
 }
 
 

@@ -82,7 +82,7 @@ def test_the_wheel_holds_the_package_and_its_data_and_nothing_else(wheel: Path) 
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert names == package
-    assert {"tokpipe/py.typed", "tokpipe/report/style.css"} <= names
+    assert {"tokpipe/py.typed", "tokpipe/report/templates/page.html"} <= names
     assert "tokpipe/models/pretrained/fsq-4x8x8/model.safetensors" in names
     assert wheel.stat().st_size < 16 * 2**20
     assert metadata["Description-Content-Type"] == "text/markdown"
@@ -95,7 +95,8 @@ def test_without_extras_jobs_are_checked_and_outputs_are_read(base: Path, tmp_pa
     shutil.copy(ROOT / "examples/data/bigbuckbunny.mp4", tmp_path / "videos")
     output = tmp_path / "out"
     shutil.copytree(ROOT / "tests/golden/output_0_1_0", output)
-    for words in ("check job.yaml", "status out", "inspect out", "rejected out", "audit out"):
+    reads = ("status out", "inspect out", "rejected out", "audit out", "report out -o out.html")
+    for words in ("check job.yaml", *reads):
         ended = call(base, tmp_path, "tokpipe", *words.split())
         assert ended.returncode == 0, f"{words}: {ended.stdout}"
     lines = "from tokpipe.reader import open_output\nprint(open_output('out').num_clips)"

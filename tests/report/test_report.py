@@ -147,6 +147,8 @@ def test_secrets_are_masked_everywhere(tmp_path: Path, monkeypatch: pytest.Monke
         "storage": {"options": {"secret": "plain-as-day"}},
         "note": "made with 'tok-1234567890'",
     }
+    fields["dataset"] = "tok-1234567890"
+    fields["libraries"] = {"torch": "2.13 from https://someone:hunter2hunter2@host/"}
     store.objects[JOB_RECORD] = json.dumps(seal(fields)).encode()
     monkeypatch.setenv("HUB_TOKEN", "tok-1234567890")
     page_of(store, tmp_path)

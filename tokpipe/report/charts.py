@@ -1,21 +1,17 @@
-"""Charts as inline SVG. Shapes stretch with the page; text keeps its size.
-
-Lengths along x are therefore percentages. Each chart has a label for screen readers, and the page
-repeats its numbers in a table.
-"""
+"""What the charts of a report show. ``templates/charts.html`` draws them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
-from tokpipe.report.markup import Markup, html, short
-from tokpipe.telemetry.human import duration
+from tokpipe.report.history import PROCESSING, History, StageUse
+from tokpipe.telemetry.human import duration, short
+from tokpipe.telemetry.usage import CodeUsage
 
-_TOP, _PLOT, _BELOW = 8, 140, 22
-"""Heights in pixels: above the plot, the plot, and below it."""
-_SCALE = 34
-"""Minimum width of the numbers at the y axis in pixels, so that charts side by side line up."""
-_ROW = 44  # Height in pixels of a bar with its label
+NUM_BARS = 64  # Columns of the histogram of codes
+MAX_LENGTHS = 24  # Columns of a histogram of lengths
 _X_TICKS, _Y_TICKS = 5, 4
 """Maximum number of ticks besides zero."""
 _HOUR_S, _DAY_S = 3600, 86_400
@@ -26,12 +22,12 @@ _TIME_STEPS_S = [
 
 
 class Column(NamedTuple):
-    """A value over a range of x, with a tooltip in place of the number; None where unknown."""
+    """A value over a range of x, with its tooltip. Neither 0 nor None (unknown) is drawn."""
 
     begin: float
     end: float
     value: float | None
-    title: str | None = None
+    title: str
 
 
 class AxisTick(NamedTuple):
@@ -39,70 +35,122 @@ class AxisTick(NamedTuple):
     text: str
 
 
-class BarPart(NamedTuple):
-    """A part of a bar: its fraction of the full width (0 to 1), its CSS class and its tooltip."""
+class Columns(NamedTuple):
+    """Columns over a grid, with a dashed line at each of ``marks``."""
 
-    fraction: float
+    columns: Sequence[Column]
+    end: float  # x is 0 to this
+    y_ticks: Sequence[AxisTick]
+    x_ticks: Sequence[AxisTick]
+    marks: Sequence[float] = ()
+
+
+class Histogram(NamedTuple):
+    bars: dict[str, int]  # Count by label
+    chart: Columns
+
+
+class BarPart(NamedTuple):
+    """A part of a bar: where it begins and its width as fractions of the full width (0 to 1), its
+    CSS class and its tooltip."""
+
+    left: float
+    width: float
     kind: str
     title: str
 
 
-def columns_chart(
-    name: str,
-    columns: Sequence[Column],
-    *,
-    ticks: Sequence[AxisTick],
-    x_ticks: Sequence[AxisTick] | None = None,
-    marks: Iterable[float] = (),
-) -> Markup:
-    """Draw columns over a grid, to the right of the y axis, with a dashed line at each of
-    ``marks``. Without ``x_ticks``, x is seconds."""
-    end, top = max((one.end for one in columns), default=0.0) or 1.0, ticks[-1].at or 1.0
-    line = '<line x1="0" x2="100%" y1="{0:.6g}" y2="{0:.6g}" class="{1}"></line>'
-    number = '<text x="100%" y="{:.6g}" text-anchor="end" class="tick">{}</text>'
-    drawn, numbers = [], []
-    for tick in ticks:
-        y = _TOP + _PLOT * (1 - tick.at / top)
-        drawn.append(html(line, y, "grid" if tick.at else "axis"))
-        numbers.append(html(number, y + 4, tick.text))
-    for begin, stop, value, title in columns:
-        if value:
-            width, height = (stop - begin) / end, _PLOT * min(1.0, value / top)
-            gap = min(0.15 * width, 0.004)
-            place = (begin / end + gap / 2, width - gap, _TOP + _PLOT - height, height)
-            drawn.append(_rect("column", title or f"{value:,.4g}", *place))
-    line = '<line x1="{0:.6g}%" x2="{0:.6g}%" y1="{1}" y2="{2}" class="mark"></line>'
-    drawn += (html(line, 100 * mark / end, _TOP, _TOP + _PLOT) for mark in marks)
-    text = '<text x="{:.6g}%" y="{}" text-anchor="{}" class="tick">{}</text>'
-    for tick in _time_ticks(end) if x_ticks is None else x_ticks:
-        at = tick.at / end
-        anchor = "start" if at < 0.04 else "end" if at > 0.94 else "middle"
-        drawn.append(html(text, 100 * at, _TOP + _PLOT + 16, anchor, tick.text))
-    scale = max(_SCALE, 7 * max(len(tick.text) for tick in ticks))
-    axis = _svg(numbers, "chart scale", f"{scale}", _TOP + _PLOT + _BELOW)
-    return _image(name, axis, _svg(drawn, "chart", "100%", _TOP + _PLOT + _BELOW))
+class Bar(NamedTuple):
+    label: str
+    value: str
+    parts: Sequence[BarPart]
 
 
-def bars_chart(name: str, rows: Sequence[tuple[str, str, Sequence[BarPart]]]) -> Markup:
-    """Draw a horizontal bar per (label, value, parts), on a track of the full width."""
-    bars: list[Markup] = []
-    for index, (label, value, parts) in enumerate(rows):
-        y = index * _ROW
-        track = (
-            '<text x="0" y="{0}" class="name">{2}</text>'
-            '<text x="100%" y="{0}" text-anchor="end" class="value">{3}</text>'
-            '<rect x="0" width="100%" y="{1}" height="10" class="track"></rect>'
-        )
-        bars.append(html(track, y + 16, y + 24, label, value))
-        left = 0.0
-        for part in parts:
-            width = min(part.fraction, 1 - left)
-            bars.append(_rect(part.kind, part.title, left, width, y + 24, 10))
+def rate_chart(history: History) -> Columns:
+    """Frames per second over working time."""
+    rates = [step.frames_per_s for step in history.steps]
+    return _over_time(history, rates, _count_ticks(max(rates)))
+
+
+def speed_chart(history: History) -> Columns:
+    """Fraction of the speed of light over working time."""
+    speeds = [step.speed for step in history.steps]
+    shares = [None if speed is None else speed.share for speed in speeds]
+    return _over_time(history, shares, [AxisTick(at, f"{at:.0%}") for at in (0.0, 0.5, 1.0)])
+
+
+def _over_time(
+    history: History, values: Sequence[float | None], y_ticks: Sequence[AxisTick]
+) -> Columns:
+    columns = [
+        Column(step.begin_s, step.end_s, value, f"{value or 0:,.4g}")
+        for step, value in zip(history.steps, values, strict=True)
+    ]
+    end_s = history.worked_s or 1.0
+    return Columns(columns, end_s, y_ticks, _time_ticks(end_s), history.restarts_s)
+
+
+def code_histogram(usage: CodeUsage) -> Histogram:
+    """Count codes in equal parts of the codebook."""
+    size = usage.codebook_size
+    num = min(NUM_BARS, size)
+    edges = [index * size // num for index in range(num + 1)]
+    labels = [f"{low:,} to {high - 1:,}" for low, high in pairwise(edges)]
+    ticks = [AxisTick(i * num / 4, f"{min(i * size // 4, size - 1):,}") for i in range(5)]
+    return _histogram(labels, usage.histogram(num).tolist(), ticks)
+
+
+def length_histogram(lengths: Counter[int]) -> Histogram:
+    """Count clips by length; ``lengths`` has at least one."""
+    low, high = min(lengths), max(lengths)
+    width = math.ceil((high - low + 1) / MAX_LENGTHS)
+    starts = range(low, high + 1, width)
+    counts = [0] * len(starts)
+    for length, number in lengths.items():
+        counts[(length - low) // width] += number
+    labels = [f"{at:,}" if width == 1 else f"{at:,} to {at + width - 1:,}" for at in starts]
+    every = math.ceil(len(counts) / 5)
+    ticks = [AxisTick(i + 0.5, f"{starts[i]:,}") for i in range(0, len(counts), every)]
+    return _histogram(labels, counts, ticks)
+
+
+def _histogram(labels: list[str], counts: list[int], x_ticks: list[AxisTick]) -> Histogram:
+    bars = dict(zip(labels, counts, strict=True))
+    columns = [
+        Column(at, at + 1, count, f"{label}: {count:,}")
+        for at, (label, count) in enumerate(bars.items())
+    ]
+    y_ticks = _count_ticks(max(counts), whole=True)
+    return Histogram(bars, Columns(columns, len(columns), y_ticks, x_ticks))
+
+
+def rejected_bars(reasons: Sequence[tuple[str, int]]) -> list[Bar]:
+    """A bar per (reason, number of clips), the largest of which is first and has full width."""
+    most, total = reasons[0][1], sum(count for _, count in reasons)
+    of = "of the rejected clips"
+    return [
+        Bar(why, f"{num:,}", [BarPart(0, num / most, "bad", f"{why}: {num / total:.1%} {of}")])
+        for why, num in reasons
+    ]
+
+
+def stage_bars(stages: Sequence[StageUse]) -> list[Bar]:
+    """A bar per stage, with a part per activity of its actors."""
+    bars = []
+    for use in stages:
+        parts, left = [], 0.0
+        for name, fraction in sorted(use.fractions.items(), key=lambda x: x[0] not in PROCESSING):
+            width = min(fraction, 1 - left)
+            kind = "work" if name in PROCESSING else "moving"
+            parts.append(BarPart(left, width, kind, f"{name} {fraction:.1%}"))
             left += width
-    return _image(name, _svg(bars, "chart", "100%", _ROW * len(rows)))
+        actors = f"{use.actors:,.1f}"
+        label = f"{use.stage}: {actors} actor{'' if actors == '1.0' else 's'}"
+        bars.append(Bar(label, f"busy {1 - use.waiting:.0%}", parts))
+    return bars
 
 
-def count_ticks(largest: float, *, whole: bool = False) -> list[AxisTick]:
+def _count_ticks(largest: float, *, whole: bool = False) -> list[AxisTick]:
     """Return ticks from 0 to the first round number >= ``largest``; ``whole``: integers only."""
     if largest <= 0:
         return [AxisTick(0, "0")]
@@ -118,20 +166,3 @@ def _time_ticks(end_s: float) -> list[AxisTick]:
     days = math.ceil(end_s / _X_TICKS / _DAY_S)
     step = next((one for one in _TIME_STEPS_S if one * _X_TICKS >= end_s), days * _DAY_S)
     return [AxisTick(at, duration(at)) for at in range(0, int(end_s) + 1, step)]
-
-
-def _rect(kind: str, title: str, x: float, width: float, y: float, height: float) -> Markup:
-    """A rectangle with a tooltip; x and width are fractions of the chart's width."""
-    return html(
-        '<rect x="{:.6g}%" width="{:.6g}%" y="{:.6g}" height="{:.6g}" class="{}">'
-        "<title>{}</title></rect>",
-        *(100 * x, 100 * width, y, height, kind, title),
-    )
-
-
-def _svg(drawn: Iterable[Markup], kind: str, width: str, height: int) -> Markup:
-    return html('<svg class="{}" width="{}" height="{}">{}</svg>', kind, width, height, drawn)
-
-
-def _image(name: str, *drawn: Markup) -> Markup:
-    return html('<div class="plot" role="img" aria-label="{}">{}</div>', name, drawn)

@@ -21,6 +21,8 @@ MAX_STEPS = 120  # A step lasts 1, 2, 4, ... seconds: the shortest of which so m
 MAX_ENTRIES = 2048
 """Entries name every clip, so reading those of 100 million clips would take half an hour."""
 NUM_EXAMPLES = 3
+PROCESSING = ("decode", "encode", "write")
+"""Activities that process clips; the others (download, transfer) move them."""
 
 _COLUMNS = [
     *("clips", "frames", "timed_s", "timed_frames"),
@@ -103,6 +105,10 @@ class StageUse:
         """Rate of this many actors if they never waited; None if they did nothing."""
 
     @property
+    def processing(self) -> float:
+        return sum(value for one, value in self.fractions.items() if one in PROCESSING)
+
+    @property
     def waiting(self) -> float:
         return max(0.0, 1.0 - sum(self.fractions.values()))
 
@@ -162,6 +168,11 @@ class History:
     @property
     def step_s(self) -> int:
         return 1 << max(0, math.ceil(math.log2(max(1.0, self.worked_s) / MAX_STEPS)))
+
+    @property
+    def restarts_s(self) -> list[float]:
+        """Steps in which later drivers began."""
+        return sorted({at // self.step_s * self.step_s for at in self.starts_s} - {0})
 
     @cached_property
     def steps(self) -> list[Step]:

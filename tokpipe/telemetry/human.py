@@ -33,6 +33,15 @@ def share_text(share: float) -> str:
     return f"{math.floor(1000 * share) / 10:.1f}%"
 
 
+def short(number: float, *, exact_below: float = 1e7) -> str:
+    """Format a count as ``9,876,543``; from ``exact_below`` on as ``12.35 M`` or ``4.6 B``."""
+    if number < exact_below:
+        return f"{number:,.10g}"
+    sizes = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+    size, unit = next(one for one in sizes if number >= one[0])
+    return f"{number / size:,.4g} {unit}"
+
+
 def counted(number: int, one: str, many: str | None = None) -> str:
     """Return ``1 shard`` or ``2 shards``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
