@@ -162,6 +162,7 @@ def test_a_loader_that_accelerate_shares_out_again_is_rejected(
     code = code.replace("import Accelerator", "import Accelerator, DataLoaderConfiguration")
     code = code.replace("num_workers=1", f"num_workers={num_workers}")
     code = code.replace("while epoch", "loader = accelerator.prepare(loader)\nwhile epoch")
+    code = code.replace("    for tokens", "    loader.set_epoch(epoch)\n    for tokens")
     (tmp_path / "again.py").write_text(code)
     with pytest.raises(AssertionError, match=r"accelerate's .* shares out samples among ranks"):
         run(tmp_path, "again.py")
