@@ -83,10 +83,10 @@ class Plan(Verb, example="tokpipe plan jobs/webvid.yaml --codes-per-s 250000 --p
         parser.add_argument("--price", type=float, metavar="P", help=price)
 
     def run(self, parsed: argparse.Namespace) -> Result:
-        from tokpipe.verbs.forecast import forecast
+        from tokpipe.verbs.forecast import Forecast
 
         costs = {"codes_per_s": parsed.codes_per_s, "price_per_hour": parsed.price}
-        return forecast(job_of(parsed), num_sampled=parsed.sample, seed=parsed.seed, **costs)
+        return Forecast(job_of(parsed), num_sampled=parsed.sample, seed=parsed.seed, **costs)
 
 
 class Run(Verb, example="tokpipe run jobs/demo.yaml"):
