@@ -98,7 +98,8 @@ def test_writers_follow_the_measured_time_per_clip(gpus: int, write_s: float, wr
         for stage, clip_s in (("decode", 1.4), ("encode", 0.2), ("write", seconds)):
             for _ in range(NEED_LEASES):
                 pools.measure(stage, 2000, 2000 * clip_s)  # type: ignore[arg-type]
-        pools.resize(one_node(9 * gpus, gpus), now)
+        out.now = now
+        pools.resize(one_node(9 * gpus, gpus))
         assert pools.sizes is not None
         assert pools.sizes.write == writers
 

@@ -35,66 +35,67 @@ class Dispatcher:
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time ``now`` (seconds, monotonic); return what must be done."""
+        self.parts.out.now = now
         if not self.parts.out.is_over:
-            self._react(event, now)
-            self._advance(now)
+            self._react(event)
+            self._advance()
         return self.parts.out.take()
 
-    def _react(self, event: Event, now: float) -> None:
+    def _react(self, event: Event) -> None:
         parts = self.parts
         match event:
             case protocol.LeaseDone():
-                returns.done(parts, event, now)
+                returns.done(parts, event)
             case protocol.LeaseFailed():
-                returns.failed(parts, event, now)
+                returns.failed(parts, event)
             case protocol.Planned():
                 parts.queues.planned(event)
             case protocol.Committed():
                 parts.settlement.committed()
             case protocol.Tick():
-                parts.fleet.count_time(now)
-                for attempt, node in parts.fleet.ask_about_late(now):
+                parts.fleet.count_time()
+                for attempt, node in parts.fleet.ask_about_late():
                     parts.out.emit(protocol.FindInputs(parts.flights.attempts[attempt], node))
-                for actor, why in parts.fleet.remove_overdue(now):
-                    returns.lost(parts, actor, now, blame=why)
+                for actor, why in parts.fleet.remove_overdue():
+                    returns.lost(parts, actor, blame=why)
             case protocol.Capacity():
                 unfit = {stage: parts.fleet.starts.unfit_nodes(stage) for stage in STAGES}
-                parts.pools.resize(event.without(unfit), now)
+                parts.pools.resize(event.without(unfit))
                 parts.fleet.check_fit(event)
             case protocol.ActorPlaced():
                 parts.fleet.placed(event)
             case protocol.ActorUp():
-                parts.fleet.came_up(event, now)
+                parts.fleet.came_up(event)
             case protocol.ActorLost():
-                if (dead := parts.fleet.lost(event, now)) is not None:
+                if (dead := parts.fleet.lost(event)) is not None:
                     blame = None if event.node_lost else event.message
-                    returns.lost(parts, dead, now, blame=blame)
+                    returns.lost(parts, dead, blame=blame)
             case protocol.SetupFailed():
-                parts.fleet.setup_failed(event, now)
+                parts.fleet.setup_failed(event)
             case protocol.Draining():
                 if parts.fleet.drain(event.nodes):
                     # No one knows which nodes hold the codes of open shards.
-                    parts.settlement.close_due(now, all_of_them=True)
+                    parts.settlement.close_due(all_of_them=True)
             case protocol.StopRequested():
-                parts.settlement.stop(event, now)
+                parts.settlement.stop(event)
 
-    def _advance(self, now: float) -> None:
+    def _advance(self) -> None:
         """Do what follows from the state, whatever the event was."""
         parts = self.parts
         parts.fleet.remove_left()
         if not parts.settlement.is_stopping:
-            self._follow_capacity(now)
+            self._follow_capacity()
             # A few leases' worth of items wait, and no more.
             num_decoders = max(1, parts.fleet.num["decode"])
             parts.queues.ask_for_plan(parts.pools.lease_clips * 2 * num_decoders)
             parts.streams.admit(parts.fleet.num_up["encode"])
-            for lease in parts.queues.due_retries(now):
+            for lease in parts.queues.due_retries():
                 returns.put_back(parts, lease)
-            leasing.decodes(parts, now)
-            leasing.encodes(parts, now)
-        self._settle(now)
+            leasing.decodes(parts)
+            leasing.encodes(parts)
+        self._settle()
 
-    def _follow_capacity(self, now: float) -> None:
+    def _follow_capacity(self) -> None:
         """Start and remove actors until each stage has as many as it should have."""
         fleet, pools = self.parts.fleet, self.parts.pools
         if (sizes := pools.sizes) is None or pools.capacity is None:
@@ -102,13 +103,13 @@ class Dispatcher:
         for stage in STAGES:
             target: int = getattr(sizes, stage)
             if pools.capacity.most(stage):  # else an autoscaler may add a node that may run it
-                fleet.replace_starved(stage, now)
+                fleet.replace_starved(stage)
             for actor_id in fleet.surplus(stage, target):
-                returns.lost(self.parts, fleet.remove(actor_id), now, blame=None)
+                returns.lost(self.parts, fleet.remove(actor_id), blame=None)
             one_shares = stage == "decode" and sizes.decode_shares
-            fleet.fill(stage, target, now, one_shares=one_shares)
+            fleet.fill(stage, target, one_shares=one_shares)
 
-    def _settle(self, now: float) -> None:
+    def _settle(self) -> None:
         """Write what is due, commit what is written, and end if that was all."""
         flights, queues, settlement = self.parts.flights, self.parts.queues, self.parts.settlement
         encoding, is_stopping = flights.num["encode"] > 0, settlement.is_stopping
@@ -118,19 +119,19 @@ class Dispatcher:
             and not len(self.parts.streams)
             and queues.nothing_before_write
         )
-        is_over = now >= settlement.encode_until or (is_stopping and not encoding)
+        is_over = self.parts.out.now >= settlement.encode_until or (is_stopping and not encoding)
         no_more_codes = all_encoded or is_over
-        settlement.close_due(now, all_of_them=no_more_codes)
-        leasing.writes(self.parts, now)
+        settlement.close_due(all_of_them=no_more_codes)
+        leasing.writes(self.parts)
         if no_more_codes:
-            self.parts.breaker.settle(now, is_done=all_encoded)
+            self.parts.breaker.settle(is_done=all_encoded)
         all_written = not (
             settlement.open_shards
             or queues.shards
             or queues.suspects["write"]
             or flights.num["write"]
         )
-        settlement.commit_due(now, is_last=all_written and (all_encoded or is_stopping))
+        settlement.commit_due(is_last=all_written and (all_encoded or is_stopping))
         settlement.finish_if_over(
-            now, all_written=all_written, all_encoded=all_encoded, encoding=encoding
+            all_written=all_written, all_encoded=all_encoded, encoding=encoding
         )
