@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound
-from tokpipe.formats.tables import check_text_bytes, stream_parquet
+from tokpipe.formats.tables import UNREADABLE, check_text_bytes, stream_parquet
 from tokpipe.sources.columns import find, is_media, plain, plain_type, within
 from tokpipe.sources.rows import MAX_COLUMNS, RawBatch, unique_names
 from tokpipe.storage.ranged import Pin, open_ranged
@@ -79,7 +79,7 @@ class ParquetFile:
                 yield stream_parquet(file, as_dictionaries=True)
         except (NotFound, AccessDenied) as error:
             raise ConfigError(str(error)) from error
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise ConfigError(
                 f"{self.uri}: cannot be read as Parquet ({error}). The clips after that point "
                 "would silently be missing: write the table again, or set the source's format."
