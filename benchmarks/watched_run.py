@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks.processes import resident_mb
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.formats.manifest import Totals
-from tokpipe.runtime.assemble import Run, assemble, look_up, start_output
+from tokpipe.runtime.assemble import JobOutput, Run
 from tokpipe.runtime.cluster import connected
 from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.protocol import ActorUp, Command, Event, Finish, LeaseDone
@@ -103,9 +103,10 @@ def run_watched(
         probe: called when all stages are up, and at the end.
     """
     watched, console = WatchedRun(), Console(quiet=True)
-    output = look_up(job)
+    output = JobOutput(job)
     with connected(job.runtime.cluster):
-        run = assemble(job, output, start_output(job, output, console), console)
+        output.start(console)
+        run = Run(output, console)
         _watch(run.dispatcher, watched, probe)
 
         def sample() -> None:

@@ -33,7 +33,7 @@ from tokpipe.formats.sealed_json import CHECKSUM, seal
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.reader import ClipStream, CodeCache, Output, open_output
-from tokpipe.runtime.assemble import look_up
+from tokpipe.runtime.assemble import JobOutput
 from tokpipe.storage import open_store
 from tokpipe.storage.local_files import TEMPORARY_FOLDER
 
@@ -195,7 +195,7 @@ def test_neither_readers_nor_a_resumed_run_obey_a_record(forgery: str, world: Wo
     cache = CodeCache(output, world.root / "codes")
     assert sum(1 for _ in ClipStream(cache)) == output.num_clips
     with suppress(PlanMismatch):  # of the decoders here, perhaps
-        look_up(world.out.job)
+        JobOutput(world.out.job)
     with pytest.raises(ConfigError, match="--trust-"):
         output.trusted_job()
     world.assert_untouched()
