@@ -165,9 +165,9 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
         options = _run_options(parsed)
         job = job_of(parsed)
         # Imported late: ray takes seconds, and a wrong job file is reported without it.
-        from tokpipe.runtime.submit import Cluster, Submission, make_package
+        from tokpipe.runtime.submit import Cluster, Package, Submission
 
-        package = make_package(parsed.job, job, options, parsed.env)
+        package = Package(parsed.job, job, options, parsed.env)
         cluster = Cluster(parsed.address)
         newest = cluster.newest(package)
         uri, is_new = job.output.uri, False
