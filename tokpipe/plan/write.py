@@ -20,7 +20,6 @@ from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.redact import redact
-from tokpipe.types import WorkItem
 
 PART_ROWS = 65_536
 _PART_BYTES = 32 * 2**20  # Long captions close a part early, because readers cache a few parts
@@ -212,38 +211,29 @@ def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, NDArray[np.ui
     return table.add_column(0, ROW_ID, texts), np.frombuffer(ids, np.dtype("<u8"))[::2].copy()
 
 
-class RowSample(NamedTuple):
+class RowSample:
     """What reading the first rows of a source shows."""
 
-    num_rows: int
-    is_complete: bool  # Whether the source has no further rows
-    num_problems: int  # Rows that cannot be clips
-    problem: str | None  # That of the first such row
-    items: list[WorkItem]  # Some of the other rows, drawn at random, in order
-    hashes: NDArray[np.uint64]  # One per row; rows with the same one are the same clip
-
-
-def sample_rows(
-    source: RowSource, dataset: str, *, num_items: int, max_rows: int, seed: int = 0
-) -> RowSample:
-    """Read the rows of a source, stopping soon after ``max_rows``, and draw some of them."""
-    read, num_rows = [ROW_SCHEMA.empty_table()], 0
-    batches = source.batches()
-    for batch in batches:
-        read.append(pa.Table.from_batches([batch]).select(ROW_SCHEMA.names))
-        num_rows += batch.num_rows
-        if num_rows >= max_rows:
-            break
-    table, hashes = with_row_ids(dataset, pa.concat_tables(read).combine_chunks())
-    problems = table.column("problem")
-    good = np.flatnonzero(problems.is_null().to_numpy())
-    draw = np.random.default_rng(seed)
-    drawn = np.sort(draw.choice(good, min(num_items, len(good)), replace=False))
-    return RowSample(
-        num_rows,
-        next(batches, None) is None,
-        num_rows - len(good),
-        next(iter(problems.drop_null().to_pylist()), None),
-        items_of(table.take(pa.array(drawn)), drawn.tolist(), source.config),
-        hashes,
-    )
+    def __init__(
+        self, source: RowSource, dataset: str, *, num_items: int, max_rows: int, seed: int = 0
+    ) -> None:
+        """Read rows, stopping soon after ``max_rows``, and draw ``num_items`` of them."""
+        read, self.num_rows = [ROW_SCHEMA.empty_table()], 0
+        batches = source.batches()
+        for batch in batches:
+            read.append(pa.Table.from_batches([batch]).select(ROW_SCHEMA.names))
+            self.num_rows += batch.num_rows
+            if self.num_rows >= max_rows:
+                break
+        self.is_complete = next(batches, None) is None  # The source has no further rows
+        table, self.hashes = with_row_ids(dataset, pa.concat_tables(read).combine_chunks())
+        """One hash per row; rows with the same one are the same clip."""
+        problems = table.column("problem")
+        good = np.flatnonzero(problems.is_null().to_numpy())
+        self.num_problems = self.num_rows - len(good)  # Rows that cannot be clips
+        self.problem: str | None = next(iter(problems.drop_null().to_pylist()), None)
+        """That of the first such row."""
+        draw = np.random.default_rng(seed)
+        drawn = np.sort(draw.choice(good, min(num_items, len(good)), replace=False))
+        self.items = items_of(table.take(pa.array(drawn)), drawn.tolist(), source.config)
+        """Some of the other rows, drawn at random, in order."""
