@@ -70,16 +70,14 @@ def _watch(dispatcher: Dispatcher, run: WatchedRun, probe: Callable[[], float]) 
     def watched(event: Event, now: float) -> list[Command]:
         run.num_events += 1
         if isinstance(event, LeaseDone) and (
-            flight := dispatcher.parts.flights.attempts.get(event.attempt)
+            flight := dispatcher.flights.attempts.get(event.attempt)
         ):
             stage = flight.lease.stage
             run.num_leases[stage] += 1
             run.first_done.setdefault(stage, now - event.busy_s)
             run.last_done[stage] = now
         commands = handle(event, now)
-        are_up = isinstance(event, ActorUp) and all(
-            dispatcher.parts.fleet.num_up[s] for s in STAGES
-        )
+        are_up = isinstance(event, ActorUp) and all(dispatcher.fleet.num_up[s] for s in STAGES)
         if are_up and run.ready is None:
             run.ready = now
             run.probed = -probe()

@@ -234,7 +234,7 @@ def test_inputs_that_never_come_end_the_job() -> None:
 def test_a_node_with_lasting_trouble_ends_no_job_that_others_do(is_lease: bool) -> None:
     runtime = LIMITS.runtime.model_copy(update={"decode": PoolConfig(max_actors=2)})
     bench = Bench(*range(1000), limits=replace(LIMITS, runtime=runtime))
-    good, actors = bench.actor("decode"), bench.dispatcher.parts.fleet.actors
+    good, actors = bench.actor("decode"), bench.dispatcher.fleet.actors
     for _ in range(1000):
         bench.tick(2)
         for bad in [i for i, one in actors.items() if one.stage == "decode" and i != good]:

@@ -59,7 +59,7 @@ def started(job: JobConfig) -> tuple[JobRecord, str]:
     record = output.start(console)
     batch_chunks = record.settings["encode"]["batch_chunks"]
     run = Run(output, console)
-    limits = run.dispatcher.parts.pools.limits
+    limits = run.dispatcher.pools.limits
     assert limits.batch_chunks == run.encode().encode_config.batch_rows == batch_chunks
     return record, said.getvalue()
 

@@ -56,7 +56,7 @@ def test_encoders_wait_for_a_slow_store() -> None:
     bench = Bench(*range(400), exhausted=False, limits=replace(LIMITS, shard_bytes=1))
     while waiting := bench.in_flight("decode", "encode"):
         bench.done(waiting[0])
-    assert len(bench.dispatcher.parts.queues.shards) <= SHARDS_AHEAD + 1 + SLOTS["encode"]
+    assert len(bench.dispatcher.queues.shards) <= SHARDS_AHEAD + 1 + SLOTS["encode"]
     for _ in range(4):
         bench.done(bench.in_flight("write")[-1])
     assert bench.in_flight("encode")

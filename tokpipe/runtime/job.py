@@ -87,7 +87,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             metrics = JobMetrics(job.dataset, output.plan.plan_id)
 
             def show_progress() -> Snapshot:
-                if is_local and (lack := no_room(run.dispatcher.parts)):
+                if is_local and (lack := no_room(run.dispatcher)):
                     raise RuntimeFault(
                         f"{lack}. This run started a Ray on this machine alone, to which no node "
                         "is added. Committed work is kept. Change the setting, or run the job on "

@@ -13,91 +13,84 @@ clock and no I/O in here: the Ray shell and the simulation drive the same object
 - What is in flight is bounded by credits, whatever the size of the plan.
 """
 
-from collections.abc import Callable
-
 from tokpipe.runtime.dispatch import leasing, protocol, returns
 from tokpipe.runtime.dispatch.parts import Parts
-from tokpipe.runtime.dispatch.protocol import Command, Event, Limits
+from tokpipe.runtime.dispatch.protocol import Command, Event
 from tokpipe.telemetry.account import Account
-from tokpipe.types import STAGES, ClipRef, WorkItem
+from tokpipe.types import STAGES
 
 
-class Dispatcher:
-    """See the module. ``ref_of`` names the clip of an item that is rejected unseen."""
-
-    def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
-        self.parts = Parts(limits, ref_of)
+class Dispatcher(Parts):
+    """See the module."""
 
     @property
     def account(self) -> Account:
         """What the run has done and spent so far."""
-        return self.parts.out.account
+        return self.out.account
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time ``now`` (seconds, monotonic); return what must be done."""
-        self.parts.out.now = now
-        if not self.parts.out.is_over:
+        self.out.now = now
+        if not self.out.is_over:
             self._react(event)
             self._advance()
-        return self.parts.out.take()
+        return self.out.take()
 
     def _react(self, event: Event) -> None:
-        parts = self.parts
         match event:
             case protocol.LeaseDone():
-                returns.done(parts, event)
+                returns.done(self, event)
             case protocol.LeaseFailed():
-                returns.failed(parts, event)
+                returns.failed(self, event)
             case protocol.Planned():
-                parts.queues.planned(event)
+                self.queues.planned(event)
             case protocol.Committed():
-                parts.settlement.committed()
+                self.settlement.committed()
             case protocol.Tick():
-                parts.fleet.count_time()
-                for attempt, node in parts.fleet.ask_about_late():
-                    parts.out.emit(protocol.FindInputs(parts.flights.attempts[attempt], node))
-                for actor, why in parts.fleet.remove_overdue():
-                    returns.lost(parts, actor, blame=why)
+                self.fleet.count_time()
+                for attempt, node in self.fleet.ask_about_late():
+                    self.out.emit(protocol.FindInputs(self.flights.attempts[attempt], node))
+                for actor, why in self.fleet.remove_overdue():
+                    returns.lost(self, actor, blame=why)
             case protocol.Capacity():
-                unfit = {stage: parts.fleet.starts.unfit_nodes(stage) for stage in STAGES}
-                parts.pools.resize(event.without(unfit))
-                parts.fleet.check_fit(event)
+                unfit = {stage: self.fleet.starts.unfit_nodes(stage) for stage in STAGES}
+                self.pools.resize(event.without(unfit))
+                self.fleet.check_fit(event)
             case protocol.ActorPlaced():
-                parts.fleet.placed(event)
+                self.fleet.placed(event)
             case protocol.ActorUp():
-                parts.fleet.came_up(event)
+                self.fleet.came_up(event)
             case protocol.ActorLost():
-                if (dead := parts.fleet.lost(event)) is not None:
+                if (dead := self.fleet.lost(event)) is not None:
                     blame = None if event.node_lost else event.message
-                    returns.lost(parts, dead, blame=blame)
+                    returns.lost(self, dead, blame=blame)
             case protocol.SetupFailed():
-                parts.fleet.setup_failed(event)
+                self.fleet.setup_failed(event)
             case protocol.Draining():
-                if parts.fleet.drain(event.nodes):
+                if self.fleet.drain(event.nodes):
                     # No one knows which nodes hold the codes of open shards.
-                    parts.settlement.close_due(all_of_them=True)
+                    self.settlement.close_due(all_of_them=True)
             case protocol.StopRequested():
-                parts.settlement.stop(event)
+                self.settlement.stop(event)
 
     def _advance(self) -> None:
         """Do what follows from the state, whatever the event was."""
-        parts = self.parts
-        parts.fleet.remove_left()
-        if not parts.settlement.is_stopping:
+        self.fleet.remove_left()
+        if not self.settlement.is_stopping:
             self._follow_capacity()
             # A few leases' worth of items wait, and no more.
-            num_decoders = max(1, parts.fleet.num["decode"])
-            parts.queues.ask_for_plan(parts.pools.lease_clips * 2 * num_decoders)
-            parts.streams.admit(parts.fleet.num_up["encode"])
-            for lease in parts.queues.due_retries():
-                returns.put_back(parts, lease)
-            leasing.decodes(parts)
-            leasing.encodes(parts)
+            num_decoders = max(1, self.fleet.num["decode"])
+            self.queues.ask_for_plan(self.pools.lease_clips * 2 * num_decoders)
+            self.streams.admit(self.fleet.num_up["encode"])
+            for lease in self.queues.due_retries():
+                returns.put_back(self, lease)
+            leasing.decodes(self)
+            leasing.encodes(self)
         self._settle()
 
     def _follow_capacity(self) -> None:
         """Start and remove actors until each stage has as many as it should have."""
-        fleet, pools = self.parts.fleet, self.parts.pools
+        fleet, pools = self.fleet, self.pools
         if (sizes := pools.sizes) is None or pools.capacity is None:
             return
         for stage in STAGES:
@@ -105,26 +98,26 @@ class Dispatcher:
             if pools.capacity.most(stage):  # else an autoscaler may add a node that may run it
                 fleet.replace_starved(stage)
             for actor_id in fleet.surplus(stage, target):
-                returns.lost(self.parts, fleet.remove(actor_id), blame=None)
+                returns.lost(self, fleet.remove(actor_id), blame=None)
             one_shares = stage == "decode" and sizes.decode_shares
             fleet.fill(stage, target, one_shares=one_shares)
 
     def _settle(self) -> None:
         """Write what is due, commit what is written, and end if that was all."""
-        flights, queues, settlement = self.parts.flights, self.parts.queues, self.parts.settlement
+        flights, queues, settlement = self.flights, self.queues, self.settlement
         encoding, is_stopping = flights.num["encode"] > 0, settlement.is_stopping
         all_encoded = (
             not encoding
             and not flights.num["decode"]
-            and not len(self.parts.streams)
+            and not len(self.streams)
             and queues.nothing_before_write
         )
-        is_over = self.parts.out.now >= settlement.encode_until or (is_stopping and not encoding)
+        is_over = self.out.now >= settlement.encode_until or (is_stopping and not encoding)
         no_more_codes = all_encoded or is_over
         settlement.close_due(all_of_them=no_more_codes)
-        leasing.writes(self.parts)
+        leasing.writes(self)
         if no_more_codes:
-            self.parts.breaker.settle(is_done=all_encoded)
+            self.breaker.settle(is_done=all_encoded)
         all_written = not (
             settlement.open_shards
             or queues.shards
