@@ -18,7 +18,7 @@ from tests.audit.outputs import made
 from tests.formats.formats_helpers import clip_ref, encoded_clip, record
 from tests.reader.reader_helpers import put_shard
 from tests.runtime.test_progress import SNAPSHOT
-from tokpipe.audit.planned import PlannedClips
+from tokpipe.audit.manifest import PlannedClips
 from tokpipe.cli import main
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import CorruptOutput

@@ -20,9 +20,9 @@ from tokpipe.errors import ConfigError
 from tokpipe.media.decoder import Probe
 from tokpipe.plan import RowSample
 from tokpipe.sources import open_sources
-from tokpipe.sources.allowed import example_prefix
 from tokpipe.sources.rows import RowSource
 from tokpipe.sources.table import EXTENSIONS, TableRows, guess_columns
+from tokpipe.sources.uris import example_prefix
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.human import counted
