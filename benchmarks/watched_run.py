@@ -108,14 +108,14 @@ def run_watched(
         _watch(run.dispatcher, watched, probe)
 
         def sample() -> None:
-            committed = run.dispatcher.account.clips.get("write", 0)
+            committed = run.dispatcher.out.account.clips.get("write", 0)
             watched.samples.append(Sample(time.monotonic(), committed, resident_mb()))
 
         watched.began = time.monotonic()
         finish = Shell(change(run)).run(sample)
         watched.ended = time.monotonic()
     assert finish.outcome == "done"
-    watched.account, watched.totals = run.dispatcher.account, run.committer.state.totals
+    watched.account, watched.totals = run.dispatcher.out.account, run.committer.state.totals
     return watched
 
 

@@ -103,7 +103,7 @@ class Bench:
 
     @property
     def account(self) -> Account:
-        return self.dispatcher.account
+        return self.dispatcher.out.account
 
     @property
     def notes(self) -> list[tuple[str, bool]]:

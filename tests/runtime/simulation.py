@@ -272,7 +272,7 @@ class _Driver:
         """Nothing is kept, and all stages have passed the same clips."""
         assert not self.cluster.outputs, "outputs are kept that nothing will ever need"
         assert not self.cluster.states, "states are kept that nothing will ever need"
-        account = self.dispatcher.account
+        account = self.dispatcher.out.account
         assert account.useful_s <= self.cluster.encode_s + 1e-6
         passed = {account.passed(stage) for stage in STAGES}
         assert len(passed) == 1, f"stages disagree on what is done: {account}"

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity.ids import SPAN_BYTES, digest, row_digests
-from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, PlanPart, StoredPlan, read_part, store_part
+from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, StoredPlan, read_part, store_part
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
 from tokpipe.storage.left_out import LeftOut
@@ -25,15 +25,19 @@ PART_ROWS = 65_536
 _PART_BYTES = 32 * 2**20  # Long captions close a part early, because readers cache a few parts
 _NUM_EXAMPLES = 10
 _WRITERS = 2
+_Hashes = NDArray[np.uint64]  # The first 8 bytes of the id of each row
 
 
-class _Part(NamedTuple):
+class _Part:
     """A stored part, with what is needed only until the plan is complete."""
 
-    stored: PlanPart
-    first_row: int  # Position of its first row within its source
-    num_problems: int
-    hashes: NDArray[np.uint64]  # The first 8 bytes of each row's id
+    def __init__(
+        self, store: Store, key: str, rows: pa.Table, source: int, first_row: int, hashes: _Hashes
+    ) -> None:
+        self.stored = store_part(store, key, rows, source)
+        self.first_row = first_row  # Within its source
+        self.num_problems = rows.num_rows - rows.column("problem").null_count
+        self.hashes = hashes
 
 
 def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
@@ -101,8 +105,7 @@ def _store_all(
 
     def put(number: int, source: int, first_row: int, table: pa.Table) -> _Part:
         table, hashes = with_row_ids(dataset, table)
-        key = f"{prefix}{number:05d}.parquet"
-        return _store_part(store, key, table, source, first_row, hashes)
+        return _Part(store, f"{prefix}{number:05d}.parquet", table, source, first_row, hashes)
 
     futures: list[Future[_Part]] = []
     with ThreadPoolExecutor(_WRITERS) as pool:
@@ -117,13 +120,6 @@ def _store_all(
                 found = f"{source.label} has no rows. A source without clips is likely a mistake"
                 raise ConfigError(f"{found}: correct it, or remove it from the job.")
     return [future.result() for future in futures]
-
-
-def _store_part(
-    store: Store, key: str, rows: pa.Table, source: int, first_row: int, hashes: NDArray[np.uint64]
-) -> _Part:
-    num_problems = rows.num_rows - rows.column("problem").null_count
-    return _Part(store_part(store, key, rows, source), first_row, num_problems, hashes)
 
 
 def _find_duplicates(store: Store, parts: Sequence[_Part]) -> dict[int, str]:
@@ -173,7 +169,7 @@ def _without_rows(store: Store, parts: Sequence[_Part], dropped: Collection[int]
         else:
             table = read_part(store, part.stored).filter(pa.array(keep))
             rest = table, part.stored.source, part.first_row, part.hashes[keep]
-            kept.append(_store_part(store, part.stored.key, *rest))
+            kept.append(_Part(store, part.stored.key, *rest))
     return kept
 
 
@@ -197,7 +193,7 @@ def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, NDArray[np.uint64]]:
+def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, _Hashes]:
     """Add the ids of a table's rows as its first column; also return their first 8 bytes."""
     spans = np.zeros(table.num_rows, np.dtype([("a", "?"), ("b", "<f8"), ("c", "?"), ("d", "<f8")]))
     assert spans.dtype.itemsize == SPAN_BYTES

@@ -116,7 +116,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         time.monotonic() - started,
         record.num_rows - state.committed.num_done,
         left_out,
-        run.dispatcher.account,
+        run.dispatcher.out.account,
         encoding_s,
         stopped_by if finish.outcome == "stopped" else None,
         shell.was_drained,

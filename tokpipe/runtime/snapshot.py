@@ -89,7 +89,7 @@ class Snapshots:
         """Earlier times, from RECENT_S ago on, and the account and pieces at each."""
 
     def take(self, dispatcher: Dispatcher) -> Snapshot:
-        run, committed = dispatcher.account, self._state.committed
+        run, committed = dispatcher.out.account, self._state.committed
         total = self._settled_before + self._left_before + run.num_extra_clips
         unopened = max(0, self._unopened_before - run.num_opened)
         now = time.monotonic()

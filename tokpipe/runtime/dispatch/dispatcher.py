@@ -16,17 +16,11 @@ clock and no I/O in here: the Ray shell and the simulation drive the same object
 from tokpipe.runtime.dispatch import leasing, protocol, returns
 from tokpipe.runtime.dispatch.parts import Parts
 from tokpipe.runtime.dispatch.protocol import Command, Event
-from tokpipe.telemetry.account import Account
 from tokpipe.types import STAGES
 
 
 class Dispatcher(Parts):
     """See the module."""
-
-    @property
-    def account(self) -> Account:
-        """What the run has done and spent so far."""
-        return self.out.account
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time ``now`` (seconds, monotonic); return what must be done."""

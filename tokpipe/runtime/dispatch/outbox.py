@@ -58,7 +58,7 @@ class Outbox:
 
     @property
     def account(self) -> Account:
-        """Everything counted so far."""
+        """What the run has done and spent so far."""
         values: dict[str, Any] = {}
         for (name, by), amount in self._amounts.items():
             if by is None:
