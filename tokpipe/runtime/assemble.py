@@ -208,7 +208,7 @@ class Run:
         self.committer = claim_output(store, record.num_rows, output.driver, known=output.state)
         state = self.committer.state
         claim = entry_key(state.next_seq - 1)
-        self.landmark = Landmark(store.uri, job.storage, claim, store.get(claim))
+        self.landmark = Landmark(store, claim, store.get(claim))
         """The driver's claim, by which actors recognize the output."""
         fixed = set[int]()
         if retry is not None:
