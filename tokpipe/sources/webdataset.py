@@ -20,7 +20,7 @@ from tokpipe.errors import AccessDenied, NotFound
 from tokpipe.identity.ids import MEMBER_VERSION_BYTES, version_of
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, printable
 from tokpipe.storage.left_out import OVERWRITTEN, LeftOut, kind_of
-from tokpipe.storage.ranged import open_ranged
+from tokpipe.storage.ranged import Pinned
 from tokpipe.storage.read_ahead import read_ahead
 
 TEXT_BYTES = 2**20  # A longer ``.json`` or ``.txt`` member is not carried: its column is null
@@ -127,7 +127,7 @@ class _Clips:
     def rows(self, options: StoreOptions) -> Iterator[_Row]:
         problem = ""
         try:
-            with open_ranged(self._uri, options, _WINDOW_BYTES) as file:
+            with Pinned(self._uri, options).open(_WINDOW_BYTES) as file:
                 for member in _members(file):
                     self._add(member, file)
                     yield from self._settled()
