@@ -71,10 +71,8 @@ def _decoded(parts: Parts, attempt: AttemptId, lease: Lease, answer: Sequence[In
             item = replace(item, num_segments=total)
             parts.queues.add_segments(item, total)
             parts.out.count("num_extra_clips", total - 1)
-        if isinstance(result, Rejected):
-            _reject(parts, result)
-        elif isinstance(result, Failed):
-            _try_later(parts, Lease("decode", (Clip(item),)), result)
+        if isinstance(result, Rejected | Failed):
+            _not_made(parts, Lease("decode", (Clip(item),)), result)
         elif isinstance(result, protocol.DecodedInfo):
             kept.append(pixels := Place(attempt, at, result.part))
             if result.num_pieces > 1:
@@ -91,18 +89,15 @@ def _encoded(parts: Parts, event: LeaseDone, lease: Lease, answer: Sequence[Info
     parts.flights.keep(event.attempt, [Place(event.attempt, 0)] * len(encoded))
     num_codes = sum(one.num_codes for one in encoded)
     for at, (clip, result) in enumerate(zip(lease.clips, answer, strict=True)):
-        if isinstance(result, Failed):  # its pixels are still needed
-            _try_later(parts, lease._replace(clips=(clip,)), result)
-            continue
-        parts.flights.use_up(clip.places)
-        if isinstance(result, protocol.EncodedInfo):
+        if isinstance(result, Rejected | Failed):
+            _not_made(parts, lease._replace(clips=(clip,)), result)
+        elif isinstance(result, protocol.EncodedInfo):
+            parts.flights.use_up(clip.places)
             encode_s = event.busy_s * result.num_codes / max(1, num_codes)
             done = Clip(clip.item, (Place(event.attempt, at),), encode_s)
             parts.settlement.add_codes(done, result.grid, result.num_codes)
             for mark in result.marks:
                 parts.out.count("marked", by=mark)
-        elif isinstance(result, Rejected):
-            _reject(parts, result)
 
 
 def _piece_done(parts: Parts, event: LeaseDone, lease: Lease, result: Info) -> None:
@@ -112,10 +107,8 @@ def _piece_done(parts: Parts, event: LeaseDone, lease: Lease, result: Info) -> N
     parts.flights.keep(attempt, [made] * is_useful)
     if clip is None:
         return  # it ended while this was in flight
-    if isinstance(result, Rejected):
-        _give_up(parts, lease, result)
-    elif isinstance(result, Failed):
-        _try_later(parts, lease, result)
+    if isinstance(result, Rejected | Failed):
+        _not_made(parts, lease, result)
     elif isinstance(result, protocol.DecodedInfo):
         parts.streams.decoded(clip, lease.clips[0].item.piece, made)
         parts.out.count("clips", clip.is_decoded, by="decode")
@@ -192,9 +185,9 @@ def _blame_worker_loss(parts: Parts, lease: Lease, reason: str, why: str) -> Non
         parts.queues.suspects[lease.stage].extend(verdict)
 
 
-def _try_later(parts: Parts, lease: Lease, failed: Failed) -> None:
-    """A stage gave up on a clip: try it again after a pause, or reject it."""
-    verdict = parts.blame.stage_gave_up(lease, failed)
+def _not_made(parts: Parts, lease: Lease, result: Rejected | Failed) -> None:
+    """A stage did not make the one clip of a lease: reject it, or try again after a pause."""
+    verdict = parts.blame.stage_gave_up(lease, result) if isinstance(result, Failed) else result
     if isinstance(verdict, Rejected):
         _give_up(parts, lease, verdict)
     else:
@@ -235,11 +228,6 @@ def _decode_again(parts: Parts, stage: Stage, clips: Sequence[Clip]) -> None:
         parts.flights.use_up(clip.places)
 
 
-def _reject(parts: Parts, rejected: Rejected) -> None:
-    parts.breaker.rejected(rejected)
-    parts.blame.settled((rejected.ref.row, rejected.ref.segment))
-
-
 def _give_up(parts: Parts, lease: Lease, rejected: Rejected) -> None:
     """Reject the one clip of a lease, and release what it holds."""
     if (clip := parts.streams.of(lease)) is not None:
@@ -248,7 +236,8 @@ def _give_up(parts: Parts, lease: Lease, rejected: Rejected) -> None:
         parts.out.count("clips", rejected.stage == "encode", by="decode")
     else:
         parts.flights.use_up(lease.places)
-    _reject(parts, rejected)
+    parts.breaker.rejected(rejected)
+    parts.blame.settled((rejected.ref.row, rejected.ref.segment))
 
 
 def _end_streamed(parts: Parts, clip: StreamedClip) -> None:
