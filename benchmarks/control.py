@@ -126,7 +126,8 @@ def free_job(
 
 
 def _freed(run: Run) -> Run:
-    return replace(run, decode=FreeDecode(), encode=FreeEncode, write=FreeWrite())
+    vars(run).update(decode=FreeDecode(), encode=FreeEncode, write=FreeWrite())
+    return run
 
 
 def _by_ray_data(num_clips: int) -> float:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks.sample_job import SAMPLE, sample_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.runtime.assemble import assemble, look_up, start_output
+from tokpipe.runtime.assemble import JobOutput, Run
 from tokpipe.storage import open_store
 from tokpipe.storage.client import Client
 from tokpipe.types import DecodedClip, EncodedClip
@@ -36,8 +36,9 @@ def requests_of(num_clips: int) -> dict[str, float]:
             frames={"size": [32, 32]},
             sampling={"fps": 2, "max_clip_frames": 129},
         )
-        output, console = look_up(job), Console(quiet=True)
-        run = assemble(job, output, start_output(job, output, console), console)
+        output, console = JobOutput(job), Console(quiet=True)
+        output.start(console)
+        run = Run(output, console)
         items = run.feed.fetch(num_clips).items
         parts = {"start": counts.total()}
 

@@ -71,13 +71,13 @@ def _resume(folder: str) -> int:
     """What ``run_job`` does with an output that has begun; return the row of its first item."""
     from rich.console import Console
 
-    from tokpipe.runtime.assemble import assemble, look_up
+    from tokpipe.runtime.assemble import JobOutput, Run
 
     job = job_of_table(Path(folder))
-    output = look_up(job)
+    output = JobOutput(job)
     assert output.record is not None
     probe_store(output.store)
-    run = assemble(job, output, output.record, Console(quiet=True))
+    run = Run(output, Console(quiet=True))
     return run.feed.fetch(1).items[0].row
 
 

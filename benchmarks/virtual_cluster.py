@@ -186,7 +186,7 @@ class VirtualCluster:
     def _commit(self, command: Commit) -> None:
         if self.committer is not None:
             self.committer.commit(command.receipts, command.rejected)
-        self.on_commit(self.dispatcher.account.clips.get("write", 0))
+        self.on_commit(self.dispatcher.out.account.clips.get("write", 0))
         self._post(0.05, Committed())
 
     def _work(self, command: Dispatch) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks.processes import resident_mb
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.formats.manifest import Totals
-from tokpipe.runtime.assemble import Run, assemble, look_up, start_output
+from tokpipe.runtime.assemble import JobOutput, Run
 from tokpipe.runtime.cluster import connected
 from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.protocol import ActorUp, Command, Event, Finish, LeaseDone
@@ -70,16 +70,14 @@ def _watch(dispatcher: Dispatcher, run: WatchedRun, probe: Callable[[], float]) 
     def watched(event: Event, now: float) -> list[Command]:
         run.num_events += 1
         if isinstance(event, LeaseDone) and (
-            flight := dispatcher.parts.flights.attempts.get(event.attempt)
+            flight := dispatcher.flights.attempts.get(event.attempt)
         ):
             stage = flight.lease.stage
             run.num_leases[stage] += 1
             run.first_done.setdefault(stage, now - event.busy_s)
             run.last_done[stage] = now
         commands = handle(event, now)
-        are_up = isinstance(event, ActorUp) and all(
-            dispatcher.parts.fleet.num_up[s] for s in STAGES
-        )
+        are_up = isinstance(event, ActorUp) and all(dispatcher.fleet.num_up[s] for s in STAGES)
         if are_up and run.ready is None:
             run.ready = now
             run.probed = -probe()
@@ -103,20 +101,21 @@ def run_watched(
         probe: called when all stages are up, and at the end.
     """
     watched, console = WatchedRun(), Console(quiet=True)
-    output = look_up(job)
+    output = JobOutput(job)
     with connected(job.runtime.cluster):
-        run = assemble(job, output, start_output(job, output, console), console)
+        output.start(console)
+        run = Run(output, console)
         _watch(run.dispatcher, watched, probe)
 
         def sample() -> None:
-            committed = run.dispatcher.account.clips.get("write", 0)
+            committed = run.dispatcher.out.account.clips.get("write", 0)
             watched.samples.append(Sample(time.monotonic(), committed, resident_mb()))
 
         watched.began = time.monotonic()
         finish = Shell(change(run)).run(sample)
         watched.ended = time.monotonic()
     assert finish.outcome == "done"
-    watched.account, watched.totals = run.dispatcher.account, run.committer.state.totals
+    watched.account, watched.totals = run.dispatcher.out.account, run.committer.state.totals
     return watched
 
 

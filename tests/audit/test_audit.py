@@ -9,7 +9,7 @@ import pytest
 from tests.audit.outputs import Made, edit, entry_of, finished, leave, put
 from tests.formats.formats_helpers import flipped
 from tokpipe.audit import audit
-from tokpipe.audit.planned import PlannedClips
+from tokpipe.audit.manifest import PlannedClips
 from tokpipe.audit.report import EXAMPLES, Depth, Findings
 from tokpipe.cli import main
 from tokpipe.formats.manifest import Claim, ManifestEntry, Reopened, append

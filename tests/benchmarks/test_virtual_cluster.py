@@ -18,7 +18,7 @@ def test_encoders_stay_busy_if_decoders_are_a_fifth_faster(encoders: int, decode
     )
     run = cluster.play()
     assert run.steady_share > 0.98
-    assert cluster.dispatcher.account.clips["write"] == 1500 * encoders
+    assert cluster.dispatcher.out.account.clips["write"] == 1500 * encoders
 
 
 def test_encoders_use_all_that_slow_decoders_produce() -> None:

@@ -18,7 +18,7 @@ from tests.audit.outputs import made
 from tests.formats.formats_helpers import clip_ref, encoded_clip, record
 from tests.reader.reader_helpers import put_shard
 from tests.runtime.test_progress import SNAPSHOT
-from tokpipe.audit.planned import PlannedClips
+from tokpipe.audit.manifest import PlannedClips
 from tokpipe.cli import main
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import CorruptOutput
@@ -114,7 +114,7 @@ def test_a_hash_of_a_manifest_names_no_file_outside_the_cache(
     shards = [replace(cache.output.shards[0], sha256=sha256)]
     monkeypatch.setattr(cache, "output", SimpleNamespace(shards=shards))
     with pytest.raises(CorruptOutput, match="its SHA-256 in the manifest is"):
-        cache._find(0)
+        cache.shard(0)
 
 
 def test_only_its_owner_reads_a_plan(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import iter_entries, load_state
 from tokpipe.reader import Output, open_output
-from tokpipe.runtime.assemble import Run, assemble, look_up, start_output
+from tokpipe.runtime.assemble import JobOutput, Run
 from tokpipe.storage import open_store
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 
@@ -198,8 +198,9 @@ def wait_until(
 
 def run_without_ray(config: JobConfig) -> None:
     """Make the output of a job in this process, each clip by itself, by the stages of a run."""
-    output, console = look_up(config), Console(quiet=True)
-    parts = assemble(config, output, start_output(config, output, console), console)
+    output, console = JobOutput(config), Console(quiet=True)
+    output.start(console)
+    parts = Run(output, console)
     encode_stage = parts.encode()
     encode_stage.setup("cpu", parts.weights)
     parts.write.setup()

@@ -17,7 +17,7 @@ from tests.end_to_end.jobs import RUNTIME, files, finish, start, write_job, writ
 from tokpipe.config import load_job
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import ManifestEntry, Totals, iter_entries, load_state
-from tokpipe.runtime.assemble import look_up
+from tokpipe.runtime.assemble import JobOutput
 from tokpipe.runtime.metrics import METRICS
 from tokpipe.storage import open_store
 from tokpipe.telemetry.logs import EventName
@@ -197,7 +197,7 @@ def test_the_log_has_no_secrets(watched: Watched) -> None:
 def test_a_job_resumes_with_another_log(watched: Watched) -> None:
     job = load_job(watched.job)
     runtime = job.runtime.model_copy(update={"log_path": None})
-    found = look_up(job.model_copy(update={"runtime": runtime}))  # rejects other settings
+    found = JobOutput(job.model_copy(update={"runtime": runtime}))  # rejects other settings
     assert found.record is not None
     assert found.record.job["runtime"]["log_path"] == job.runtime.log_path
 

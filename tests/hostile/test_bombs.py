@@ -27,7 +27,7 @@ from tokpipe.formats.shard_reader import Chunk
 from tokpipe.reader import ClipStream, CodeCache, Output, open_output
 from tokpipe.reader.search import source_matcher
 from tokpipe.reconstruct.frames import Reconstructor
-from tokpipe.runtime.assemble import RetryRejected, assemble, log_context, look_up
+from tokpipe.runtime.assemble import JobOutput, RetryRejected, Run
 from tokpipe.sources.table import guess_columns
 from tokpipe.storage.gate import _Gate
 from tokpipe.telemetry.redact import redact
@@ -71,10 +71,10 @@ def resume(out: Path, job: JobConfig) -> tuple[int, str]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("tokpipe.runtime.assemble.decoder_versions", lambda _: {"av": "18.1.0"})
-            found = look_up(moved)
+            found = JobOutput(moved)
         assert found.record is not None
-        log_context(found, found.record)
-        assemble(moved, found, found.record, console, RetryRejected()).feed.fetch(50)
+        assert found.log_context
+        Run(found, console, RetryRejected()).feed.fetch(50)
     except PlanMismatch:
         return 0, ""
     except TokpipeError as error:

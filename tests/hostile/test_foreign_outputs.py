@@ -33,7 +33,7 @@ from tokpipe.formats.sealed_json import CHECKSUM, seal
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.reader import ClipStream, CodeCache, Output, open_output
-from tokpipe.runtime.assemble import look_up
+from tokpipe.runtime.assemble import JobOutput
 from tokpipe.storage import open_store
 from tokpipe.storage.local_files import TEMPORARY_FOLDER
 
@@ -195,7 +195,7 @@ def test_neither_readers_nor_a_resumed_run_obey_a_record(forgery: str, world: Wo
     cache = CodeCache(output, world.root / "codes")
     assert sum(1 for _ in ClipStream(cache)) == output.num_clips
     with suppress(PlanMismatch):  # of the decoders here, perhaps
-        look_up(world.out.job)
+        JobOutput(world.out.job)
     with pytest.raises(ConfigError, match="--trust-"):
         output.trusted_job()
     world.assert_untouched()
@@ -230,7 +230,7 @@ def test_files_of_a_training_side_stay_in_its_folders(world: World) -> None:
     for sha256 in ("../../mark", "/mark", "..", "", "A" * 64):
         output.shards = [replace(info, sha256=sha256)]  # type: ignore[assignment]
         with pytest.raises(CorruptOutput, match="its SHA-256 in the manifest is"):
-            cache._find(0)
+            cache.shard(0)
 
 
 def test_opening_an_output_deletes_nothing_through_a_link(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class Bench:
 
     def bring_up(self) -> list[protocol.Command]:
         """Let every actor that is starting come up."""
-        starting = [i for i, actor in self.dispatcher.parts.fleet.actors.items() if not actor.up]
+        starting = [i for i, actor in self.dispatcher.fleet.actors.items() if not actor.up]
         return [command for actor in starting for command in self.send(protocol.ActorUp(actor))]
 
     def done(
@@ -83,7 +83,7 @@ class Bench:
 
     def in_flight(self, *stages: Stage) -> list[protocol.Dispatch]:
         """Attempts that are out, of these stages or of all, oldest first."""
-        actors = self.dispatcher.parts.fleet.actors.values()
+        actors = self.dispatcher.fleet.actors.values()
         attempts = {attempt for actor in actors for attempt in actor.leases}
         return [
             one
@@ -99,13 +99,11 @@ class Bench:
 
     def actor(self, stage: Stage) -> int:
         """The first actor of a stage."""
-        return next(
-            i for i, actor in self.dispatcher.parts.fleet.actors.items() if actor.stage == stage
-        )
+        return next(i for i, actor in self.dispatcher.fleet.actors.items() if actor.stage == stage)
 
     @property
     def account(self) -> Account:
-        return self.dispatcher.account
+        return self.dispatcher.out.account
 
     @property
     def notes(self) -> list[tuple[str, bool]]:

@@ -183,7 +183,7 @@ class _Driver:
                 for one in actors.values():
                     one.is_draining |= str(one.node) in nodes
             case protocol.LeaseFailed(attempt, "inputs_lost", lost=lost):
-                flight = self.dispatcher.parts.flights.attempts.get(attempt)
+                flight = self.dispatcher.flights.attempts.get(attempt)
                 if flight is None:  # it has given this attempt up
                     return
                 if flight.lease.stage == "write":
@@ -241,7 +241,7 @@ class _Driver:
         if lease.stream is None:
             return
         assert lease.stream not in self.known_lost, "known to be lost"
-        assert not self.dispatcher.parts.streams.has_ended(lease), "the streamed clip has ended"
+        assert not self.dispatcher.streams.has_ended(lease), "the streamed clip has ended"
         (item,) = lease.items
         reached = self.reached[lease.stream]
         if lease.stage == "decode":
@@ -263,7 +263,7 @@ class _Driver:
         keys = {(item.row, item.segment) for item in items}
         is_full = len(items) >= 3 or len(items) % self.batch_chunks == 0
         if not is_full and not keys & self.encoded:
-            actor = self.dispatcher.parts.fleet.actors.get(command.actor)
+            actor = self.dispatcher.fleet.actors.get(command.actor)
             assert actor is None or list(actor.leases) == [command.attempt], "a part of a batch"
             self.sim.seen["part of a batch"] += 1
         self.encoded |= keys
@@ -272,7 +272,7 @@ class _Driver:
         """Nothing is kept, and all stages have passed the same clips."""
         assert not self.cluster.outputs, "outputs are kept that nothing will ever need"
         assert not self.cluster.states, "states are kept that nothing will ever need"
-        account = self.dispatcher.account
+        account = self.dispatcher.out.account
         assert account.useful_s <= self.cluster.encode_s + 1e-6
         passed = {account.passed(stage) for stage in STAGES}
         assert len(passed) == 1, f"stages disagree on what is done: {account}"

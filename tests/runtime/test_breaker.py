@@ -70,7 +70,7 @@ def play(num_rows: int, is_bad: IsBad, most: float, *, seed: int = 0, before: in
                     events.append(protocol.Committed())
                 case protocol.Finish():
                     played.finish = command
-    played.num_rejected = sum(dispatcher.account.rejected_at.values())
+    played.num_rejected = sum(dispatcher.out.account.rejected_at.values())
     return played
 
 

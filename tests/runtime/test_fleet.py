@@ -14,11 +14,11 @@ from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.types import STAGES, Stage
 
 
-def fleet_of(num_decoders: int) -> Fleet:
-    fleet = Fleet(LIMITS, Outbox())
-    fleet.fill("decode", num_decoders, 0.0, one_shares=False)
+def fleet_of(num_decoders: int, out: Outbox | None = None) -> Fleet:
+    fleet = Fleet(LIMITS, out or Outbox())
+    fleet.fill("decode", num_decoders, one_shares=False)
     for actor in fleet.actors:
-        fleet.came_up(protocol.ActorUp(actor), 0.0)
+        fleet.came_up(protocol.ActorUp(actor))
     return fleet
 
 
@@ -27,22 +27,23 @@ def nodes(*names: str) -> dict[str, protocol.Room]:
 
 
 def test_idle_actors_come_before_those_with_a_free_slot() -> None:
-    fleet = fleet_of(2)
+    fleet = fleet_of(2, out := Outbox())
     given = []
     for attempt in range(4):
         given.append(fleet.actor_with_room("decode"))
-        fleet.assign(given[-1], attempt, 0.0, alone=False)  # type: ignore[arg-type]
+        fleet.assign(given[-1], attempt, alone=False)  # type: ignore[arg-type]
     assert given == [1, 2, 1, 2]
     assert fleet.actor_with_room("decode") is None
-    assert fleet.free(2, 1, 5.0) == 5.0
+    out.now = 5.0
+    assert fleet.free(2, 1) == 5.0
     assert fleet.same_actor("decode", 2) == 2
     assert fleet.same_actor("decode", 1) is None, "it is worth waiting for the source file"
 
 
 def test_the_actors_that_cost_least_are_removed_first() -> None:
     fleet = fleet_of(3)
-    fleet.assign(3, 1, 0.0, alone=False)
-    fleet.start("decode", 1.0, zero_cpu=False)
+    fleet.assign(3, 1, alone=False)
+    fleet.start("decode", zero_cpu=False)
     assert fleet.surplus("decode", 1) == [4, 2, 1], "not up yet, then idle, newest first"
 
 
@@ -233,7 +234,7 @@ def test_inputs_that_never_come_end_the_job() -> None:
 def test_a_node_with_lasting_trouble_ends_no_job_that_others_do(is_lease: bool) -> None:
     runtime = LIMITS.runtime.model_copy(update={"decode": PoolConfig(max_actors=2)})
     bench = Bench(*range(1000), limits=replace(LIMITS, runtime=runtime))
-    good, actors = bench.actor("decode"), bench.dispatcher.parts.fleet.actors
+    good, actors = bench.actor("decode"), bench.dispatcher.fleet.actors
     for _ in range(1000):
         bench.tick(2)
         for bad in [i for i, one in actors.items() if one.stage == "decode" and i != good]:

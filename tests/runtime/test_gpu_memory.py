@@ -18,7 +18,7 @@ from tokpipe.errors import ConfigError, PlanMismatch
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.runtime import cluster as cluster_module
-from tokpipe.runtime.assemble import assemble, look_up, start_output
+from tokpipe.runtime.assemble import JobOutput, Run
 from tokpipe.runtime.cluster import connected, gpu_bytes
 from tokpipe.stages.fit import GB
 
@@ -55,11 +55,11 @@ def job_of(folder: Path, size: int = 256, **encode: Any) -> JobConfig:
 def started(job: JobConfig) -> tuple[JobRecord, str]:
     """The record of a job's output, started or found, and what was said."""
     said = io.StringIO()
-    console, output = Console(file=said, width=1000), look_up(job)
-    record = output.record or start_output(job, output, console)
+    console, output = Console(file=said, width=1000), JobOutput(job)
+    record = output.start(console)
     batch_chunks = record.settings["encode"]["batch_chunks"]
-    run = assemble(job, output, record, console)
-    limits = run.dispatcher.parts.pools.limits
+    run = Run(output, console)
+    limits = run.dispatcher.pools.limits
     assert limits.batch_chunks == run.encode().encode_config.batch_rows == batch_chunks
     return record, said.getvalue()
 

@@ -13,7 +13,7 @@ import tokpipe
 from tokpipe.config import load_job
 from tokpipe.errors import ConfigError
 from tokpipe.runtime import submitted
-from tokpipe.runtime.submit import STARTER, make_package
+from tokpipe.runtime.submit import STARTER, Package
 
 JOB: dict[str, Any] = {
     "dataset": "test",
@@ -50,7 +50,7 @@ def write(folder: Path, **changes: Any) -> Path:
 def sent(path: Path, to: Path, *asked: str) -> set[str]:
     """Package a job; return the files that are sent."""
     to.mkdir()
-    make_package(path, load_job(path), [], asked).write(to)
+    Package(path, load_job(path), [], asked).write(to)
     return {found.relative_to(to).as_posix() for found in to.rglob("*") if found.is_file()}
 
 
@@ -105,18 +105,18 @@ def test_a_value_that_would_be_expanded_twice_is_rejected(
     monkeypatch.setenv("OUT", "s3://bucket/${USER}")
     path = write(tmp_path)
     with pytest.raises(ConfigError, match="set the variable to its final value"):
-        make_package(path, load_job(path), [], [])
+        Package(path, load_job(path), [], [])
 
 
 def test_a_job_for_another_cluster_is_rejected(tmp_path: Path) -> None:
     path = write(tmp_path, runtime={"cluster": "local"})
     with pytest.raises(ConfigError, match="name the cluster with --address"):
-        make_package(path, load_job(path), [], [])
+        Package(path, load_job(path), [], [])
 
 
 def test_local_paths_are_listed_but_not_builtin_ones(tmp_path: Path) -> None:
     path = write(tmp_path)
-    assert make_package(path, load_job(path), [], []).local_paths() == [f"{tmp_path}/videos/*.mp4"]
+    assert Package(path, load_job(path), [], []).local_paths() == [f"{tmp_path}/videos/*.mp4"]
 
 
 # --- variables ----------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_a_secret_is_not_passed(
     path = write(tmp_path)
     for asked in (f"{name}={value}", name):
         with pytest.raises(ConfigError, match=r"Nothing was sent.*instance role") as caught:
-            make_package(path, load_job(path), [], [asked])
+            Package(path, load_job(path), [], [asked])
         assert value == "" or value not in str(caught.value)
         monkeypatch.setenv(name, value)
 
@@ -151,7 +151,7 @@ def test_a_job_cannot_name_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SOME_API_KEY", "short")  # so short that it is not masked elsewhere
     path = write(tmp_path, output={"uri": "s3://bucket/${SOME_API_KEY}"})
     with pytest.raises(ConfigError, match=r"\$\{SOME_API_KEY\} is secret.*Nothing was sent"):
-        make_package(path, load_job(path), [], [])
+        Package(path, load_job(path), [], [])
 
 
 def test_variables_are_passed_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,14 +159,14 @@ def test_variables_are_passed_as_asked(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token")
     path = write(tmp_path)
     asked = ["AWS_ENDPOINT_URL", "AWS_WEB_IDENTITY_TOKEN_FILE", "REGION=eu=1"]
-    assert make_package(path, load_job(path), [], asked).variables == {
+    assert Package(path, load_job(path), [], asked).variables == {
         "AWS_ENDPOINT_URL": "http://store:9000",
         "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token",  # the place of a secret is none
         "REGION": "eu=1",
     }
     for wrong, said in (("NOT_SET", "is not set here"), ("A=$HOME", "Ray would expand")):
         with pytest.raises(ConfigError, match=said):
-            make_package(path, load_job(path), [], [wrong])
+            Package(path, load_job(path), [], [wrong])
 
 
 # --- code ---------------------------------------------------------------------------------------

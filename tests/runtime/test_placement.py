@@ -85,9 +85,9 @@ def test_a_stage_without_a_node_waits_with_its_full_request_and_says_for_what() 
     bench.tick(ZERO_CPU_AFTER_S * 3)
     started = [one for one in only(protocol.StartActor, bench.log) if one.stage == "decode"]
     assert not any(one.zero_cpu for one in started[-1:]), "an autoscaler must see its CPUs"
-    text = waiting_for(bench.dispatcher.parts, dict.fromkeys(STAGES, 0.0), bench.now)
+    text = waiting_for(bench.dispatcher, dict.fromkeys(STAGES, 0.0), bench.now)
     assert "no node has what runtime.decode requires, labels: {group: cpu}" in text
-    assert text.startswith(no_room(bench.dispatcher.parts) + ". Add nodes")
+    assert text.startswith(no_room(bench.dispatcher) + ". Add nodes")
 
 
 def test_only_one_class_of_hardware_encodes_if_the_job_says_so() -> None:
@@ -101,7 +101,7 @@ def test_only_one_class_of_hardware_encodes_if_the_job_says_so() -> None:
     assert protocol.KillActor(encoder) in bench.send(protocol.ActorUp(encoder, "cpu AMX"))
     rooms = {"node-a": protocol.Room(8), "node-b": protocol.Room(16)}
     bench.send(protocol.Capacity(rooms))
-    assert bench.dispatcher.parts.pools.capacity.of("encode") == (8, 0)  # type: ignore[union-attr]
+    assert bench.dispatcher.pools.capacity.of("encode") == (8, 0)  # type: ignore[union-attr]
     (abort,) = only(protocol.Abort, bench.send(protocol.Capacity({"node-b": rooms["node-b"]})))
     assert (abort.kind, "cpu AMX" in abort.message, "cpu AVX2" in abort.message) == (
         "config", True, True,

@@ -98,7 +98,8 @@ def test_writers_follow_the_measured_time_per_clip(gpus: int, write_s: float, wr
         for stage, clip_s in (("decode", 1.4), ("encode", 0.2), ("write", seconds)):
             for _ in range(NEED_LEASES):
                 pools.measure(stage, 2000, 2000 * clip_s)  # type: ignore[arg-type]
-        pools.resize(one_node(9 * gpus, gpus), now)
+        out.now = now
+        pools.resize(one_node(9 * gpus, gpus))
         assert pools.sizes is not None
         assert pools.sizes.write == writers
 
@@ -125,7 +126,7 @@ def test_leases_grow_only_if_clips_are_quick() -> None:
 def test_pools_follow_the_measured_pace_of_clips() -> None:
     pools = RuntimeConfig(write=PoolConfig(cpus=0, max_actors=1))
     bench = Bench(*range(1000), limits=replace(LIMITS, runtime=pools, shard_bytes=10**9))
-    fleet = bench.dispatcher.parts.fleet
+    fleet = bench.dispatcher.fleet
     assert [fleet.num[stage] for stage in STAGES] == [2, 7, 1]
     bench.play(60, 0.25)  # both stages need the same
     bench.now += 100

@@ -249,8 +249,8 @@ def test_unopened_rows_are_expected_to_be_like_opened_ones() -> None:
 
     def expected(opened: int, extra_clips: int) -> tuple[int, int]:
         dispatcher = Dispatcher(limits(), ref_of)
-        dispatcher.parts.out.count("num_opened", opened)
-        dispatcher.parts.out.count("num_extra_clips", extra_clips)
+        dispatcher.out.count("num_opened", opened)
+        dispatcher.out.count("num_extra_clips", extra_clips)
         snapshot = snapshots.take(dispatcher)
         return snapshot.total, snapshot.expected
 
@@ -284,7 +284,7 @@ class Starting:
                 self.dispatcher.handle(ActorUp(actor), 0.0)
 
     def note(self, now: float) -> str:
-        return waiting_for(self.dispatcher.parts, dict.fromkeys(STAGES, 0.0), now)
+        return waiting_for(self.dispatcher, dict.fromkeys(STAGES, 0.0), now)
 
 
 def test_workers_that_start_are_no_alarm_however_long_they_take() -> None:
@@ -325,14 +325,14 @@ def test_encoders_that_fail_to_start_are_not_said_to_lack_gpus() -> None:
 
 
 def test_before_the_cluster_is_known_the_job_starts_workers() -> None:
-    parts = Dispatcher(limits(), ref_of).parts
+    parts = Dispatcher(limits(), ref_of)
     note = waiting_for(parts, dict.fromkeys(STAGES, 0.0), 0.0)
     assert note == "starting decode, encode and write workers (0 s)"
 
 
 def test_a_job_that_stops_shows_how_long_that_may_take() -> None:
     job = Starting(limits(), cpus=2)
-    job.dispatcher.parts.flights.num.update(STAGES)
+    job.dispatcher.flights.num.update(STAGES)
     job.dispatcher.handle(StopRequested(30.0), 100.0)
     job.dispatcher.handle(Tick(), 101.0)
     assert job.note(103.0) == "stopping: committing finished clips, 0:57 at most"

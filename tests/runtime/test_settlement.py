@@ -15,8 +15,8 @@ def test_a_shard_is_closed_when_it_is_full_old_or_endangered() -> None:
 
     def add(attempt: int, num_codes: int) -> None:
         clip = protocol.Clip(items(attempt)[0], (protocol.Place(attempt, 0),))
-        settlement.add_codes(clip, (4, 4), num_codes, now=0.0)
-        settlement.close_due(0.0, all_of_them=False)
+        settlement.add_codes(clip, (4, 4), num_codes)
+        settlement.close_due(all_of_them=False)
 
     add(1, 999)
     waiting = [len(queues.shards)]
@@ -25,13 +25,16 @@ def test_a_shard_is_closed_when_it_is_full_old_or_endangered() -> None:
     assert waiting == [0, 1]
     add(3, 1)
     settlement.endanger(2)
-    settlement.close_due(LIMITS.shard_max_age_s - 1, all_of_them=False)
+    out.now = LIMITS.shard_max_age_s - 1
+    settlement.close_due(all_of_them=False)
     assert len(queues.shards) == 1
+    out.now = 0.0
     settlement.endanger(3)
-    settlement.close_due(0.0, all_of_them=False)
+    settlement.close_due(all_of_them=False)
     assert len(queues.shards) == 2
     add(4, 1)
-    settlement.close_due(LIMITS.shard_max_age_s, all_of_them=False)
+    out.now = LIMITS.shard_max_age_s
+    settlement.close_due(all_of_them=False)
     assert len(queues.shards) == 3
     assert not settlement.open_shards
 
@@ -41,12 +44,12 @@ def test_one_commit_at_a_time_counts_once_it_is_in_the_manifest() -> None:
     receipt = receipt_of(tuple(map(ref_of, items(0, 1))))
     for encode_s in (2.0, 3.0):
         settlement.written(receipt, encode_s)
-        settlement.commit_due(0.0, is_last=False)
+        settlement.commit_due(is_last=False)
     assert [one.account.useful_s for one in only(protocol.Commit, out.take())] == [2.0]
     assert out.account.clips == {}
     settlement.committed()
     assert (out.account.clips, out.account.num_shards) == ({"write": 2}, 1)
-    settlement.commit_due(0.0, is_last=False)
+    settlement.commit_due(is_last=False)
     assert [one.account.useful_s for one in only(protocol.Commit, out.take())] == [3.0]
 
 

@@ -13,7 +13,7 @@ from tests.pages import REPOSITORY, blocks_of, commands_of
 from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.config.sources import VIDEO_EXTENSIONS
-from tokpipe.verbs.forecast import forecast
+from tokpipe.verbs.forecast import Forecast
 
 SAMPLE = REPOSITORY / "examples/data/bigbuckbunny.mp4"
 JOB = {
@@ -63,7 +63,7 @@ def test_every_source_on_the_page_has_its_clips(
             if "$" in uri:
                 continue  # no sources, or in a store; tests/docs checks them against the models
             path.write_text(yaml.safe_dump({**JOB, **section}))
-            found = forecast(load_job(path))
+            found = Forecast(load_job(path))
             assert (found.clips.value, found.rejected.value) == (CLIPS[uri], 0), str(block)
             seen.add(uri)
             if uri == "videos/*.tar":
@@ -89,7 +89,7 @@ def test_what_the_page_says_is_rejected_is_rejected(
     path = tmp_path / "mine.yaml"
     monkeypatch.chdir(tmp_path)
     path.write_text(yaml.safe_dump({**JOB, "sources": [{"kind": "files", "uri": "videos/*.mp4"}]}))
-    found = forecast(load_job(path))
+    found = Forecast(load_job(path))
     assert found.clips.value == 3
     assert found.reasons == {"still_picture": 1, "bad_row": 1}
 
@@ -98,7 +98,7 @@ def test_what_the_page_says_is_rejected_is_rejected(
     assert main(["plan", str(path)]) == 2
     assert "set on_duplicate: keep_first" in " ".join(capsys.readouterr().err.split())
     path.write_text(json.dumps({**JOB, "sources": twice, "on_duplicate": "keep_first"}))
-    assert forecast(load_job(path)).clips.value == 3
+    assert Forecast(load_job(path)).clips.value == 3
 
     (folder / "list.csv").write_text("file\n../mine.mp4\n/etc/hostname\n")
     table = {"kind": "table", "uri": "videos/list.csv", "uri_column": "file"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.sources.reading import Rows, problems, read
 from tokpipe.errors import ConfigError
-from tokpipe.sources.allowed import AllowedUris, example_prefix
+from tokpipe.sources.uris import AllowedUris, example_prefix
 
 LOCAL, REMOTE = "/data/tables/t.csv", "s3://b/tables/t.csv"
 TABLES = [LOCAL, f"file://{LOCAL}", REMOTE]

@@ -21,7 +21,7 @@ from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
 from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.formats.tables import from_parquet, to_parquet
-from tokpipe.plan import sample_rows
+from tokpipe.plan import RowSample
 from tokpipe.sources.columns import check_carried, within
 from tokpipe.sources.rows import ROW_SCHEMA
 from tokpipe.stages.decode import DecodeStage
@@ -424,7 +424,7 @@ def test_videos_within_columns_are_neither_carried_nor_read(tmp_path: Path) -> N
 
 def decoded(path: Path, column: str = "video", change: bool = False) -> list[Any]:
     source = opened("table", path, uri_column=column)
-    items = sample_rows(source, "d", num_items=9, max_rows=99).items
+    items = RowSample(source, "d", num_items=9, max_rows=99).items
     if change:
         os.utime(path, (1, 1))
     sampling = SamplingConfig(fps=8, max_clip_frames=17)

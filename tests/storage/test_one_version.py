@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,9 +18,8 @@ from tests.sources.reading import Rows, read, tar
 from tests.storage.fault_proxy import FaultProxy
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import Changed, ConfigError
-from tokpipe.sources import parquet, text_tables, webdataset
 from tokpipe.storage import open_store
-from tokpipe.storage.ranged import Pin, RangedFile, open_ranged
+from tokpipe.storage.ranged import Pinned, RangedFile
 
 KINDS = ["csv", "csv.gz", "jsonl", "parquet", "tar"]
 CHANGES = ["replaced", "truncated", "emptied"]
@@ -46,11 +44,10 @@ def made(kind: str, letter: str, num_rows: int = 12) -> bytes:
 
 @pytest.fixture(autouse=True)
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    def small(uri: str, options: StoreOptions, _: int, pin: Pin | None = None) -> Any:
-        return open_ranged(uri, options, 2048 if uri.endswith("tar") else 512, pin)
-
-    for module in (text_tables, parquet, webdataset):
-        monkeypatch.setattr(module, "open_ranged", small)
+    opened = Pinned.open
+    monkeypatch.setattr(
+        Pinned, "open", lambda one, _: opened(one, 2048 if one.uri.endswith("tar") else 512)
+    )
 
 
 class Source:

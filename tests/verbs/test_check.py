@@ -342,10 +342,10 @@ def test_an_output_that_another_driver_may_be_writing_names_it(
     job = load_job(write_job(tmp_path / "job.yaml", files(videos), str(tmp_path / "out")))
     from rich.console import Console
 
-    from tokpipe.runtime.assemble import look_up, start_output
+    from tokpipe.runtime.assemble import JobOutput
 
-    output = look_up(job)
-    record = start_output(job, output, Console(quiet=True))
+    output = JobOutput(job)
+    record = output.start(Console(quiet=True))
     claim_output(output.store, record.num_rows, "driver")
     lines = found(tmp_path, files(videos))
     assert one_with(lines, "0 of 6 plan rows settled", "by process ", "a new run takes over")

@@ -15,7 +15,7 @@ from tokpipe.config import JobConfig, load_job
 from tokpipe.errors import ConfigError
 from tokpipe.reader import open_output
 from tokpipe.stages.fit import SHOWN
-from tokpipe.verbs.forecast import Estimate, forecast
+from tokpipe.verbs.forecast import Estimate, Forecast
 
 LENGTHS = (1, 2, 8, 9, 10, 18, 21, 30)
 """Frames of each video: one or several clips of at most nine, and remainders of every kind."""
@@ -49,7 +49,7 @@ def test_a_forecast_from_all_videos_is_what_the_stages_make(
     sampling = {"fps": 8, "max_clip_frames": 9, "min_clip_frames": least}
     changes = {"chunking": chunking, "sampling": sampling, "tokenizer": WITH_DECODER}
     job = job_of(videos, tmp_path, max_rejected_fraction=1.0, **changes)
-    found = forecast(job)
+    found = Forecast(job)
     assert found.reasons["not_a_video"] == 1
     assert not list((tmp_path / "out").glob("*")), "a forecast writes nothing"
     run_without_ray(job)
@@ -61,8 +61,8 @@ def test_a_forecast_from_all_videos_is_what_the_stages_make(
 
 def test_the_margin_of_a_sample_usually_holds_the_truth(videos: Path, tmp_path: Path) -> None:
     job = job_of(videos, tmp_path)
-    truth = forecast(job).codes.value
-    found = [forecast(job, num_sampled=5, seed=seed).codes for seed in range(12)]
+    truth = Forecast(job).codes.value
+    found = [Forecast(job, num_sampled=5, seed=seed).codes for seed in range(12)]
     assert len({one.value for one in found}) > 1
     assert np.mean([abs(one.value - truth) <= one.margin for one in found]) >= 0.7
     assert all(one.margin > 0 and "±" in one.text() for one in found)
@@ -78,11 +78,11 @@ def test_estimates_are_exact_if_every_row_is_sampled(values: list[int], more: in
 
 def test_time_and_cost_follow_the_speed_of_an_encoder(videos: Path, tmp_path: Path) -> None:
     job = job_of(videos, tmp_path)
-    found = forecast(job, codes_per_s=8, price_per_hour=2)
+    found = Forecast(job, codes_per_s=8, price_per_hour=2)
     assert found.encoder_s == pytest.approx(found.codes.value / 8)
     assert found.cost == pytest.approx(found.codes.value / 8 / 3600 * 2)
     assert "at 2 per hour" in "\n".join(found.lines())
-    assert (forecast(job).encoder_s, forecast(job).cost) == (None, None)
+    assert (Forecast(job).encoder_s, Forecast(job).cost) == (None, None)
 
 
 def test_a_decoder_that_is_not_installed_is_explained(
@@ -92,7 +92,7 @@ def test_a_decoder_that_is_not_installed_is_explained(
     monkeypatch.syspath_prepend(tmp_path)
     job = job_of(videos, tmp_path, decode={"backend": "decord"})
     with pytest.raises(ConfigError, match="decord does not load"):
-        forecast(job)
+        Forecast(job)
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
@@ -100,7 +100,7 @@ def test_a_job_for_gpus_is_told_what_they_hold(device: str, videos: Path, tmp_pa
     changes = {"tokenizer": PUBLISHED, "frames": {"buckets": [[32, 32], [1080, 1920]]}}
     clips = {"sampling": {"max_clip_frames": 17}, "chunking": {"chunk_frames": 17}}
     job = job_of(videos, tmp_path, **changes, **clips, encode={"device": device})
-    found = forecast(job, num_sampled=1)
+    found = Forecast(job, num_sampled=1)
     lines = [line.strip() for line in found.lines() if "of a GPU" in line]
     if device == "cpu":
         assert not lines

@@ -1,8 +1,8 @@
 """Checks an output against what it promises: nothing lost, nothing doubled, every byte as listed.
 
-An audit does not stop at the first defect. ``planned`` and ``manifest`` compare the manifest with
-the stored plan, ``audit`` reads the listed objects and encodes some clips again, ``leftovers``
-finds and removes unlisted objects, and ``report`` presents the result.
+An audit does not stop at the first defect. ``manifest`` compares the manifest with the stored plan,
+``audit`` reads the listed objects and encodes some clips again, ``leftovers`` finds and removes
+unlisted objects, and ``report`` presents the result.
 """
 
 from tokpipe.audit.audit import audit

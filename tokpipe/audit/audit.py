@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from tokpipe.audit.leftovers import Leftovers, Listing
-from tokpipe.audit.manifest import ManifestAudit
-from tokpipe.audit.planned import PlannedClips, check_plan
+from tokpipe.audit.manifest import ManifestAudit, PlannedClips, check_plan
 from tokpipe.audit.report import AuditReport, Depth, Findings, Kind, Sampled
 from tokpipe.config.trust import NO_TRUST, Trust
 from tokpipe.errors import CorruptOutput, NotFound, SourceError, TokpipeError

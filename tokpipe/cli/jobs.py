@@ -83,10 +83,10 @@ class Plan(Verb, example="tokpipe plan jobs/webvid.yaml --codes-per-s 250000 --p
         parser.add_argument("--price", type=float, metavar="P", help=price)
 
     def run(self, parsed: argparse.Namespace) -> Result:
-        from tokpipe.verbs.forecast import forecast
+        from tokpipe.verbs.forecast import Forecast
 
         costs = {"codes_per_s": parsed.codes_per_s, "price_per_hour": parsed.price}
-        return forecast(job_of(parsed), num_sampled=parsed.sample, seed=parsed.seed, **costs)
+        return Forecast(job_of(parsed), num_sampled=parsed.sample, seed=parsed.seed, **costs)
 
 
 class Run(Verb, example="tokpipe run jobs/demo.yaml"):
@@ -165,9 +165,9 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
         options = _run_options(parsed)
         job = job_of(parsed)
         # Imported late: ray takes seconds, and a wrong job file is reported without it.
-        from tokpipe.runtime.submit import Cluster, Submission, make_package
+        from tokpipe.runtime.submit import Cluster, Package, Submission
 
-        package = make_package(parsed.job, job, options, parsed.env)
+        package = Package(parsed.job, job, options, parsed.env)
         cluster = Cluster(parsed.address)
         newest = cluster.newest(package)
         uri, is_new = job.output.uri, False

@@ -1,6 +1,8 @@
 """Checksums of whole objects, and the errors for objects that are damaged or too new."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -16,6 +18,15 @@ def damaged(
         f"{uri} is damaged: {found.rstrip('.')}. {effect}. Restore the object from a copy or an "
         "older version; if there is none, tokenize the dataset again to a new output prefix."
     )
+
+
+@contextmanager
+def as_damage(uri: str, found: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Raise ``damaged`` in place of errors of these kinds: they say why, and ``found`` what."""
+    try:
+        yield
+    except kinds as error:
+        raise damaged(uri, f"{found}: {explained(error)}") from error
 
 
 def too_new(uri: str, found: int, known: int) -> CorruptOutput:

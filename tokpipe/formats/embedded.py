@@ -11,7 +11,7 @@ from tokpipe.errors import SourceError
 from tokpipe.formats.tables import stream_parquet
 from tokpipe.storage.client import client_of
 from tokpipe.storage.fetch import LocalVideo, check_size, check_version, new_copy, source_errors
-from tokpipe.storage.ranged import open_ranged
+from tokpipe.storage.ranged import Pinned
 from tokpipe.types import ArchiveMember
 
 _NEAR_ROWS = 16
@@ -63,7 +63,7 @@ class EmbeddedVideos:
 
 def _values(member: ArchiveMember, options: StoreOptions) -> Iterator[tuple[int, bytes | None]]:
     """Yield each row and its value, from the start of the member's row group on."""
-    with open_ranged(member.archive_uri, options, 2**20) as file:
+    with Pinned(member.archive_uri, options).open(2**20) as file:
         table = stream_parquet(file)
         sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
         starts = list(itertools.accumulate(sizes, initial=0))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, Valid
 from tokpipe.config.base import RECORDED
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, NotFound, PlanMismatch
-from tokpipe.formats.checks import damaged, explained
+from tokpipe.formats.checks import as_damage, damaged, explained
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.formats.sealed_json import read_sealed, seal, unseal
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
@@ -79,11 +79,9 @@ class JobRecord(BaseModel):
     def from_json(cls, uri: str, data: bytes) -> "JobRecord":
         # Early versions wrote no checksum; an audit reports it.
         fields = unseal(uri, data, newest_format=JOB_RECORD_FORMAT, may_lack_checksum=True)
-        try:
+        with as_damage(uri, "it does not parse as a job record", ValueError):
             _JSON.validate_python(fields)  # not nested too deeply for functions that recurse
             return cls.model_validate(fields)
-        except ValueError as error:
-            raise damaged(uri, f"it does not parse as a job record: {explained(error)}") from error
 
 
 def write_once(store: Store, record: JobRecord) -> JobRecord:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tokpipe.formats.checks import damaged, explained, too_new
+from tokpipe.formats.checks import as_damage, damaged, too_new
 from tokpipe.identity.ids import digest
 from tokpipe.storage.store import Store
 
@@ -57,14 +57,12 @@ def unseal(
     uri: str, data: bytes, *, newest_format: int, may_lack_checksum: bool = False
 ) -> dict[str, Any]:
     """Parse a sealed object and return it without its checksum and format."""
-    try:
+    with as_damage(uri, "it does not parse as JSON", ValueError, RecursionError):
         body = json.loads(data, parse_float=_finite, parse_constant=_finite)
         if not isinstance(body, dict):
             raise damaged(uri, f"it holds a JSON {type(body).__name__}, not an object")
         checksum = body.pop(CHECKSUM, None)
         is_whole = checksum == digest(body)
-    except (ValueError, RecursionError) as error:
-        raise damaged(uri, f"it does not parse as JSON: {explained(error)}") from error
     version = body.pop("format", None if may_lack_checksum else 0)
     is_newer = isinstance(version, int) and version > newest_format
     # What checksum a later version of a record has, is not known.

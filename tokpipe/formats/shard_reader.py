@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tokpipe.errors import CorruptOutput
-from tokpipe.formats.checks import check_bytes, damaged, explained, in_brief
+from tokpipe.formats.checks import as_damage, check_bytes, damaged, in_brief
 from tokpipe.formats.shard import ShardFooter, ShardMetadata, codes_crc32, shard_schema
-from tokpipe.formats.tables import check_bounds, check_texts
+from tokpipe.formats.tables import UNREADABLE, check_bounds, check_texts
 from tokpipe.types import Receipt
 
 _CHECKED_WITH_CODES = ("t", "h", "w", "codes", "codes_crc32")
@@ -64,7 +64,7 @@ class ShardReader:
     ) -> None:
         self.uri = uri
         self.verify = verify
-        try:
+        with as_damage(uri, "it does not open as a shard", *UNREADABLE):
             self._file = pq.ParquetFile(
                 pa.BufferReader(source) if isinstance(source, bytes) else source,
                 page_checksum_verification=verify and page_checksums,
@@ -73,8 +73,6 @@ class ShardReader:
             )
             check_bounds(self._file.metadata)
             schema = self._file.schema_arrow.remove_metadata()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise damaged(uri, f"it does not open as a shard: {explained(error)}") from error
         self.num_row_groups: int = self._file.num_row_groups
         self.footer = ShardFooter.of_key_values(uri, self._file.metadata.metadata or {})
         if schema != shard_schema(self.footer.metadata.tokenizer.code_dtype):
@@ -92,11 +90,8 @@ class ShardReader:
         wanted = list(names)
         if self.verify and "codes" in names:
             wanted += [name for name in _CHECKED_WITH_CODES if name not in names]
-        try:
+        with as_damage(self.uri, f"row group {group} cannot be read", *UNREADABLE):
             table = self._file.read_row_group(group, columns=wanted)
-        except (pa.ArrowException, OSError) as error:
-            found = f"row group {group} cannot be read: {explained(error)}"
-            raise damaged(self.uri, found) from error
         check_texts(self.uri, table)
         batches = table.combine_chunks().to_batches()
         if len(batches) != 1:

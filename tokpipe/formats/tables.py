@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tokpipe.formats.checks import damaged, explained
+from tokpipe.formats.checks import as_damage
 
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)  # What pyarrow raises for a bad file
 _MAX_ROWS, _MAX_BYTES = 2**24, 2**31  # Of one of tokpipe's own tables, once decoded
 _ROWS_PER_BYTE = 100  # Of any table: rows that are all the same take nearly no space
 _BUFFERS_BYTES = 64 * 2**20  # Read-ahead of all columns together
@@ -52,7 +53,7 @@ def from_parquet(
 
     ``columns`` are those to read, or chooses them among the names that there are.
     """
-    try:
+    with as_damage(uri, f"it does not open as a {kind}", *UNREADABLE):
         metadata = pq.read_metadata(pa.BufferReader(data))
         check_bounds(metadata)
         schema = pq.ParquetFile(pa.BufferReader(data), metadata=metadata).schema_arrow
@@ -71,8 +72,6 @@ def from_parquet(
         table = file.read(columns, use_threads=False)
         check_text_bytes(table.columns)
         return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise damaged(uri, f"it does not open as a {kind}: {explained(error)}") from error
 
 
 def texts_of(metadata: Any) -> list[str]:
@@ -98,22 +97,18 @@ def check_text_bytes(columns: Iterable[pa.Array | pa.ChunkedArray]) -> None:
 
 def check_texts(uri: str, table: pa.Table, **patterns: str) -> None:
     """Raise CorruptOutput unless all texts are UTF-8 and match the pattern of their column."""
-    try:
+    with as_damage(uri, "its values are not what tokpipe writes", pa.ArrowException):
         table.validate(full=True)
         for name in patterns.keys() & set(table.column_names):
             is_valid = pc.match_substring_regex(table.column(name), patterns[name])
             if not pc.all(is_valid, min_count=0).as_py():
                 raise pa.ArrowInvalid(f"a {name} does not match {patterns[name]}")
-    except pa.ArrowException as error:
-        raise damaged(uri, f"its values are not what tokpipe writes: {explained(error)}") from error
 
 
 def rows_of(uri: str, rows: pa.RecordBatch) -> list[dict[str, Any]]:
     """Return rows with columns of any type as Python values; CorruptOutput if it has none."""
-    try:
+    with as_damage(uri, "its values cannot be read", pa.ArrowException, OverflowError, ValueError):
         return list(rows.to_pylist())
-    except (pa.ArrowException, OverflowError, ValueError) as error:
-        raise damaged(uri, f"its values cannot be read: {explained(error)}") from error
 
 
 def stream_parquet(file: BinaryIO, *, as_dictionaries: bool = False) -> Any:

@@ -16,9 +16,9 @@ from pydantic import Field, TypeAdapter
 
 from tokpipe.config.sources import Source
 from tokpipe.errors import CorruptOutput
-from tokpipe.formats.checks import damaged, explained, sha256
+from tokpipe.formats.checks import as_damage, damaged, explained, sha256
 from tokpipe.formats.layout import JOB_RECORD
-from tokpipe.formats.tables import check_texts, from_parquet
+from tokpipe.formats.tables import UNREADABLE, check_texts, from_parquet
 from tokpipe.sources.rows import ROW_SCHEMA, items_of
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
@@ -125,12 +125,10 @@ class PlanReader:
         self._parts = stored.parts
         self._starts = np.cumsum([0, *(part.num_rows for part in stored.parts)], dtype=np.int64)
         self.num_rows = int(self._starts[-1])
-        try:
+        self._uri, found = store.uri_of(JOB_RECORD), "it does not describe the columns of the plan"
+        with as_damage(self._uri, found, *UNREADABLE, ValueError):
             schema = base64.b64decode(stored.columns_schema)
             self._columns = pa.ipc.read_schema(pa.py_buffer(schema))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            problem = f"it does not describe the columns of the plan: {explained(error)}"
-            raise damaged(store.uri_of(JOB_RECORD), problem) from error
         self._part = lru_cache(_CACHED_PARTS)(lambda index: read_part(store, stored.parts[index]))
 
     def by_part(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, slice, pa.Array]]:
@@ -169,11 +167,10 @@ class PlanReader:
             table = self._part(index).take(places)
             names = [name for name in self._columns.names if name in table.column_names]
             pieces.append(table.select(names))
-        try:  # promotion fills the columns that a part lacks with nulls
+        found = "its columns are not those of the parts of the plan"
+        with as_damage(self._uri, found, pa.ArrowException):
+            # Promotion fills the columns that a part lacks with nulls.
             table = pa.concat_tables(pieces, promote_options="default")
-        except pa.ArrowException as error:
-            problem = f"its columns are not those of the parts of the plan: {explained(error)}"
-            raise damaged(self._store.uri_of(JOB_RECORD), problem) from error
         return table.take(pa.array(np.argsort(order)))
 
     def iter_undone(

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,27 +14,30 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity.ids import SPAN_BYTES, digest, row_digests
-from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, PlanPart, StoredPlan, read_part, store_part
+from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, StoredPlan, read_part, store_part
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.redact import redact
-from tokpipe.types import WorkItem
 
 PART_ROWS = 65_536
 _PART_BYTES = 32 * 2**20  # Long captions close a part early, because readers cache a few parts
 _NUM_EXAMPLES = 10
 _WRITERS = 2
+_Hashes = NDArray[np.uint64]  # The first 8 bytes of the id of each row
 
 
-class _Part(NamedTuple):
+class _Part:
     """A stored part, with what is needed only until the plan is complete."""
 
-    stored: PlanPart
-    first_row: int  # Position of its first row within its source
-    num_problems: int
-    hashes: NDArray[np.uint64]  # The first 8 bytes of each row's id
+    def __init__(
+        self, store: Store, key: str, rows: pa.Table, source: int, first_row: int, hashes: _Hashes
+    ) -> None:
+        self.stored = store_part(store, key, rows, source)
+        self.first_row = first_row  # Within its source
+        self.num_problems = rows.num_rows - rows.column("problem").null_count
+        self.hashes = hashes
 
 
 def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
@@ -102,8 +105,7 @@ def _store_all(
 
     def put(number: int, source: int, first_row: int, table: pa.Table) -> _Part:
         table, hashes = with_row_ids(dataset, table)
-        key = f"{prefix}{number:05d}.parquet"
-        return _store_part(store, key, table, source, first_row, hashes)
+        return _Part(store, f"{prefix}{number:05d}.parquet", table, source, first_row, hashes)
 
     futures: list[Future[_Part]] = []
     with ThreadPoolExecutor(_WRITERS) as pool:
@@ -118,13 +120,6 @@ def _store_all(
                 found = f"{source.label} has no rows. A source without clips is likely a mistake"
                 raise ConfigError(f"{found}: correct it, or remove it from the job.")
     return [future.result() for future in futures]
-
-
-def _store_part(
-    store: Store, key: str, rows: pa.Table, source: int, first_row: int, hashes: NDArray[np.uint64]
-) -> _Part:
-    num_problems = rows.num_rows - rows.column("problem").null_count
-    return _Part(store_part(store, key, rows, source), first_row, num_problems, hashes)
 
 
 def _find_duplicates(store: Store, parts: Sequence[_Part]) -> dict[int, str]:
@@ -174,7 +169,7 @@ def _without_rows(store: Store, parts: Sequence[_Part], dropped: Collection[int]
         else:
             table = read_part(store, part.stored).filter(pa.array(keep))
             rest = table, part.stored.source, part.first_row, part.hashes[keep]
-            kept.append(_store_part(store, part.stored.key, *rest))
+            kept.append(_Part(store, part.stored.key, *rest))
     return kept
 
 
@@ -198,7 +193,7 @@ def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, NDArray[np.uint64]]:
+def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, _Hashes]:
     """Add the ids of a table's rows as its first column; also return their first 8 bytes."""
     spans = np.zeros(table.num_rows, np.dtype([("a", "?"), ("b", "<f8"), ("c", "?"), ("d", "<f8")]))
     assert spans.dtype.itemsize == SPAN_BYTES
@@ -212,38 +207,29 @@ def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, NDArray[np.ui
     return table.add_column(0, ROW_ID, texts), np.frombuffer(ids, np.dtype("<u8"))[::2].copy()
 
 
-class RowSample(NamedTuple):
+class RowSample:
     """What reading the first rows of a source shows."""
 
-    num_rows: int
-    is_complete: bool  # Whether the source has no further rows
-    num_problems: int  # Rows that cannot be clips
-    problem: str | None  # That of the first such row
-    items: list[WorkItem]  # Some of the other rows, drawn at random, in order
-    hashes: NDArray[np.uint64]  # One per row; rows with the same one are the same clip
-
-
-def sample_rows(
-    source: RowSource, dataset: str, *, num_items: int, max_rows: int, seed: int = 0
-) -> RowSample:
-    """Read the rows of a source, stopping soon after ``max_rows``, and draw some of them."""
-    read, num_rows = [ROW_SCHEMA.empty_table()], 0
-    batches = source.batches()
-    for batch in batches:
-        read.append(pa.Table.from_batches([batch]).select(ROW_SCHEMA.names))
-        num_rows += batch.num_rows
-        if num_rows >= max_rows:
-            break
-    table, hashes = with_row_ids(dataset, pa.concat_tables(read).combine_chunks())
-    problems = table.column("problem")
-    good = np.flatnonzero(problems.is_null().to_numpy())
-    draw = np.random.default_rng(seed)
-    drawn = np.sort(draw.choice(good, min(num_items, len(good)), replace=False))
-    return RowSample(
-        num_rows,
-        next(batches, None) is None,
-        num_rows - len(good),
-        next(iter(problems.drop_null().to_pylist()), None),
-        items_of(table.take(pa.array(drawn)), drawn.tolist(), source.config),
-        hashes,
-    )
+    def __init__(
+        self, source: RowSource, dataset: str, *, num_items: int, max_rows: int, seed: int = 0
+    ) -> None:
+        """Read rows, stopping soon after ``max_rows``, and draw ``num_items`` of them."""
+        read, self.num_rows = [ROW_SCHEMA.empty_table()], 0
+        batches = source.batches()
+        for batch in batches:
+            read.append(pa.Table.from_batches([batch]).select(ROW_SCHEMA.names))
+            self.num_rows += batch.num_rows
+            if self.num_rows >= max_rows:
+                break
+        self.is_complete = next(batches, None) is None  # The source has no further rows
+        table, self.hashes = with_row_ids(dataset, pa.concat_tables(read).combine_chunks())
+        """One hash per row; rows with the same one are the same clip."""
+        problems = table.column("problem")
+        good = np.flatnonzero(problems.is_null().to_numpy())
+        self.num_problems = self.num_rows - len(good)  # Rows that cannot be clips
+        self.problem: str | None = next(iter(problems.drop_null().to_pylist()), None)
+        """That of the first such row."""
+        draw = np.random.default_rng(seed)
+        drawn = np.sort(draw.choice(good, min(num_items, len(good)), replace=False))
+        self.items = items_of(table.take(pa.array(drawn)), drawn.tolist(), source.config)
+        """Some of the other rows, drawn at random, in order."""

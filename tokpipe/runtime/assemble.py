@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import tokpipe
-from tokpipe.config.job import ChunkingConfig, JobConfig, RuntimeConfig
+from tokpipe.config.job import ChunkingConfig, JobConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.errors import NotFound
 from tokpipe.formats import job_record
@@ -27,7 +28,7 @@ from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.runtime.cluster import gpu_bytes, live_nodes
-from tokpipe.runtime.commit import Committer, claim_output
+from tokpipe.runtime.commit import claim_output
 from tokpipe.runtime.console import say
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.dispatch.protocol import Planned
@@ -38,10 +39,9 @@ from tokpipe.stages.write import WriteStage
 from tokpipe.storage import open_store
 from tokpipe.storage.client import split_protocol
 from tokpipe.storage.probe import Landmark
-from tokpipe.storage.store import Store
 from tokpipe.telemetry.logs import log_event
 from tokpipe.types import Rejected, WorkItem
-from tokpipe.weights.read import TokenizerWeights, read_weights
+from tokpipe.weights.read import read_weights
 
 if TYPE_CHECKING:
     from tokpipe.stages.encode import EncodeStage
@@ -64,16 +64,29 @@ class RetryRejected:
         return rejected.stage != "plan" and self.reason in (None, rejected.reason)
 
 
-@dataclass(frozen=True)
 class JobOutput:
     """A job's output and weights as a run finds them, and the id of the run's driver."""
 
-    store: Store
-    weights: TokenizerWeights
-    record: JobRecord | None = None  # None before the first run
-    state: ManifestState | None = None  # The manifest when it was looked up; None as above
-    driver: str = field(default_factory=lambda: secrets.token_hex(4))
-    """Marks the plan, manifest entries and shards of this run."""
+    def __init__(self, job: JobConfig) -> None:
+        """Open the output, and check that the job may resume it. Writes nothing.
+
+        Raises:
+            PlanMismatch: the output was started with different settings or sources.
+        """
+        self.job = job
+        self.driver = secrets.token_hex(4)
+        """Marks the plan, manifest entries and shards of this run."""
+        self.store = open_store(job.output.uri, job.storage)
+        self.record: JobRecord | None = None  # None before the first run
+        self.state: ManifestState | None = None
+        """The manifest when it was looked up; None before the first run."""
+        with suppress(NotFound):
+            self.record = job_record.read(self.store)
+        self.weights = read_weights(job.tokenizer, job.storage)
+        if self.record is not None:
+            found = decoder_versions(job.decode)
+            job_record.check_resumable(self.store, self.record, job, self.weights.hash, found)
+            self.state = load_state(self.store, self.record.num_rows)
 
     def is_done(self, retry: RetryRejected | None) -> bool:
         """Whether every plan row is settled and no rejection is to be tried again."""
@@ -84,69 +97,66 @@ class JobOutput:
             retry is None or not any(map(retry.selects, rejected))
         )
 
+    @cached_property
+    def plan(self) -> StoredPlan:
+        """The stored plan of an output that was started."""
+        assert self.record is not None
+        return StoredPlan.from_json(self.record.plan)
 
-def look_up(job: JobConfig) -> JobOutput:
-    """Open a job's output and check that the job may resume it. Writes nothing.
+    @property
+    def log_context(self) -> dict[str, object]:
+        """Fields of every line in the logs of a run's driver and actors."""
+        plan_id = self.plan.plan_id
+        return {"dataset": self.job.dataset, "plan_id": plan_id, "driver": self.driver}
 
-    Raises:
-        PlanMismatch: the output was started with different settings or sources.
-    """
-    store = open_store(job.output.uri, job.storage)
-    try:
-        record = job_record.read(store)
-    except NotFound:
-        record = None
-    weights = read_weights(job.tokenizer, job.storage)
-    if record is None:
-        return JobOutput(store, weights)
-    job_record.check_resumable(store, record, job, weights.hash, decoder_versions(job.decode))
-    return JobOutput(store, weights, record, load_state(store, record.num_rows))
+    def start(self, console: Console) -> JobRecord:
+        """Plan a new output and write its record. If another driver was first, use its record.
 
-
-def start_output(job: JobConfig, output: JobOutput, console: Console) -> JobRecord:
-    """Plan a new output and write its record. If another driver was first, use its record.
-
-    Raises:
-        ConfigError: a GPU has too little memory for the job's chunks.
-        PlanMismatch: another driver started the output with different settings.
-    """
-    store, driver, weights_hash = output.store, output.driver, output.weights.hash
-    device = job.encode.device
-    if device == "auto":
-        gpus = sum(node["Resources"].get("GPU", 0) for node in live_nodes().values())
-        device = "cuda" if gpus else "cpu"
-    if device == "cuda":
-        rows, why = EncoderMemory(job).batch_chunks(gpu_bytes(job.runtime))
-        encode = job.encode.model_copy(update={"batch_chunks": rows})
-        job = job.model_copy(update={"encode": encode})
-        say(console, f"encode.batch_chunks: {rows}; {why}")
-    found = decoder_versions(job.decode)
-    settings = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=found)
-    say(console, "planning ...")
-    plan = write_plan(job, store, driver)
-    if plan.num_duplicates:
-        examples = "; ".join(plan.duplicate_examples)
-        left_out = f"{plan.num_duplicates:,} duplicate rows left out (on_duplicate: keep_first)"
-        say(console, f"{left_out}, such as {examples}")
-    record = job_record.write_once(
-        store,
-        JobRecord(
-            tokpipe_version=tokpipe.__version__,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            writer=driver,
-            dataset=job.dataset,
-            fingerprint=fingerprint(settings),
-            settings=settings,
-            tokenizer=TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash),
-            num_rows=plan.num_rows,
-            plan=plan.to_json(),
-            libraries=settings["libraries"] | found,
-            job=job.model_dump(mode="json"),
-        ),
-    )
-    if record.writer != driver:
-        job_record.check_resumable(store, record, job, weights_hash, found)
-    return record
+        Raises:
+            ConfigError: a GPU has too little memory for the job's chunks.
+            PlanMismatch: another driver started the output with different settings.
+        """
+        if self.record is not None:
+            return self.record
+        job, store, weights_hash = self.job, self.store, self.weights.hash
+        device = job.encode.device
+        if device == "auto":
+            gpus = sum(node["Resources"].get("GPU", 0) for node in live_nodes().values())
+            device = "cuda" if gpus else "cpu"
+        if device == "cuda":
+            rows, why = EncoderMemory(job).batch_chunks(gpu_bytes(job.runtime))
+            encode = job.encode.model_copy(update={"batch_chunks": rows})
+            job = job.model_copy(update={"encode": encode})
+            say(console, f"encode.batch_chunks: {rows}; {why}")
+        found = decoder_versions(job.decode)
+        settings = fingerprint_settings(
+            job, weights_hash=weights_hash, device=device, decoders=found
+        )
+        say(console, "planning ...")
+        plan = write_plan(job, store, self.driver)
+        if plan.num_duplicates:
+            examples = "; ".join(plan.duplicate_examples)
+            left_out = f"{plan.num_duplicates:,} duplicate rows left out (on_duplicate: keep_first)"
+            say(console, f"{left_out}, such as {examples}")
+        self.record = job_record.write_once(
+            store,
+            JobRecord(
+                tokpipe_version=tokpipe.__version__,
+                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                writer=self.driver,
+                dataset=job.dataset,
+                fingerprint=fingerprint(settings),
+                settings=settings,
+                tokenizer=TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash),
+                num_rows=plan.num_rows,
+                plan=plan.to_json(),
+                libraries=settings["libraries"] | found,
+                job=job.model_dump(mode="json"),
+            ),
+        )
+        if self.record.writer != self.driver:
+            job_record.check_resumable(store, self.record, job, weights_hash, found)
+        return self.record
 
 
 class Feed:
@@ -184,56 +194,57 @@ class Feed:
                 yield replace(item, segment=segment, num_segments=total)
 
 
-@dataclass(frozen=True)
 class Run:
-    """The parts of one run, ready for ``Shell``. Its driver has claimed the output."""
+    """The parts of one run, ready for ``Shell``. Needs no Ray."""
 
-    config: RuntimeConfig
-    committer: Committer
-    landmark: Landmark  # The driver's claim, by which actors recognize the output
-    feed: Feed
-    dispatcher: Dispatcher
-    decode: DecodeStage
-    encode: Callable[[], EncodeStage]  # Builds the stage in its actor, because that imports torch
-    write: WriteStage
-    device: str  # ``cpu`` or ``cuda``: where to encode
-    weights: bytes | None  # Weights of the encoder and quantizer; None for random ones
-    shard_prefix: str  # ``<plan>-<driver>``: no other driver writes shards with this prefix
-    log_context: Mapping[str, object]  # Fields of every line in the logs of driver and actors
+    def __init__(
+        self, output: JobOutput, console: Console, retry: RetryRejected | None = None
+    ) -> None:
+        """Claim an output that was started, and assemble the parts that do the rest."""
+        record, store, plan = output.record, output.store, output.plan
+        assert record is not None
+        job, device = record.settled(output.job), record.device
+        self.config, self.device = job.runtime, device
+        self.committer = claim_output(store, record.num_rows, output.driver, known=output.state)
+        state = self.committer.state
+        claim = entry_key(state.next_seq - 1)
+        self.landmark = Landmark(store, claim, store.get(claim))
+        """The driver's claim, by which actors recognize the output."""
+        fixed = set[int]()
+        if retry is not None:
+            rejected = list(filter(retry.selects, iter_rejected(store, state.next_seq)))
+            fixed = {one.ref.row for one in rejected if one.reason != "changed"}
+            num_clips = self.committer.reopen(rejected)
+            line = f"{num_clips:,} rejected clips will be tried again"
+            say(console, line)
+            log_event("rejections_reopened", line, num_clips=num_clips)
+        self.feed = Feed(PlanReader(store, plan, job.sources), state.committed, fixed)
+        if device == "cpu" or job.chunking.policy == "streaming":  # Encodes one chunk at a time
+            encode = job.encode.model_copy(update={"batch_chunks": 1})
+            job = job.model_copy(update={"encode": encode})
+        limits = _limits(job, device, state)
+        self.dispatcher = Dispatcher(limits, partial(ref_of, sampling=job.sampling))
+        allowed = (getattr(one, "allowed_prefixes", None) or () for one in job.sources)
+        uris = [*(one.uri for one in job.sources), *chain(*allowed)]
+        self.decode = DecodeStage(
+            *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
+            versions=record.settings["decode"]["libraries"],
+            folders=tuple(folders_of(uris)),
+        )
+        largest = largest_chunk(job) if device == "cuda" else None  # CPUs would take minutes
+        self.encode = partial(_encode_stage, job.tokenizer, job.chunking, job.encode, largest)
+        """Builds the stage in its actor, because that imports torch."""
+        self.write = WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan)
+        self.weights = output.weights.encoding
+        """Weights of the encoder and quantizer; None for random ones."""
+        self.shard_prefix = f"{plan.plan_id[:12]}-{output.driver}"
+        """No other driver writes shards with this prefix."""
+        self.log_context = output.log_context
 
 
-def assemble(
-    job: JobConfig,
-    output: JobOutput,
-    record: JobRecord,
-    console: Console,
-    retry: RetryRejected | None = None,
-) -> Run:
-    """Claim the output of a job and assemble the parts that do the rest. Needs no Ray.
-
-    ``record`` is that of the same output, from ``look_up`` or ``start_output``.
-    """
-    job, store, device = record.settled(job), output.store, record.device
-    plan = StoredPlan.from_json(record.plan)
-    committer = claim_output(store, record.num_rows, output.driver, known=output.state)
-    state = committer.state
-    claim = entry_key(state.next_seq - 1)
-    fixed = set[int]()
-    if retry is not None:
-        rejected = list(filter(retry.selects, iter_rejected(store, committer.state.next_seq)))
-        fixed = {one.ref.row for one in rejected if one.reason != "changed"}
-        num_clips = committer.reopen(rejected)
-        line = f"{num_clips:,} rejected clips will be tried again"
-        say(console, line)
-        log_event("rejections_reopened", line, num_clips=num_clips)
-    allowed = (getattr(one, "allowed_prefixes", None) or () for one in job.sources)
-    uris = [*(one.uri for one in job.sources), *chain(*allowed)]
-    if device == "cpu" or job.chunking.policy == "streaming":  # Encodes one chunk at a time
-        encode = job.encode.model_copy(update={"batch_chunks": 1})
-        job = job.model_copy(update={"encode": encode})
-    largest = largest_chunk(job) if device == "cuda" else None  # CPUs would take minutes to check
+def _limits(job: JobConfig, device: str, state: ManifestState) -> Limits:
     totals, rows, traits = state.totals, state.committed, job.tokenizer.traits
-    limits = Limits(
+    return Limits(
         runtime=job.runtime,
         on_gpu=device == "cuda",
         clips_per_lease=_most_clips(job, LEASE_BYTES),
@@ -251,24 +262,6 @@ def assemble(
         rejected_before=dict(totals.rejected),
         encoders=frozenset(one for names in totals.encoders for one in names.split(" + ")),
     )
-    return Run(
-        config=job.runtime,
-        committer=committer,
-        landmark=Landmark(store.uri, job.storage, claim, store.get(claim)),
-        feed=Feed(PlanReader(store, plan, job.sources), committer.state.committed, fixed),
-        dispatcher=Dispatcher(limits, partial(ref_of, sampling=job.sampling)),
-        decode=DecodeStage(
-            *(job.sampling, job.frames, job.decode, job.storage, pieces_of(job)),
-            versions=record.settings["decode"]["libraries"],
-            folders=tuple(folders_of(uris)),
-        ),
-        encode=partial(_encode_stage, job.tokenizer, job.chunking, job.encode, largest),
-        write=WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan),
-        device=device,
-        weights=output.weights.encoding,
-        shard_prefix=f"{plan.plan_id[:12]}-{output.driver}",
-        log_context=log_context(output, record),
-    )
 
 
 def _most_clips(job: JobConfig, lease_bytes: int) -> int:
@@ -281,12 +274,6 @@ def _most_clips(job: JobConfig, lease_bytes: int) -> int:
 def usual_clips(job: JobConfig, device: str) -> int:
     """Clips per lease until their cost has been measured."""
     return min(USUAL_CLIPS, _most_clips(job, USUAL_BYTES[device]))
-
-
-def log_context(output: JobOutput, record: JobRecord) -> dict[str, object]:
-    """Fields of every line in the log of a run."""
-    plan = StoredPlan.from_json(record.plan)
-    return {"dataset": record.dataset, "plan_id": plan.plan_id, "driver": output.driver}
 
 
 def _encode_stage(tokenizer: TokenizerConfig, chunking: ChunkingConfig, *rest: Any) -> EncodeStage:

@@ -16,8 +16,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.errors import RuntimeFault, UnsafeStore
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import ManifestState, Totals
-from tokpipe.plan import StoredPlan
-from tokpipe.runtime.assemble import RetryRejected, assemble, log_context, look_up, start_output
+from tokpipe.runtime.assemble import JobOutput, RetryRejected, Run
 from tokpipe.runtime.cluster import connected, warn_of_unused
 from tokpipe.runtime.console import say
 from tokpipe.runtime.metrics import JobMetrics
@@ -58,9 +57,9 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
     """
     started = time.monotonic()
     OF_RUN.say = lambda text: say(console, text, "yellow")
-    output = look_up(job)
+    output = JobOutput(job)
     if output.state is not None and output.is_done(retry):
-        elapsed_s, left_out = time.monotonic() - started, _left_out(output.record)
+        elapsed_s, left_out = time.monotonic() - started, output.plan.left_out.text
         return Outcome("done", output.state.totals, elapsed_s, 0, left_out, was_done=True)
     try:
         probe_store(output.store)
@@ -70,14 +69,14 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         say(console, f"warning: {error}", "yellow")
     say(console, "connecting to Ray ...")
     with connected(job.runtime.cluster) as (unused, is_local):
-        record = output.record or start_output(job, output, console)
+        record = output.start(console)
         with (
             ProgressView(console, job.runtime.progress_interval_s) as view,
-            driver_log(job.runtime.log_path, view.say, log_context(output, record)),
+            driver_log(job.runtime.log_path, view.say, output.log_context),
         ):
             warn_of_unused(unused)
-            run = assemble(job, output, record, console, retry)
-            shell, state, left_out = Shell(run), run.committer.state, _left_out(record)
+            run = Run(output, console, retry)
+            shell, state, left_out = Shell(run), run.committer.state, output.plan.left_out.text
             _log_start(job, record, state)
             rows, num_done = counted(record.num_rows, "plan row"), state.committed.num_done
             where = f"{num_done:,} settled before; encoding on {record.device}"
@@ -85,10 +84,10 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             if left_out:
                 view.say(f"left out: {left_out}")
             snapshots = Snapshots(state, started)
-            metrics = JobMetrics(job.dataset, record.plan["plan_id"])
+            metrics = JobMetrics(job.dataset, output.plan.plan_id)
 
             def show_progress() -> Snapshot:
-                if is_local and (lack := no_room(run.dispatcher.parts)):
+                if is_local and (lack := no_room(run.dispatcher)):
                     raise RuntimeFault(
                         f"{lack}. This run started a Ray on this machine alone, to which no node "
                         "is added. Committed work is kept. Change the setting, or run the job on "
@@ -117,16 +116,12 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         time.monotonic() - started,
         record.num_rows - state.committed.num_done,
         left_out,
-        run.dispatcher.account,
+        run.dispatcher.out.account,
         encoding_s,
         stopped_by if finish.outcome == "stopped" else None,
         shell.was_drained,
         finish.why,
     )
-
-
-def _left_out(record: JobRecord | None) -> str:
-    return "" if record is None else StoredPlan.from_json(record.plan).left_out.text
 
 
 def _log_start(job: JobConfig, record: JobRecord, state: ManifestState) -> None:

@@ -162,7 +162,7 @@ class Shell:
         """Find out whether an actor died alone or with its node. Ray may only not reach it."""
         if (handle := self._actors.get(actor)) is not None:
             ray.kill(handle)
-        known = self.dispatcher.parts.fleet.actors.get(actor)
+        known = self.dispatcher.fleet.actors.get(actor)
         is_node_lost = known is not None and known.node not in (None, *live_nodes())
         self._events.put(protocol.ActorLost(actor, is_node_lost, message))
 
@@ -215,7 +215,7 @@ class Shell:
 
     def _start(self, command: protocol.StartActor) -> None:
         actor_id, stage, job = command.actor, command.stage, self.job
-        pool, capacity = getattr(job.config, stage), self.dispatcher.parts.pools.capacity
+        pool, capacity = getattr(job.config, stage), self.dispatcher.pools.capacity
         fits = set(capacity.nodes_for(stage)) if capacity else set()
         avoid = command.avoid if fits - {*command.avoid} else ()  # else no node is better
         options = actor_options(pool, zero_cpu=command.zero_cpu, avoid=avoid)
@@ -247,7 +247,7 @@ class Shell:
             self._begun[shard_key(name)] = Moment.now()
             done = actor.work.remote(attempt, name, picks)
         elif lease.stage == "decode":
-            sizes = self.dispatcher.parts.pools.limits.frame_sizes
+            sizes = self.dispatcher.pools.limits.frame_sizes
             work = actor.work.options(num_returns=len(sizes) + 1)
             *self._payloads[attempt], done = work.remote(attempt, Packed(lease.items), sizes)
         else:

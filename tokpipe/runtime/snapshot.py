@@ -89,17 +89,17 @@ class Snapshots:
         """Earlier times, from RECENT_S ago on, and the account and pieces at each."""
 
     def take(self, dispatcher: Dispatcher) -> Snapshot:
-        run, committed = dispatcher.account, self._state.committed
+        run, committed = dispatcher.out.account, self._state.committed
         total = self._settled_before + self._left_before + run.num_extra_clips
         unopened = max(0, self._unopened_before - run.num_opened)
         now = time.monotonic()
-        pieces = dispatcher.parts.streams.pieces
+        pieces = dispatcher.streams.pieces
         self._points.append((now, run, pieces[2]))
         while len(self._points) > 2 and self._points[1][0] < now - RECENT_S:
             self._points.popleft()
         begin, earlier, part = self._points[0]
-        actors = {stage: dispatcher.parts.fleet.num_up[stage] for stage in STAGES}
-        up = (one.path for one in dispatcher.parts.fleet.actors.values() if one.up)
+        actors = {stage: dispatcher.fleet.num_up[stage] for stage in STAGES}
+        up = (one.path for one in dispatcher.fleet.actors.values() if one.up)
         paths = Counter(tuple(map(str, path[:-1])) for path in up if path is not None)
         self._paths = {**dict.fromkeys(self._paths, 0), **paths}
         self._last_up.update(dict.fromkeys(filter(actors.get, STAGES), now))
@@ -121,7 +121,7 @@ class Snapshots:
             pieces=pieces,
             paths=self._paths,
             recent_part=pieces[2] - part,
-            waiting_for=waiting_for(dispatcher.parts, self._last_up, now),
+            waiting_for=waiting_for(dispatcher, self._last_up, now),
         )
 
 

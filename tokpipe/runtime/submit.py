@@ -9,7 +9,7 @@ import signal
 import sys
 import sysconfig
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -34,16 +34,29 @@ from tokpipe.telemetry.redact import holds_secret, redact
 STARTER = "start_tokpipe.py"
 
 
-class Package(NamedTuple):
+class Package:
     """A job, ready to be sent as it was checked: with values of variables, absolute paths, and the
     settings of its checkpoint. No other file of the project is sent. Holds no secret."""
 
-    name: str
-    job: JobConfig
-    text: str  # The resolved job as YAML
-    code: Mapping[str, Path]  # Files and folders of a custom tokenizer, by place in the package
-    options: tuple[str, ...]  # Options of ``tokpipe run``
-    variables: Mapping[str, str]  # For the environments of the driver and the workers
+    def __init__(
+        self, path: Path, job: JobConfig, options: Sequence[str], asked: Iterable[str]
+    ) -> None:
+        """Prepare a loaded job for sending. Copies nothing yet.
+
+        ``options`` are those of ``tokpipe run``. ``asked``: variables to set for the driver and the
+        workers, each as NAME or NAME=VALUE; secrets are rejected.
+        """
+        for name, _ in variables_of(read_mapping(path.read_bytes(), str(path))):
+            if name in os.environ and holds_secret(name, os.environ[name]):
+                raise _secret(f"{path}: ${{{name}}}")
+        if job.runtime.cluster != "auto":
+            where = f"runtime.cluster: {job.runtime.cluster}"
+            raise ConfigError(f"{where}: leave it out, and name the cluster with --address")
+        self.name, self.job, self.options = path.name, job, options
+        self.text = _resolved(path, job)  # YAML
+        self.code = dict(_code_of(path, job))
+        """Files and folders of a custom tokenizer, by place in the package."""
+        self.variables = dict(map(_variable, asked))
 
     @property
     def entrypoint(self) -> str:
@@ -67,26 +80,6 @@ class Package(NamedTuple):
         parts = self.job.model_dump(mode="json", include={"sources", "output", "tokenizer"})
         values = [value for _, _, value in leaves("job", parts) if isinstance(value, str)]
         return sorted({value for value in values if value.startswith(("/", "file://"))})
-
-
-def make_package(
-    path: Path, job: JobConfig, options: Iterable[str], asked: Iterable[str]
-) -> Package:
-    """Prepare a loaded job for sending. Copies nothing yet.
-
-    ``asked``: variables to set on the cluster, each as NAME or NAME=VALUE; secrets are rejected.
-    """
-    data = read_mapping(path.read_bytes(), str(path))
-    for name, _ in variables_of(data):
-        if name in os.environ and holds_secret(name, os.environ[name]):
-            raise _secret(f"{path}: ${{{name}}}")
-    if job.runtime.cluster != "auto":
-        where = f"runtime.cluster: {job.runtime.cluster}"
-        raise ConfigError(f"{where}: leave it out, and name the cluster with --address")
-    return Package(
-        path.name, job, _resolved(path, job), dict(_code_of(path, job)), tuple(options),
-        dict(map(_variable, asked)),
-    )  # fmt: skip
 
 
 def _variable(asked: str) -> tuple[str, str]:

@@ -2,31 +2,27 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound
-from tokpipe.formats.tables import check_text_bytes, stream_parquet
+from tokpipe.formats.tables import UNREADABLE, check_text_bytes, stream_parquet
 from tokpipe.sources.columns import find, is_media, plain, plain_type, within
 from tokpipe.sources.rows import MAX_COLUMNS, RawBatch, unique_names
-from tokpipe.storage.ranged import Pin, open_ranged
+from tokpipe.storage.ranged import Pinned
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * 2**20
 
 
-@dataclass(frozen=True)
-class ParquetFile:
+@dataclass
+class ParquetFile(Pinned):
     """A Parquet table. Columns keep their values, in their plain types."""
 
-    uri: str
-    options: StoreOptions
-    pin: Pin = field(default_factory=Pin, compare=False)
     place: ClassVar[str] = "row"
 
     def columns(self) -> pa.Schema:
@@ -75,11 +71,11 @@ class ParquetFile:
     @contextlib.contextmanager
     def _open(self) -> Iterator[Any]:
         try:
-            with open_ranged(self.uri, self.options, 64 * 1024, self.pin) as file:
+            with self.open(64 * 1024) as file:
                 yield stream_parquet(file, as_dictionaries=True)
         except (NotFound, AccessDenied) as error:
             raise ConfigError(str(error)) from error
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise ConfigError(
                 f"{self.uri}: cannot be read as Parquet ({error}). The clips after that point "
                 "would silently be missing: write the table again, or set the source's format."

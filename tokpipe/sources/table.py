@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from tokpipe.config import sources
 from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
-from tokpipe.sources.allowed import AllowedUris, example_prefix
 from tokpipe.sources.columns import check_carried, find, is_media, within
 from tokpipe.sources.parquet import ParquetFile
 from tokpipe.sources.rows import (
@@ -29,7 +28,7 @@ from tokpipe.sources.rows import (
     make_batch,
 )
 from tokpipe.sources.text_tables import DelimitedFile, JsonFile
-from tokpipe.sources.uris import Template, exact_uris
+from tokpipe.sources.uris import AllowedUris, Template, exact_uris, example_prefix
 from tokpipe.storage.client import client_of
 from tokpipe.telemetry.redact import redact
 

@@ -12,15 +12,14 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, ConfigError, NotFound
 from tokpipe.sources.rows import MAX_COLUMNS, RawBatch, unique_names
-from tokpipe.storage.ranged import Pin, open_ranged
+from tokpipe.storage.ranged import Pinned
 
 RECORD_BYTES = 8 * 2**20  # A longer row is a row with a problem
 
@@ -37,8 +36,8 @@ _Record = tuple[int, Sequence[str | None] | str, int]
 """Its first line, its values or its problem, and its size in bytes."""
 
 
-@dataclass(frozen=True)
-class DelimitedFile:
+@dataclass
+class DelimitedFile(Pinned):
     """A UTF-8 CSV or TSV table with a header, plain or gzipped.
 
     Every value is text exactly as written, without type inference: ``007`` stays ``007``, and an
@@ -46,18 +45,15 @@ class DelimitedFile:
     TSV line whose quotes are invalid under that rule is split at its tabs instead.
     """
 
-    uri: str
-    options: StoreOptions
     delimiter: str = ","
-    pin: Pin = field(default_factory=Pin, compare=False)
     place: ClassVar[str] = "line"
 
     def columns(self) -> pa.Schema:
-        with _open_text(self.uri, self.options, self.pin) as file:
+        with _open_text(self) as file:
             return _text_schema(self._header(_Lines(file)))
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
-        with _open_text(self.uri, self.options, self.pin) as file:
+        with _open_text(self) as file:
             lines = _Lines(file)
             names = self._header(lines)
             yield from _batches(names, _records(lines, self.delimiter, len(names)))
@@ -150,19 +146,16 @@ def _split_literally(line: bytes, delimiter: str, num_fields: int) -> list[str] 
 
 
 @dataclass
-class JsonFile:
+class JsonFile(Pinned):
     """A JSONL table, plain or compressed: one object per line; or one JSON array of objects.
 
     Values other than text are carried as JSON, with the digits that they have there. A key may
     first appear in any row, so the whole table is read once to find the columns.
     """
 
-    uri: str
-    options: StoreOptions
     used: Mapping[str, bool]
     """Columns, or fields ``a.b`` within their objects, that make URIs and times: whether numbers
     will do as well as text."""
-    pin: Pin = field(default_factory=Pin, compare=False)
     place: str = "line"
 
     def columns(self) -> pa.Schema:
@@ -201,7 +194,7 @@ class JsonFile:
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any] | str, int]]:
         """Yield (place, its values or its problem, its bytes) for each row that is not blank."""
-        with _open_text(self.uri, self.options, self.pin) as file:
+        with _open_text(self) as file:
             start = b"".join(file.peek(_PEEK_BYTES)[:_PEEK_BYTES].split())
             if start[:2] in (b"[{", b"[]", b"["):
                 self.place = "row"
@@ -332,11 +325,11 @@ _CODECS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @contextmanager
-def _open_text(uri: str, options: StoreOptions, pin: Pin) -> Iterator[io.BufferedReader]:
+def _open_text(table: Pinned) -> Iterator[io.BufferedReader]:
     """Open a text table, decompressed if it is compressed, after any byte order mark."""
     codec = None
     try:
-        with open_ranged(uri, options, 8 * 2**20, pin) as file:
+        with table.open(8 * 2**20) as file:
             plain, start = file, file.peek(4)
             codec = next((_CODECS[magic] for magic in _CODECS if start.startswith(magic)), None)
             if codec is not None:
@@ -351,6 +344,6 @@ def _open_text(uri: str, options: StoreOptions, pin: Pin) -> Iterator[io.Buffere
     except OSError as error:
         if codec is None:
             raise
-        found = f"{uri}: its {codec} stream is cut or damaged ({error})"
+        found = f"{table.uri}: its {codec} stream is cut or damaged ({error})"
         do = "The clips after that point would silently be missing: fetch or write the table again"
         raise ConfigError(f"{found}. {do}.") from error

@@ -20,7 +20,7 @@ from tokpipe.errors import AccessDenied, NotFound
 from tokpipe.identity.ids import MEMBER_VERSION_BYTES, version_of
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, printable
 from tokpipe.storage.left_out import OVERWRITTEN, LeftOut, kind_of
-from tokpipe.storage.ranged import open_ranged
+from tokpipe.storage.ranged import Pinned
 from tokpipe.storage.read_ahead import read_ahead
 
 TEXT_BYTES = 2**20  # A longer ``.json`` or ``.txt`` member is not carried: its column is null
@@ -75,11 +75,12 @@ def find_members(uri: str, extension: str, options_json: str) -> dict[str, dict[
 
 
 def _index(uri: str, options: StoreOptions, extensions: set[str]) -> tuple[pa.Table, LeftOut]:
-    left_out = LeftOut()
-    rows, batches = _rows(uri, options, extensions, left_out), []
+    clips = _Clips(uri, extensions)
+    rows, batches = clips.rows(options), []
     while some := [row._asdict() for row in itertools.islice(rows, _BATCH_ROWS)]:
         batches.append(pa.RecordBatch.from_pylist(some, _SCHEMA))
-    return _last_of_each_name(pa.Table.from_batches(batches, _SCHEMA), left_out), left_out
+    table, left_out = pa.Table.from_batches(batches, _SCHEMA), clips.left_out
+    return _last_of_each_name(table, left_out), left_out
 
 
 def _last_of_each_name(rows: pa.Table, left_out: LeftOut) -> pa.Table:
@@ -91,25 +92,6 @@ def _last_of_each_name(rows: pa.Table, left_out: LeftOut) -> pa.Table:
     for row in set(range(rows.num_rows)).difference(last.values()):
         left_out.add(OVERWRITTEN, rows["source_uri"][row].as_py().partition("#")[2])
     return rows.take(sorted(last.values()))
-
-
-def _rows(
-    uri: str, options: StoreOptions, extensions: set[str], left_out: LeftOut
-) -> "Iterator[_Row]":
-    problem = ""
-    clips = _Clips(uri, extensions, left_out)
-    try:
-        with open_ranged(uri, options, _WINDOW_BYTES) as file:
-            for member in _members(file):
-                clips.add(member, file)
-                yield from clips.settled()
-    except _Damaged as error:
-        problem = f"{uri} {error}"
-    except (NotFound, AccessDenied) as error:
-        problem = str(error)
-    yield from clips.settled(is_last=True)
-    if problem:
-        yield _Row(uri, problem=problem)
 
 
 class _Row(NamedTuple):
@@ -134,15 +116,30 @@ key, such as ``txt``, or ``1.txt`` beside ``1.mp4``."""
 
 
 class _Clips:
-    def __init__(self, uri: str, extensions: set[str], left_out: LeftOut) -> None:
+    def __init__(self, uri: str, extensions: set[str]) -> None:
         self._uri = uri
         self._extensions = extensions
-        self._left_out = left_out
+        self.left_out = LeftOut()
         self._groups: defaultdict[str, _Group] = defaultdict(lambda: ([], {}))
         self._text_chars = 0
         self._known: dict[str, _Found] = {}
 
-    def add(self, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
+    def rows(self, options: StoreOptions) -> Iterator[_Row]:
+        problem = ""
+        try:
+            with Pinned(self._uri, options).open(_WINDOW_BYTES) as file:
+                for member in _members(file):
+                    self._add(member, file)
+                    yield from self._settled()
+        except _Damaged as error:
+            problem = f"{self._uri} {error}"
+        except (NotFound, AccessDenied) as error:
+            problem = str(error)
+        yield from self._settled(is_last=True)
+        if problem:
+            yield _Row(self._uri, problem=problem)
+
+    def _add(self, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
         name = member.name
         key, ending = _split_name(name)
         ending = ending.lower()
@@ -158,14 +155,14 @@ class _Clips:
             row = self._follow(found)
             if row is not None and (size := row.member_size or 0) <= TEXT_BYTES:
                 if ending in texts:
-                    self._left_out.add(OVERWRITTEN, name)
+                    self.left_out.add(OVERWRITTEN, name)
                 file.seek(row.member_offset or 0)
                 text = file.read(size).decode("utf-8", "replace")
                 self._text_chars += len(text) - len(texts.get(ending, ""))
                 texts[ending] = text
                 return
         if not member.isdir():
-            self._left_out.add(kind_of(name), name)
+            self.left_out.add(kind_of(name), name)
 
     def _find(self, member: tarfile.TarInfo, file: io.BufferedReader) -> _Found:
         target = member.linkname
@@ -187,7 +184,7 @@ class _Clips:
             found = self._known.get(found)
         return None
 
-    def settled(self, *, is_last: bool = False) -> Iterator[_Row]:
+    def _settled(self, *, is_last: bool = False) -> Iterator[_Row]:
         """Release the oldest keys while too much is held, and all of them at last."""
         while self._groups and (
             is_last or len(self._groups) > _PENDING_CLIPS or self._text_chars > _PENDING_TEXT_CHARS
@@ -213,7 +210,7 @@ class _Clips:
                     json=texts.get(json),
                 )
             for ending in unused:
-                self._left_out.add(kind_of(f"{key}.{ending}"), f"{key}.{ending}")
+                self.left_out.add(kind_of(f"{key}.{ending}"), f"{key}.{ending}")
 
 
 class _Damaged(Exception):

@@ -83,7 +83,35 @@ def fetch_to_file(
     suffix = _SUFFIX.search(re.split(r"[?#]", uri)[0] if protocol in ("http", "https") else uri)
     source = uri if member is None else member.archive_uri
     with source_errors(source), new_copy(suffix[0] if suffix else "") as (video, file):
-        video.version = _copy(source, member, file, options, max_bytes, version)
+        client = client_of(source, options)
+        if client.is_local:
+            _local_version(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
+        info = client.info(source)
+        if member is None:
+            start, size, head, video.version = 0, info.size or 0, 0, info.source_version
+            check_version(source, video.version, version)
+        else:
+            start, size, video.version = member.offset, member.size, version
+            head = 0 if version is None else TAR_BLOCK
+        if member is None and not client.can_list:  # from a web server, in one answer
+            check_size(source, size, max_bytes)
+            _copy_stream(client, source, file, max_bytes)
+            return video
+        stored = ranged_file(client, source, info)
+        if start + size > stored.size:
+            raise SourceError(
+                "truncated" if version is None else "changed",  # it was whole when it was planned
+                f"{source}: ends at byte {stored.size}, but its member ends at byte "
+                f"{start + size}. The archive was cut short or replaced after it was indexed",
+            )
+        check_size(source, size, max_bytes)
+        stored.seek(start - head)
+        for at in range(start - head, start + size, PIECE_BYTES):
+            piece = stored.read(min(PIECE_BYTES, start + size - at)) or b""
+            if at < start:  # the header of a member comes with its data
+                check_version(source, version_of(piece[:MEMBER_VERSION_BYTES]), version)
+                piece = piece[head:]
+            file.write(piece)
         return video
 
 
@@ -160,46 +188,6 @@ def _local_version(path: Path, max_bytes: int) -> int:
         raise SourceError("not_a_file", f"{path}: is a {what}, not a regular file")
     check_size(str(path), status.st_size, max_bytes)
     return version_of(status.st_size, status.st_mtime_ns)
-
-
-def _copy(
-    source: str,
-    member: ArchiveMember | None,
-    copy: BinaryIO,
-    options: StoreOptions,
-    max_bytes: int,
-    version: int | None,
-) -> int | None:
-    client = client_of(source, options)
-    if client.is_local:
-        _local_version(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
-    info, found = client.info(source), version
-    if member is None:
-        start, size, head, found = 0, info.size or 0, 0, info.source_version
-        check_version(source, found, version)
-        if not client.can_list:  # from a web server, in one answer
-            check_size(source, size, max_bytes)
-            _copy_stream(client, source, copy, max_bytes)
-            return found
-    else:
-        start, size = member.offset, member.size
-        head = 0 if version is None else TAR_BLOCK
-    stored = ranged_file(client, source, info)
-    if start + size > stored.size:
-        raise SourceError(
-            "truncated" if version is None else "changed",  # it was whole when it was planned
-            f"{source}: ends at byte {stored.size}, but its member ends at byte {start + size}. "
-            "The archive was cut short or replaced after it was indexed",
-        )
-    check_size(source, size, max_bytes)
-    stored.seek(start - head)
-    for at in range(start - head, start + size, PIECE_BYTES):
-        piece = stored.read(min(PIECE_BYTES, start + size - at)) or b""
-        if at < start:  # the header of a member comes with its data
-            check_version(source, version_of(piece[:MEMBER_VERSION_BYTES]), version)
-            piece = piece[head:]
-        copy.write(piece)
-    return found
 
 
 @contextlib.contextmanager

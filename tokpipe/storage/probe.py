@@ -7,7 +7,6 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokpipe.config.job import StoreOptions
 from tokpipe.errors import (
     AccessDenied,
     ConfigError,
@@ -19,7 +18,7 @@ from tokpipe.errors import (
 )
 from tokpipe.storage.client import MULTIPART_BYTES, split_protocol
 from tokpipe.storage.local_files import TEMPORARY_FOLDER
-from tokpipe.storage.store import Store, open_store
+from tokpipe.storage.store import Store
 
 
 def probe_store(store: Store) -> None:
@@ -68,8 +67,7 @@ class Landmark:
     A path that exists on both nodes may be two folders, and a URI may lead to two stores.
     """
 
-    uri: str
-    options: StoreOptions
+    store: Store
     key: str
     data: bytes
 
@@ -77,11 +75,10 @@ class Landmark:
         """Read the object here, then write and delete another."""
         probe = f"probe/{uuid.uuid4().hex}"
         try:
-            store = open_store(self.uri, self.options)
-            if store.get(self.key) != self.data:
-                raise NotFound(f"{store.uri_of(self.key)}: is not what the driver wrote")
-            store.put(probe, b"")
-            store.delete(probe)
+            if self.store.get(self.key) != self.data:
+                raise NotFound(f"{self.store.uri_of(self.key)}: is not what the driver wrote")
+            self.store.put(probe, b"")
+            self.store.delete(probe)
         except (StorageError, ConfigError) as error:
             host, number = socket.gethostname(), getattr(error.__cause__, "errno", 0)
             is_other = isinstance(error, NotFound | AccessDenied | ConfigError)

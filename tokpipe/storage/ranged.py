@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tokpipe.config.job import StoreOptions
@@ -50,24 +50,23 @@ class RangedFile(io.RawIOBase):
 
 
 @dataclass
-class Pin:
-    """The version of an object that all passes over it must agree on: that of the first."""
+class Pinned:
+    """An object of which every pass reads the same version: that of the first."""
 
-    info: ObjectInfo | None = None
-    whole: bytes = b""  # The object itself, if it is from a web server that names no versions
+    uri: str
+    options: StoreOptions
+    _info: ObjectInfo | None = field(default=None, init=False, compare=False)
+    _whole: bytes = field(default=b"", init=False, compare=False)
 
-
-def open_ranged(
-    uri: str, options: StoreOptions, buffer_bytes: int, pin: Pin | None = None
-) -> io.BufferedReader:
-    """Open an object for reading, all of one version: later reads may raise ``Changed``."""
-    client, pin = client_of(uri, options), pin or Pin()
-    info = pin.info = pin.info or client.info(uri)
-    if info.size is not None and info.version:
-        return io.BufferedReader(ranged_file(client, uri, info), buffer_bytes)
-    # One answer is of one version. Seeking needs ranges, so it is held in memory.
-    pin.whole = pin.whole or client.read(uri)
-    return io.BufferedReader(io.BytesIO(pin.whole), buffer_bytes)
+    def open(self, buffer_bytes: int) -> io.BufferedReader:
+        """Open it for reading. Later reads may raise ``Changed``."""
+        client = client_of(self.uri, self.options)
+        info = self._info = self._info or client.info(self.uri)
+        if info.size is not None and info.version:
+            return io.BufferedReader(ranged_file(client, self.uri, info), buffer_bytes)
+        # From a web server that names no versions, one answer is of one. Seeking needs ranges.
+        self._whole = self._whole or client.read(self.uri)
+        return io.BufferedReader(io.BytesIO(self._whole), buffer_bytes)
 
 
 def ranged_file(client: Client, uri: str, info: ObjectInfo) -> RangedFile:

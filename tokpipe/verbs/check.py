@@ -17,8 +17,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.config.tokenizer import CustomConfig
 from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
-from tokpipe.plan import merge_columns, sample_rows
-from tokpipe.plan.write import RowSample
+from tokpipe.plan import RowSample, merge_columns
 from tokpipe.reader import Output
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
@@ -105,7 +104,7 @@ def _sources(job: JobConfig, num_sampled: int, seed: int) -> Iterator[CheckResul
     samples = []
     for source, config in zip(sources, job.sources, strict=True):
         max_rows = _MAX_TAR_ROWS if config.kind == "webdataset" else MAX_ROWS
-        rows = sample_rows(source, job.dataset, num_items=num_sampled, max_rows=max_rows, seed=seed)
+        rows = RowSample(source, job.dataset, num_items=num_sampled, max_rows=max_rows, seed=seed)
         yield from _rows(source, rows)
         yield from _videos(job, source, rows)
         samples.append(rows)

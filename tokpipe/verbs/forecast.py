@@ -54,41 +54,53 @@ class Estimate:
         return f"{self.value:,.0f} ±{self.margin / self.value:.0%}"
 
 
-@dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a job will produce and cost."""
+    """What a job will produce and cost, from all of its rows and a sample of its videos."""
 
-    dataset: str
-    num_rows: int
-    num_duplicates: int
-    num_sampled: int
-    clips: Estimate  # Tokenized clips
-    rejected: Estimate  # Rejections that containers show; decoding may reject more
-    reasons: dict[str, int]  # Rejections in the sample, by reason
-    frames: Estimate  # Frames to encode, after resampling
-    chunks: Estimate
-    codes: Estimate
-    size_bytes: int  # Size of the shards: the most that codes can take
-    num_shards: int
-    codes_per_s: float | None  # Speed of one encoder; there is one per GPU
-    price_per_hour: float | None
-    left_out: LeftOut  # What the sources found and do not take
-    memory: tuple[dict[str, Any], ...] = ()  # What GPUs hold of each frame size
-
-    @property
-    def encoder_s(self) -> float | None:
+    def __init__(
+        self,
+        job: JobConfig,
+        *,
+        num_sampled: int = 64,
+        seed: int = 0,
+        codes_per_s: float | None = None,
+        price_per_hour: float | None = None,
+    ) -> None:
+        """``codes_per_s`` is the speed of one encoder, of which there is one per GPU, if known."""
+        reasons = Counter[str]()
+        with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as folder:
+            store = open_store(folder, StoreOptions())
+            plan = write_plan(job, store, "forecast")
+            rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
+            items = PlanReader(store, plan, job.sources).items(np.sort(rows))
+            with DecodeStage(
+                job.sampling, job.frames, job.decode, job.storage, pieces_of(job)
+            ) as stage:
+                sample = [_amounts(job, stage.probe(item), reasons) for item in items]
+        amounts = [Estimate.of(values, plan.num_rows) for values in zip(*sample, strict=True)]
+        self.dataset = job.dataset
+        self.num_rows, self.num_duplicates = plan.num_rows, plan.num_duplicates
+        self.num_sampled = len(sample)
+        self.clips, self.rejected = amounts[:2]  # Rejections that containers show
+        self.reasons = dict(reasons.most_common())  # Of the rejections in the sample
+        self.frames, self.chunks, self.codes = amounts[2:]  # Frames after resampling
+        num_codes, codebook_size = round(self.codes.value), job.tokenizer.traits.codebook_size
+        self.size_bytes = estimated_bytes(num_codes, codebook_size)  # The most that codes can take
+        self.num_shards = max(1, math.ceil(self.size_bytes / job.output.shard_bytes))
+        self.codes_per_s, self.price_per_hour = codes_per_s, price_per_hour
+        self.left_out = plan.left_out
+        self.memory = [] if job.encode.device == "cpu" else [*EncoderMemory(job).by_size()]
+        """What GPUs hold of each frame size."""
+        self.encoder_s = None if codes_per_s is None else self.codes.value / codes_per_s
         """Total seconds of encoders; None if their speed is unknown."""
-        return None if self.codes_per_s is None else self.codes.value / self.codes_per_s
-
-    @property
-    def cost(self) -> float | None:
+        self.cost: float | None = None
         """Price of the encoder time; None if the speed or the hourly price is unknown."""
-        if self.encoder_s is None or self.price_per_hour is None:
-            return None
-        return self.encoder_s / 3600 * self.price_per_hour
+        if self.encoder_s is not None and price_per_hour is not None:
+            self.cost = self.encoder_s / 3600 * price_per_hour
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "encoder_s": self.encoder_s, "cost": self.cost}
+        own = vars(self).items()
+        return {k: asdict(v) if isinstance(v, Estimate | LeftOut) else v for k, v in own}
 
     def lines(self) -> Iterator[str]:
         """Yield the forecast for people."""
@@ -114,52 +126,6 @@ class Forecast:
             hours, cost = f"{self.encoder_s / 3600:,.2f} encoder hours", self.cost
             price = "" if cost is None else f", {cost:,.2f} at {self.price_per_hour:g} per hour"
             yield f"  {hours} ({duration(self.encoder_s)} on one encoder){price}"
-
-
-def forecast(
-    job: JobConfig,
-    *,
-    num_sampled: int = 64,
-    seed: int = 0,
-    codes_per_s: float | None = None,
-    price_per_hour: float | None = None,
-) -> Forecast:
-    """Plan a job, and probe a sample of its videos.
-
-    ``codes_per_s`` is the speed of one encoder, if it is known.
-    """
-    reasons = Counter[str]()
-    with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as folder:
-        store = open_store(folder, StoreOptions())
-        plan = write_plan(job, store, "forecast")
-        rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
-        items = PlanReader(store, plan, job.sources).items(np.sort(rows))
-        with DecodeStage(
-            job.sampling, job.frames, job.decode, job.storage, pieces_of(job)
-        ) as stage:
-            sample = [_amounts(job, stage.probe(item), reasons) for item in items]
-    clips, rejected, frames, chunks, codes = (
-        Estimate.of(amounts, plan.num_rows) for amounts in zip(*sample, strict=True)
-    )
-    size_bytes = estimated_bytes(round(codes.value), job.tokenizer.traits.codebook_size)
-    return Forecast(
-        dataset=job.dataset,
-        num_rows=plan.num_rows,
-        num_duplicates=plan.num_duplicates,
-        num_sampled=len(sample),
-        clips=clips,
-        rejected=rejected,
-        reasons=dict(reasons.most_common()),
-        frames=frames,
-        chunks=chunks,
-        codes=codes,
-        size_bytes=size_bytes,
-        num_shards=max(1, math.ceil(size_bytes / job.output.shard_bytes)),
-        codes_per_s=codes_per_s,
-        price_per_hour=price_per_hour,
-        left_out=plan.left_out,
-        memory=() if job.encode.device == "cpu" else tuple(EncoderMemory(job).by_size()),
-    )
 
 
 def _amounts(

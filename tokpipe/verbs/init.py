@@ -18,11 +18,11 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import TABLE_ENDING, VIDEO_EXTENSIONS, TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.media.decoder import Probe
-from tokpipe.plan import sample_rows
+from tokpipe.plan import RowSample
 from tokpipe.sources import open_sources
-from tokpipe.sources.allowed import example_prefix
 from tokpipe.sources.rows import RowSource
 from tokpipe.sources.table import EXTENSIONS, TableRows, guess_columns
+from tokpipe.sources.uris import example_prefix
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.human import counted
@@ -172,7 +172,7 @@ def _probe(job: JobConfig, source: RowSource, near: str) -> tuple[str, str, list
     """Return the number of clips, what is left out or cannot be opened, and what a few videos are
     like. Nobody has allowed a table to name videos outside the folder ``near``."""
     try:
-        rows = sample_rows(source, job.dataset, num_items=_NUM_SAMPLED, max_rows=_MAX_ROWS)
+        rows = RowSample(source, job.dataset, num_items=_NUM_SAMPLED, max_rows=_MAX_ROWS)
     except ConfigError:
         if not source.outside_example:
             raise

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import Field, TypeAdapter
 
 from tokpipe.errors import CorruptOutput, NotFound
-from tokpipe.formats.checks import check_bytes, damaged, explained, in_brief, sha256
+from tokpipe.formats.checks import as_damage, check_bytes, damaged, in_brief, sha256
 from tokpipe.formats.layout import checkpoint_key, checkpoint_shards_key
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
 from tokpipe.formats.manifest.entry import Tail
@@ -101,7 +101,8 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
     uri = store.uri_of(checkpoint_key(seq))
     data = read_sealed(store, checkpoint_key(seq))
     record = unseal(uri, data, newest_format=CHECKPOINT_FORMAT)
-    try:
+    kinds = KeyError, TypeError, ValueError, zlib.error
+    with as_damage(uri, "it does not parse as a checkpoint", *kinds):
         if (record["seq"], record["num_rows"]) != (seq, num_rows):
             raise ValueError(f"it is for entry {record['seq']} and {record['num_rows']} plan rows")
         committed = CommittedRows(
@@ -123,8 +124,6 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
         sha256_hex = record["shards_sha256"]
         # Earlier versions did not write the tail.
         tail = _TAIL.validate_python(record.get("tail") or read_entry(store, seq - 1).tail)
-    except (KeyError, TypeError, ValueError, zlib.error) as error:
-        raise damaged(uri, f"it does not parse as a checkpoint: {explained(error)}") from error
     uri = store.uri_of(checkpoint_shards_key(seq))
     table = store.get_range(checkpoint_shards_key(seq), 0, size_bytes + 1)
     check_bytes(uri, table, size_bytes=size_bytes, sha256_hex=sha256_hex)

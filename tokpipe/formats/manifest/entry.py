@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from tokpipe.formats.checks import damaged, explained
+from tokpipe.formats.checks import as_damage, damaged
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.sealed_json import dump_lines, seal, unseal
 from tokpipe.storage.store import Store
@@ -106,7 +106,8 @@ class ManifestEntry:
     @classmethod
     def from_json(cls, uri: str, data: bytes) -> "ManifestEntry":
         body = unseal(uri, data, newest_format=MANIFEST_FORMAT)
-        try:
+        kinds = KeyError, TypeError, ValueError
+        with as_damage(uri, "it does not parse as a manifest entry", *kinds):
             clip_fields = body["clip_fields"]
             for shard in body["shards"]:
                 clips = shard["clips"]
@@ -115,9 +116,6 @@ class ManifestEntry:
             if any(seconds):
                 body["account"] = {key: value for one in seconds for key, value in one.items()}
             return _ENTRY.validate_python(body)
-        except (KeyError, TypeError, ValueError) as error:
-            found = f"it does not parse as a manifest entry: {explained(error)}"
-            raise damaged(uri, found) from error
 
 
 _ENTRY = TypeAdapter(ManifestEntry)

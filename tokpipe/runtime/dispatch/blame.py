@@ -96,9 +96,10 @@ class Blame:
         if self._store_strikes[_key(lease)] >= self._max_attempts:
             self._out.emit(Abort("storage", why))
 
-    def node_failed(self, lease: Lease, why: str, now: float) -> float:
+    def node_failed(self, lease: Lease, why: str) -> float:
         """A node had trouble under a lease: return for how long one of its clips met only such."""
-        since = min(self._trouble_since.setdefault((lease.stage, k), now) for k in _keys(lease))
+        now, keys = self._out.now, _keys(lease)
+        since = min(self._trouble_since.setdefault((lease.stage, key), now) for key in keys)
         if now - since >= MAX_TROUBLE_S:
             self._out.abort(
                 f"{lease.stage}: for {duration(now - since)} (m:ss), no node has been able to work "

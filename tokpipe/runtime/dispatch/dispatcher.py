@@ -13,124 +13,112 @@ clock and no I/O in here: the Ray shell and the simulation drive the same object
 - What is in flight is bounded by credits, whatever the size of the plan.
 """
 
-from collections.abc import Callable
-
 from tokpipe.runtime.dispatch import leasing, protocol, returns
 from tokpipe.runtime.dispatch.parts import Parts
-from tokpipe.runtime.dispatch.protocol import Command, Event, Limits
-from tokpipe.telemetry.account import Account
-from tokpipe.types import STAGES, ClipRef, WorkItem
+from tokpipe.runtime.dispatch.protocol import Command, Event
+from tokpipe.types import STAGES
 
 
-class Dispatcher:
-    """See the module. ``ref_of`` names the clip of an item that is rejected unseen."""
-
-    def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
-        self.parts = Parts(limits, ref_of)
-
-    @property
-    def account(self) -> Account:
-        """What the run has done and spent so far."""
-        return self.parts.out.account
+class Dispatcher(Parts):
+    """See the module."""
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time ``now`` (seconds, monotonic); return what must be done."""
-        if not self.parts.out.is_over:
-            self._react(event, now)
-            self._advance(now)
-        return self.parts.out.take()
+        self.out.now = now
+        if not self.out.is_over:
+            self._react(event)
+            self._advance()
+        return self.out.take()
 
-    def _react(self, event: Event, now: float) -> None:
-        parts = self.parts
+    def _react(self, event: Event) -> None:
         match event:
             case protocol.LeaseDone():
-                returns.done(parts, event, now)
+                returns.done(self, event)
             case protocol.LeaseFailed():
-                returns.failed(parts, event, now)
+                returns.failed(self, event)
             case protocol.Planned():
-                parts.queues.planned(event)
+                self.queues.planned(event)
             case protocol.Committed():
-                parts.settlement.committed()
+                self.settlement.committed()
             case protocol.Tick():
-                parts.fleet.count_time(now)
-                for attempt, node in parts.fleet.ask_about_late(now):
-                    parts.out.emit(protocol.FindInputs(parts.flights.attempts[attempt], node))
-                for actor, why in parts.fleet.remove_overdue(now):
-                    returns.lost(parts, actor, now, blame=why)
+                self.fleet.count_time()
+                for attempt, node in self.fleet.ask_about_late():
+                    self.out.emit(protocol.FindInputs(self.flights.attempts[attempt], node))
+                for actor, why in self.fleet.remove_overdue():
+                    returns.lost(self, actor, blame=why)
             case protocol.Capacity():
-                unfit = {stage: parts.fleet.starts.unfit_nodes(stage) for stage in STAGES}
-                parts.pools.resize(event.without(unfit), now)
-                parts.fleet.check_fit(event)
+                unfit = {stage: self.fleet.starts.unfit_nodes(stage) for stage in STAGES}
+                self.pools.resize(event.without(unfit))
+                self.fleet.check_fit(event)
             case protocol.ActorPlaced():
-                parts.fleet.placed(event)
+                self.fleet.placed(event)
             case protocol.ActorUp():
-                parts.fleet.came_up(event, now)
+                self.fleet.came_up(event)
             case protocol.ActorLost():
-                if (dead := parts.fleet.lost(event, now)) is not None:
+                if (dead := self.fleet.lost(event)) is not None:
                     blame = None if event.node_lost else event.message
-                    returns.lost(parts, dead, now, blame=blame)
+                    returns.lost(self, dead, blame=blame)
             case protocol.SetupFailed():
-                parts.fleet.setup_failed(event, now)
+                self.fleet.setup_failed(event)
             case protocol.Draining():
-                if parts.fleet.drain(event.nodes):
+                if self.fleet.drain(event.nodes):
                     # No one knows which nodes hold the codes of open shards.
-                    parts.settlement.close_due(now, all_of_them=True)
+                    self.settlement.close_due(all_of_them=True)
             case protocol.StopRequested():
-                parts.settlement.stop(event, now)
+                self.settlement.stop(event)
 
-    def _advance(self, now: float) -> None:
+    def _advance(self) -> None:
         """Do what follows from the state, whatever the event was."""
-        parts = self.parts
-        parts.fleet.remove_left()
-        if not parts.settlement.is_stopping:
-            self._follow_capacity(now)
+        self.fleet.remove_left()
+        if not self.settlement.is_stopping:
+            self._follow_capacity()
             # A few leases' worth of items wait, and no more.
-            num_decoders = max(1, parts.fleet.num["decode"])
-            parts.queues.ask_for_plan(parts.pools.lease_clips * 2 * num_decoders)
-            parts.streams.admit(parts.fleet.num_up["encode"])
-            for lease in parts.queues.due_retries(now):
-                returns.put_back(parts, lease)
-            leasing.decodes(parts, now)
-            leasing.encodes(parts, now)
-        self._settle(now)
+            num_decoders = max(1, self.fleet.num["decode"])
+            self.queues.ask_for_plan(self.pools.lease_clips * 2 * num_decoders)
+            self.streams.admit(self.fleet.num_up["encode"])
+            for lease in self.queues.due_retries():
+                returns.put_back(self, lease)
+            leasing.decodes(self)
+            leasing.encodes(self)
+        self._settle()
 
-    def _follow_capacity(self, now: float) -> None:
+    def _follow_capacity(self) -> None:
         """Start and remove actors until each stage has as many as it should have."""
-        fleet, pools = self.parts.fleet, self.parts.pools
+        fleet, pools = self.fleet, self.pools
         if (sizes := pools.sizes) is None or pools.capacity is None:
             return
         for stage in STAGES:
             target: int = getattr(sizes, stage)
             if pools.capacity.most(stage):  # else an autoscaler may add a node that may run it
-                fleet.replace_starved(stage, now)
+                fleet.replace_starved(stage)
             for actor_id in fleet.surplus(stage, target):
-                returns.lost(self.parts, fleet.remove(actor_id), now, blame=None)
+                returns.lost(self, fleet.remove(actor_id), blame=None)
             one_shares = stage == "decode" and sizes.decode_shares
-            fleet.fill(stage, target, now, one_shares=one_shares)
+            fleet.fill(stage, target, one_shares=one_shares)
 
-    def _settle(self, now: float) -> None:
+    def _settle(self) -> None:
         """Write what is due, commit what is written, and end if that was all."""
-        flights, queues, settlement = self.parts.flights, self.parts.queues, self.parts.settlement
+        flights, queues, settlement = self.flights, self.queues, self.settlement
         encoding, is_stopping = flights.num["encode"] > 0, settlement.is_stopping
         all_encoded = (
             not encoding
             and not flights.num["decode"]
-            and not len(self.parts.streams)
+            and not len(self.streams)
             and queues.nothing_before_write
         )
-        is_over = now >= settlement.encode_until or (is_stopping and not encoding)
+        is_over = self.out.now >= settlement.encode_until or (is_stopping and not encoding)
         no_more_codes = all_encoded or is_over
-        settlement.close_due(now, all_of_them=no_more_codes)
-        leasing.writes(self.parts, now)
+        settlement.close_due(all_of_them=no_more_codes)
+        leasing.writes(self)
         if no_more_codes:
-            self.parts.breaker.settle(now, is_done=all_encoded)
+            self.breaker.settle(is_done=all_encoded)
         all_written = not (
             settlement.open_shards
             or queues.shards
             or queues.suspects["write"]
             or flights.num["write"]
         )
-        settlement.commit_due(now, is_last=all_written and (all_encoded or is_stopping))
+        settlement.commit_due(is_last=all_written and (all_encoded or is_stopping))
         settlement.finish_if_over(
-            now, all_written=all_written, all_encoded=all_encoded, encoding=encoding
+            all_written=all_written, all_encoded=all_encoded, encoding=encoding
         )

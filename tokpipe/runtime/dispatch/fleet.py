@@ -58,12 +58,12 @@ class _Starts:
         self._nodes: dict[tuple[Stage, NodeId], tuple[int, float, str]] = {}
         """How often a stage had trouble on a node, until when it avoids it, and why."""
 
-    def may_start(self, stage: Stage, now: float) -> bool:
-        return now >= self._after.get(stage, 0.0)
+    def may_start(self, stage: Stage) -> bool:
+        return self._out.now >= self._after.get(stage, 0.0)
 
-    def avoided(self, stage: Stage, now: float) -> tuple[NodeId, ...]:
-        nodes = {node: until for (of, node), (_, until, _) in self._nodes.items() if of == stage}
-        return tuple(sorted(node for node, until in nodes.items() if now < until))
+    def avoided(self, stage: Stage) -> tuple[NodeId, ...]:
+        nodes, now = self._nodes.items(), self._out.now
+        return tuple(sorted(n for (of, n), (_, until, _) in nodes if of == stage and now < until))
 
     def unfit_nodes(self, stage: Stage) -> dict[NodeId, str]:
         """The nodes that a stage can never run on, and why."""
@@ -74,11 +74,11 @@ class _Starts:
         self._raised[stage] = self._died[stage] = 0
         self._after.pop(stage, None)
 
-    def failed(self, stage: Stage, message: str, now: float, *, died: bool) -> None:
+    def failed(self, stage: Stage, message: str, *, died: bool) -> None:
         """An actor died or raised while it started: pause before the next, or abort."""
         (self._died if died else self._raised)[stage] += 1
         in_a_row = self._raised[stage] + self._died[stage]
-        self._after[stage] = now + min(MAX_PAUSE_S, 2.0**in_a_row)
+        self._after[stage] = self._out.now + min(MAX_PAUSE_S, 2.0**in_a_row)
         if self._raised[stage] >= MAX_SETUP_FAILURES or self._died[stage] >= MAX_LOST_STARTING:
             self._out.abort(
                 f"{stage} actors: {in_a_row} in a row did not start; the last error: {message}. "
@@ -87,13 +87,13 @@ class _Starts:
             )
 
     def node_trouble(
-        self, actor: Actor, message: str, now: float, pause_s: float = 2, *, is_unfit: bool = False
+        self, actor: Actor, message: str, pause_s: float = 2, *, is_unfit: bool = False
     ) -> None:
         """Trouble of its node cost an actor: its stage avoids it, for good if ``is_unfit``.
 
         Where no other node is left, actors start there all the same, after a pause.
         """
-        stage, node = actor.stage, actor.node
+        stage, node, now = actor.stage, actor.node, self._out.now
         self._after[stage] = max(self._after.get(stage, 0.0), now + min(MAX_PAUSE_S, pause_s))
         if node is None:
             return
@@ -159,20 +159,20 @@ class Fleet:
             return None
         return self.actor_with_room(stage)
 
-    def assign(self, actor_id: ActorId, attempt: AttemptId, now: float, *, alone: bool) -> None:
+    def assign(self, actor_id: ActorId, attempt: AttemptId, *, alone: bool) -> None:
         """Give an actor a lease; ``alone``: it gets no other beside it."""
         actor = self.actors[actor_id]
         if not actor.leases:
-            actor.head_since = now
+            actor.head_since = self._out.now
         actor.leases.append(attempt)
         self._shelve(actor_id, alone=alone)
 
-    def free(self, actor_id: ActorId, attempt: AttemptId, now: float) -> float:
+    def free(self, actor_id: ActorId, attempt: AttemptId) -> float:
         """An actor is done with a lease; return for how many seconds it was its first."""
         actor = self.actors[actor_id]
-        held_s = now - actor.head_since if actor.leases[0] == attempt else 0.0
+        held_s = self._out.now - actor.head_since if actor.leases[0] == attempt else 0.0
         actor.leases.remove(attempt)
-        actor.head_since = now
+        actor.head_since = self._out.now
         self._shelve(actor_id)
         return held_s
 
@@ -189,21 +189,21 @@ class Fleet:
         elif not alone and len(actor.leases) < SLOTS[actor.stage]:
             spare[actor_id] = None
 
-    def start(self, stage: Stage, now: float, *, zero_cpu: bool) -> None:
+    def start(self, stage: Stage, *, zero_cpu: bool) -> None:
         actor_id = self._out.new_id()
-        self.actors[actor_id] = Actor(stage, now, zero_cpu)
+        self.actors[actor_id] = Actor(stage, self._out.now, zero_cpu)
         self.num[stage] += 1
-        avoid = self.starts.avoided(stage, now)
+        avoid = self.starts.avoided(stage)
         self._out.emit(protocol.StartActor(actor_id, stage, zero_cpu, avoid))
 
-    def fill(self, stage: Stage, target: int, now: float, *, one_shares: bool) -> None:
+    def fill(self, stage: Stage, target: int, *, one_shares: bool) -> None:
         """Start the actors that a stage lacks; ``one_shares``: one of them has zero CPUs."""
         lacking = target - self.num[stage]
-        if lacking <= 0 or not self.starts.may_start(stage, now):
+        if lacking <= 0 or not self.starts.may_start(stage):
             return
         zero_cpu = one_shares and not any(one.zero_cpu for one in self._staying(stage).values())
         for number in range(lacking):
-            self.start(stage, now, zero_cpu=zero_cpu and not number)
+            self.start(stage, zero_cpu=zero_cpu and not number)
 
     def placed(self, event: protocol.ActorPlaced) -> None:
         if (actor := self.actors.get(event.actor)) is not None:
@@ -211,11 +211,11 @@ class Fleet:
             if event.node in self._draining:
                 self._leave(event.actor)
 
-    def came_up(self, event: protocol.ActorUp, now: float) -> None:
+    def came_up(self, event: protocol.ActorUp) -> None:
         if (actor := self.actors.get(event.actor)) is None:
             return
         if misfit := self._misfit(event.encoder):
-            self.setup_failed(protocol.SetupFailed(event.actor, misfit, is_unfit_node=True), now)
+            self.setup_failed(protocol.SetupFailed(event.actor, misfit, is_unfit_node=True))
             return
         if not actor.up and event.actor not in self.leaving:
             actor.up = True
@@ -253,10 +253,10 @@ class Fleet:
         self._classes.add(found)
         return None
 
-    def count_time(self, now: float) -> None:
+    def count_time(self) -> None:
         """Count the seconds since the last call that actors were up, and encoders paid for."""
-        elapsed_s = now - (now if self._counted_until is None else self._counted_until)
-        self._counted_until = now
+        now, before = self._out.now, self._counted_until
+        elapsed_s, self._counted_until = now - (now if before is None else before), now
         up = Counter(actor.stage for actor in self.actors.values() if actor.up)
         for stage in STAGES:
             self._out.count("up_s", up[stage] * elapsed_s, by=stage)
@@ -274,7 +274,7 @@ class Fleet:
             self._out.emit(protocol.KillActor(actor_id))
         return actor
 
-    def lost(self, event: protocol.ActorLost, now: float) -> Actor | None:
+    def lost(self, event: protocol.ActorLost) -> Actor | None:
         """An actor died; return it if it was known."""
         actor, message = self.actors.get(event.actor), event.message
         if actor is None:
@@ -288,21 +288,21 @@ class Fleet:
                 self._lost_nodes.add(actor.node)
                 self._out.count("num_lost_nodes")
         elif not event.node_lost:
-            self.starts.failed(actor.stage, message, now, died=True)
+            self.starts.failed(actor.stage, message, died=True)
         return actor
 
-    def setup_failed(self, event: protocol.SetupFailed, now: float) -> None:
+    def setup_failed(self, event: protocol.SetupFailed) -> None:
         if event.actor in self.actors:
             message = event.message
             self._note("actor_refused", event.actor, f"did not start: {message}", reason=message)
             actor = self.remove(event.actor)
             is_trouble, is_unfit = event.is_node_trouble, event.is_unfit_node
             # Of those that trouble ends at the same time, one counts, and only if no other works.
-            may_start, num_up = self.starts.may_start(actor.stage, now), self.num_up[actor.stage]
+            may_start, num_up = self.starts.may_start(actor.stage), self.num_up[actor.stage]
             if is_trouble or is_unfit:
-                self.starts.node_trouble(actor, message, now, is_unfit=is_unfit)
+                self.starts.node_trouble(actor, message, is_unfit=is_unfit)
             if not is_unfit and (not is_trouble or (may_start and not num_up)):
-                self.starts.failed(actor.stage, message, now, died=is_trouble)
+                self.starts.failed(actor.stage, message, died=is_trouble)
 
     def check_fit(self, capacity: Capacity) -> None:
         """End the job if a stage can never run on any of the nodes that have room for it."""
@@ -319,9 +319,9 @@ class Fleet:
                     kind="config",
                 )
 
-    def remove_overdue(self, now: float) -> Iterator[tuple[Actor, str]]:
+    def remove_overdue(self) -> Iterator[tuple[Actor, str]]:
         """Kill actors that missed a deadline; yield each with what it held, and why."""
-        timeout_s = self._config.start_timeout_s
+        timeout_s, now = self._config.start_timeout_s, self._out.now
         for actor_id, actor in list(self.actors.items()):
             deadline_s = getattr(self._config, actor.stage).lease_deadline_s
             if actor.leases and now - actor.head_since > deadline_s:
@@ -336,10 +336,10 @@ class Fleet:
                 self._note("actor_refused", actor_id, f"was abandoned: {why}", reason=why)
                 yield self.remove(actor_id), why
 
-    def ask_about_late(self, now: float) -> Iterator[tuple[AttemptId, NodeId | None]]:
+    def ask_about_late(self) -> Iterator[tuple[AttemptId, NodeId | None]]:
         """Yield, once, what encoders have long been busy with: they may not have begun at all."""
         for actor in self.actors.values():
-            is_late = actor.leases and now - actor.head_since > INPUTS_WITHIN_S
+            is_late = actor.leases and self._out.now - actor.head_since > INPUTS_WITHIN_S
             if is_late and actor.stage == "encode" and actor.leases[0] != actor.asked_about:
                 actor.asked_about = actor.leases[0]
                 yield actor.leases[0], actor.node
@@ -352,16 +352,17 @@ class Fleet:
         staying = [(one.up, len(one.leases), -i) for i, one in self._staying(stage).items()]
         return [-i for _, _, i in sorted(staying)[:number]]
 
-    def replace_starved(self, stage: Stage, now: float) -> None:
+    def replace_starved(self, stage: Stage) -> None:
         """If all actors of a stage have long waited for capacity, start one with zero CPUs."""
         if self.num_up[stage]:
             return
+        now = self._out.now
         if now - self._none_up_since.setdefault(stage, now) > ZERO_CPU_AFTER_S:
             self._none_up_since[stage] = now
             staying = self._staying(stage)
             if staying and not any(one.is_placed or one.zero_cpu for one in staying.values()):
                 self.remove(next(iter(staying)))
-                self.start(stage, now, zero_cpu=True)
+                self.start(stage, zero_cpu=True)
 
     def _staying(self, stage: Stage) -> dict[ActorId, Actor]:
         return {

@@ -1,4 +1,4 @@
-"""What the parts of the dispatcher share: commands and counts, attempts in flight, kept outputs."""
+"""What the parts of the dispatcher share: time, commands, counts, attempts and kept outputs."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,12 +12,13 @@ from tokpipe.types import Stage
 
 
 class Outbox:
-    """Collects commands, hands out ids, and counts by the field names of ``Account``.
+    """Knows the time, collects commands, hands out ids, and counts by the fields of ``Account``.
 
     Counts change in place, because a new ``Account`` for every lease would cost too much.
     """
 
     def __init__(self) -> None:
+        self.now = 0.0  # The time of the event that is being handled, in seconds
         self.is_over = False  # The job has ended: nothing follows the command that ended it
         self._commands: list[Command] = []
         self.latest_id = 0
@@ -57,7 +58,7 @@ class Outbox:
 
     @property
     def account(self) -> Account:
-        """Everything counted so far."""
+        """What the run has done and spent so far."""
         values: dict[str, Any] = {}
         for (name, by), amount in self._amounts.items():
             if by is None:

@@ -14,7 +14,10 @@ from tokpipe.types import ClipRef, WorkItem
 
 
 class Parts:
-    """Each part owns its state. The functions of ``leasing`` and ``returns`` move work between."""
+    """Each part owns its state. The functions of ``leasing`` and ``returns`` move work between.
+
+    ``ref_of`` names the clip of an item that is rejected unseen.
+    """
 
     def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
         self.out = out = Outbox()

@@ -70,13 +70,13 @@ class Pools:
             pace.clips /= 2
             pace.seconds /= 2
 
-    def resize(self, capacity: Capacity, now: float) -> None:
+    def resize(self, capacity: Capacity) -> None:
         """Divide the cluster again: at once if it has changed, otherwise now and then."""
-        if capacity == self.capacity and now < self._resize_after:
+        if capacity == self.capacity and self._out.now < self._resize_after:
             return
         need, before, config = self._need(), self.sizes, self.limits.runtime
         if need is not None:
-            self._resize_after = now + RESIZE_EVERY_S
+            self._resize_after = self._out.now + RESIZE_EVERY_S
         self.capacity, (self._cpus, gpus) = capacity, capacity.of()
         now_has = None if before is None else before.decode
         sizes = size_pools(capacity, config, need, on_gpu=self.limits.on_gpu, num_decoders=now_has)

@@ -35,7 +35,7 @@ class Queues:
         self.shards: deque[Lease] = deque()
         self.suspects: dict[Stage, deque[Lease]] = {stage: deque() for stage in STAGES}
         """Leases to run alone on an actor, because the last one to hold each was lost."""
-        self._retries: list[tuple[float, int, Lease]] = []  # A heap, by when each is due
+        self._retries: list[tuple[float, int, Lease]] = []  # A heap, by due time and id
 
     @property
     def num_decoded(self) -> float:
@@ -78,9 +78,9 @@ class Queues:
         """A source turned out to be cut: its segments after the first become work too."""
         self._segments.append((item, range(1, total)))
 
-    def add_retry(self, due: float, number: int, lease: Lease) -> None:
-        """Try a lease again at a later time; ``number`` orders leases that are due together."""
-        heappush(self._retries, (due, number, lease))
+    def add_retry(self, pause_s: float, lease: Lease) -> None:
+        """Try a lease again after a pause."""
+        heappush(self._retries, (self._out.now + pause_s, self._out.new_id(), lease))
 
     def decode_again(self, items: Sequence[WorkItem]) -> None:
         self._items.extendleft(reversed(items))
@@ -122,9 +122,9 @@ class Queues:
             return None
         return Lease("encode", tuple(clips))
 
-    def due_retries(self, now: float) -> Iterator[Lease]:
+    def due_retries(self) -> Iterator[Lease]:
         """Take out the leases whose pause is over."""
-        while self._retries and self._retries[0][0] <= now:
+        while self._retries and self._retries[0][0] <= self._out.now:
             yield heappop(self._retries)[2]
 
     def forget(self, stream_id: StreamId) -> None:

@@ -15,14 +15,14 @@ from tokpipe.runtime.dispatch.streams import StreamedClip
 from tokpipe.types import Failed, Receipt, Rejected, Stage
 
 
-def done(parts: Parts, event: LeaseDone, now: float) -> None:
+def done(parts: Parts, event: LeaseDone) -> None:
     """A stage answered."""
     attempt, answer = event.attempt, event.answer
     if (flight := parts.flights.end(attempt)) is None:
         parts.out.emit(protocol.Release(attempt))
         return
     lease = flight.lease
-    held_s = parts.fleet.free(flight.actor, attempt, now)
+    held_s = parts.fleet.free(flight.actor, attempt)
     parts.fleet.hear_path(flight.actor, event.path)
     if path := parts.fleet.actors[flight.actor].path:
         for why in path.slow:
@@ -35,14 +35,14 @@ def done(parts: Parts, event: LeaseDone, now: float) -> None:
         return
     failed = [one for one in answer if isinstance(one, Failed)]
     num_decoded = sum(isinstance(one, protocol.DecodedInfo) for one in answer)
-    parts.breaker.decoded(num_decoded, attempt, now)
+    parts.breaker.decoded(num_decoded, attempt)
     parts.blame.answered(lease, failed[0] if len(failed) == len(answer) else None)
     if lease.stream is not None:
-        _piece_done(parts, event, lease, answer[0], now)
+        _piece_done(parts, event, lease, answer[0])
     elif lease.stage == "decode":
-        _decoded(parts, attempt, lease, answer, now)
+        _decoded(parts, attempt, lease, answer)
     else:
-        _encoded(parts, event, lease, answer, now)
+        _encoded(parts, event, lease, answer)
     if flight.actor in parts.fleet.leaving:
         parts.settlement.endanger(attempt)
 
@@ -59,9 +59,7 @@ def _count_seconds(parts: Parts, event: LeaseDone, lease: Lease, held_s: float) 
         out.count("spent_s", max(0.0, held_s - busy_s), by="transfer")
 
 
-def _decoded(
-    parts: Parts, attempt: AttemptId, lease: Lease, answer: Sequence[Info], now: float
-) -> None:
+def _decoded(parts: Parts, attempt: AttemptId, lease: Lease, answer: Sequence[Info]) -> None:
     kept, max_clips = list[Place](), parts.pools.lease_clips
     for at, (item, result) in enumerate(zip(lease.items, answer, strict=True)):
         total = result.ref.num_segments
@@ -73,10 +71,8 @@ def _decoded(
             item = replace(item, num_segments=total)
             parts.queues.add_segments(item, total)
             parts.out.count("num_extra_clips", total - 1)
-        if isinstance(result, Rejected):
-            _reject(parts, result, now)
-        elif isinstance(result, Failed):
-            _try_later(parts, Lease("decode", (Clip(item),)), result, now)
+        if isinstance(result, Rejected | Failed):
+            _not_made(parts, Lease("decode", (Clip(item),)), result)
         elif isinstance(result, protocol.DecodedInfo):
             kept.append(pixels := Place(attempt, at, result.part))
             if result.num_pieces > 1:
@@ -87,39 +83,32 @@ def _decoded(
     parts.flights.keep(attempt, kept)
 
 
-def _encoded(
-    parts: Parts, event: LeaseDone, lease: Lease, answer: Sequence[Info], now: float
-) -> None:
+def _encoded(parts: Parts, event: LeaseDone, lease: Lease, answer: Sequence[Info]) -> None:
     encoded = [one for one in answer if isinstance(one, protocol.EncodedInfo)]
     parts.out.count("clips", len(encoded), by="encode")
     parts.flights.keep(event.attempt, [Place(event.attempt, 0)] * len(encoded))
     num_codes = sum(one.num_codes for one in encoded)
     for at, (clip, result) in enumerate(zip(lease.clips, answer, strict=True)):
-        if isinstance(result, Failed):  # its pixels are still needed
-            _try_later(parts, lease._replace(clips=(clip,)), result, now)
-            continue
-        parts.flights.use_up(clip.places)
-        if isinstance(result, protocol.EncodedInfo):
+        if isinstance(result, Rejected | Failed):
+            _not_made(parts, lease._replace(clips=(clip,)), result)
+        elif isinstance(result, protocol.EncodedInfo):
+            parts.flights.use_up(clip.places)
             encode_s = event.busy_s * result.num_codes / max(1, num_codes)
             done = Clip(clip.item, (Place(event.attempt, at),), encode_s)
-            parts.settlement.add_codes(done, result.grid, result.num_codes, now)
+            parts.settlement.add_codes(done, result.grid, result.num_codes)
             for mark in result.marks:
                 parts.out.count("marked", by=mark)
-        elif isinstance(result, Rejected):
-            _reject(parts, result, now)
 
 
-def _piece_done(parts: Parts, event: LeaseDone, lease: Lease, result: Info, now: float) -> None:
+def _piece_done(parts: Parts, event: LeaseDone, lease: Lease, result: Info) -> None:
     attempt, clip = event.attempt, parts.streams.of(lease)
     is_useful = clip is not None and isinstance(result, protocol.DecodedInfo | protocol.EncodedInfo)
     made = Place(attempt, 0, result.part if isinstance(result, protocol.DecodedInfo) else 0)
     parts.flights.keep(attempt, [made] * is_useful)
     if clip is None:
         return  # it ended while this was in flight
-    if isinstance(result, Rejected):
-        _give_up(parts, lease, result, now)
-    elif isinstance(result, Failed):
-        _try_later(parts, lease, result, now)
+    if isinstance(result, Rejected | Failed):
+        _not_made(parts, lease, result)
     elif isinstance(result, protocol.DecodedInfo):
         parts.streams.decoded(clip, lease.clips[0].item.piece, made)
         parts.out.count("clips", clip.is_decoded, by="decode")
@@ -131,15 +120,15 @@ def _piece_done(parts: Parts, event: LeaseDone, lease: Lease, result: Info, now:
         if clip.is_encoded:
             parts.out.count("clips", by="encode")
             whole = Clip(clip.item, tuple(clip.codes), clip.encode_s)
-            parts.settlement.add_codes(whole, result.grid, clip.num_codes, now)
+            parts.settlement.add_codes(whole, result.grid, clip.num_codes)
 
 
-def failed(parts: Parts, event: protocol.LeaseFailed, now: float) -> None:
+def failed(parts: Parts, event: protocol.LeaseFailed) -> None:
     """A stage raised."""
     if (flight := parts.flights.end(event.attempt)) is None:
         return
     lease, kind, message = flight.lease, event.kind, event.message
-    parts.fleet.free(flight.actor, event.attempt, now)
+    parts.fleet.free(flight.actor, event.attempt)
     num_clips = len(lease.clips)
     parts.out.note(
         "lease_failed",
@@ -160,49 +149,49 @@ def failed(parts: Parts, event: protocol.LeaseFailed, now: float) -> None:
     else:
         # An exception can leave a device or a library unusable, so the worker is replaced.
         actor = parts.fleet.remove(flight.actor)
-        lost(parts, actor, now, blame=None)
+        lost(parts, actor, blame=None)
         if kind == "node":
-            since_s = parts.blame.node_failed(lease, message, now)
+            since_s = parts.blame.node_failed(lease, message)
             if event.lost:  # by another node, which made them
                 _start_over(parts, lease, event.lost)
             else:
                 put_back(parts, lease)
-                parts.fleet.starts.node_trouble(actor, message, now, max(2.0, since_s / 2))
+                parts.fleet.starts.node_trouble(actor, message, max(2.0, since_s / 2))
         else:
-            _blame_worker_loss(parts, lease, "fault", message, now)
+            _blame_worker_loss(parts, lease, "fault", message)
 
 
-def lost(parts: Parts, actor: Actor, now: float, *, blame: str | None) -> None:
+def lost(parts: Parts, actor: Actor, *, blame: str | None) -> None:
     """An actor is gone; hand out its leases again. Only the first can be the cause (``blame``)."""
     if actor.stage == "encode" and actor.leases:
-        parts.out.count("lost_s", now - actor.head_since)
+        parts.out.count("lost_s", parts.out.now - actor.head_since)
     for position, attempt in enumerate(actor.leases):
         flight = parts.flights.end(attempt)
         assert flight is not None
         parts.out.emit(protocol.Release(attempt))
         if blame is not None and position == 0:
-            _blame_worker_loss(parts, flight.lease, "worker_lost", blame, now)
+            _blame_worker_loss(parts, flight.lease, "worker_lost", blame)
         else:
             put_back(parts, flight.lease)
 
 
-def _blame_worker_loss(parts: Parts, lease: Lease, reason: str, why: str, now: float) -> None:
+def _blame_worker_loss(parts: Parts, lease: Lease, reason: str, why: str) -> None:
     if parts.streams.has_ended(lease):
         return
     verdict = parts.blame.worker_failed(lease, reason, why)
     if isinstance(verdict, Rejected):
-        _give_up(parts, lease, verdict, now)
+        _give_up(parts, lease, verdict)
     else:
         parts.queues.suspects[lease.stage].extend(verdict)
 
 
-def _try_later(parts: Parts, lease: Lease, failed: Failed, now: float) -> None:
-    """A stage gave up on a clip: try it again after a pause, or reject it."""
-    verdict = parts.blame.stage_gave_up(lease, failed)
+def _not_made(parts: Parts, lease: Lease, result: Rejected | Failed) -> None:
+    """A stage did not make the one clip of a lease: reject it, or try again after a pause."""
+    verdict = parts.blame.stage_gave_up(lease, result) if isinstance(result, Failed) else result
     if isinstance(verdict, Rejected):
-        _give_up(parts, lease, verdict, now)
+        _give_up(parts, lease, verdict)
     else:
-        parts.queues.add_retry(now + verdict, parts.out.new_id(), lease)
+        parts.queues.add_retry(verdict, lease)
 
 
 def put_back(parts: Parts, lease: Lease) -> None:
@@ -239,12 +228,7 @@ def _decode_again(parts: Parts, stage: Stage, clips: Sequence[Clip]) -> None:
         parts.flights.use_up(clip.places)
 
 
-def _reject(parts: Parts, rejected: Rejected, now: float) -> None:
-    parts.breaker.rejected(rejected, now)
-    parts.blame.settled((rejected.ref.row, rejected.ref.segment))
-
-
-def _give_up(parts: Parts, lease: Lease, rejected: Rejected, now: float) -> None:
+def _give_up(parts: Parts, lease: Lease, rejected: Rejected) -> None:
     """Reject the one clip of a lease, and release what it holds."""
     if (clip := parts.streams.of(lease)) is not None:
         _end_streamed(parts, clip)
@@ -252,7 +236,8 @@ def _give_up(parts: Parts, lease: Lease, rejected: Rejected, now: float) -> None
         parts.out.count("clips", rejected.stage == "encode", by="decode")
     else:
         parts.flights.use_up(lease.places)
-    _reject(parts, rejected, now)
+    parts.breaker.rejected(rejected)
+    parts.blame.settled((rejected.ref.row, rejected.ref.segment))
 
 
 def _end_streamed(parts: Parts, clip: StreamedClip) -> None:

@@ -50,11 +50,9 @@ class Settlement:
         self.end_by = inf  # When a stop ends the job, whatever is still being written
         self.why = ""  # Why the job is stopped early, if it is because of its rejections
 
-    def add_codes(
-        self, clip: protocol.Clip, grid: tuple[int, int], num_codes: int, now: float
-    ) -> None:
+    def add_codes(self, clip: protocol.Clip, grid: tuple[int, int], num_codes: int) -> None:
         """Put an encoded clip into the open shard of its grid."""
-        shard = self.open_shards.setdefault(grid, _OpenShard(since=now))
+        shard = self.open_shards.setdefault(grid, _OpenShard(since=self._out.now))
         shard.clips.append(clip)
         shard.num_codes += num_codes
 
@@ -64,12 +62,12 @@ class Settlement:
             if any(place.source == attempt for clip in shard.clips for place in clip.places):
                 shard.since = -inf
 
-    def close_due(self, now: float, *, all_of_them: bool) -> None:
+    def close_due(self, *, all_of_them: bool) -> None:
         """Close shards that are full or old, or all of them."""
         limits = self._limits
         for grid, shard in list(self.open_shards.items()):
             is_full = shard.num_codes * limits.bytes_per_code >= limits.shard_bytes
-            is_old = now - shard.since >= limits.shard_max_age_s
+            is_old = self._out.now - shard.since >= limits.shard_max_age_s
             if all_of_them or is_full or is_old:
                 clips = tuple(self.open_shards.pop(grid).clips)
                 lease = protocol.Lease("write", clips, lease_id=self._out.new_id())
@@ -80,15 +78,15 @@ class Settlement:
         self._receipts.append(receipt)
         self._useful_s += encode_s
 
-    def reject(self, rejected: Rejected, now: float) -> None:
-        self._rejected_since = min(now, self._rejected_since)
+    def reject(self, rejected: Rejected) -> None:
+        self._rejected_since = min(self._out.now, self._rejected_since)
         self._rejected.append(rejected)
 
-    def commit_due(self, now: float, *, is_last: bool) -> None:
+    def commit_due(self, *, is_last: bool) -> None:
         """Commit if there is enough, or if nothing else will come; one commit at a time."""
         if self._committing is not None or not (self._receipts or self._rejected):
             return
-        waited = now - self._rejected_since >= self._limits.shard_max_age_s
+        waited = self._out.now - self._rejected_since >= self._limits.shard_max_age_s
         is_enough = self._receipts or len(self._rejected) >= REJECTED_PER_COMMIT
         if not (is_enough or is_last or waited):
             return
@@ -115,25 +113,23 @@ class Settlement:
         self._out.add_account(self._committing)
         self._committing = None
 
-    def stop(self, event: protocol.StopRequested, now: float) -> None:
+    def stop(self, event: protocol.StopRequested) -> None:
         """Let encoders finish for a grace period, and writers for another."""
         text = "stopping early: too many clips are rejected" if self.why else "stopping"
         self._out.note("stop_requested", text, is_warning=bool(self.why), grace_s=event.grace_s)
-        self.encode_until = now + event.grace_s
-        self.end_by = now + 2 * event.grace_s
+        self.encode_until = self._out.now + event.grace_s
+        self.end_by = self._out.now + 2 * event.grace_s
 
     @property
     def is_stopping(self) -> bool:
         return self.encode_until < inf
 
-    def finish_if_over(
-        self, now: float, *, all_written: bool, all_encoded: bool, encoding: bool
-    ) -> None:
+    def finish_if_over(self, *, all_written: bool, all_encoded: bool, encoding: bool) -> None:
         """End the job if nothing is left to do, or if it is asked to stop and may."""
         all_committed = all_written and not (self._committing or self._receipts or self._rejected)
         if all_committed and all_encoded and not self.why:
             self._out.emit(protocol.Finish("done"))
-        elif now >= self.end_by or (all_committed and self.is_stopping and not encoding):
+        elif self._out.now >= self.end_by or (all_committed and self.is_stopping and not encoding):
             self._out.emit(protocol.Finish("stopped", self.why))
 
 
@@ -160,21 +156,21 @@ class Breaker:
         self._rejected = Counter(limits.rejected_before)
         self._latest: list[Rejected] = []
 
-    def decoded(self, num_clips: int, attempt: protocol.AttemptId, now: float) -> None:
+    def decoded(self, num_clips: int, attempt: protocol.AttemptId) -> None:
         """So many clips of an attempt were not rejected."""
         if self._waiting and attempt > self._raised_at and not self._settlement.is_stopping:
             # The more the limit allows, the more must come between two clips to be an alarm.
             self._alarm -= num_clips * max(1.0, 2 * self._most / (1 - self._most))
             if self._alarm <= 0:
-                self._believe(now)
+                self._believe()
 
-    def rejected(self, one: Rejected, now: float) -> None:
+    def rejected(self, one: Rejected) -> None:
         self._rejected[one.reason] += 1
         self._latest = [*self._latest[-2:], one]
         self._out.count("rejected_at", by="encode" if one.stage == "encode" else "decode")
         # What the plan rejects was known before. If encoders fail, ``Blame`` ends the job.
         if self._most == 1 or one.stage != "decode":
-            self._settlement.reject(one, now)
+            self._settlement.reject(one)
         else:
             self._raised_at = self._raised_at if self._waiting else self._out.latest_id
             self._waiting.append(one)
@@ -182,20 +178,20 @@ class Breaker:
         if self._most < 1:
             allowed, is_sure = self._allowed()
             if self._alarm >= max(MIN_ALARM, min(MAX_ALARM, allowed)):
-                self._stop("hardly any clip passed in between", now)
+                self._stop("hardly any clip passed in between")
             elif is_sure and self._rejected.total() > max(allowed, MIN_ALARM):
-                self._stop(f"more than max_rejected_fraction={self._most:.1%} allows", now)
+                self._stop(f"more than max_rejected_fraction={self._most:.1%} allows")
 
-    def settle(self, now: float, *, is_done: bool) -> None:
+    def settle(self, *, is_done: bool) -> None:
         """Nothing more will come: commit what waits, or leave it to the next run."""
         if is_done and self._alarm >= SUSPECT and self._rejected.total() > self._allowed()[0]:
-            self._stop(f"more than max_rejected_fraction={self._most:.1%} allows", now)
+            self._stop(f"more than max_rejected_fraction={self._most:.1%} allows")
         if self._alarm < SUSPECT or (is_done and not self._settlement.why):
-            self._believe(now)
+            self._believe()
 
-    def _believe(self, now: float) -> None:
+    def _believe(self) -> None:
         for one in self._waiting:
-            self._settlement.reject(one, now)
+            self._settlement.reject(one)
         self._waiting, self._alarm = [], 0.0
 
     def _allowed(self) -> tuple[float, bool]:
@@ -210,7 +206,7 @@ class Breaker:
         is_sure = num_opened >= ENOUGH_ROWS or not num_unopened or not self._most
         return self._most * (limits.num_clips + run.num_extra_clips * share), is_sure
 
-    def _stop(self, why: str, now: float) -> None:
+    def _stop(self, why: str) -> None:
         if self._settlement.is_stopping:
             return
         suspects = Counter(one.reason for one in self._waiting if self._alarm >= SUSPECT)
@@ -229,4 +225,4 @@ class Breaker:
             "If the clips are unusable, raise max_rejected_fraction; 1.0 allows any number",
         ]
         self._settlement.why = "\n".join(map(printable, lines))
-        self._settlement.stop(protocol.StopRequested(), now)
+        self._settlement.stop(protocol.StopRequested())
