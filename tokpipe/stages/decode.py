@@ -12,7 +12,7 @@ from tokpipe.errors import SourceError
 from tokpipe.formats.embedded import EmbeddedVideos
 from tokpipe.identity.ids import clip_id
 from tokpipe.media.child_process import ChildProcess
-from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
+from tokpipe.media.decoder import Probe, VideoDecoder
 from tokpipe.sources.webdataset import find_members
 from tokpipe.storage.client import ALLOWED, split_protocol
 from tokpipe.storage.fetch import LocalVideo, check_folders, check_readable, fetch_to_file
@@ -125,23 +125,19 @@ class DecodeStage:
             video = self._fetch(item)
             try:
                 return call(video)
-            except (Undecodable, RuntimeError):
+            except (SourceError, RuntimeError):
                 check_readable(video.path)  # the fault may be that of a disk or a mount
                 raise
-        except Undecodable as fault:
-            ref, backend = self._ref(item, fault.num_segments), fault.backend
-            return Rejected(ref, "decode", fault.reason, str(fault), backend, error=fault.error)
         except SourceError as fault:
             if fault.reason == "missing":
                 source = item.source_uri if item.member is None else item.member.archive_uri
                 check_folders(Path(split_protocol(source)[1]), self.folders)
-            ref, error = self._ref(item, None), fault.__cause__
-            while error is not None and error.__cause__ is not None:
-                error = error.__cause__
-            name = None if error is None else type(error).__name__
+            ref, cause, name = self._ref(item, fault.num_segments), fault.__cause__, fault.error
+            while cause is not None:
+                cause, name = cause.__cause__, type(cause).__name__
             if fault.reason == "unreachable":  # perhaps only for now
                 return Failed(ref, fault.reason, str(fault), name)
-            return Rejected(ref, "decode", fault.reason, str(fault), error=name)
+            return Rejected(ref, "decode", fault.reason, str(fault), fault.backend, error=name)
 
     def _fetch(self, item: WorkItem) -> LocalVideo:
         started, unlimited = time.monotonic(), ALLOWED.set(item.allowed)
