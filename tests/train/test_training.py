@@ -16,7 +16,7 @@ from tests.models.adapter_helpers import noise
 from tests.train.conftest import Config, Settings, phase
 from tokpipe.cli import main
 from tokpipe.errors import ConfigError
-from tokpipe.models.quantizers import FSQ
+from tokpipe.models import FSQ
 from tokpipe.train.config import LossConfig, TrainConfig
 from tokpipe.train.loop import (
     LOG_NAME,

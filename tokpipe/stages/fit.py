@@ -37,7 +37,7 @@ class EncoderMemory:
         try:
             import torch  # Late: it takes seconds, and drivers may not have it
 
-            from tokpipe.models.tokenizers.build import build_on_meta
+            from tokpipe.models.tokenizers import build_on_meta
 
             self._tokenizer = build_on_meta(job.tokenizer, getattr(torch, job.encode.dtype))
             self._bytes(self._shapes[0], 1)

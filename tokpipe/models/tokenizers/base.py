@@ -12,8 +12,7 @@ from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import ConfigError
 from tokpipe.models.published import load_published
-from tokpipe.models.quantizers import Quantizer
-from tokpipe.models.quantizers.base import check_range
+from tokpipe.models.quantizers.base import Quantizer, check_range
 from tokpipe.models.streaming import StreamState
 
 Part = TypeVar("Part", bound=nn.Module)
