@@ -9,7 +9,7 @@ import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -260,9 +260,13 @@ class UNet(nn.Module):
         super().__init__()
         pyramid = Pyramid2D(**shape)
         self.spatial_stride = pyramid.spatial_stride
-        self.temb = TimestepEmbedding(pyramid.ch) if use_timestep else None
+        hidden = 4 * pyramid.ch
+        self.temb: nn.ModuleDict | None = None
+        if use_timestep:
+            dense = [nn.Linear(pyramid.ch, hidden), nn.Linear(hidden, hidden)]
+            self.temb = nn.ModuleDict({"dense": nn.ModuleList(dense)})
         attn = pyramid.attention()
-        block = partial(ResnetBlock, dropout=pyramid.dropout, temb_channels=4 * pyramid.ch)
+        block = partial(ResnetBlock, dropout=pyramid.dropout, temb_channels=hidden)
         self.conv_in = Conv2d(in_channels, pyramid.ch, kernel_size=3, padding=1)
         widths = pyramid.widths
         self.down = Levels("down", pyramid, block, attn, Downsample)
@@ -321,6 +325,7 @@ class UNet(nn.Module):
         return x
 
     def _embed(self, x: Tensor, t: Tensor | None) -> Tensor | None:
+        """(B,) or (1,) -> (B or 1, 4 * ch), in the dtype of the weights."""
         if self.temb is None:
             return None
         if t is None:
@@ -333,7 +338,11 @@ class UNet(nn.Module):
                 f"t has shape {tuple(t.shape)} for {x.shape[0]} images: pass one timestep for each "
                 f"({x.shape[0]},), or one for all (1,)"
             )
-        return self.temb(t)
+        first, second = cast(nn.ModuleList, self.temb["dense"])
+        assert isinstance(first, nn.Linear)
+        # The angles of late timesteps need float32: bfloat16 has no odd numbers above 256.
+        embedding = get_timestep_embedding(t, first.in_features).to(first.weight.dtype)
+        return second(silu(first(embedding)))
 
 
 def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
@@ -361,24 +370,3 @@ def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
     angles = timesteps.float()[:, None] * rates
     embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
     return F.pad(embedding, (0, embedding_dim % 2))
-
-
-class TimestepEmbedding(nn.Module):
-    """The sinusoidal embedding of ``channels`` after two dense layers of four times as many.
-
-    Source: arXiv:2006.11239; keys as in CogVideo (``temb.dense.0``, ``temb.dense.1``).
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-        hidden = 4 * channels
-        self.dense = nn.ModuleList([nn.Linear(channels, hidden), nn.Linear(hidden, hidden)])
-
-    def forward(self, timesteps: Tensor) -> Tensor:
-        """(B,) -> (B, 4 * channels), in the dtype of the weights."""
-        first, second = self.dense
-        assert isinstance(first, nn.Linear)
-        # The angles of late timesteps need float32: bfloat16 has no odd numbers above 256.
-        embedding = get_timestep_embedding(timesteps, self.channels).to(first.weight.dtype)
-        return second(silu(first(embedding)))
