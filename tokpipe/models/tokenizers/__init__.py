@@ -14,8 +14,8 @@ from tokpipe.config.tokenizer import (
 )
 from tokpipe.errors import ConfigError
 from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer, load_weights
-from tokpipe.models.tokenizers.cosmos import build_cosmos_dv
-from tokpipe.models.tokenizers.custom import build_custom
+from tokpipe.models.tokenizers.cosmos import CosmosDVTokenizer
+from tokpipe.models.tokenizers.custom import CustomTokenizer
 from tokpipe.models.tokenizers.movqgan import Emu3Tokenizer, MoVQGANTokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer, randomize
 
@@ -51,19 +51,19 @@ def build_tokenizer(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         tokenizer: VideoTokenizer
         if isinstance(config, CustomConfig):
-            tokenizer = build_custom(config, weights, with_decoder=with_decoder)
-        elif weights is None:
-            assert isinstance(config, NativeConfig), "all other kinds name their weights"
-            tokenizer = NativeTokenizer(config, with_decoder=with_decoder).float()
-            randomize(tokenizer, config.seed)
-        elif isinstance(config, CosmosDVConfig):
-            tokenizer = build_cosmos_dv(
+            tokenizer = CustomTokenizer(config, weights, with_decoder=with_decoder)
+        elif isinstance(config, CosmosDVConfig) and weights is not None:
+            tokenizer = CosmosDVTokenizer(
                 config, weights, with_decoder=with_decoder, decoder_weights=decoder_weights
             )
         else:
             tokenizer = _KINDS[type(config)](config, with_decoder=with_decoder).float()
-            rename = tokenizer.renamed
-            load_weights(tokenizer, weights, config, with_decoder=with_decoder, rename=rename)
+            if weights is None:
+                assert isinstance(config, NativeConfig), "all other kinds name their weights"
+                randomize(tokenizer, config.seed)
+            else:
+                rename = tokenizer.renamed
+                load_weights(tokenizer, weights, config, with_decoder=with_decoder, rename=rename)
     return tokenizer.eval().requires_grad_(False)
 
 
