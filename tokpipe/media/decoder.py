@@ -210,6 +210,6 @@ class VideoDecoder:
             case {"done": found}:
                 return found, -1 if fd is None else fd
             case {"rejected": fields}:
-                raise SourceError(**fields)
+                raise SourceError(**fields, backend=backend, num_segments=num_segments)
         self.close()
         raise RuntimeError(f"the decoding child failed on {request['path']}:\n{answer['fault']}")
