@@ -29,7 +29,6 @@ from tokpipe.media.backends import Task, load_backend, versions_of
 from tokpipe.media.container import check_regular_file
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
-from tokpipe.media.resample import select_frames
 from tokpipe.media.timeline import Timeline, read_timeline
 from tokpipe.types import Cut
 
@@ -122,13 +121,8 @@ class _Clip:
         self.min_frames: int = request["min_clip_frames"]
         version = check_regular_file(self.path)
         self.timeline = timeline = _timeline(self.path, self.file_name, self.salvage, version)
-        selection = select_frames(
-            timeline.times_s,
-            timeline.end_s,
-            tick_s=timeline.tick_s,
-            cut=Cut(*request["cut"]),
-            **{name: request[name] for name in ("start_s", "end_s", "fps", "segment")},
-        )
+        span = {name: request[name] for name in ("start_s", "end_s", "fps", "segment")}
+        selection = timeline.select(**span, cut=Cut(*request["cut"]))
         num_segments, expected = selection.num_segments, request["num_segments"]
         if expected not in (None, num_segments):
             found = f"the source now has {num_segments} {request['segment_is']}s and had {expected}"

@@ -1,4 +1,7 @@
-"""When each frame of a video is on screen, found without decoding wherever possible."""
+"""When each frame of a video is on screen, found without decoding wherever possible.
+
+And which frames a clip of it shows.
+"""
 
 import contextlib
 import math
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -24,6 +27,7 @@ from tokpipe.media.container import (
     read_description,
 )
 from tokpipe.media.geometry import Crop, Orientation, orientation_of
+from tokpipe.types import Cut
 
 # Containers that store a presentation time per frame, and codecs in which a packet is one shown
 # frame. Elsewhere (decoding times only, fields, hidden frames in separate packets, packed
@@ -37,6 +41,7 @@ _SEEKABLE_FORMATS = frozenset({"mov", "matroska"})
 _STREAMED_FORMATS = frozenset({"mpegts", "mpeg", "flv"})
 _MAX_STEP_S = 10.0
 _HOLE_FRAMES = 8  # fewer may be an irregular rate
+_ROUNDING = 1e-6  # Error allowed in times, as a fraction of an output frame's duration
 MAX_GAP_S = 3600.0
 """A longer frame is a damaged timestamp: one flipped bit could ask for a billion frames."""
 
@@ -45,6 +50,15 @@ _FLAGS = ("has_pts", "has_dts", "is_key", "is_shown", "is_corrupt", "is_restart"
 _PACKET = [(name, "i8") for name in ("pts", "dts", "duration")] + [(name, "?") for name in _FLAGS]
 """One packet of the video stream, with times in units of the stream, 0 if it has none.
 ``is_restart``: the timestamps begin again here, as where two files were joined."""
+
+
+class Selection(NamedTuple):
+    """The frames of one segment of a row."""
+
+    indices: NDArray[np.int64]
+    """(T,) positions in the timeline, never decreasing; long frames are repeated."""
+    num_segments: int  # Number of segments of the whole row; 0 if it shows no frame
+    num_frames: int  # Frames of all segments together
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +100,45 @@ class Timeline:
     @property
     def average_fps(self) -> float:
         return len(self) / (self.end_s - float(self.times_s[0]))
+
+    def select(
+        self,
+        *,
+        start_s: float | None,
+        end_s: float | None,
+        fps: float | None,
+        segment: int,
+        cut: Cut,
+    ) -> Selection:
+        """Choose the frames of segment ``segment`` of the span from ``start_s`` to ``end_s``.
+
+        At ``fps``, output ``k`` is the frame on screen at ``start_s + k / fps``, for every ``k``
+        before the end of the span and of the video. With ``fps=None``, each frame that appears
+        within the span is taken once. Segment ``j`` has the outputs ``cut.bounds(j)``. A span that
+        begins before the first frame begins with it: until then there is nothing on screen.
+        """
+        times_s, first_s = self.times_s, float(self.times_s[0])
+        start = first_s if start_s is None else max(start_s, first_s)
+        end = self.end_s if end_s is None else min(end_s, self.end_s)
+        gap_s = (self.end_s - first_s) / len(self)
+        period_s = gap_s if fps is None else 1 / fps
+        # A container that counts in milliseconds shifts frames by up to one, which must not cost a
+        # frame: rounding moves a frame and the start by a tick in all. A tick of half a frame is
+        # no rounding.
+        slack_s = self.tick_s if 2 * self.tick_s < min(gap_s, period_s) else 0.0
+        slack_s += _ROUNDING * period_s
+        first, last = cut.bounds(segment)
+        if fps is None:
+            low, high = np.searchsorted(times_s, [start - slack_s, end - slack_s], side="left")
+            count = max(0, int(high - low))
+            indices = np.arange(low + min(first, count), low + min(last, count))
+        else:
+            # A duration is rounded, too.
+            count = max(0, math.ceil((end - start - 2 * slack_s) * fps))
+            outputs = np.arange(min(first, count), min(last, count))
+            at = start + outputs / fps + slack_s
+            indices = np.maximum(np.searchsorted(times_s, at, side="right") - 1, 0)
+        return Selection(indices.astype(np.int64), cut.num_parts(count), count)
 
 
 def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> Timeline:
