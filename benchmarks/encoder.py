@@ -22,9 +22,9 @@ from benchmarks.eager import encode_eagerly
 from benchmarks.figures import Figure, Result, Skipped
 from benchmarks.timing import Times, by_turns, ratio
 from examples.demo_tokenizer.scenes import make_palette, render_scene
+from tokpipe.models import FSQ
 from tokpipe.models.autoencoder_3d import Encoder3D
 from tokpipe.models.process import keep_freed_memory, make_repeatable
-from tokpipe.models.quantizers import FSQ
 
 FRAMES = 17
 CPU_SIZES = ((32, 64), (64, 128))

@@ -114,11 +114,22 @@ class SourceError(TokpipeError):
     """One clip cannot be tokenized, because of its video. It is rejected, and the job continues.
 
     ``reason`` is a short, stable word to group by, such as ``"no_video"``. The message is for
-    people.
+    people. The rest is what a decoder adds: the backend that decided, how many segments the row
+    has, and the name of the exception behind it, or of the signal.
     """
 
     exit_code = 2
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        backend: str | None = None,
+        num_segments: int | None = None,
+        error: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
+        self.backend = backend
+        self.num_segments = num_segments
+        self.error = error

@@ -15,9 +15,9 @@ from benchmarks.gpu.rates import COPIES, PRODUCTS
 from benchmarks.gpu.record import Cell, Finding, Left, Row
 from benchmarks.gpu.setting import Setting
 from benchmarks.gpu.timeline import CONVOLUTIONS, NORMS, OTHERS, milliseconds_by
+from tokpipe.models import FSQ
 from tokpipe.models.autoencoder_3d import Encoder3D
 from tokpipe.models.graphs import Call, CudaGraphs, GraphedCall
-from tokpipe.models.quantizers import FSQ
 
 BATCHES, TINY_BATCHES = (4, 1, 8), (1, 2)
 SHAPE, TINY_SHAPE = (GPU_CHANNELS,), (32, (1, 1, 1), 1)
@@ -152,7 +152,7 @@ def _memory(setting: Setting, batch: int, peak_bytes: int) -> Finding:
     try:
         from benchmarks.gpu.stage import tokenizer_config
         from tokpipe.models.memory import peak_bytes as predict
-        from tokpipe.models.tokenizers.build import build_on_meta
+        from tokpipe.models.tokenizers import build_on_meta
     except ImportError as error:
         return Left(f"the predicted peak of a batch of {batch}", str(error))
     tokenizer = build_on_meta(tokenizer_config(setting), setting.of(torch.bfloat16, torch.float32))

@@ -24,7 +24,7 @@ from tokpipe.config.base import RECORDED
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.config.explain import validate_settings
 from tokpipe.errors import ConfigError
-from tokpipe.models.quantizers import FSQ, Quantized
+from tokpipe.models import FSQ, Quantized
 from tokpipe.models.spatial_norm import SpatialNorm3D
 from tokpipe.models.tokenizers.native import NativeTokenizer, fill_uniform, hashed_seed, randomize
 from tokpipe.storage.local_files import write_file

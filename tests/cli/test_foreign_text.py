@@ -25,7 +25,7 @@ from tokpipe.errors import CorruptOutput
 from tokpipe.export import FORMATS
 from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import ManifestEntry, append
-from tokpipe.reader import CodeCache, open_output
+from tokpipe.reader import CodeCache, cache_folder, open_output
 from tokpipe.runtime import metrics
 from tokpipe.runtime.console import say
 from tokpipe.runtime.progress import ProgressView
@@ -110,9 +110,9 @@ def test_a_hash_of_a_manifest_names_no_file_outside_the_cache(
     sha256: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = CodeCache(open_output(forged(tmp_path, clip_ref(0).clip_id)), tmp_path / "a/cache")
-    monkeypatch.setattr(cache, "_open", lambda *_: pytest.fail("a file was opened"))
+    monkeypatch.setattr(cache_folder, "_opened", lambda *_: pytest.fail("a file was opened"))
     shards = [replace(cache.output.shards[0], sha256=sha256)]
-    monkeypatch.setattr(cache, "output", SimpleNamespace(shards=shards))
+    monkeypatch.setattr(cache.output, "shards", shards)
     with pytest.raises(CorruptOutput, match="its SHA-256 in the manifest is"):
         cache.shard(0)
 

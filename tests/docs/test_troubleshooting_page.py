@@ -20,7 +20,6 @@ RAY = ("_private/utils.py", "_private/authentication/authentication_constants.py
 """Sources of Ray's messages that the page quotes."""
 REJECTING_CALLS = {
     "SourceError",
-    "Undecodable",
     "Rejected",
     "Failed",
     "_Lost",

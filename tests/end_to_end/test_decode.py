@@ -11,11 +11,10 @@ import pytest
 from tests.end_to_end.jobs import WITH_DECODER, files, run_without_ray, write_job, write_video
 from tokpipe.cli import main
 from tokpipe.config import load_job
-from tokpipe.config.job import JobConfig
+from tokpipe.config.trust import Trust
 from tokpipe.media.quality import psnr_db, structural_similarity
-from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.reader import open_output
-from tokpipe.reconstruct import Reconstructor, SourceFrames
+from tokpipe.reconstruct import Reconstructor, SideBySide
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +50,12 @@ def test_a_clip_comes_back_beside_its_source(
     said: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert size_and_length(tmp_path / "clip.mp4") == (30, 32, 64)
 
-    output = open_output(str(folder / "out"))
+    output = open_output(str(folder / "out"), trust=Trust(uris=True))
     (clip,) = output.clips()
-    job: JobConfig = output.trusted_job()
-    blocks = Reconstructor(job, output.tokenizer, "cpu").frames(clip.chunks)
+    blocks = Reconstructor(output.trusted_job(), output.tokenizer, "cpu").frames(clip.chunks)
     found = np.concatenate(list(blocks))
-    plan = PlanReader(output.store, StoredPlan.from_json(output.record.plan))
-    sources = SourceFrames(job, plan, is_own=False)
-    wanted = np.concatenate([piece.frames for piece in sources.decoded(clip)])
-    sources.close()
+    with SideBySide(output, "cpu") as both:
+        wanted = np.concatenate([piece.frames for piece in both.decoded(clip)])
     assert found.shape == wanted.shape == (30, 32, 32, 3)
     assert said["clip_id"] == clip.clip_id
     assert said["num_frames"] == 30

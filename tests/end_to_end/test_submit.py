@@ -43,7 +43,7 @@ from tests.s3_server import S3Server, fresh_bucket
 from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.models.tokenizers.build import build_tokenizer
+from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.storage import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]

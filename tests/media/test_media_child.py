@@ -18,7 +18,6 @@ from tests.media.conftest import Lab
 from tests.videos import numbers_of, spoil_end, write_video
 from tokpipe.errors import ConfigError, RuntimeFault, SourceError, UnfitNode
 from tokpipe.media.child_process import ChildProcess
-from tokpipe.media.decoder import Undecodable
 
 PLANTED = "tests.media.planted"
 
@@ -66,7 +65,7 @@ def test_a_clip_at_which_the_child_fails_is_rejected_or_decoded_by_the_next_back
     # Long enough for a busy machine to decode ten tiny frames, short enough to wait for.
     deadline_s = 5.0 if fault == "hang" else 300.0
     alone = lab.decoder(backends=(PLANTED,), deadline_s=deadline_s)
-    with pytest.raises(Undecodable) as caught:
+    with pytest.raises(SourceError) as caught:
         alone.decode(path)
     assert (caught.value.reason, caught.value.error) == (reason, error)
     assert message in str(caught.value)

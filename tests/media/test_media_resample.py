@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from fractions import Fraction
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokpipe.media.resample import Selection, select_frames
+from tokpipe.media.timeline import Selection, Timeline
 from tokpipe.types import Cut
 
 
@@ -21,9 +22,11 @@ def select(
     max_clip_frames: int = 10_000,
     **settings: Any,
 ) -> Selection:
-    defaults = {"tick_s": 0.0, "segment": 0, "cut": Cut(max_clip_frames, max_clip_frames)}
+    times = {"times_s": np.array(times_s), "end_s": end_s, "tick_s": settings.pop("tick_s", 0.0)}
+    others: dict[str, Any] = dict.fromkeys(one.name for one in fields(Timeline))
+    defaults = {"segment": 0, "cut": Cut(max_clip_frames, max_clip_frames)}
     settings = {**defaults, "start_s": span[0], "end_s": span[1], **settings}
-    return select_frames(np.array(times_s), end_s, **settings)
+    return Timeline(**others | times).select(**settings)
 
 
 def constant(num_frames: int, rate: float) -> tuple[list[float], float]:

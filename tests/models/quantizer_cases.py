@@ -2,7 +2,7 @@
 
 import torch
 
-from tokpipe.models.quantizers import (
+from tokpipe.models import (
     FSQ,
     LFQ,
     EMAVectorQuantizer,

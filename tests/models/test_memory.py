@@ -22,7 +22,7 @@ from tokpipe.config.tokenizer import NativeConfig, TokenizerConfig
 from tokpipe.models.group_norm import MetaKernels
 from tokpipe.models.memory import LiveBytes, peak_bytes
 from tokpipe.models.operations import attention
-from tokpipe.models.tokenizers.build import build_on_meta
+from tokpipe.models.tokenizers import build_on_meta
 
 FSQ = FSQConfig(kind="fsq", levels=(8, 8, 8, 8))
 CODEBOOK: dict[str, Any] = {"codebook_size": 300, "codebook_dim": 8}

@@ -33,7 +33,6 @@ from tokpipe.models import (
     UNet,
     VectorQuantizer,
 )
-from tokpipe.models.levels import Pyramid
 
 SHARED = SMALL | IMAGES
 TIME: dict[str, Any] = LATENT | {"temporal_compress_times": 2}
@@ -199,14 +198,15 @@ def test_nominal_sizes_halve_rounding_down_and_double_from_the_coarsest(
     attn_resolutions: tuple[int, ...], down: list[int], up: list[int]
 ) -> None:
     """18 halves to 9 and 4, which doubles to 8 and 16."""
-    pyramid = Pyramid(
-        ch=32, ch_mult=(1, 2, 4), num_res_blocks=2, resolution=18, attn_resolutions=attn_resolutions
-    )
-    assert [plan.attends for plan in pyramid.down()] == down
-    assert [plan.attends for plan in pyramid.up()] == up
-    assert [plan.inputs for plan in pyramid.down()] == [[32, 32], [32, 64], [64, 128]]
-    assert [plan.inputs for plan in pyramid.up()] == [[128] * 3, [128, 64, 64], [64, 32, 32]]
-    assert [plan.index for plan in pyramid.up()] == [2, 1, 0]
+    shape: dict[str, Any] = {"ch": 32, "ch_mult": (1, 2, 4), "num_res_blocks": 2, "resolution": 18}
+    names = "Encoder", "Decoder"
+    both: list[Any] = [built(one, **shape, attn_resolutions=attn_resolutions) for one in names]
+    fine, coarse = both[0].down.in_order(), both[1].up.in_order()
+    for levels, attends in ((fine, down), (coarse, up)):
+        assert [len(one.attn) for one in levels] == [len(levels[0].block) * one for one in attends]
+    inputs = [[block.conv1.in_channels for block in level.block] for level in fine + coarse]
+    assert inputs[:3] == [[32, 32], [32, 64], [64, 128]]
+    assert inputs[3:] == [[128] * 3, [128, 64, 64], [64, 32, 32]]
 
 
 @pytest.mark.parametrize("name", ["Encoder", "Decoder", "UNet"])

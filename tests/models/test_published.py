@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from tokpipe.errors import ConfigError, WeightsMismatch
+from tokpipe.models import LFQ
 from tokpipe.models.published import load_published
-from tokpipe.models.quantizers import LFQ
 
 MASK = "quantizer.mask"
 

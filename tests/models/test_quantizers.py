@@ -6,7 +6,7 @@ import torch
 from tests.models import golden_fixtures as golden
 from tests.models.checks import assert_same_bits
 from tests.models.quantizer_cases import every_quantizer
-from tokpipe.models.quantizers import (
+from tokpipe.models import (
     FSQ,
     LFQ,
     EMAVectorQuantizer,

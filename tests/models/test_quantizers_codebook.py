@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tests.models.checks import assert_same_bits
 from tests.models.quantizer_cases import random_vq
-from tokpipe.models.quantizers import EMAVectorQuantizer, GumbelQuantizer, VectorQuantizer
+from tokpipe.models import EMAVectorQuantizer, GumbelQuantizer, VectorQuantizer
 from tokpipe.models.quantizers.base import first_least
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -290,7 +290,7 @@ def test_averages_in_reduced_precision_are_rejected() -> None:
 
 RANK = """
 import sys, torch
-from tokpipe.models.quantizers import EMAVectorQuantizer
+from tokpipe.models import EMAVectorQuantizer
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.manual_seed(0)
 quantizer, latent = EMAVectorQuantizer(8, 3, 0.25).train(), torch.randn(4, 3, 50)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokpipe.models.quantizers import FSQ, LFQ
+from tokpipe.models import FSQ, LFQ
 from tokpipe.models.quantizers.scalar import entropy_of_mean
 
 pytestmark = pytest.mark.usefixtures("one_thread")

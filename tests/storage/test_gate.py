@@ -21,7 +21,7 @@ from yarl import URL
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import Source
 from tokpipe.errors import SourceError
-from tokpipe.reconstruct.frames import SourceFrames
+from tokpipe.reconstruct.frames import SideBySide
 from tokpipe.sources.rows import items_of
 from tokpipe.storage.client import ALLOWED
 from tokpipe.storage.fetch import fetch_to_file
@@ -279,13 +279,12 @@ def test_only_what_the_author_of_a_job_wrote_is_requested_wherever_it_is(
     (item,) = items_of(pa.table({name: [ROW[name]] for name in row}), [0], config)
     assert item.allowed == allowed
     seen: list[WorkItem] = []
-    frames = object.__new__(SourceFrames)  # without its decoding process
-    frames._plan = SimpleNamespace(items=lambda _: [item])  # type: ignore[assignment]
-    frames._stage = SimpleNamespace(process=seen.extend)  # type: ignore[assignment]
+    both: Any = object.__new__(SideBySide)  # without its tokenizer and its decoding process
+    both._sources = SimpleNamespace(items=lambda _: [item]), SimpleNamespace(process=seen.extend)
     clip: Any = SimpleNamespace(plan_row=0, segment=0, num_segments=1)
     for is_own in (False, True):
-        frames._is_own = is_own
+        both._output = SimpleNamespace(trust=SimpleNamespace(sources=is_own))
         with pytest.raises(TypeError):  # nothing was decoded
-            next(frames.decoded(clip))
+            next(both.decoded(clip))
     # Whose output is compared may be anyone's, unless the caller's own job file is named.
     assert [one.allowed for one in seen] == [(), allowed]

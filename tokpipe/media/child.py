@@ -29,7 +29,6 @@ from tokpipe.media.backends import Task, load_backend, versions_of
 from tokpipe.media.container import check_regular_file
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
-from tokpipe.media.resample import select_frames
 from tokpipe.media.timeline import Timeline, read_timeline
 from tokpipe.types import Cut
 
@@ -69,6 +68,8 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
                 _answer(channel, request, memory)
             except wire.Closed:
                 raise
+            except (SourceError, MemoryError) as error:
+                wire.send(channel, {"rejected": _fields(error)})
             except Exception:  # a bug or a failing disk, which the parent raises
                 wire.send(channel, {"fault": traceback.format_exc()[-10_000:]})
             finally:
@@ -78,44 +79,37 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
 
 
 def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
-    """Send ``trying`` before each backend, then ``done`` or ``rejected``.
+    """Send ``trying`` before each backend, then ``done``, or raise what the last backend did.
 
     The times of the frames and then the frames are in ``memory``, which is sent with ``done``
     unless the request says ``only_probe``.
     """
-    try:
-        clip = _Clip(request)
-    except (SourceError, MemoryError) as error:
-        wire.send(channel, _rejected(error, None, None))
-        return
+    clip = _Clip(request)
     if request["only_probe"]:
         wire.send(channel, {"done": clip.probed})
         return
-    outcome: dict[str, Any] = {}
     for name in request["backends"]:
         wire.send(channel, {"trying": name, "num_segments": clip.num_segments})
         os.lseek(2, 0, os.SEEK_SET)
         try:
             clip.decode(name, memory)
-        except (SourceError, MemoryError) as error:
-            outcome = _rejected(error, name, clip.num_segments)
+        except (SourceError, MemoryError):
+            if name == request["backends"][-1]:
+                raise
             continue
         wire.send(channel, {"done": {**clip.description, "backend": name}}, memory)
         return
-    wire.send(channel, outcome)
 
 
-def _rejected(
-    error: SourceError | MemoryError, backend: str | None, num_segments: int | None
-) -> dict[str, Any]:
+def _fields(error: SourceError | MemoryError) -> dict[str, str | None]:
+    """What the parent raises; it knows which backend was tried last."""
     if isinstance(error, SourceError):
         reason, message, cause = error.reason, str(error), error.__cause__
     else:
         reason, cause = "too_large", error
         message = "decoding needs more memory than decode.memory_bytes lets the child use"
     name = None if cause is None else type(cause).__name__
-    fields = {"reason": reason, "message": message, "error": name}
-    return {"rejected": {**fields, "backend": backend, "num_segments": num_segments}}
+    return {"reason": reason, "message": message, "error": name}
 
 
 class _Clip:
@@ -127,13 +121,8 @@ class _Clip:
         self.min_frames: int = request["min_clip_frames"]
         version = check_regular_file(self.path)
         self.timeline = timeline = _timeline(self.path, self.file_name, self.salvage, version)
-        selection = select_frames(
-            timeline.times_s,
-            timeline.end_s,
-            tick_s=timeline.tick_s,
-            cut=Cut(*request["cut"]),
-            **{name: request[name] for name in ("start_s", "end_s", "fps", "segment")},
-        )
+        span = {name: request[name] for name in ("start_s", "end_s", "fps", "segment")}
+        selection = timeline.select(**span, cut=Cut(*request["cut"]))
         num_segments, expected = selection.num_segments, request["num_segments"]
         if expected not in (None, num_segments):
             found = f"the source now has {num_segments} {request['segment_is']}s and had {expected}"

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tokpipe.errors import NodeTrouble, UnfitNode
 from tokpipe.identity.fingerprint import releases
@@ -32,7 +31,7 @@ class ChildProcess:
     ) -> None:
         if importlib.util.find_spec("av") is None:  # rather than a traceback from the child
             raise ModuleNotFoundError("No module named 'av'", name="av")
-        self._channel, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)  # whole messages
+        self.channel, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)  # whole messages
         lifeline, self._lifeline = os.pipe()
         # Libraries print into a file of fixed size: no pipe to drain and no disk to fill. What
         # does not fit is lost.
@@ -67,7 +66,7 @@ class ChildProcess:
             os.close(lifeline)
         self.pid = self._process.pid
         try:
-            started, _ = self.receive(_START_TIMEOUT_S)
+            started, _ = wire.receive(self.channel, _START_TIMEOUT_S)
         except (TimeoutError, wire.Closed) as error:
             status, stderr = self.collect()
             # Python's own exit status means that an import failed.
@@ -86,13 +85,6 @@ class ChildProcess:
             self.kill()
             raise UnfitNode(f"{platform.node()} cannot decode for the job: {problem}")
 
-    def send(self, message: dict[str, Any], fd: int | None) -> None:
-        self._channel.settimeout(_START_TIMEOUT_S)
-        wire.send(self._channel, message, fd)
-
-    def receive(self, timeout_s: float) -> tuple[dict[str, Any], int | None]:
-        return wire.receive(self._channel, timeout_s)
-
     def kill(self) -> None:
         """End the process and close what connects to it.
 
@@ -101,7 +93,7 @@ class ChildProcess:
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_TIMEOUT_S)
-        self._channel.close()
+        self.channel.close()
         os.close(self._lifeline)
         os.close(self._stderr)
 

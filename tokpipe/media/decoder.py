@@ -51,23 +51,7 @@ class Probe:
     source_fps: float
 
 
-@dataclass(eq=False, repr=False)
-class Undecodable(SourceError):
-    """A clip that cannot be decoded, through its own fault."""
-
-    reason: str
-    message: str
-    backend: str | None  # The backend that decided; None if none was tried
-    num_segments: int | None  # Number of segments of the row, if it is known
-    error: str | None = None
-    """Class name of the exception behind it, or the signal's name; None where no library
-    complained."""
-
-    def __post_init__(self) -> None:
-        super().__init__(self.reason, self.message)
-
-
-class _Lost(Undecodable):
+class _Lost(SourceError):
     """The child ended without an answer."""
 
 
@@ -131,7 +115,7 @@ class VideoDecoder:
         """Decode one segment of a span of a local file.
 
         Raises:
-            Undecodable: the clip cannot be decoded, through its own fault.
+            SourceError: the clip cannot be decoded, through its own fault.
             RuntimeFault: the child does not start, or keeps being killed from outside.
         """
         asked = {"segment": segment, "num_segments": num_segments}
@@ -200,12 +184,12 @@ class VideoDecoder:
         has_started = False
         deadline_s = self._config.deadline_s
         try:
-            child.send(request, copy)
-            answer, fd = child.receive(deadline_s)
+            wire.send(child.channel, request, copy)
+            answer, fd = wire.receive(child.channel, deadline_s)
             while "trying" in answer:
                 has_started = True
                 backend, num_segments = answer["trying"], answer["num_segments"]
-                answer, fd = child.receive(deadline_s)
+                answer, fd = wire.receive(child.channel, deadline_s)
         except TimeoutError:
             self.close()
             message = f"decoding took longer than decode.deadline_s = {deadline_s:g} s"
@@ -226,6 +210,6 @@ class VideoDecoder:
             case {"done": found}:
                 return found, -1 if fd is None else fd
             case {"rejected": fields}:
-                raise Undecodable(**fields)
+                raise SourceError(**fields, backend=backend, num_segments=num_segments)
         self.close()
         raise RuntimeError(f"the decoding child failed on {request['path']}:\n{answer['fault']}")

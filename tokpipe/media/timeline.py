@@ -1,11 +1,14 @@
-"""When each frame of a video is on screen, found without decoding wherever possible."""
+"""When each frame of a video is on screen, found without decoding wherever possible.
+
+And which frames a clip of it shows.
+"""
 
 import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +27,7 @@ from tokpipe.media.container import (
     read_description,
 )
 from tokpipe.media.geometry import Crop, Orientation, orientation_of
+from tokpipe.types import Cut
 
 # Containers that store a presentation time per frame, and codecs in which a packet is one shown
 # frame. Elsewhere (decoding times only, fields, hidden frames in separate packets, packed
@@ -37,21 +41,24 @@ _SEEKABLE_FORMATS = frozenset({"mov", "matroska"})
 _STREAMED_FORMATS = frozenset({"mpegts", "mpeg", "flv"})
 _MAX_STEP_S = 10.0
 _HOLE_FRAMES = 8  # fewer may be an irregular rate
+_ROUNDING = 1e-6  # Error allowed in times, as a fraction of an output frame's duration
 MAX_GAP_S = 3600.0
 """A longer frame is a damaged timestamp: one flipped bit could ask for a billion frames."""
 
 
-class Packet(NamedTuple):
-    """One packet of the video stream, with times in units of the stream."""
+_FLAGS = ("has_pts", "has_dts", "is_key", "is_shown", "is_corrupt", "is_restart")
+_PACKET = [(name, "i8") for name in ("pts", "dts", "duration")] + [(name, "?") for name in _FLAGS]
+"""One packet of the video stream, with times in units of the stream, 0 if it has none.
+``is_restart``: the timestamps begin again here, as where two files were joined."""
 
-    pts: int
-    dts: int | None
-    duration: int
-    is_key: bool
-    is_shown: bool
-    has_pts: bool
-    is_corrupt: bool
-    is_restart: bool  # Whether the timestamps begin again here, as where two files were joined
+
+class Selection(NamedTuple):
+    """The frames of one segment of a row."""
+
+    indices: NDArray[np.int64]
+    """(T,) positions in the timeline, never decreasing; long frames are repeated."""
+    num_segments: int  # Number of segments of the whole row; 0 if it shows no frame
+    num_frames: int  # Frames of all segments together
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +76,8 @@ class Timeline:
     pts: tuple[int, ...] | None
     """What decoded frames carry, in units of the stream: the same times, which begin again where
     files were joined. None where frames carry no times."""
-    key_frames: tuple[Packet, ...]
-    """Where decoding may start, increasing; empty where seeking is unreliable."""
+    key_frames: NDArray[np.int64]
+    """(N, 2) PTS and DTS where decoding may start; empty where seeking is unreliable."""
     from_packets: bool
     """Whether the packets list the frames; otherwise they were counted by decoding."""
     height: int
@@ -94,6 +101,45 @@ class Timeline:
     def average_fps(self) -> float:
         return len(self) / (self.end_s - float(self.times_s[0]))
 
+    def select(
+        self,
+        *,
+        start_s: float | None,
+        end_s: float | None,
+        fps: float | None,
+        segment: int,
+        cut: Cut,
+    ) -> Selection:
+        """Choose the frames of segment ``segment`` of the span from ``start_s`` to ``end_s``.
+
+        At ``fps``, output ``k`` is the frame on screen at ``start_s + k / fps``, for every ``k``
+        before the end of the span and of the video. With ``fps=None``, each frame that appears
+        within the span is taken once. Segment ``j`` has the outputs ``cut.bounds(j)``. A span that
+        begins before the first frame begins with it: until then there is nothing on screen.
+        """
+        times_s, first_s = self.times_s, float(self.times_s[0])
+        start = first_s if start_s is None else max(start_s, first_s)
+        end = self.end_s if end_s is None else min(end_s, self.end_s)
+        gap_s = (self.end_s - first_s) / len(self)
+        period_s = gap_s if fps is None else 1 / fps
+        # A container that counts in milliseconds shifts frames by up to one, which must not cost a
+        # frame: rounding moves a frame and the start by a tick in all. A tick of half a frame is
+        # no rounding.
+        slack_s = self.tick_s if 2 * self.tick_s < min(gap_s, period_s) else 0.0
+        slack_s += _ROUNDING * period_s
+        first, last = cut.bounds(segment)
+        if fps is None:
+            low, high = np.searchsorted(times_s, [start - slack_s, end - slack_s], side="left")
+            count = max(0, int(high - low))
+            indices = np.arange(low + min(first, count), low + min(last, count))
+        else:
+            # A duration is rounded, too.
+            count = max(0, math.ceil((end - start - 2 * slack_s) * fps))
+            outputs = np.arange(min(first, count), min(last, count))
+            at = start + outputs / fps + slack_s
+            indices = np.maximum(np.searchsorted(times_s, at, side="right") - 1, 0)
+        return Selection(indices.astype(np.int64), cut.num_parts(count), count)
+
 
 def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> Timeline:
     """Read the presentation times of a video from its packets, decoding only the first frame.
@@ -111,22 +157,20 @@ def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> 
         if damage is not None and not salvage:
             raise damage
         codec = stream.codec_context.codec.canonical_name
-        starts = [at for at, one in enumerate(packets) if at == 0 or one.is_restart]
-        parts = [packets[start:end] for start, end in pairwise([*starts, len(packets)])]
+        parts: list[Any] = np.split(packets, 1 + np.flatnonzero(packets.is_restart[1:]))
         trusted = name in _TIMED_FORMATS and codec in _PLAIN_CODECS and all(map(_are_frames, parts))
         trusted = trusted and first is not None  # decoding shows why there is none
-        key_frames: tuple[Packet, ...] = ()
         pts: list[int] = []
-        durations = {packet.pts: packet.duration for packet in packets}
+        durations = dict(zip(packets.pts.tolist(), packets.duration.tolist(), strict=True))
         for part in parts if trusted else ():
             # A lost packet is shown no earlier than it is decoded, so whatever is shown after the
             # last packet was decoded may have a gap before it.
             is_cut = damage is not None and part is parts[-1]
-            end = max(one.dts or 0 for one in part) if is_cut else math.inf
-            pts += sorted(one.pts for one in part if one.is_shown and one.pts <= end)
-        if trusted and name in _SEEKABLE_FORMATS and len(parts) == 1:
-            keys = (one for one in packets if one.is_key and one.dts is not None)
-            key_frames = tuple(sorted(keys, key=lambda packet: packet.pts))
+            end = part.dts.max() if is_cut else math.inf
+            pts += np.sort(part.pts[part.is_shown & (part.pts <= end)]).tolist()
+        can_seek = trusted and name in _SEEKABLE_FORMATS and len(parts) == 1
+        keys = packets[packets.is_key & packets.has_dts & can_seek]
+        keys = keys[np.argsort(keys.pts, kind="stable")]
         unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate
         clock_s = (container.start_time or 0) / av.time_base
         aspect, own = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
@@ -188,7 +232,7 @@ def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> 
         end_s=end_s,
         tick_s=float(unit) if has_pts else 0.0,
         pts=tuple(pts) if has_pts else None,
-        key_frames=key_frames,
+        key_frames=np.stack([keys.pts, keys.dts], axis=1),
         from_packets=trusted,
         height=height,
         width=width,
@@ -206,11 +250,9 @@ def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> 
     )
 
 
-def _read_packets(
-    path: Path, container: Any, stream: Any
-) -> tuple[list[Packet], Any, SourceError | None]:
+def _read_packets(path: Path, container: Any, stream: Any) -> tuple[Any, Any, SourceError | None]:
     """Return every whole packet, the first frame, and what is wrong with a file cut short."""
-    packets: list[Packet] = []
+    rows: list[tuple[int | bool, ...]] = []
     first = None
     latest_s = 0.0
     is_matroska = container.format.name.startswith("matroska")
@@ -228,27 +270,19 @@ def _read_packets(
             if packet.has_sidedata("encryption_info"):
                 raise SourceError("encrypted", "the video stream is encrypted")
             if packet.size:
-                packets.append(
-                    Packet(
-                        pts=packet.pts or 0,
-                        dts=packet.dts,
-                        duration=packet.duration or 0,
-                        is_key=packet.is_keyframe,
-                        is_shown=not packet.is_discard,
-                        has_pts=packet.pts is not None,
-                        is_corrupt=packet.is_corrupt,
-                        is_restart=is_restart,
-                    )
-                )
+                times = packet.pts or 0, packet.dts or 0, packet.duration or 0
+                known = packet.pts is not None, packet.dts is not None
+                flags = packet.is_keyframe, not packet.is_discard, packet.is_corrupt, is_restart
+                rows.append((*times, *known, *flags))
             if first is None:
                 # A stream may start in the middle. That no frame follows is found later.
                 with contextlib.suppress(av.FFmpegError):
                     first = next((one for one in packet.decode() if not one.is_corrupt), None)
     except av.FFmpegError as error:
-        damage = damaged(f"the file cannot be read past video packet {len(packets)}", error)
+        damage = damaged(f"the file cannot be read past video packet {len(rows)}", error)
         damage.__cause__ = error
-        return packets, first, damage
-    name = container.format.name
+        return np.array(rows, _PACKET).view(np.recarray), first, damage
+    name, packets = container.format.name, np.array(rows, _PACKET).view(np.recarray)
     # Streams of one recording take turns. Those of joined files follow one another.
     order = [index for _, index in sorted(places)]
     turns = 1 + np.count_nonzero(np.diff(order))
@@ -257,16 +291,16 @@ def _read_packets(
     if is_joined or num_found > len(container.streams.video):
         where = "another video stream begins midway, as in joined files: split the file there"
         return packets, first, SourceError("corrupt", where)
-    flagged = [at for at, one in enumerate(packets) if one.is_corrupt]
-    for at in (at for at, one in enumerate(packets) if one.is_restart):
+    flagged = np.flatnonzero(packets.is_corrupt)
+    for at in np.flatnonzero(packets.is_restart):
         # A clock may be set within a stream. But where packets are lost as well, or may be, frames
         # up to the next key frame belong to others. FFmpeg hides some of joined fragmented MP4.
-        is_lossy = name == "mpeg" or any(at - 3 <= other <= at for other in flagged)
-        if name.startswith("mov") or (is_lossy and not packets[at].is_key):
+        is_lossy = name == "mpeg" or packets.is_corrupt[max(0, at - 3) : at + 1].any()
+        if name.startswith("mov") or (is_lossy and not packets.is_key[at]):
             where = f"the timestamps begin again at video packet {at}, which is not a clean start"
             return packets[:at], first, SourceError("corrupt", where)
     # FFmpeg also flags what is before a join of two MPEG-TS files, although nothing is missing.
-    joins = count_clean_joins(path, stream.id) if flagged and name == "mpegts" else 0
+    joins = count_clean_joins(path, stream.id) if len(flagged) and name == "mpegts" else 0
     for at in flagged[joins:]:  # or at the packet after it
         damage = SourceError("corrupt", f"data is missing at video packet {at}")
         if at >= len(packets) - 2:
@@ -293,7 +327,7 @@ def _with_restarts(packets: Any, container: Any, stream: Any) -> Iterator[tuple[
             yield packet, step_s < -slack_s or (step_s > _MAX_STEP_S and name in _STREAMED_FORMATS)
 
 
-def _first_hole(packets: list[Packet], name: str) -> int:
+def _first_hole(packets: Any, name: str) -> int:
     """Return for how many ticks frames are missing at the first hole; 0 if there is none.
 
     MP4 lists how long a packet lasts. Elsewhere a hole is a long step to a key frame, in a stream
@@ -302,33 +336,31 @@ def _first_hole(packets: list[Packet], name: str) -> int:
     if len(packets) < 2 or name not in _TIMED_FORMATS | _STREAMED_FORMATS:
         return 0
     if name == "mov":
-        steps = np.diff([one.dts or 0 for one in packets])
-        usual = np.array([one.duration for one in packets[:-1]])
+        steps, usual = np.diff(packets.dts), packets.duration[:-1]
         is_hole = steps - usual >= max(1.0, _HOLE_FRAMES * np.median(usual))
     else:
-        part = np.cumsum([one.is_restart for one in packets])
-        pts, is_key = np.array([(one.pts, one.is_key) for one in packets], np.int64).T
-        order = np.lexsort((pts, part))
-        steps = np.where(np.diff(part[order]), 0, np.diff(pts[order]))
+        part = np.cumsum(packets.is_restart)
+        order = np.lexsort((packets.pts, part))
+        steps = np.where(np.diff(part[order]), 0, np.diff(packets.pts[order]))
         usual = np.full(len(steps), max(1.0, np.median(steps)))
         resumed = np.minimum.accumulate(order[::-1])[-2::-1]  # what is decoded first after a step
-        is_hole = (steps - usual >= _HOLE_FRAMES * usual) & (is_key[resumed] == 1)
+        is_hole = (steps - usual >= _HOLE_FRAMES * usual) & packets.is_key[resumed]
         is_equal = np.abs(steps - usual) <= usual / 2
-        if any(one.is_corrupt for one in packets):
+        if packets.is_corrupt.any():
             is_hole = steps > 1.5 * usual
         elif is_hole.mean() > 0.1 or is_equal[~is_hole].mean() < 0.95:
             return 0
     return int((steps - usual)[is_hole][:1].sum())
 
 
-def _are_frames(packets: list[Packet]) -> bool:
+def _are_frames(packets: Any) -> bool:
     """Whether each packet that is not hidden is one frame, shown at the time it carries."""
-    if not packets or not all(packet.has_pts for packet in packets):
+    if not len(packets) or not packets.has_pts.all():
         return False
-    shown = [packet.pts for packet in packets if packet.is_shown]
+    shown = packets.pts[packets.is_shown]
     # A stream that starts in the middle begins with frames that cannot be decoded.
-    starts_clean = packets[0].is_key and packets[0].pts == min(packet.pts for packet in packets)
-    return starts_clean and len(shown) == len(set(shown))
+    starts_clean = packets.is_key[0] and packets.pts[0] == packets.pts.min()
+    return bool(starts_clean) and len(shown) == len(np.unique(shown))
 
 
 def _times_by_decoding(

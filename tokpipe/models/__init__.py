@@ -28,16 +28,14 @@ from tokpipe.models.networks_2d import (
     get_timestep_embedding,
 )
 from tokpipe.models.published import load_published
-from tokpipe.models.quantizers import (
-    FSQ,
-    LFQ,
+from tokpipe.models.quantizers.base import Quantized, Quantizer
+from tokpipe.models.quantizers.codebook import (
     EMAVectorQuantizer,
     GumbelQuantizer,
-    Quantized,
-    Quantizer,
     VectorQuantizer,
     VectorQuantizer2,
 )
+from tokpipe.models.quantizers.scalar import FSQ, LFQ
 from tokpipe.models.spatial_norm import SpatialNorm, SpatialNorm3D
 from tokpipe.models.streaming import StreamState
 

@@ -100,19 +100,16 @@ class Encoder3D(Network3D):
         **shape: Any,
     ) -> None:
         pyramid = Pyramid(**shape)
-        plans = pyramid.down()
         super().__init__(pyramid, temporal_compress_times, pad_mode, norm)
         block = partial(
             ResnetBlock3D, dropout=pyramid.dropout, temb_channels=0, pad_mode=pad_mode, norm=norm
         )
         self.conv_in = CausalConv3d(in_channels, pyramid.ch, 3, pad_mode)
         self.down = Levels(
-            *("down", plans, block, partial(AttnBlock2D, norm=norm)),
-            lambda plan: DownSample3D(
-                plan.channels, pyramid.resamp_with_conv, 2**plan.index < temporal_compress_times
-            ),
+            *("down", pyramid, block, partial(AttnBlock2D, norm=norm), DownSample3D),
+            temporal_stride=temporal_compress_times,
         )
-        channels = plans[-1].channels
+        channels = pyramid.widths[-1]
         self.mid = MidBlocks(channels, block)
         self.norm_out = group_norm(channels, norm)
         self.conv_out = CausalConv3d(
@@ -218,7 +215,7 @@ class MOVQDecoder3D(Network3D):
                 "the other with post_quant_conv=True"
             )
         pyramid = Pyramid(**shape)
-        plans = pyramid.up()
+        finest, coarsest = pyramid.widths[0], pyramid.widths[-1]
         super().__init__(pyramid, temporal_compress_times, pad_mode, norm)
         self.give_pre_end = give_pre_end
         latent: dict[str, Any] = {"zq_ch": zq_ch, "add_conv": add_conv, "norm": norm}
@@ -228,19 +225,14 @@ class MOVQDecoder3D(Network3D):
         self.post_quant_conv = (
             CausalConv3d(zq_ch, z_channels, 3, pad_mode) if post_quant_conv else None
         )
-        coarsest, finest = plans[0], plans[-1]
-        self.conv_in = CausalConv3d(z_channels, coarsest.inputs[0], 3, pad_mode)
-        self.mid = MidBlocks(coarsest.inputs[0], block)
+        self.conv_in = CausalConv3d(z_channels, coarsest, 3, pad_mode)
+        self.mid = MidBlocks(coarsest, block)
         self.up = Levels(
-            *("up", plans, block, partial(AttnBlock2D, **latent)),
-            lambda plan: Upsample3D(
-                plan.channels,
-                pyramid.resamp_with_conv,
-                2 ** (coarsest.index - plan.index) < temporal_compress_times,
-            ),
+            *("up", pyramid, block, partial(AttnBlock2D, **latent), Upsample3D),
+            temporal_stride=temporal_compress_times,
         )
-        self.norm_out = block_norm(finest.channels, zq_ch, add_conv, norm, SpatialNorm3D)
-        self.conv_out = CausalConv3d(finest.channels, out_ch, 3, pad_mode)
+        self.norm_out = block_norm(finest, zq_ch, add_conv, norm, SpatialNorm3D)
+        self.conv_out = CausalConv3d(finest, out_ch, 3, pad_mode)
 
     def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, zq_ch, t, h, w) -> (B, out_ch, 1 + r(t-1), s*h, s*w), about [-1, 1], not clamped.

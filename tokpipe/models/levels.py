@@ -15,16 +15,6 @@ Factory: TypeAlias = Callable[..., nn.Module]
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
-@dataclass(frozen=True)
-class LevelPlan:
-    """One level, before it is built."""
-
-    index: int  # 0 for the finest level
-    inputs: list[int]  # Channels that each block takes
-    channels: int  # Channels that each block returns
-    attends: bool  # Whether attention follows each block
-
-
 @dataclass(frozen=True, kw_only=True)
 class Pyramid:
     """The levels of a network, by the published arguments that all networks share.
@@ -53,24 +43,10 @@ class Pyramid:
         """Rows and columns of the input per row and column of the coarsest level."""
         return int(2 ** (len(self.ch_mult) - 1))
 
-    def down(self) -> list[LevelPlan]:
-        """The levels from fine to coarse, with ``num_res_blocks`` blocks each."""
-        return self._plans(self.ch, self.num_res_blocks, self.resolution, 1)
-
-    def up(self) -> list[LevelPlan]:
-        """The levels from coarse to fine, with one more block each."""
-        # Sizes double from the coarsest, as published: halves lost on the way down stay lost.
-        finest = self.resolution - self.resolution % self.spatial_stride
-        return self._plans(self.ch * self.ch_mult[-1], self.num_res_blocks + 1, finest, -1)
-
-    def _plans(self, channels: int, num_blocks: int, finest: int, step: int) -> list[LevelPlan]:
-        plans = []
-        for level in range(len(self.ch_mult))[::step]:
-            inputs = [channels] + [self.ch * self.ch_mult[level]] * (num_blocks - 1)
-            channels = self.ch * self.ch_mult[level]
-            attends = finest >> level in self.attn_resolutions
-            plans.append(LevelPlan(level, inputs, channels, attends))
-        return plans
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, from fine to coarse."""
+        return [self.ch * multiple for multiple in self.ch_mult]
 
 
 def passes_on_to(other: Callable[..., Any]) -> Callable[[Init], Init]:
@@ -86,17 +62,15 @@ def passes_on_to(other: Callable[..., Any]) -> Callable[[Init], Init]:
 
 
 class Level(nn.Module):
-    """Residual blocks at one size, each followed by attention where the plan says so.
+    """Residual blocks at one size, each followed by attention if there is any.
 
     ``downsample`` or ``upsample`` leads to the next level, which the last one lacks.
     """
 
-    def __init__(self, plan: LevelPlan, make_block: Factory, make_attn: Factory) -> None:
+    def __init__(self, blocks: list[nn.Module], attentions: list[nn.Module]) -> None:
         super().__init__()
-        self.block = nn.ModuleList(
-            make_block(in_channels=before, out_channels=plan.channels) for before in plan.inputs
-        )
-        self.attn = nn.ModuleList(make_attn(plan.channels) for _ in plan.inputs if plan.attends)
+        self.block = nn.ModuleList(blocks)
+        self.attn = nn.ModuleList(attentions)
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
 
@@ -106,22 +80,44 @@ class Level(nn.Module):
 
 
 class Levels(nn.ModuleList):
-    """The levels of a way ``down`` to the coarsest or ``up`` from it; number 0 is the finest."""
+    """The levels of a way ``down`` to the coarsest or ``up`` from it; number 0 is the finest.
+
+    The way up has one block more at each level. The first resamplers also halve or double time,
+    as often as ``temporal_stride`` says; None is for images. ``skips`` are the channels of
+    activations that the blocks take as well, the last first.
+    """
 
     def __init__(
         self,
         way: Literal["down", "up"],
-        plans: Sequence[LevelPlan],
+        pyramid: Pyramid,
         make_block: Factory,
         make_attn: Factory,
-        make_resampler: Callable[[LevelPlan], nn.Module],
+        make_resampler: Factory,
+        *,
+        temporal_stride: int | None = None,
+        skips: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.way = way
-        for plan in plans:
-            level = Level(plan, make_block, make_attn)
-            if plan is not plans[-1]:  # after the blocks, as published: a seed draws in this order
-                setattr(level, f"{way}sample", make_resampler(plan))
+        widths, size, num_blocks = pyramid.widths, pyramid.resolution, pyramid.num_res_blocks
+        before, order, kept = pyramid.ch, range(len(widths)), reversed(skips)
+        if way == "up":
+            # Sizes double from the coarsest, as published: halves lost on the way down stay lost.
+            size -= size % pyramid.spatial_stride
+            before, order, num_blocks = widths[-1], order[::-1], num_blocks + 1
+        for number, at in enumerate(order):
+            inputs = [before] + [widths[at]] * (num_blocks - 1)
+            if skips:
+                inputs = [channels + next(kept) for channels in inputs]
+            before = widths[at]
+            blocks = [make_block(in_channels=width, out_channels=before) for width in inputs]
+            attends = size >> at in pyramid.attn_resolutions
+            level = Level(blocks, [make_attn(before) for _ in inputs if attends])
+            if at != order[-1]:  # after the blocks, as published: a seed draws in this order
+                in_time = () if temporal_stride is None else (2**number < temporal_stride,)
+                resampler = make_resampler(before, pyramid.resamp_with_conv, *in_time)
+                setattr(level, f"{way}sample", resampler)
             self.insert(len(self) if way == "down" else 0, level)
 
     def in_order(self) -> list[Level]:

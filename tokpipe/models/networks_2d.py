@@ -7,9 +7,9 @@ Shape letters: B images, C channels, H rows, W columns, E channels of the timest
 import math
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tokpipe.models.blocks import AttnType, Downsample, ResnetBlock, Upsample, make_attn
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Factory, LevelPlan, Levels, MidBlocks, Pyramid, passes_on_to
+from tokpipe.models.levels import Factory, Levels, MidBlocks, Pyramid, passes_on_to
 from tokpipe.models.operations import Conv2d, check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 
@@ -32,14 +32,6 @@ class Pyramid2D(Pyramid):
     def attention(self, make: Factory = make_attn, **arguments: Any) -> Factory:
         attn_type = "linear" if self.use_linear_attn else self.attn_type
         return partial(make, attn_type=attn_type, **arguments)
-
-    def levels(
-        self, way: Literal["down", "up"], plans: list[LevelPlan], block: Factory, attn: Factory
-    ) -> Levels:
-        kind = Downsample if way == "down" else Upsample
-        return Levels(
-            way, plans, block, attn, lambda plan: kind(plan.channels, self.resamp_with_conv)
-        )
 
 
 class Encoder(nn.Module):
@@ -71,11 +63,10 @@ class Encoder(nn.Module):
         pyramid = Pyramid2D(**shape)
         block = partial(ResnetBlock, dropout=pyramid.dropout, temb_channels=0)
         attn = pyramid.attention()
-        plans = pyramid.down()
-        channels = plans[-1].channels
+        channels = pyramid.widths[-1]
         self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(in_channels, pyramid.ch, 3, padding=1)
-        self.down = pyramid.levels("down", plans, block, attn)
+        self.down = Levels("down", pyramid, block, attn, Downsample)
         self.mid = MidBlocks(channels, block, attn)
         self.norm_out = group_norm(channels)
         self.conv_out = Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
@@ -140,12 +131,11 @@ class Decoder(nn.Module):
         latent: dict[str, Any] = {} if zq_ch is None else {"zq_ch": zq_ch, "add_conv": add_conv}
         block = partial(self._make_resblock(), temb_channels=0, dropout=pyramid.dropout, **latent)
         attn = pyramid.attention(self._make_attn(), **latent)
-        plans = pyramid.up()
-        coarsest, finest = plans[0].inputs[0], plans[-1].channels
+        finest, coarsest = pyramid.widths[0], pyramid.widths[-1]
         self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(z_channels, coarsest, 3, padding=1)
         self.mid = MidBlocks(coarsest, block, attn)
-        self.up = pyramid.levels("up", plans, block, attn)
+        self.up = Levels("up", pyramid, block, attn, Upsample)
         self.norm_out = block_norm(finest, zq_ch, add_conv)
         self.conv_out: Any = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
 
@@ -270,21 +260,22 @@ class UNet(nn.Module):
         super().__init__()
         pyramid = Pyramid2D(**shape)
         self.spatial_stride = pyramid.spatial_stride
-        self.temb = TimestepEmbedding(pyramid.ch) if use_timestep else None
+        hidden = 4 * pyramid.ch
+        self.temb: nn.ModuleDict | None = None
+        if use_timestep:
+            dense = [nn.Linear(pyramid.ch, hidden), nn.Linear(hidden, hidden)]
+            self.temb = nn.ModuleDict({"dense": nn.ModuleList(dense)})
         attn = pyramid.attention()
-        block = partial(ResnetBlock, dropout=pyramid.dropout, temb_channels=4 * pyramid.ch)
+        block = partial(ResnetBlock, dropout=pyramid.dropout, temb_channels=hidden)
         self.conv_in = Conv2d(in_channels, pyramid.ch, kernel_size=3, padding=1)
-        down, up = pyramid.down(), pyramid.up()
-        kept = [pyramid.ch]  # channels of the activations that the way up takes, from the end
-        for plan in down:
-            kept += [plan.channels] * (pyramid.num_res_blocks + (plan is not down[-1]))
-        joined = [replace(p, inputs=[width + kept.pop() for width in p.inputs]) for p in up]
-        self.down = pyramid.levels("down", down, block, attn)
-        self.mid = MidBlocks(down[-1].channels, block, attn)
-        self.up = pyramid.levels("up", joined, block, attn)
-        channels = up[-1].channels
-        self.norm_out = group_norm(channels)
-        self.conv_out = Conv2d(channels, out_ch, kernel_size=3, padding=1)
+        widths = pyramid.widths
+        self.down = Levels("down", pyramid, block, attn, Downsample)
+        self.mid = MidBlocks(widths[-1], block, attn)
+        # Of the results of conv_in, blocks and downsamplers; the last level has no downsampler.
+        kept = [pyramid.ch, *(one for one in widths for _ in range(pyramid.num_res_blocks + 1))]
+        self.up = Levels("up", pyramid, block, attn, Upsample, skips=kept[:-1])
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = Conv2d(widths[0], out_ch, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, out_ch, H, W). ``x`` has the dtype of the weights.
@@ -334,6 +325,7 @@ class UNet(nn.Module):
         return x
 
     def _embed(self, x: Tensor, t: Tensor | None) -> Tensor | None:
+        """(B,) or (1,) -> (B or 1, 4 * ch), in the dtype of the weights."""
         if self.temb is None:
             return None
         if t is None:
@@ -346,7 +338,11 @@ class UNet(nn.Module):
                 f"t has shape {tuple(t.shape)} for {x.shape[0]} images: pass one timestep for each "
                 f"({x.shape[0]},), or one for all (1,)"
             )
-        return self.temb(t)
+        first, second = cast(nn.ModuleList, self.temb["dense"])
+        assert isinstance(first, nn.Linear)
+        # The angles of late timesteps need float32: bfloat16 has no odd numbers above 256.
+        embedding = get_timestep_embedding(t, first.in_features).to(first.weight.dtype)
+        return second(silu(first(embedding)))
 
 
 def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
@@ -374,24 +370,3 @@ def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
     angles = timesteps.float()[:, None] * rates
     embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
     return F.pad(embedding, (0, embedding_dim % 2))
-
-
-class TimestepEmbedding(nn.Module):
-    """The sinusoidal embedding of ``channels`` after two dense layers of four times as many.
-
-    Source: arXiv:2006.11239; keys as in CogVideo (``temb.dense.0``, ``temb.dense.1``).
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-        hidden = 4 * channels
-        self.dense = nn.ModuleList([nn.Linear(channels, hidden), nn.Linear(hidden, hidden)])
-
-    def forward(self, timesteps: Tensor) -> Tensor:
-        """(B,) -> (B, 4 * channels), in the dtype of the weights."""
-        first, second = self.dense
-        assert isinstance(first, nn.Linear)
-        # The angles of late timesteps need float32: bfloat16 has no odd numbers above 256.
-        embedding = get_timestep_embedding(timesteps, self.channels).to(first.weight.dtype)
-        return second(silu(first(embedding)))

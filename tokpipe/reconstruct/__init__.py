@@ -1,5 +1,5 @@
 """Decodes codes back to frames, and compares them with their sources."""
 
-from tokpipe.reconstruct.frames import Reconstructor, SideBySide, SourceFrames
+from tokpipe.reconstruct.frames import Reconstructor, SideBySide
 
-__all__ = ["Reconstructor", "SideBySide", "SourceFrames"]
+__all__ = ["Reconstructor", "SideBySide"]

@@ -1,7 +1,7 @@
 """Clips of an output decoded again from their codes and sources, and encoded again."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import repeat
@@ -94,57 +94,6 @@ def weights_of(
     return weights
 
 
-class SourceFrames:
-    """Decodes sources as the job did: with the same sampling, size and decoder."""
-
-    def __init__(self, job: JobConfig, plan: PlanReader, *, is_own: bool) -> None:
-        """``is_own``: the caller's own job file named the sources of the plan."""
-        self._plan = plan
-        self._is_own = is_own
-        self._stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
-        self._stage.setup()
-
-    def close(self) -> None:
-        """Stop the decoding process and remove fetched sources."""
-        self._stage.close()
-
-    def blocks(self, clip: Clip) -> Iterator[Frames]:
-        """Yield the (T, H, W, 3) frames of each chunk of the clip."""
-        pieces = (decoded.frames for decoded in self.decoded(clip))
-        rest = np.empty((0, 0, 0, 3), np.uint8)
-        for chunk in clip.chunks:
-            while len(rest) < chunk.n_frames:
-                if (piece := next(pieces, None)) is None:
-                    raise NotFound(
-                        f"{clip.source_uri}: has fewer frames than were encoded as clip "
-                        f"{clip.clip_id}, so it was replaced by another video. The comparison "
-                        "would be meaningless. Decode without comparing"
-                    )
-                rest = np.concatenate([rest, piece]) if len(rest) else piece
-            yield rest[: chunk.n_frames]
-            rest = rest[chunk.n_frames :]
-
-    def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
-        """Yield what an encoder receives of the clip: one piece, or several if it is streamed."""
-        (item,) = self._plan.items([clip.plan_row])
-        # What the job of an output allows, its author wrote, who may be someone else.
-        allowed = item.allowed if self._is_own else ()
-        item = replace(item, segment=clip.segment, num_segments=clip.num_segments, allowed=allowed)
-        last = False
-        while not last:
-            (decoded,) = self._stage.process([item])
-            if not isinstance(decoded, DecodedClip):
-                raise SourceError(
-                    decoded.reason,
-                    f"{clip.source_uri}: cannot be compared with clip {clip.clip_id}, because it "
-                    f"does not decode any more: {decoded.message}. Decode without comparing, or "
-                    "restore the file that was tokenized",
-                )
-            yield decoded
-            last = decoded.piece.is_last
-            item = replace(item, piece=item.piece + 1, num_pieces=decoded.piece.num_pieces)
-
-
 class SideBySide(ExitStack):
     """Decodes clips and their sources. Use it as a context manager, to stop the source decoder.
 
@@ -169,21 +118,58 @@ class SideBySide(ExitStack):
             self._reconstructor = Reconstructor(self._job, output.tokenizer, device)
 
     def blocks(self, clip: Clip, *, with_source: bool) -> Iterator[tuple[Frames, Frames | None]]:
-        """Yield the (T, H, W, 3) frames of each chunk of a clip, and the same frames of its source.
-
-        Sources are decoded again as the job did.
-        """
-        sources = self._sources.blocks(clip) if with_source else repeat(None)
+        """Yield the (T, H, W, 3) frames of each chunk of a clip, and those of its source."""
+        sources = self.source_blocks(clip) if with_source else repeat(None)
         assert self._reconstructor is not None
         return zip(self._reconstructor.frames(clip.chunks), sources, strict=False)
 
+    def source_blocks(self, clip: Clip) -> Iterator[Frames]:
+        """Yield the (T, H, W, 3) frames of each chunk of a clip, decoded again as the job did."""
+        pieces = (decoded.frames for decoded in self.decoded(clip))
+        rest = np.empty((0, 0, 0, 3), np.uint8)
+        for chunk in clip.chunks:
+            while len(rest) < chunk.n_frames:
+                if (piece := next(pieces, None)) is None:
+                    raise NotFound(
+                        f"{clip.source_uri}: has fewer frames than were encoded as clip "
+                        f"{clip.clip_id}, so it was replaced by another video. The comparison "
+                        "would be meaningless. Decode without comparing"
+                    )
+                rest = np.concatenate([rest, piece]) if len(rest) else piece
+            yield rest[: chunk.n_frames]
+            rest = rest[chunk.n_frames :]
+
+    def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
+        """Yield what an encoder receives of the clip: one piece, or several if it is streamed."""
+        plan, stage = self._sources
+        (item,) = plan.items([clip.plan_row])
+        # What the job of an output allows, its author wrote, who may be someone else, unless the
+        # caller's own job file named the sources.
+        allowed = item.allowed if self._output.trust.sources else ()
+        item = replace(item, segment=clip.segment, num_segments=clip.num_segments, allowed=allowed)
+        last = False
+        while not last:
+            (decoded,) = stage.process([item])
+            if not isinstance(decoded, DecodedClip):
+                raise SourceError(
+                    decoded.reason,
+                    f"{clip.source_uri}: cannot be compared with clip {clip.clip_id}, because it "
+                    f"does not decode any more: {decoded.message}. Decode without comparing, or "
+                    "restore the file that was tokenized",
+                )
+            yield decoded
+            last = decoded.piece.is_last
+            item = replace(item, piece=item.piece + 1, num_pieces=decoded.piece.num_pieces)
+
     @cached_property
-    def _sources(self) -> SourceFrames:
-        self._output.trust.check_sources(self._output.store.uri)
-        plan = StoredPlan.from_json(self._output.record.plan)
-        own = self._output.trust.sources
-        reader = PlanReader(self._output.store, plan, own or self._job.sources)
-        return self.enter_context(closing(SourceFrames(self._job, reader, is_own=bool(own))))
+    def _sources(self) -> tuple[PlanReader, DecodeStage]:
+        """What names the sources, and what decodes them until this is closed."""
+        job, output = self._job, self._output
+        output.trust.check_sources(output.store.uri)
+        plan = StoredPlan.from_json(output.record.plan)
+        reader = PlanReader(output.store, plan, output.trust.sources or job.sources)
+        stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
+        return reader, self.enter_context(stage)
 
 
 class Reencoder(SideBySide):
@@ -220,7 +206,7 @@ class Reencoder(SideBySide):
         qualities = Quality(), Quality()
         again = [replace(chunk, codes=block) for chunk, block in pairs]
         decoded = map(self._reconstructor.frames, (clip.chunks, again))
-        for original, *both in zip(self._sources.blocks(clip), *decoded, strict=True):
+        for original, *both in zip(self.source_blocks(clip), *decoded, strict=True):
             for quality, frames in zip(qualities, both, strict=True):
                 quality.add(original, frames)
         return equal / clip.codes.size, qualities[0].psnr_db, qualities[1].psnr_db
@@ -228,7 +214,7 @@ class Reencoder(SideBySide):
     def _codes(self, clip: Clip) -> Iterator[Codes]:
         state: StreamState | None = None
         result: EncodedClip | Rejected | Failed
-        for piece in self._sources.decoded(clip):
+        for piece in self.decoded(clip):
             if self._job.chunking.policy == "streaming":
                 result, state = self._stage.process_piece(piece, state)
             else:

@@ -12,7 +12,7 @@ from tokpipe.errors import SourceError
 from tokpipe.formats.embedded import EmbeddedVideos
 from tokpipe.identity.ids import clip_id
 from tokpipe.media.child_process import ChildProcess
-from tokpipe.media.decoder import Probe, Undecodable, VideoDecoder
+from tokpipe.media.decoder import Probe, VideoDecoder
 from tokpipe.sources.webdataset import find_members
 from tokpipe.storage.client import ALLOWED, split_protocol
 from tokpipe.storage.fetch import LocalVideo, check_folders, check_readable, fetch_to_file
@@ -60,14 +60,14 @@ class DecodeStage:
             *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
         )
         self._decoder.start()
-        self._sources = _SourceFiles(
-            self.storage, self.decode.max_source_bytes, KEPT_SOURCES if self.pieces else 1
-        )
+        self._embedded = EmbeddedVideos(self.storage)
+        self._held: dict[tuple[str, ArchiveMember | None], LocalVideo] = {}  # Oldest first
 
     def close(self) -> None:
         """End the decoding child and drop fetched sources."""
         self._decoder.close()
-        self._sources.release()
+        while self._held:
+            self._held.popitem()[1].close()
 
     def __enter__(self) -> Self:
         self.setup()
@@ -90,21 +90,18 @@ class DecodeStage:
         segment, num_segments = item.segment, item.num_segments
         if self.pieces is not None:
             segment, num_segments = item.piece, item.num_pieces
-        decode = partial(
-            self._decoder.decode,
-            start_s=item.start_s,
-            end_s=item.end_s,
-            segment=segment,
-            num_segments=num_segments,
+        ask = partial(self._decoder.decode, start_s=item.start_s, end_s=item.end_s)
+        found = self._tried(
+            item, lambda file: (ask(file, segment=segment, num_segments=num_segments), file)
         )
-        video = self._tried(item, decode)
-        if isinstance(video, Rejected | Failed):
-            return video
+        if isinstance(found, Rejected | Failed):
+            return found
+        video, file = found
         piece = Piece()
         if self.pieces is not None:
             piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
             if piece.is_last:
-                self._sources.drop_newest()
+                self._held.popitem()[1].close()
         return DecodedClip(
             self._ref(item, video.num_segments),
             video.frames,
@@ -114,7 +111,7 @@ class DecodeStage:
             piece,
             marks=(*video.marks, *(() if video.damage is None else ("damaged",))),
             damage=video.damage,
-            version=self._sources.version,
+            version=file.version,
         )
 
     def _tried(self, item: WorkItem, call: Callable[[LocalVideo], T]) -> T | Rejected | Failed:
@@ -125,34 +122,59 @@ class DecodeStage:
             video = self._fetch(item)
             try:
                 return call(video)
-            except (Undecodable, RuntimeError):
+            except (SourceError, RuntimeError):
                 check_readable(video.path)  # the fault may be that of a disk or a mount
                 raise
-        except Undecodable as fault:
-            ref, backend = self._ref(item, fault.num_segments), fault.backend
-            return Rejected(ref, "decode", fault.reason, str(fault), backend, error=fault.error)
         except SourceError as fault:
             if fault.reason == "missing":
                 source = item.source_uri if item.member is None else item.member.archive_uri
                 check_folders(Path(split_protocol(source)[1]), self.folders)
-            ref, error = self._ref(item, None), fault.__cause__
-            while error is not None and error.__cause__ is not None:
-                error = error.__cause__
-            name = None if error is None else type(error).__name__
+            ref, cause, name = self._ref(item, fault.num_segments), fault.__cause__, fault.error
+            while cause is not None:
+                cause, name = cause.__cause__, type(cause).__name__
             if fault.reason == "unreachable":  # perhaps only for now
                 return Failed(ref, fault.reason, str(fault), name)
-            return Rejected(ref, "decode", fault.reason, str(fault), error=name)
+            return Rejected(ref, "decode", fault.reason, str(fault), fault.backend, error=name)
 
     def _fetch(self, item: WorkItem) -> LocalVideo:
+        """Return an item's source, which is kept for its next items."""
         started, unlimited = time.monotonic(), ALLOWED.set(item.allowed)
+        source = item.source_uri, item.member
+        held = self._held.pop(source, None)
+        is_new = held is None
+        while len(self._held) >= (KEPT_SOURCES if self.pieces else 1):
+            self._held.pop(next(iter(self._held))).close()
         try:
-            video, is_new = self._sources.fetch(item)
+            if held is None or held.copy is None:  # used in place, it may have changed
+                held = self._get(item)
         finally:
             ALLOWED.reset(unlimited)
             self.fetched_s += time.monotonic() - started
+        self._held[source] = held
         if is_new:
-            self.fetched_bytes += video.path.stat().st_size
-        return video
+            self.fetched_bytes += held.path.stat().st_size
+        return held
+
+    def _get(self, item: WorkItem) -> LocalVideo:
+        """Fetch an item's source, or what has its name now if the item follows that."""
+        uri, member, version = item.source_uri, item.member, item.version
+        get = partial(fetch_to_file, options=self.storage, max_bytes=self.decode.max_source_bytes)
+        if member is not None and member.column is not None:
+            planned = None if item.follows else version
+            return self._embedded.copy(member, self.decode.max_source_bytes, planned)
+        if member is None:
+            return get(uri, None, version=None if item.follows else version)
+        try:
+            return get(uri, member, version=version)
+        except SourceError as error:
+            if error.reason != "changed" or not item.follows:
+                raise
+        ending = uri.rpartition(".")[2].lower()
+        row = find_members(member.archive_uri, ending, self.storage.model_dump_json()).get(uri)
+        if row is None:
+            raise SourceError("missing", f"{uri}: the tar was packed again, without this video")
+        member = replace(member, offset=row["member_offset"], size=row["member_size"])
+        return get(uri, member, version=row["source_version"])
 
     def _ref(self, item: WorkItem, found_segments: int | None) -> ClipRef:
         return ref_of(item, self.sampling, None if self.pieces else found_segments)
@@ -174,55 +196,3 @@ def decoder_versions(config: DecodeConfig) -> dict[str, str]:
     child = ChildProcess(config.memory_bytes, config.backends)
     child.kill()
     return child.versions
-
-
-class _SourceFiles:
-    def __init__(self, options: StoreOptions, max_bytes: int, num_kept: int) -> None:
-        self._options = options
-        self._max_bytes = max_bytes
-        self._num_kept = num_kept
-        self._embedded = EmbeddedVideos(options)
-        self.version: int | None = None  # Of the last source requested; None if unknown
-        self._held: dict[tuple[str, ArchiveMember | None], LocalVideo] = {}  # Oldest first
-
-    def fetch(self, item: WorkItem) -> tuple[LocalVideo, bool]:
-        """Return an item's source, and whether it was newly fetched."""
-        source = item.source_uri, item.member
-        held = self._held.pop(source, None)
-        is_new = held is None
-        while len(self._held) >= self._num_kept:
-            self._held.pop(next(iter(self._held))).close()
-        if held is None or held.copy is None:  # used in place, it may have changed
-            held = self._get(item)
-        self._held[source] = held
-        self.version = held.version
-        return held, is_new
-
-    def _get(self, item: WorkItem) -> LocalVideo:
-        """Fetch an item's source, or what has its name now if the item follows that."""
-        uri, member, version = item.source_uri, item.member, item.version
-        get = partial(fetch_to_file, options=self._options, max_bytes=self._max_bytes)
-        if member is not None and member.column is not None:
-            planned = None if item.follows else version
-            return self._embedded.copy(member, self._max_bytes, planned)
-        if member is None:
-            return get(uri, None, version=None if item.follows else version)
-        try:
-            return get(uri, member, version=version)
-        except SourceError as error:
-            if error.reason != "changed" or not item.follows:
-                raise
-        ending = uri.rpartition(".")[2].lower()
-        row = find_members(member.archive_uri, ending, self._options.model_dump_json()).get(uri)
-        if row is None:
-            raise SourceError("missing", f"{uri}: the tar was packed again, without this video")
-        member = replace(member, offset=row["member_offset"], size=row["member_size"])
-        return get(uri, member, version=row["source_version"])
-
-    def release(self) -> None:
-        """Drop all copies."""
-        while self._held:
-            self.drop_newest()
-
-    def drop_newest(self) -> None:
-        self._held.popitem()[1].close()

@@ -1,7 +1,7 @@
 """Whether a job's chunks fit into the memory of GPUs, and how many at a time, before it runs."""
 
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from typing import Any
 
@@ -32,14 +32,16 @@ class EncoderMemory:
         self._job, self._streams = job, job.chunking.policy == "streaming"
         self._share = min(1.0, job.runtime.encode.gpus or 1.0)
         self._shapes = [(largest_chunk(job)[0], *size) for size in job.frames.sizes]
-        self._bytes = cache(self._predicted)  # Cards are compared for the same few batches
         self.why_not = ""  # Why nothing can be predicted
         try:
             import torch  # Late: it takes seconds, and drivers may not have it
 
-            from tokpipe.models.tokenizers.build import build_on_meta
+            from tokpipe.models.memory import peak_bytes
+            from tokpipe.models.tokenizers import build_on_meta
 
-            self._tokenizer = build_on_meta(job.tokenizer, getattr(torch, job.encode.dtype))
+            encoder = build_on_meta(job.tokenizer, getattr(torch, job.encode.dtype))
+            peak = partial(peak_bytes, encoder, in_pieces=self._streams)
+            self._bytes = cache(lambda shape, rows: peak((rows, *shape)))  # Cards ask for the same
             self._bytes(self._shapes[0], 1)
         except Exception as error:  # or a tokenizer's package is missing, or has changed
             self.why_not = " ".join(str(error).split())
@@ -101,11 +103,6 @@ class EncoderMemory:
             fitting = (one for one in reversed(shapes) if self._fits(one, 1, card_bytes))
             found += [_text(one) for one in islice(fitting, 1)]
         return f"chunks of {' or '.join(found)}" if found else "a smaller encoder"
-
-    def _predicted(self, shape: Shape, rows: int) -> int:
-        from tokpipe.models.memory import peak_bytes
-
-        return peak_bytes(self._tokenizer, (rows, *shape), in_pieces=self._streams)
 
 
 def _text(shape: Shape) -> str:

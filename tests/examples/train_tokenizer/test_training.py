@@ -27,7 +27,7 @@ from examples.train_tokenizer.loop import (
 from tests.examples.train_tokenizer.conftest import Config, Settings, phase
 from tests.models.adapter_helpers import noise
 from tokpipe.errors import ConfigError
-from tokpipe.models.quantizers import FSQ
+from tokpipe.models import FSQ
 
 NOISE = noise(2, 1, 16, 16, 3)
 SAMPLE = Path(__file__).parents[3] / "examples" / "data" / "bigbuckbunny.mp4"

@@ -1,7 +1,7 @@
 """PyAV: FFmpeg's own libraries and every codec. It is tried last, so its answer is final."""
 
 import contextlib
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from typing import Any
 
 import av
@@ -12,7 +12,7 @@ from tokpipe.errors import SourceError
 from tokpipe.media.backends import Task
 from tokpipe.media.container import damaged, open_video
 from tokpipe.media.framing import Painter
-from tokpipe.media.timeline import Packet, Timeline, decode_frames
+from tokpipe.media.timeline import Timeline, decode_frames
 
 
 def versions() -> dict[str, str]:
@@ -33,15 +33,15 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
     return _decode_from(None, task, out)
 
 
-def _entry(timeline: Timeline, first_wanted: int) -> Packet | None:
-    """The last key frame at or before a frame; None to start at the beginning of the file."""
+def _entry(timeline: Timeline, first_wanted: int) -> list[int] | None:
+    """PTS and DTS of the last key frame at or before a frame; None to start at the beginning."""
     if timeline.pts is None:
         return None
-    at = bisect_right(timeline.key_frames, timeline.pts[first_wanted], key=lambda key: key.pts)
-    return timeline.key_frames[at - 1] if at > 1 else None
+    at = np.searchsorted(timeline.key_frames[:, 0], timeline.pts[first_wanted], side="right")
+    return timeline.key_frames[at - 1].tolist() if at > 1 else None
 
 
-def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> None:
+def _decode_from(entry: list[int] | None, task: Task, out: NDArray[np.uint8]) -> None:
     painter = Painter(task.framing)
     task.painted.clear()
     task.num_written = 0
@@ -51,9 +51,10 @@ def _decode_from(entry: Packet | None, task: Task, out: NDArray[np.uint8]) -> No
         frames = decode_frames(container, stream)
         if entry is not None:
             assert timeline.pts is not None
-            container.seek(entry.dts, stream=stream, backward=True)
-            index = bisect_left(timeline.pts, entry.pts)
-            frames = (frame for frame in frames if frame.pts is None or frame.pts >= entry.pts)
+            pts, dts = entry
+            container.seek(dts, stream=stream, backward=True)
+            index = bisect_left(timeline.pts, pts)
+            frames = (frame for frame in frames if frame.pts is None or frame.pts >= pts)
         try:
             for frame in frames:
                 _check_place(frame, index, timeline.pts)

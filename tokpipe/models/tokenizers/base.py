@@ -12,8 +12,7 @@ from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import ConfigError
 from tokpipe.models.published import load_published
-from tokpipe.models.quantizers import Quantizer
-from tokpipe.models.quantizers.base import check_range
+from tokpipe.models.quantizers.base import Quantizer, check_range
 from tokpipe.models.streaming import StreamState
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -171,21 +170,16 @@ class VideoTokenizer(nn.Module, ABC):
         low, high = self.traits.value_range
         # Exact in float32, before any rounding to a narrower dtype.
         x = pixels.float().div_(255 / (high - low)).add_(low).to(self._input_dtype())
-        if self.traits.layout == "BCTHW":
-            return x.movedim(-1, 1)
-        x = x.movedim(-1, 2)
-        return x if self.traits.layout == "BTCHW" else x.flatten(0, 1)
+        return self._folded(x.movedim(-1, 1 if self.traits.layout == "BCTHW" else 2))
 
     def _checked_codes(self, codes: Tensor, pixels: Tensor) -> Tensor:
         """Check the result of ``_encode`` against the declared grid, but not its range."""
         clips, frames, height, width = pixels.shape[:4]
         latents = -(-frames // self.traits.temporal_stride)  # 1 + k of a first piece, too
         stride = self.traits.spatial_stride
-        shape: tuple[int, ...] = (clips, latents, height // stride, width // stride)
-        if self.traits.layout == "BCHW":
-            shape = (clips * frames, *shape[2:])
-        _check_result(codes, "integers", shape, f"encoding {frames} frames of {height}x{width}")
-        return codes.long().view(clips, latents, *shape[-2:])
+        shape = [clips, latents, height // stride, width // stride]
+        call = f"encoding {frames} frames of {height}x{width}"
+        return self._unfolded(codes, "integers", shape, call).long()
 
     def _checked_input_codes(self, codes: Tensor) -> Tensor:
         """(B, t, h, w) of any integer type -> int64."""
@@ -200,22 +194,34 @@ class VideoTokenizer(nn.Module, ABC):
         self.traits.check_size(codes.shape[2] * stride, codes.shape[3] * stride)
         return codes
 
-    def _folded(self, codes: Tensor) -> Tensor:
-        return codes.flatten(0, 1) if self.traits.layout == "BCHW" else codes
+    def _folded(self, given: Tensor) -> Tensor:
+        return given.flatten(0, 1) if self.traits.layout == "BCHW" else given
+
+    def _unfolded(self, result: object, kind: str, shape: list[int], call: str) -> Tensor:
+        """Return what a model did as ``shape``; TypeError unless it returned ``kind``, integers or
+        floats, of that shape, in which frames are clips under layout ``BCHW``."""
+        is_folded = self.traits.layout == "BCHW"
+        wanted = (shape[0] * shape[1], *shape[2:]) if is_folded else tuple(shape)
+        found = f"a {type(result).__name__}"
+        if isinstance(result, Tensor):
+            is_kind = _is_integer(result) if kind == "integers" else result.is_floating_point()
+            if is_kind and result.shape == wanted:
+                return result.reshape(shape)
+            found = f"{result.dtype} of shape {tuple(result.shape)}"
+        raise TypeError(
+            f"{call} returned {found}, not {kind} of {wanted}, as its traits declare: correct the "
+            "traits or the model"
+        )
 
     def _pixels(self, floats: Tensor, codes: Tensor, num_frames: int) -> Tensor:
         """The result of ``_decode`` for (B, t, h, w) codes -> (B, T, H, W, 3) uint8."""
-        clips, stride = codes.shape[0], self.traits.spatial_stride
-        height, width = codes.shape[2] * stride, codes.shape[3] * stride
-        shape: tuple[int, ...] = {
-            "BCTHW": (clips, 3, num_frames, height, width),
-            "BTCHW": (clips, num_frames, 3, height, width),
-            "BCHW": (clips * num_frames, 3, height, width),
-        }[self.traits.layout]
-        _check_result(floats, "floats", shape, f"decoding codes of shape {tuple(codes.shape)}")
-        x = floats.movedim(1 if self.traits.layout == "BCTHW" else -3, -1)
-        low, high = self.traits.value_range
-        x = x.reshape(clips, num_frames, height, width, 3).float().sub(low).mul(255 / (high - low))
+        stride, (low, high) = self.traits.spatial_stride, self.traits.value_range
+        shape = [len(codes), num_frames, codes.shape[2] * stride, codes.shape[3] * stride]
+        colours = 1 if self.traits.layout == "BCTHW" else 2
+        shape.insert(colours, 3)
+        call = f"decoding codes of shape {tuple(codes.shape)}"
+        x = self._unfolded(floats, "floats", shape, call).movedim(colours, -1)
+        x = x.float().sub(low).mul(255 / (high - low))
         if not x.isfinite().all():
             raise ValueError(
                 f"decoding produced NaN or infinity in {self.dtype}, which cannot become uint8 "
@@ -234,20 +240,6 @@ def codes_or_not_finite(quantizer: Quantizer, latent: Tensor) -> Tensor:
 
 def _is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-
-
-def _check_result(result: object, kind: str, shape: tuple[int, ...], call: str) -> None:
-    """Raise TypeError unless a model returned ``kind``, integers or floats, of ``shape``."""
-    found = f"a {type(result).__name__}"
-    if isinstance(result, Tensor):
-        is_kind = _is_integer(result) if kind == "integers" else result.is_floating_point()
-        if is_kind and result.shape == shape:
-            return
-        found = f"{result.dtype} of shape {tuple(result.shape)}"
-    raise TypeError(
-        f"{call} returned {found}, not {kind} of {shape}, as its traits declare: correct the "
-        "traits or the model"
-    )
 
 
 def load_weights(

@@ -23,14 +23,32 @@ class CosmosDVTokenizer(VideoTokenizer):
     be cast. Source: github.com/NVIDIA/Cosmos-Tokenizer, ``video_lib.py``.
     """
 
-    def __init__(self, config: CosmosDVConfig, encoder: Any, decoder: Any | None) -> None:
+    def __init__(
+        self,
+        config: CosmosDVConfig,
+        weights: bytes,
+        *,
+        with_decoder: bool,
+        decoder_weights: bytes | None,
+    ) -> None:
         super().__init__(config.traits)
+        # With the fuser, the first calls round differently from later ones (pytorch#74534).
+        # Cosmos' code turns it off, too.
+        torch._C._jit_set_texpr_fuser_enabled(False)
+        self.decoder: nn.Module | None = None
+        if with_decoder:
+            where = "tokenizer.decoder_weights"
+            if decoder_weights is None:
+                found = f"{where}: missing. Cosmos keeps its decoder in a separate file"
+                raise ConfigError(f"{found}: name its decoder.jit")
+            self.decoder = _load(decoder_weights, f"{where} {config.decoder_weights}")
         self.what = f"tokenizer.weights {config.weights} as Cosmos-DV{config.variant}"
-        self.encoder: nn.Module = encoder
-        self.decoder: nn.Module | None = decoder
-        types = [p.dtype for p in encoder.parameters() if p.is_floating_point()]
+        self.encoder: nn.Module = _load(weights, f"tokenizer.weights {config.weights}")
+        types = [p.dtype for p in self.encoder.parameters() if p.is_floating_point()]
         self.file_dtype = types[0] if types else torch.float32
         self._proven: torch.dtype | None = None
+        self.eval()
+        self._prove_on_cpu()
 
     def _encode(self, x: Tensor) -> Tensor:
         outputs = self.encoder(x)
@@ -62,7 +80,7 @@ class CosmosDVTokenizer(VideoTokenizer):
         probe(self, self.what, with_decoder=self.decoder is not None, device=device)
         self._proven = dtype
 
-    def prove_on_cpu(self) -> None:
+    def _prove_on_cpu(self) -> None:
         """Probe the program in float32, unless it only runs in the type of its file.
 
         A program traced in bfloat16 may have steps that require it, and others that CPUs lack in
@@ -76,27 +94,6 @@ class CosmosDVTokenizer(VideoTokenizer):
                 raise
             self.dtype = self.file_dtype
             self.to(self.dtype)
-
-
-def build_cosmos_dv(
-    config: CosmosDVConfig, weights: bytes, *, with_decoder: bool, decoder_weights: bytes | None
-) -> CosmosDVTokenizer:
-    """Build on the CPU, in float32 if the program allows; see ``build_tokenizer``."""
-    # With the fuser, the first calls round differently from later ones (pytorch#74534). Cosmos'
-    # code turns it off, too.
-    torch._C._jit_set_texpr_fuser_enabled(False)
-    decoder = None
-    if with_decoder:
-        where = "tokenizer.decoder_weights"
-        if decoder_weights is None:
-            found = f"{where}: missing. Cosmos keeps its decoder in a separate file"
-            raise ConfigError(f"{found}: name its decoder.jit")
-        decoder = _load(decoder_weights, f"{where} {config.decoder_weights}")
-    encoder = _load(weights, f"tokenizer.weights {config.weights}")
-    tokenizer = CosmosDVTokenizer(config, encoder, decoder)
-    tokenizer.eval()
-    tokenizer.prove_on_cpu()
-    return tokenizer
 
 
 def _load(data: bytes, where: str) -> Any:

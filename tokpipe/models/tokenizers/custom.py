@@ -17,15 +17,27 @@ from tokpipe.models.tokenizers.probe import probe
 
 
 class CustomTokenizer(VideoTokenizer):
-    """A user's ``nn.Module``, held to its declared traits. Its keys are below ``model.``.
+    """A user's ``nn.Module``, probed and held to its declared traits. Keys are below ``model.``.
 
     docs/tokenizers.md lists the methods that it must have.
     """
 
-    def __init__(self, config: CustomConfig, model: nn.Module) -> None:
+    def __init__(self, config: CustomConfig, weights: bytes | None, *, with_decoder: bool) -> None:
         super().__init__(config.traits)
         self.name = config.implementation
-        self.model = model
+        what = f"tokenizer.implementation {self.name}"
+        kind = _imported(self.name, what)
+        try:
+            self.model = kind(**config.arguments)
+        except (Exception, SystemExit) as error:  # user code may raise anything
+            raise ConfigError(
+                f"{what}: could not be built with tokenizer.arguments {config.arguments}: "
+                f"{type(error).__name__}: {error}. Correct the arguments or the class"
+            ) from error
+        if weights is not None:
+            load_weights(self.model, weights, config, with_decoder=True)
+        self.eval()
+        probe(self, what, with_decoder=with_decoder, size=config.probe_size)
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.model.encode(x)  # type: ignore[operator]
@@ -68,27 +80,6 @@ class CustomTokenizer(VideoTokenizer):
                 f"encode.dtype: {self.name} has no method compute_in(dtype), so it is unknown "
                 f"which of its parts may be rounded to {dtype}: add one, or use float32"
             )
-
-
-def build_custom(
-    config: CustomConfig, weights: bytes | None, *, with_decoder: bool
-) -> CustomTokenizer:
-    """Build on the CPU and probe it; see ``build_tokenizer``."""
-    what = f"tokenizer.implementation {config.implementation}"
-    kind = _imported(config.implementation, what)
-    try:
-        model = kind(**config.arguments)
-    except (Exception, SystemExit) as error:  # user code may raise anything
-        raise ConfigError(
-            f"{what}: could not be built with tokenizer.arguments {config.arguments}: "
-            f"{type(error).__name__}: {error}. Correct the arguments or the class"
-        ) from error
-    if weights is not None:
-        load_weights(model, weights, config, with_decoder=True)
-    tokenizer = CustomTokenizer(config, model)
-    tokenizer.eval()
-    probe(tokenizer, what, with_decoder=with_decoder, size=config.probe_size)
-    return tokenizer
 
 
 def _imported(path: str, what: str) -> type[nn.Module]:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from tokpipe.config.tokenizer import Emu3Config, MoVQGANConfig
 from tokpipe.errors import ConfigError
+from tokpipe.models import VectorQuantizer
 from tokpipe.models.networks_2d import Encoder, MOVQDecoder
 from tokpipe.models.operations import Conv2d, Conv3d
-from tokpipe.models.quantizers import VectorQuantizer
 from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
 
 

@@ -10,15 +10,8 @@ from torch import Tensor, nn
 from tokpipe.config.native_parts import FSQConfig, GumbelConfig, LFQConfig, QuantizerConfig
 from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError
+from tokpipe.models import FSQ, LFQ, EMAVectorQuantizer, GumbelQuantizer, Quantizer, VectorQuantizer
 from tokpipe.models.autoencoder_3d import Encoder3D, MOVQDecoder3D
-from tokpipe.models.quantizers import (
-    FSQ,
-    LFQ,
-    EMAVectorQuantizer,
-    GumbelQuantizer,
-    Quantizer,
-    VectorQuantizer,
-)
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
 
