@@ -51,6 +51,7 @@ HOMES: dict[str, set[str]] = {
     "ray": {"runtime"},
     "torch": {"models", "reader", "reconstruct", "stages", "train", "weights"},
     "decord": {"media"},
+    "tokenizers": {"reader"},
     "transformers": {"models"},
     "av": {"media"},
     "pyarrow": {"audit", "formats", "plan", "reader", "sources", "train"},
