@@ -10,6 +10,7 @@ import pytest
 
 from tokpipe.errors import ConfigError
 from tokpipe.reader import ClipMix, ClipStream, CodeCache, TokenSequences, document_mask
+from tokpipe.reader.compose import Template, Vocabulary
 from tokpipe.reader.sequences import FlattenOrder
 
 LENGTHS = [1, 7, 64, 1000, 10_000]
@@ -97,3 +98,49 @@ def test_other_readers_start_an_unfinished_clip_over(cache: CodeCache) -> None:
 def test_a_length_below_one_is_rejected(cache: CodeCache) -> None:
     with pytest.raises(ConfigError, match="length=0"):
         TokenSequences(ClipStream(cache), 0)
+
+
+def bracketed(cache: CodeCache) -> Template:
+    size = cache.tokenizer.codebook_size
+    special = {name: size + number for number, name in enumerate(("bov", "eof", "eov", "pad"))}
+    vocabulary = Vocabulary([{"size": size, "offset": 0}], special=special, pad="pad")
+    return Template("{bov}{frames:{frame}{eof}}{eov}", vocabulary, finds_shape=False)
+
+
+@pytest.mark.parametrize("cut", ["anywhere", "frames", "never"])
+def test_packed_documents_parse_back_and_resume(cache: CodeCache, cut: Any) -> None:
+    template, stream = bracketed(cache), ClipStream(cache, seed=1)
+    longest = max(len(template.compose(one["codes"]).tokens) for one in stream)
+
+    def fresh() -> TokenSequences:
+        return TokenSequences(stream, longest + 5, template=template, cut=cut)
+
+    items = list(fresh())
+    kept = joined(items, "documents") >= 0
+    tokens, index = joined(items, "tokens")[kept], joined(items, "index")[kept]
+    pieces = np.split(tokens, np.flatnonzero(index == 0)[1:])
+    for piece, sample in zip(pieces, stream, strict=True):
+        shape = sample["codes"].shape
+        np.testing.assert_array_equal(template.parse(piece, shape).codes, sample["codes"])
+    begins = [item["index"][0] for item in items]
+    assert any(begins) == (cut != "never")
+    eof = template.vocabulary.special["eof"]
+    if cut == "frames":
+        for before, item in itertools.pairwise(items):
+            if item["index"][0]:
+                assert before["tokens"][before["documents"] >= 0][-1] == eof
+    for stop in range(len(items)):
+        reader, again = iter(fresh()), iter(fresh())
+        for _ in range(stop):
+            next(reader)
+        again.load_state_dict(json.loads(json.dumps(reader.state_dict())))
+        assert [one["tokens"].tolist() for one in again] == [
+            one["tokens"].tolist() for one in items[stop:]
+        ]
+
+
+def test_a_clip_that_fits_no_sequence_is_an_error_or_cut(cache: CodeCache) -> None:
+    stream, template = ClipStream(cache), bracketed(cache)
+    with pytest.raises(ConfigError, match="Use a larger length, or long='cut'"):
+        list(TokenSequences(stream, 20, template=template, cut="never"))
+    assert list(TokenSequences(stream, 20, template=template, cut="never", long="cut"))
