@@ -3,10 +3,11 @@
 import pickle
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from tokpipe.errors import ConfigError
@@ -135,3 +136,33 @@ def test_templates_travel_to_workers(path: Path) -> None:
     np.testing.assert_array_equal(
         again.tokens, template.compose(codes, {"caption": "a dog"}).tokens
     )
+
+
+@pytest.mark.parametrize("preset", ["emu3", "emu3_video", "interleaved"])
+def test_presets_load_and_have_the_published_form(tmp_path: Path, preset: str) -> None:
+    from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping
+
+    tokenizer = trained()
+    emu3 = ["<|endoftext|>", "<|extra_200|>", "<|extra_201|>", "<|extra_203|>", "<|extra_204|>"]
+    emu3 += ["<|image token|>", "<|image start|>", "<|image end|>"]
+    tokenizer.add_special_tokens(emu3)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = "{text: tokenizer.json, codes: [{size: 64, pattern: '<|visual token {:06d}|>'}]}"
+    (tmp_path / "template.yaml").write_text(f"preset: {preset}\nvocabulary: {text}\n")
+    template = Template.load(tmp_path / "template.yaml")
+    num_frames = 1 if preset == "emu3" else 2
+    codes = np.random.default_rng(0).integers(0, 64, (num_frames, 3, 4))
+    caption: Any = ["a", "b c"] if preset == "interleaved" else "a dog"
+    tokens = template.compose(codes, {"caption": caption}).tokens
+    found = template.parse(tokens)
+    np.testing.assert_array_equal(found.codes, codes)
+    assert found.values == {"caption": caption}
+    if preset == "emu3":
+        mapping: Any = cast(Any, Emu3ImageVocabularyMapping)(tokenizer.get_vocab())
+        image = mapping.convert_img2bpe(torch.from_numpy(codes[0])).flatten().tolist()
+        start = tokens.tolist().index(image[0])
+        assert tokens[start : start + len(image)].tolist() == image
+        wanted = "<|extra_203|>a dog<|image start|>3*4<|image token|>"
+        assert tokenizer.decode(tokens[:start].tolist(), skip_special_tokens=False) == wanted
+        rest = tokenizer.decode(tokens[start + len(image) :].tolist(), skip_special_tokens=False)
+        assert rest == "<|extra_201|><|image end|>"

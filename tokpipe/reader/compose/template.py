@@ -5,15 +5,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokpipe.config.base import Frozen
+from tokpipe.config.explain import validate_settings
+from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.errors import ConfigError
 from tokpipe.reader.compose.checks import check_codes, check_text
 from tokpipe.reader.compose.grammar import SHAPE, Special, Text, Value, expanded, parsed, text_of
-from tokpipe.reader.compose.vocabulary import Vocabulary
+from tokpipe.reader.compose.presets import PRESETS
+from tokpipe.reader.compose.vocabulary import Vocabulary, VocabularyConfig
 
 Shape = tuple[int, int, int]
 Run = tuple[Text | Value, ...]
@@ -53,6 +58,17 @@ class _Layout:
     loss: NDArray[np.bool_]
     positions: NDArray[np.int32]
     events: list[tuple[int, Run | None]]  # Place in ``index`` of text, or of a cut
+
+
+class TemplateConfig(Frozen):
+    """A template file."""
+
+    template: str
+    """The layout of a clip's sequence."""
+    vocabulary: VocabularyConfig
+    """The tokens."""
+    loss: tuple[str, ...] | None = None
+    """What a model should learn to predict. Default: everything."""
 
 
 class Template:
@@ -100,6 +116,24 @@ class Template:
                 f"template {template!r}: the shape of a clip cannot be found in its sequence. End "
                 "rows and frames with special tokens, or put {t}, {h} and {w} before the codes"
             )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Template":
+        """Read a YAML or JSON file with ``template``, ``vocabulary`` and ``loss``, or with
+        ``preset`` and what it lacks. Relative paths start at the file's folder."""
+        path = Path(path)
+        try:
+            data = read_mapping(path.read_text(encoding="utf-8"), str(path), "template file")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read as a template file: {error}") from error
+        if (preset := data.pop("preset", None)) is not None:
+            if preset not in PRESETS:
+                raise ConfigError(f"{path}: preset: found {preset!r}; write one of {[*PRESETS]}")
+            vocabulary = {**PRESETS[preset]["vocabulary"], **(data.get("vocabulary") or {})}
+            data = {**PRESETS[preset], **data, "vocabulary": vocabulary}
+        context = {"root": path.parent}
+        config = validate_settings(TemplateConfig, data, name=str(path), context=context)
+        return cls(config.template, Vocabulary(**config.vocabulary.model_dump()), loss=config.loss)
 
     def compose(self, codes: NDArray[Any], values: Mapping[str, Any] | None = None) -> Document:
         """Return a clip as one sequence.
@@ -152,22 +186,22 @@ class Template:
         tokens = np.asarray(tokens, np.int64)
         if tokens.ndim != 1:
             raise ConfigError(f"tokens of shape {tokens.shape}: parse takes one sequence")
-        book = self._books(tokens)
+        book = _books(self.vocabulary, tokens)
         number = int((book >= 0).sum())
         shape = shape or self._shape_of(tokens, number // len(self.vocabulary.sizes))
         if np.prod([*shape, len(self.vocabulary.sizes)], dtype=object) != number or min(shape) < 1:
-            raise self._no_clip(f"{number} codes are not a clip of shape {shape}")
+            raise _no_clip(f"{number} codes are not a clip of shape {shape}")
         layout = self._layout(shape)
         flat = np.empty(number, np.int64)
         values, at = self._walk(layout, tokens, shape, len(layout.index), flat)
         if at != len(tokens):
-            raise self._no_clip(f"{len(tokens) - at} tokens follow its end")
+            raise _no_clip(f"{len(tokens) - at} tokens follow its end")
         for side, name in zip(shape, SHAPE, strict=True):
             if values.pop(name, side) != side:
-                raise self._no_clip(f"it has {name}={side}, but its text has another")
+                raise _no_clip(f"it has {name}={side}, but its text has another")
         grid = flat.reshape(*shape, -1) - self.vocabulary.offsets
         if (grid < 0).any() or (grid >= self.vocabulary.sizes).any():
-            raise self._no_clip("a code is of another codebook")
+            raise _no_clip("a code is of another codebook")
         return Parsed(grid[..., 0] if grid.shape[-1] == 1 else grid, values)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,9 +234,7 @@ class Template:
                 len(found) < len(wanted)
                 or (found[~is_code] != special[wanted[~is_code] - num_codes]).any()
             ):
-                raise self._no_clip(
-                    f"tokens {at} to {at + len(wanted)} are not those of its layout"
-                )
+                raise _no_clip(f"tokens {at} to {at + len(wanted)} are not those of its layout")
             if flat is not None:
                 flat[wanted[is_code]] = found[is_code]
             begin, at = place, at + len(wanted)
@@ -225,20 +257,20 @@ class Template:
             re.escape(one.text) if isinstance(one, Text) else _PATTERNS[one.kind] for one in run
         )
         if not (match := re.fullmatch(pattern, found, re.DOTALL)):
-            raise self._no_clip(f"its text {found!r:.99} is not that of the template")
+            raise _no_clip(f"its text {found!r:.99} is not that of the template")
         fields = [one for one in run if isinstance(one, Value)]
         for field, written in zip(fields, match.groups(), strict=True):
             try:
                 value = _READ[field.kind](written)
             except ValueError as error:
-                raise self._no_clip(f"{field.name} is {written!r}") from error
+                raise _no_clip(f"{field.name} is {written!r}") from error
             if field.frame is not None:
                 values.setdefault(field.name, [None] * shape[0])[field.frame] = value
             elif values.setdefault(field.name, value) != value:
-                raise self._no_clip(f"{field.name} has two values")
+                raise _no_clip(f"{field.name} has two values")
         again = "".join(text_of(one, values, shape[0]) for one in run)
         if text.encode(again)[0].tolist() != tokens[at:end].tolist():
-            raise self._no_clip(f"its text {found!r:.99} is not encoded as the tokenizer does")
+            raise _no_clip(f"its text {found!r:.99} is not encoded as the tokenizer does")
         return end
 
     def _encode(
@@ -256,17 +288,6 @@ class Template:
 
     def _counts(self, name: str) -> bool:
         return self._loss is None or name in self._loss
-
-    def _no_clip(self, problem: str) -> ConfigError:
-        return ConfigError(f"no clip gives this sequence by the template: {problem}")
-
-    def _books(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return (n,) the codebook of each token; -1 for others."""
-        book = np.full(len(tokens), -1)
-        spans = zip(self.vocabulary.offsets, self.vocabulary.sizes, strict=True)
-        for number, (offset, size) in enumerate(spans):
-            book[(tokens >= offset) & (tokens < offset + size)] = number
-        return book
 
     def _make_layout(self, shape: Shape) -> _Layout:
         grid = (*shape, len(self.vocabulary.sizes))
@@ -343,7 +364,7 @@ class Template:
         counts = [(b, c, int((tokens == token).sum()) - a) for token, a, b, c in self._rows()]
         found = _solved([*counts, *_equations(known, num_places)])
         if found is None or min(found) < 1:
-            raise self._no_clip("the shape of the clip cannot be found: pass shape=(t, h, w)")
+            raise _no_clip("the shape of the clip cannot be found: pass shape=(t, h, w)")
         t, rows = found
         return t, rows // t, num_places // rows
 
@@ -360,3 +381,16 @@ def _solved(equations: Sequence[tuple[int, int, int]]) -> tuple[int, int] | None
         if det := a * d - b * c:
             return (p * d - b * q) // det, (a * q - p * c) // det
     return None
+
+
+def _books(vocabulary: Vocabulary, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (n,) the codebook of each token; -1 for others."""
+    book = np.full(len(tokens), -1)
+    spans = zip(vocabulary.offsets, vocabulary.sizes, strict=True)
+    for number, (offset, size) in enumerate(spans):
+        book[(tokens >= offset) & (tokens < offset + size)] = number
+    return book
+
+
+def _no_clip(problem: str) -> ConfigError:
+    return ConfigError(f"no clip gives this sequence by the template: {problem}")
