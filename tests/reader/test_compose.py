@@ -10,6 +10,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from tests.reader.random_templates import round_trips
 from tokpipe.errors import ConfigError
 from tokpipe.reader.compose import Template, Vocabulary
 
@@ -166,3 +167,18 @@ def test_presets_load_and_have_the_published_form(tmp_path: Path, preset: str) -
         assert tokenizer.decode(tokens[:start].tolist(), skip_special_tokens=False) == wanted
         rest = tokenizer.decode(tokens[start + len(image) :].tolist(), skip_special_tokens=False)
         assert rest == "<|extra_201|><|image end|>"
+
+
+@pytest.mark.parametrize(
+    "num_templates", [60, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+)
+def test_random_clips_come_back_from_random_templates(
+    path: Path, num_templates: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocabularies = [vocabulary(path, books) for books in (1, 2, 3)]
+    count = round_trips(vocabularies, num_templates, seed=0)
+    with capsys.disabled():
+        print(f"\nround trips of random templates and clips: {count}, none failed")
+    assert count.trips == 50 * num_templates
+    assert count.without_shape < num_templates / 2
+    assert count.rejected < num_templates

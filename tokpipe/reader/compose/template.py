@@ -301,6 +301,11 @@ def _layout_of(template: Template, shape: Shape) -> _Layout:
         if kind is Part:
             run = tuple(one for one in group if isinstance(one, Part))
             _check_run(template, run)
+            if any(other and place == length for place, other in events[-2:]):
+                raise template.wrong(
+                    "the text of two frames could not be told apart. Put a "
+                    "special token between them"
+                )
             events.append((length, run))
             continue
         for item in group:
