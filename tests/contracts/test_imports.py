@@ -50,6 +50,7 @@ HOMES: dict[str, set[str]] = {
     "ray": {"runtime"},
     "torch": {"models", "reader", "reconstruct", "stages", "weights"},
     "decord": {"media"},
+    "tokenizers": {"reader"},
     "transformers": {"models"},
     "av": {"media"},
     "pyarrow": {"audit", "formats", "plan", "reader", "sources"},
