@@ -36,7 +36,7 @@ ARROWS: dict[str, set[str]] = {
         *("config", "formats", "media", "models", "plan", "reader", "stages", "weights")
     },
     "audit": {"config", "formats", "plan", "reader", "reconstruct", "storage"},
-    "export": {"reader"},
+    "export": {"formats", "reader"},
     "report": {"formats", "media", "reader", "reconstruct", "storage", "verbs"},
     "train": {"config", "media", "models", "sources", "stages", "storage", "weights"},
     "cli": {
@@ -54,7 +54,7 @@ HOMES: dict[str, set[str]] = {
     "tokenizers": {"reader"},
     "transformers": {"models"},
     "av": {"media"},
-    "pyarrow": {"audit", "formats", "plan", "reader", "sources", "train"},
+    "pyarrow": {"audit", "export", "formats", "plan", "reader", "sources", "train"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},

@@ -13,7 +13,9 @@ from typing import Any
 
 from tests.formats.formats_helpers import encoded_clip
 from tests.reader.reader_helpers import store_with
-from tokpipe.export.packed import FILE_BYTES, sidecar
+from tokpipe.export.packed import FILE_BYTES
+from tokpipe.export.samples import Source
+from tokpipe.reader.compose import Template
 from tokpipe.reader.output import Output
 
 WRITTEN = Path(__file__).parent / "written"
@@ -34,10 +36,10 @@ def small_output(dtype: str) -> Output:
     return output_of([(2, 3), (1, 300)], CODEBOOK_SIZES[dtype])
 
 
-def samples_of(output: Output) -> list[dict[str, Any]]:
+def samples_of(output: Output, template: Template | None = None) -> list[dict[str, Any]]:
     return [
-        {"clip_id": clip.clip_id, "codes": clip.codes, "json": sidecar(clip, output)}
-        for clip in output.clips()
+        {"clip_id": sample.clip_id, **sample.arrays, "json": sample.sidecar}
+        for sample in Source(output, template).samples()
     ]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.export.by_libraries import CODEBOOK_SIZES, WRITTEN, output_of, samples_of, small_output
 from tokpipe.export import export_output, packed
+from tokpipe.export.samples import Sample
 
 NAMES = ("litdata", "mds")
 IGNORE_WARNINGS = pytest.mark.filterwarnings("ignore")  # raised inside the libraries
@@ -48,9 +49,10 @@ def test_files_stay_below_a_size(
     assert done.num_clips == 9
 
 
-def test_a_sample_above_the_limit_gets_its_own_file() -> None:
-    samples = [b"x" * size for size in (10, 500, 10, 10)]
-    assert [number for number, _ in packed.files_of(samples, b"", 100)] == [1, 1, 2]
+def test_a_sample_above_the_limit_gets_its_own_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "FILE_BYTES", 100)
+    samples = [Sample("", "", {}, 0, "x" * size) for size in (10, 500, 10, 10)]
+    assert [number for number, _ in packed.files_of(samples, lambda _: b"")] == [1, 1, 2]
 
 
 def _assert_same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:

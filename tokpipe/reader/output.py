@@ -125,10 +125,10 @@ class Output:
         """Yield every rejected clip with its reason. Reads the whole manifest."""
         return iter_rejected(self.store, to_seq=self.state.next_seq)
 
-    def clips(self) -> Iterator[Clip]:
+    def clips(self, shards: Sequence[ShardInfo] | None = None) -> Iterator[Clip]:
         """Yield every clip, shard by shard in the order of the manifest, sorted by id in each."""
-        for info, shard in self._opened():
-            batches = self._side_table(info).to_batches(max_chunksize=1024)
+        for info, shard in self._opened(self.shards if shards is None else shards):
+            batches = self.side_table(info).to_batches(max_chunksize=1024)
             records = chain.from_iterable(map(partial(rows_of, info.side_table_uri), batches))
             for rows, record in zip_longest(shard.clips(), records):
                 yield _clip(info, rows, record)
@@ -158,7 +158,7 @@ class Output:
         self, info: ShardInfo, shard: ShardReader, clip_ids: Iterable[str]
     ) -> Iterator[Clip]:
         """Yield the given clips as far as an open shard has them."""
-        table = self._side_table(info)
+        table = self.side_table(info)
         for clip_id in clip_ids:
             if clip := _clip_in(info, shard, table, clip_id):
                 yield clip
@@ -170,7 +170,7 @@ class Output:
 
     def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of all shards, a row group at a time, as Arrow record batches."""
-        for _, shard in self._opened():
+        for _, shard in self._opened(self.shards):
             for group in range(shard.num_row_groups):
                 yield shard.read_row_group(group, columns)
 
@@ -183,19 +183,19 @@ class Output:
     def iter_side_tables(self) -> Iterator[pa.Table]:
         """Yield each shard's side table: one row per clip, with the carried columns."""
         for info in self.shards:
-            yield self._side_table(info)
+            yield self.side_table(info)
 
     def verified_shard(self, info: ShardInfo) -> ShardReader:
         """Fetch a whole shard and check it against the manifest, even with ``verify=False``."""
         return self._reader(info, self._verified_bytes(info))
 
-    def _opened(self) -> Iterator[tuple[ShardInfo, ShardReader]]:
+    def _opened(self, shards: Sequence[ShardInfo]) -> Iterator[tuple[ShardInfo, ShardReader]]:
         """Open each shard, fetching and hashing the next one meanwhile."""
 
         def source(info: ShardInfo) -> tuple[ShardInfo, bytes | None]:
             return info, self._verified_bytes(info) if self.verify else None
 
-        for info, data in read_ahead(source, self.shards, 1):
+        for info, data in read_ahead(source, shards, 1):
             yield info, self._reader(info, data)
 
     def _open(self, number: int) -> tuple[ShardReader, pa.Table]:
@@ -204,7 +204,7 @@ class Output:
         if self.verify and number not in self._verified:
             self._verified_bytes(info)
             self._verified.add(number)
-        return self._reader(info), self._side_table(info)
+        return self._reader(info), self.side_table(info)
 
     def _reader(self, info: ShardInfo, data: bytes | None = None) -> ShardReader:
         """Open a shard from bytes that match the manifest, or to fetch by row group."""
@@ -227,7 +227,8 @@ class Output:
         check_bytes(info.uri, data, size_bytes=info.size_bytes, sha256_hex=info.sha256)
         return data
 
-    def _side_table(self, info: ShardInfo) -> pa.Table:
+    def side_table(self, info: ShardInfo) -> pa.Table:
+        """Return a shard's side table: one row per clip, sorted by id, with the carried columns."""
         table = read_side_table(
             info.side_table_uri,
             self._get(info.side_table, info.side_table_size_bytes),

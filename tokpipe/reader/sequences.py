@@ -57,10 +57,7 @@ class TokenSequences:
         size = stream.tokenizer.codebook_size
         self.has_template, self.cut, self.long = template is not None, cut, long
         if template is None:
-            special = {"separator": size, "padding": size + 1}
-            codes = [{"size": size, "offset": 0}]
-            vocabulary = Vocabulary(codes, special=special, pad="padding")
-            template = Template(f"{{separator}}{{codes:{order}}}", vocabulary, finds_shape=False)
+            template = default_template(size, order)
         vocabulary = template.vocabulary
         if vocabulary.pad is None or (vocabulary.sizes != size).any():
             raise ConfigError(
@@ -166,6 +163,14 @@ class SequenceIterator(Iterator[dict[str, Any]]):
             raise ConfigError(f"the state is damaged: it has given={given!s:.99} or no clips")
         self._clips.load_state_dict(clips)
         self._used, self._open = given, None
+
+
+def default_template(codebook_size: int, order: FlattenOrder = "thw") -> Template:
+    """Return what takes the place of a template: a separator, then the codes as tokens."""
+    special = {"separator": codebook_size, "padding": codebook_size + 1}
+    codes = [{"size": codebook_size, "offset": 0}]
+    vocabulary = Vocabulary(codes, special=special, pad="padding")
+    return Template(f"{{separator}}{{codes:{order}}}", vocabulary, finds_shape=False)
 
 
 def document_mask(documents: NDArray[np.int32]) -> NDArray[np.bool_]:
