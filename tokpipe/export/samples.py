@@ -109,7 +109,7 @@ def samples_of(source: Source, num_workers: int) -> Iterator[Sample]:
         return
     spawn = multiprocessing.get_context("spawn")  # A fork could inherit a lock of pyarrow's
     shards, pipes = range(len(source.output.shards)), []
-    for first in range(num_workers):
+    for first in shards[:num_workers]:
         reader, writer = spawn.Pipe(duplex=False)
         share = source, shards[first::num_workers], writer
         spawn.Process(target=_send, args=share, daemon=True).start()
