@@ -68,7 +68,10 @@ def test_all_formats_have_the_tokens_of_the_template(name: str, tmp_path: Path) 
         assert parsed.values == values
     about = json.loads((tmp_path / "export/metadata.json").read_text())
     assert about["num_tokens"] == sum(len(arrays["tokens"]) for arrays in found)
+    assert done.num_tokens == about["num_tokens"]
+    assert f"{output.num_codes:,} codes, {done.num_tokens:,} tokens, " in next(done.lines())
     assert (about["template"], about["first_code"]) == (LAYOUT, 300)
+    assert about["template_digest"] == template.digest
     assert about["vocab_size"] == template.vocabulary.size
     assert about["special"] == template.vocabulary.special
     assert about["token_dtype"] == "uint16"

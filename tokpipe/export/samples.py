@@ -61,8 +61,9 @@ class Source:
             "fingerprint": self.output.fingerprint,
         }
         if template:
-            about |= {"template": template.template, "special": template.vocabulary.special}
-            about["first_code"] = int(template.vocabulary.offsets[0])
+            words = template.vocabulary
+            about |= {"template": template.template, "template_digest": template.digest}
+            about |= {"special": words.special, "first_code": int(words.offsets[0])}
         (folder / "metadata.json").write_text(json.dumps(about, indent=1) + "\n")
 
     def samples(self, shards: Sequence[ShardInfo] | None = None) -> Iterator[Sample]:
