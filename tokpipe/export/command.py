@@ -89,7 +89,7 @@ def export_output(
 
     if name == "megatron":
         template = template or default_template(output.tokenizer.codebook_size)
-    source = Source(output, template)
+    source = Source(output, template, tokens_only=name == "megatron")
     partial = folder.with_name(f"{folder.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)  # left by an export that was killed

@@ -37,6 +37,7 @@ class Source:
 
     output: Output
     template: Template | None
+    tokens_only: bool = False  # Without loss and positions
 
     @property
     def dtypes(self) -> dict[str, np.dtype[Any]]:
@@ -45,7 +46,9 @@ class Source:
             return {"codes": np.dtype(self.output.tokenizer.code_dtype)}
         size = self.template.vocabulary.size
         tokens = "<u2" if size <= 2**16 else "<i4" if size <= 2**31 else "<i8"
-        return {"tokens": np.dtype(tokens), "loss": np.dtype("u1"), "positions": np.dtype("<i2")}
+        kinds = {"tokens": tokens, "loss": "u1", "positions": "<i2"}
+        names = ["tokens"] if self.tokens_only else kinds
+        return {name: np.dtype(kinds[name]) for name in names}
 
     def describe(self, folder: Path, **counts: int) -> None:
         """Write ``metadata.json``: counts, and what the numbers in all samples mean."""
@@ -105,7 +108,7 @@ class Source:
 
 def samples_of(source: Source, num_workers: int) -> Iterator[Sample]:
     """Yield every clip in the order of the manifest. Worker processes share out the shards."""
-    if num_workers == 1:
+    if num_workers <= 1:
         yield from source.samples()
         return
     spawn = multiprocessing.get_context("spawn")  # A fork could inherit a lock of pyarrow's
