@@ -141,7 +141,7 @@ def test_an_error_of_a_worker_is_that_of_the_export(tmp_path: Path) -> None:
 
 def test_codes_must_fit_the_template(tmp_path: Path) -> None:
     template = Template.load(template_file(tmp_path, codebook_size=4096))
-    with pytest.raises(ConfigError, match="do not fit codebooks"):
+    with pytest.raises(ConfigError, match=r"for codebooks of \[4096\] codes"):
         export_output(output_of([(4, 4)]), "mds", tmp_path / "export", template=template)
 
 
