@@ -103,6 +103,7 @@ BLOCKS: dict[tuple[str, str], str] = {
     ),
     ("docs/output.md", "python"): _DEMO,
     ("docs/output.md", "sql"): _DEMO,
+    ("docs/output.md", "yaml"): HERE,
     ("docs/quickstart.md", "python"): HERE,
     ("docs/trainers.md", "python"): (
         "tests/reader/test_trainers_page.py::test_every_epoch_trains_on_other_clips_each_once"

@@ -125,9 +125,9 @@ class Output:
         """Yield every rejected clip with its reason. Reads the whole manifest."""
         return iter_rejected(self.store, to_seq=self.state.next_seq)
 
-    def clips(self) -> Iterator[Clip]:
+    def clips(self, shards: Sequence[ShardInfo] | None = None) -> Iterator[Clip]:
         """Yield every clip, shard by shard in the order of the manifest, sorted by id in each."""
-        for info, shard in self._opened():
+        for info, shard in self._opened(self.shards if shards is None else shards):
             batches = self.side_table(info).to_batches(max_chunksize=1024)
             records = chain.from_iterable(map(partial(rows_of, info.side_table_uri), batches))
             for rows, record in zip_longest(shard.clips(), records):
@@ -170,7 +170,7 @@ class Output:
 
     def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of all shards, a row group at a time, as Arrow record batches."""
-        for _, shard in self._opened():
+        for _, shard in self._opened(self.shards):
             for group in range(shard.num_row_groups):
                 yield shard.read_row_group(group, columns)
 
@@ -216,13 +216,13 @@ class Output:
         """Fetch a whole shard and check it against the manifest, even with ``verify=False``."""
         return self._reader(info, self._verified_bytes(info))
 
-    def _opened(self) -> Iterator[tuple[ShardInfo, ShardReader]]:
+    def _opened(self, shards: Sequence[ShardInfo]) -> Iterator[tuple[ShardInfo, ShardReader]]:
         """Open each shard, fetching and hashing the next one meanwhile."""
 
         def source(info: ShardInfo) -> tuple[ShardInfo, bytes | None]:
             return info, self._verified_bytes(info) if self.verify else None
 
-        for info, data in read_ahead(source, self.shards, 1):
+        for info, data in read_ahead(source, shards, 1):
             yield info, self._reader(info, data)
 
     def _open(self, number: int) -> tuple[ShardReader, pa.Table]:
