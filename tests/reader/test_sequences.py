@@ -109,17 +109,18 @@ def bracketed(cache: CodeCache) -> Template:
 
 @pytest.mark.parametrize("cut", ["anywhere", "frames", "never"])
 def test_packed_documents_parse_back_and_resume(cache: CodeCache, cut: Any) -> None:
-    template, stream = bracketed(cache), ClipStream(cache, seed=1)
-    longest = max(len(template.compose(one["codes"]).tokens) for one in stream)
+    template, clips = bracketed(cache), [*ClipStream(cache, seed=1)]
+    longest = max(len(template.compose(one["codes"]).tokens) for one in clips)
 
     def fresh() -> TokenSequences:
+        stream = ClipStream(cache, seed=1)
         return TokenSequences(stream, longest + 5, template=template, cut=cut)
 
     items = list(fresh())
     kept = joined(items, "documents") >= 0
     tokens, index = joined(items, "tokens")[kept], joined(items, "index")[kept]
     pieces = np.split(tokens, np.flatnonzero(index == 0)[1:])
-    for piece, sample in zip(pieces, stream, strict=True):
+    for piece, sample in zip(pieces, clips, strict=True):
         shape = sample["codes"].shape
         np.testing.assert_array_equal(template.parse(piece, shape).codes, sample["codes"])
     begins = [item["index"][0] for item in items]
@@ -144,3 +145,78 @@ def test_a_clip_that_fits_no_sequence_is_an_error_or_cut(cache: CodeCache) -> No
     with pytest.raises(ConfigError, match="Use a larger length, or long='cut'"):
         list(TokenSequences(stream, 20, template=template, cut="never"))
     assert list(TokenSequences(stream, 20, template=template, cut="never", long="cut"))
+
+
+@pytest.mark.parametrize("num_sequences", [1, 3, 9, 40])
+def test_every_reader_yields_its_number_of_sequences_and_resumes(
+    open_stream: Callable[..., ClipMix], num_sequences: int
+) -> None:
+    def fresh(rank: int) -> TokenSequences:
+        stream = open_stream(rank=rank, world_size=3)
+        return TokenSequences(stream, 50, num_sequences=num_sequences)
+
+    for rank in range(3):
+        assert len(fresh(rank)) == num_sequences
+        whole = [item["tokens"].tolist() for item in fresh(rank)]
+        assert len(whole) == num_sequences
+        once = joined(list(TokenSequences(open_stream(rank=rank, world_size=3), 50)), "tokens")
+        own = once[once != fresh(rank).padding]
+        np.testing.assert_array_equal(np.ravel(whole), np.resize(own, num_sequences * 50))
+        for stop in range(0, num_sequences + 1, 3):
+            reader, again = iter(fresh(rank)), iter(fresh(rank))
+            for _ in range(stop):
+                next(reader)
+            again.load_state_dict(json.loads(json.dumps(reader.state_dict())))
+            assert [item["tokens"].tolist() for item in again] == whole[stop:]
+
+
+def test_epochs_with_a_number_of_sequences_end_and_other_readers_go_on(cache: CodeCache) -> None:
+    for number in (2, 40):  # clips that are left out, and that are read again
+        streams = [ClipStream(cache, seed=5, rank=rank, world_size=2) for rank in range(2)]
+        readers = [iter(TokenSequences(one, 50, num_sequences=number)) for one in streams]
+        for reader in readers:
+            assert len([*reader]) == number
+        stream = ClipStream(cache, seed=5)
+        stream.resume([reader.state_dict() for reader in readers])
+        assert stream.epoch == 1
+
+
+def test_readers_without_clips_read_those_of_others(cache: CodeCache) -> None:
+    number = len(ClipStream(cache)) + 2
+    stream = ClipStream(cache, rank=number - 1, world_size=number)
+    assert not [*TokenSequences(stream, 50)]
+    stream.set_epoch(0)
+    items = [*TokenSequences(stream, 50, num_sequences=3)]
+    assert len(items) == 3
+    assert (joined(items, "documents") >= 0).all()
+
+
+def test_a_state_of_other_sequences_is_rejected(cache: CodeCache) -> None:
+    def reader(**settings: Any) -> Any:
+        return iter(TokenSequences(ClipStream(cache), **{"length": 50, **settings}))
+
+    state = reader().state_dict()
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"length": 51}, "length=50, but these sequences have length=51"),
+        ({"order": "twh"}, "template="),
+        ({"template": bracketed(cache)}, "template="),
+        ({"cut": "frames"}, "cut=anywhere"),
+        ({"num_sequences": 3}, "num_sequences=None"),
+    ]
+    for settings, problem in others:
+        with pytest.raises(ConfigError, match=problem):
+            reader(**settings).load_state_dict(state)
+    with pytest.raises(ConfigError, match="the state is damaged"):
+        reader().load_state_dict({**state, "given": -1})
+
+
+def test_loaders_know_their_number_of_batches(cache: CodeCache) -> None:
+    from torch.utils.data import DataLoader
+
+    from tokpipe.reader.dataset import ClipDataset
+
+    sequences = TokenSequences(ClipStream(cache), 50, num_sequences=5)
+    loader = DataLoader(ClipDataset(sequences), batch_size=2, num_workers=2)
+    assert len(loader) == len([*loader]) == 6
+    with pytest.raises(TypeError, match="pass num_sequences"):
+        len(TokenSequences(ClipStream(cache), 50))

@@ -5,13 +5,24 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from tokpipe.errors import ConfigError
+from tokpipe.formats.checks import explained
 from tokpipe.reader.compose import Document, Template, Vocabulary
 from tokpipe.reader.stream import ClipIterator, ClipMix
+from tokpipe.types import Count
 
 FlattenOrder = Literal["thw", "twh", "htw", "hwt", "wth", "wht"]
 """Order of a clip's axes in a sequence, slowest first. ``thw`` goes frame by frame."""
+
+
+class _State(BaseModel, strict=True):
+    clips: dict[str, Any]
+    given: Count
+    yielded: Count
+    taken: Count
+    repeats: bool
 
 
 class TokenSequences:
@@ -28,6 +39,12 @@ class TokenSequences:
     With a template, also ``loss`` (length,) bool, and ``index`` (length,) int32: the place of each
     token in its clip's document, which begins where it is 0; 0 for padding.
 
+    Clips differ in length, so readers have different numbers of sequences, unknown in advance. With
+    ``num_sequences``, every reader yields exactly that many in each epoch. If its clips give more,
+    the rest of them is left out, and it reads each clip at most once. If they give fewer, it reads
+    them again from its first one. No two readers read the same clip, as long as there is one for
+    each.
+
     Args:
         stream: a ``ClipStream`` or ``ClipMix`` with the default ``make``.
         length: tokens per sequence, at least 1.
@@ -38,6 +55,8 @@ class TokenSequences:
             does not fit begins the next sequence, and padding fills this one.
         long: what happens to a clip, or frame, that fits no sequence and must not be cut:
             ``error`` raises ConfigError, ``cut`` cuts it all the same.
+        num_sequences: sequences of each reader (worker of a rank) in an epoch, at least 1. About
+            the number of tokens of all clips, divided by ``length`` and the number of readers.
     """
 
     def __init__(
@@ -50,26 +69,33 @@ class TokenSequences:
         template: Template | None = None,
         cut: Literal["anywhere", "frames", "never"] = "anywhere",
         long: Literal["error", "cut"] = "error",
+        num_sequences: int | None = None,
     ) -> None:
-        if length < 1:
-            raise ConfigError(f"length={length}: a sequence needs at least one token")
+        if length < 1 or (num_sequences is not None and num_sequences < 1):
+            raise ConfigError(
+                f"length={length}, num_sequences={num_sequences}: a sequence needs at least one "
+                "token, and a reader one sequence"
+            )
         self.stream, self.length, self.order, self.drop_last = stream, length, order, drop_last
+        self.cut, self.long, self.num_sequences = cut, long, num_sequences
+        self.has_template = template is not None
         size = stream.tokenizer.codebook_size
-        self.has_template, self.cut, self.long = template is not None, cut, long
-        if template is None:
-            special = {"separator": size, "padding": size + 1}
-            codes = [{"size": size, "offset": 0}]
-            vocabulary = Vocabulary(codes, special=special, pad="padding")
-            template = Template(f"{{separator}}{{codes:{order}}}", vocabulary, finds_shape=False)
-        vocabulary = template.vocabulary
+        self.template = template or default_template(size, order)
+        vocabulary = self.template.vocabulary
         if vocabulary.pad is None or (vocabulary.sizes != size).any():
             raise ConfigError(
                 f"the template's vocabulary has codebooks of {vocabulary.sizes.tolist()} codes and "
                 f"pad={vocabulary.pad}, but the clips have codes below {size}, and sequences need "
                 "a pad token: set the size, and pad"
             )
-        self.template = template
         self.padding = vocabulary.pad
+        self.settings: dict[str, Any] = {
+            "length": length,
+            "cut": cut,
+            "long": long,
+            "drop_last": drop_last,
+        }
+        self.settings |= {"num_sequences": num_sequences, "template": self.template.digest}
 
     @property
     def separator(self) -> int:
@@ -86,7 +112,18 @@ class TokenSequences:
         self.stream.set_epoch(epoch)
 
     def num_items(self, num_workers: int) -> list[int]:
-        raise TypeError("the number of sequences is unknown before they are read")
+        """Return how many sequences each worker of this rank yields in the next iteration.
+
+        Raises:
+            TypeError: there is no ``num_sequences``.
+        """
+        if self.num_sequences is None:
+            raise TypeError("the number of sequences is unknown: pass num_sequences")
+        return [self.num_sequences] * num_workers
+
+    def __len__(self) -> int:
+        """Number of sequences that the next iteration yields on this rank, without workers."""
+        return sum(self.num_items(1))
 
     def __iter__(self) -> "SequenceIterator":
         return SequenceIterator(self, iter(self.stream))
@@ -100,9 +137,13 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         self._clips = clips
         self._open: Document | None = None  # The clip that continues in the next sequence
         self._used = 0  # Its tokens, or those of the next clip, that earlier sequences hold
+        self._yielded = 0  # Sequences of this epoch
+        self._repeats = False  # Whether the clips are being read again
 
     def __next__(self) -> dict[str, Any]:
         own = self._sequences
+        if self._yielded == own.num_sequences:
+            raise StopIteration
         tokens = np.full(own.length, own.padding, np.int64)
         positions = np.zeros((own.length, 3), np.int32)
         documents = np.full(own.length, -1, np.int32)
@@ -111,7 +152,7 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         ended = False
         while filled < own.length:
             if self._open is None:
-                if (sample := next(self._clips, None)) is None:
+                if (sample := self._next_clip()) is None:
                     ended = True
                     break
                 self._open = own.template.compose(sample["codes"], sample)
@@ -128,8 +169,17 @@ class SequenceIterator(Iterator[dict[str, Any]]):
                 self._open, self._used = None, 0
         if not filled or (ended and own.drop_last):
             raise StopIteration
+        self._yielded += 1
         item = {"tokens": tokens, "positions": positions, "documents": documents}
         return {**item, "loss": loss, "index": index} if own.has_template else item
+
+    def _next_clip(self) -> Any:
+        sample = next(self._clips, None)
+        if sample is None and self._sequences.num_sequences is not None:
+            self._repeats = True
+            self._clips.rewind()
+            sample = next(self._clips, None)  # none if the epoch has no clips at all
+        return sample
 
     def _fitting(self, document: Document, room: int) -> int:
         """Return how many of the next tokens of a document go into what is left of a sequence."""
@@ -155,17 +205,43 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         Resuming with the same number of readers continues inside that clip; resuming with another
         number (``resume`` of the stream) starts it over.
         """
-        state = self._clips.state_dict()
-        taken = state["taken"] - (self._open is not None)
-        return {"clips": {**state, "taken": taken}, "given": self._used}
+        clips, own = self._clips.state_dict(), self._sequences
+        taken = clips["taken"] - (self._open is not None)
+        ended = self._repeats or self._yielded == own.num_sequences
+        clips |= {"taken": self._clips.num_clips if ended else taken}
+        state = {"clips": clips, "given": self._used, "yielded": self._yielded, "taken": taken}
+        return {**state, "repeats": self._repeats, **own.settings}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from the state of the same reader, with the same number of readers."""
-        given, clips = state.get("given"), state.get("clips")
-        if not isinstance(given, int) or given < 0 or not isinstance(clips, Mapping):
-            raise ConfigError(f"the state is damaged: it has given={given!s:.99} or no clips")
-        self._clips.load_state_dict(clips)
-        self._used, self._open = given, None
+        """Continue from the state of the same reader, with the same number of readers.
+
+        Raises:
+            ConfigError: it is another reader's state, or one of other sequences.
+        """
+        for key, value in self._sequences.settings.items():
+            if state.get(key) != value:
+                raise ConfigError(
+                    f"the state has {key}={state.get(key)!s:.99}, but these sequences have {key}="
+                    f"{value}, so they would continue elsewhere. Use the same settings"
+                )
+        try:
+            found = _State.model_validate({key: state.get(key) for key in _State.model_fields})
+        except ValueError as error:
+            raise ConfigError(f"the state is damaged: {explained(error)}") from error
+        self._clips.load_state_dict(found.clips)
+        if found.repeats:
+            self._clips.rewind(found.taken)
+        self._used, self._yielded, self._repeats = found.given, found.yielded, found.repeats
+        self._open = None
+
+
+def default_template(codebook_size: int, order: FlattenOrder = "thw") -> Template:
+    """Return the template of sequences without one: a separator, then the codes, which are their
+    own tokens."""
+    special = {"separator": codebook_size, "padding": codebook_size + 1}
+    codes = [{"size": codebook_size, "offset": 0}]
+    vocabulary = Vocabulary(codes, special=special, pad="padding")
+    return Template(f"{{separator}}{{codes:{order}}}", vocabulary, finds_shape=False)
 
 
 def document_mask(documents: NDArray[np.int32]) -> NDArray[np.bool_]:

@@ -252,6 +252,8 @@ class ClipIterator(Iterator[Any]):
                 f"{self._num_readers} readers. Use fewer workers, or even='repeat'"
             )
         self._share, self._taken, self._counts = share, taken, share.counts(taken)
+        self.num_clips = len(share)
+        """Number of clips that this reader takes from its epoch, once it has begun."""
         kept = 2 * len(self._stream.caches)  # a pass that ends, and the next
         self._order = lru_cache(kept)(self._stream._order)
         return share
@@ -268,6 +270,13 @@ class ClipIterator(Iterator[Any]):
         self._taken += 1
         self._counts[source] += 1
         return stream._make(clip_id, codes)
+
+    def rewind(self, taken: int = 0) -> None:
+        """Go back to where ``taken`` clips were read; without any clips, to those of another."""
+        share = self._begin() if self._share is None else self._share
+        if self._left and not share:
+            share = Share(self._left, self._reader % len(self._left), self._num_readers)
+        self._share, self._taken, self._counts = share, taken, share.counts(taken)
 
     def state_dict(self) -> dict[str, Any]:
         """Return this reader's position, as plain values."""

@@ -1,181 +1,137 @@
 """The language of templates: special tokens, text, fields, codes, and loops over them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from string import Formatter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import ConfigError
 
+KINDS: dict[str, tuple[type, str]] = {
+    "text": (str, "(.*)"),
+    "int": (int, "([0-9]{1,18})"),
+    "float": (float, "([-+.e0-9]{1,30})"),
+}
+"""Kind of a field -> type of its values, and how their text looks."""
 SHAPE = ("t", "h", "w")  # Fields that every clip has
-_INNER = {"": "frames", "frames": "rows"}  # Loop that a place of the template may have
-_CODES = {"": "codes", "frames": "frame", "rows": "row"}
-_KINDS = {"t": "int", "h": "int", "w": "int", "fps": "float"}
-_PIECE = re.compile(
-    r"(?P<text>(?:[^{}\\]|\\[{}\\])+)"
-    r"|\{(?P<loop>frames|rows)(?:\((?P<separator>[^)]*)\))?:"
-    r"|\{(?P<name>[A-Za-z_]\w*)(?:\.(?P<book>\d))?(?::(?P<kind>\w+))?\}"
-    r"|(?P<end>\})"
-)
+_COMPUTED = {"t": "int", "h": "int", "w": "int", "fps": "float"}
+# Name -> the loop that it goes into, and the axes of its codes
+_PLACES = {"codes": ("", "thw"), "frame": ("frames", "hw"), "row": ("rows", "w")}
+_PLACES |= {"frames": ("", ""), "rows": ("frames", "")}
+_NAME = re.compile(r"(\w+)(?:\.([0-9])|\((\w+)\))?")
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """Literal text."""
+class Part:
+    """A part of a template."""
 
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Special:
-    """A special token, by its name in the vocabulary."""
-
-    name: str
+    kind: str  # "literal", "special", "codes", "loop", or the kind of a field
+    name: str  # The text, the token or the field; of codes their axes, slowest first
+    number: int | None = None  # Which codebook, or special token; of a loop its separator
+    frame: int | None = None  # Of a field in a loop over frames, where each has its own value
+    body: tuple["Part", ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A value of the clip, as text. In a loop over frames, each frame has its own."""
-
-    name: str
-    kind: Literal["text", "int", "float"]
-    frame: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Codes:
-    """All codes of the clip, of a frame or of a row, slowest axis first; of one codebook or all."""
-
-    order: str
-    book: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """Its body for every frame of the clip, or row of a frame, with a separator between them."""
-
-    axis: str
-    body: tuple["Node", ...]
-    separator: tuple["Node", ...]
-
-
-Node: TypeAlias = Text | Special | Value | Codes | Loop
-Item: TypeAlias = "Text | Special | Value | NDArray[np.int64] | None"
-"""What a template consists of for one shape: arrays are numbers of codes, None is a place between
-two frames."""
-
-
-def parsed(template: str, special: Mapping[str, int]) -> tuple[Node, ...]:
-    """Parse a template; ``special`` has the names that are special tokens, not fields."""
-    nodes, end = _nodes(template, 0, "", special)
-    if end != len(template):
-        raise _wrong(template, end, r"closes nothing: write \} for a brace")
-    return nodes
-
-
-def _nodes(
-    template: str, at: int, scope: str, special: Mapping[str, int]
-) -> tuple[tuple[Node, ...], int]:
-    """Parse up to the end of a loop, or of the template. Return where that is, too."""
-    nodes: list[Node] = []
-    while at < len(template):
-        if not (piece := _PIECE.match(template, at)):
-            raise _wrong(template, at, r"is not complete: write {name}, or \{ for a brace")
-        if piece["end"]:
-            break
-        start, at = at, piece.end()
-        if piece["text"]:
-            nodes.append(Text(re.sub(r"\\(.)", r"\1", piece["text"])))
-        elif axis := piece["loop"]:
-            if _INNER.get(scope) != axis:
-                raise _wrong(template, start, "rows go into frames, and frames into nothing")
-            separator, _ = _nodes(piece["separator"] or "", 0, "separator", special)
-            if not all(isinstance(one, Special | Text) for one in separator):
-                raise _wrong(template, start, "a separator has only special tokens and text")
-            body, at = _nodes(template, at, axis, special)
-            if at == len(template):
-                raise _wrong(template, start, "is not closed: write } after its body")
-            nodes.append(Loop(axis, body, separator))
-            at += 1
+def parsed(template: str, special: Sequence[str], loop: str = "") -> tuple[Part, ...]:
+    """Parse a template, or the body of a loop. Names that are not ``special`` are fields."""
+    parts: list[Part] = []
+    try:
+        pieces = [*Formatter().parse(template)]
+    except ValueError as error:
+        raise _wrong(template, f"{error}. Literal braces are written {{{{ and }}}}") from error
+    for literal, field, spec, conversion in pieces:
+        if literal:
+            parts.append(Part("literal", literal))
+        if field is None:
+            continue
+        match = _NAME.fullmatch(field)
+        name, book, separator = match.groups() if match else (field, None, None)
+        number = None if book is None else int(book)
+        place, axes = _PLACES.get(name, (loop, ""))
+        is_loop = name in _PLACES and not axes
+        if (
+            (match is None or conversion or place != loop)
+            or (book and not axes)
+            or (separator and (separator not in special or not is_loop))
+        ):
+            found = f"{{{field}}} in {{{loop}:...}}" if loop else f"{{{field}}} outside of loops"
+            places = "{frame} and {rows:...} go into {frames:...}, {row} goes into {rows:...}"
+            raise _wrong(template, f"found {found}; {places}")
+        if axes:
+            if sorted(spec or axes) != sorted(axes):
+                raise _wrong(template, f"{{{field}:{spec}}} needs the axes {axes} in any order")
+            parts.append(Part("codes", spec or axes, number))
+        elif is_loop:
+            number = special.index(separator) if separator else None
+            parts.append(Part("loop", name, number, body=parsed(spec or "", special, name)))
+        elif name in special and not spec:
+            parts.append(Part("special", name, special.index(name)))
         else:
-            nodes.append(_named(template, piece, scope, special))
-    return tuple(nodes), at
+            kind = spec or _COMPUTED.get(name, "text")
+            if kind not in KINDS or loop == "rows":
+                raise _wrong(template, f"field {{{field}:{kind}}}: in rows, or not of {[*KINDS]}")
+            parts.append(Part(kind, name))
+    return tuple(parts)
 
 
-def _named(template: str, piece: re.Match[str], scope: str, special: Mapping[str, int]) -> Node:
-    name, kind, book = piece["name"], piece["kind"], piece["book"]
-    if name in _CODES.values():
-        axes = "thw"[["codes", "frame", "row"].index(name) :]
-        if _CODES.get(scope) != name or sorted(kind or axes) != sorted(axes):
-            wanted = (
-                f"{{codes}} outside of loops, {{frame}} in frames, {{row}} in rows, here {axes}"
-            )
-            raise _wrong(template, piece.start(), f"is out of place: use {wanted}")
-        return Codes(kind or axes, None if book is None else int(book))
-    if name in special and not kind:
-        return Special(name)
-    kind = kind or _KINDS.get(name, "text")
-    if kind not in ("text", "int", "float") or book or scope == "rows":
-        raise _wrong(template, piece.start(), "a field is text, int or float, and not in rows")
-    return Value(name, kind)  # type: ignore[arg-type]
-
-
-def _wrong(template: str, at: int, problem: str) -> ConfigError:
-    return ConfigError(f"template, at {template[at : at + 20]!r}: {problem}")
+def _wrong(template: str, problem: str) -> ConfigError:
+    return ConfigError(f"template {template!r}: {problem}")
 
 
 def expanded(
-    nodes: Sequence[Node], codes: NDArray[np.int64], frame: int | None = None
-) -> Iterator[Item]:
-    """Yield what a template consists of.
+    parts: Sequence[Part], codes: NDArray[np.int64], frame: int | None = None
+) -> Iterator[Part | NDArray[np.int64] | None]:
+    """Yield what a template consists of for one shape.
 
-    ``codes`` are the numbers of the codes at hand: (t, h, w, c), in a loop (h, w, c) or (w, c).
+    Text comes as it is, numbers of codes as arrays, and the special token with number k as an
+    array with ~k. None is a place between two frames. ``codes`` are the numbers of the codes at
+    hand: (t, h, w, c), in a loop (h, w, c) or (w, c).
     """
-    for node in nodes:
-        if isinstance(node, Loop):
-            for number, part in enumerate(codes):
-                if number:
-                    yield from expanded(node.separator, part)
-                    if node.axis == "frames":
-                        yield None
-                yield from expanded(node.body, part, number if frame is None else frame)
-        elif isinstance(node, Codes):
-            axes = ["thw"[4 - codes.ndim :].index(axis) for axis in node.order]
-            part = codes.transpose(*axes, -1)
-            part = part if node.book is None else part[..., node.book]
-            for number, inner in enumerate(part if node.order[0] == "t" else [part]):
+    for part in parts:
+        if part.kind == "loop":
+            for number, inner in enumerate(codes):
+                if number and part.number is not None:
+                    yield np.array([~part.number])
+                if number and part.name == "frames":
+                    yield None
+                yield from expanded(part.body, inner, number if frame is None else frame)
+        elif part.kind == "codes":
+            axes = ["thw"[4 - codes.ndim :].index(axis) for axis in part.name]
+            ordered = codes.transpose(*axes, -1)
+            ordered = ordered if part.number is None else ordered[..., part.number]
+            for number, inner in enumerate(ordered if part.name[0] == "t" else [ordered]):
                 if number:
                     yield None
                 yield inner.ravel()
-        elif isinstance(node, Value) and node.name not in SHAPE:
-            yield replace(node, frame=frame)
+        elif part.kind == "special":
+            yield np.array([~(part.number or 0)])
         else:
-            yield node
+            yield replace(part, frame=None if part.name in SHAPE else frame)
 
 
-def text_of(item: Text | Value, values: Mapping[str, Any], num_frames: int) -> str:
-    """Return the text of an item. ConfigError if the values do not have it in its kind."""
-    if isinstance(item, Text):
-        return item.text
-    value: Any = values.get(item.name)
-    if item.frame is not None:
-        whole = isinstance(value, list | tuple | np.ndarray) and len(value) == num_frames
-        value = value[item.frame] if whole else None
-    if isinstance(value, np.generic):
-        value = value.item()
-    if item.kind == "text" and isinstance(value, str):
-        return value
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    if item.kind == "int" and is_number and 0 <= value < 10**18:
-        return str(value)
-    if item.kind == "float" and (is_number or isinstance(value, float)) and abs(value) < 1e300:
-        return repr(float(value))
-    wanted = f"one {item.kind} for each frame" if item.frame is not None else item.kind
+def text_of(part: Part, values: dict[str, Any]) -> str:
+    """Return the text of a part. ConfigError if reading it would not give the clip's value."""
+    if part.kind == "literal":
+        return part.name
+    value: Any = values.get(part.name)
+    wanted = part.kind
+    if part.frame is not None:
+        wanted = f"a list with one {part.kind} for each frame"
+        is_whole = isinstance(value, list | tuple | np.ndarray) and len(value) == values["t"]
+        value = value[part.frame] if is_whole else None
+    read, pattern = KINDS[part.kind]
+    try:
+        same: Any = read(value)
+        if same == value and re.fullmatch(pattern, str(same), re.DOTALL):
+            return str(same)
+    except (TypeError, ValueError, OverflowError):
+        pass  # Explained below
     raise ConfigError(
-        f"clip {values.get('clip_id', '')}: the template needs {item.name} ({wanted}), but found "
-        f"{values.get(item.name)!r:.99}. Pass columns={[item.name]} to the stream, and a filter "
+        f"clip {values.get('clip_id', '')}: the template needs {part.name} ({wanted}), but found "
+        f"{values.get(part.name)!r:.99}. Pass columns={[part.name]} to the stream, and a filter "
         "that leaves out clips without it"
     )

@@ -1,10 +1,11 @@
 """How a clip, text and metadata become one sequence of tokens, and come back."""
 
+import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,13 @@ from tokpipe.config.base import Frozen
 from tokpipe.config.explain import validate_settings
 from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.errors import ConfigError
-from tokpipe.reader.compose.checks import check_codes, check_text
-from tokpipe.reader.compose.grammar import SHAPE, Special, Text, Value, expanded, parsed, text_of
+from tokpipe.reader.compose.grammar import KINDS, SHAPE, Part, expanded, parsed, text_of
 from tokpipe.reader.compose.presets import PRESETS
-from tokpipe.reader.compose.vocabulary import Vocabulary, VocabularyConfig
+from tokpipe.reader.compose.vocabulary import TEXT, Vocabulary, VocabularyConfig
 
-Shape = tuple[int, int, int]
-Run = tuple[Text | Value, ...]
-_PATTERNS = {"text": "(.*)", "int": "([0-9]{1,18})", "float": "([-+.e0-9]{1,30})"}
-_READ = {"text": str, "int": int, "float": float}
+Shape = tuple[int, ...]  # (t, h, w)
+Run = tuple[Part, ...]  # Literal text and fields that follow each other
+_TEXT, _NUMBER = _FIELD = "\ud800\ud801"  # Stand for fields: no text has these characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +49,6 @@ class Parsed:
     """The fields of the template. In a loop over frames, a list with one value for each."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """A template for clips of one shape. Its text is yet missing."""
-
-    index: NDArray[np.int64]  # Number of each code; special tokens come after the codes
-    loss: NDArray[np.bool_]
-    positions: NDArray[np.int32]
-    events: list[tuple[int, Run | None]]  # Place in ``index`` of text, or of a cut
-
-
 class TemplateConfig(Frozen):
     """A template file."""
 
@@ -77,10 +66,10 @@ class Template:
     ``{name}`` is a special token of the vocabulary, or else a field: a value of the clip, as text
     (``{name:int}`` and ``{name:float}`` for numbers). ``{t}``, ``{h}`` and ``{w}`` are the sides of
     the codes. Codes are ``{codes}``, or ``{frames:...}`` with ``{frame}``, or within it
-    ``{rows:...}`` with ``{row}``. ``{rows({eol}):...}`` puts a separator between rows.
+    ``{rows:...}`` with ``{row}``. ``{rows(eol):...}`` puts a special token between rows.
     ``{codes:htw}`` orders the axes, slowest first; ``{codes.0}`` is one of several codebooks, which
     otherwise alternate. Fields in a loop over frames have one value for each. Other characters are
-    literal text; a backslash precedes literal braces.
+    literal text, where ``{{`` and ``}}`` stand for braces.
 
     Text between two special tokens is encoded as a whole.
 
@@ -105,17 +94,19 @@ class Template:
         finds_shape: bool = True,
     ) -> None:
         self.template, self.vocabulary = template, vocabulary
-        self._nodes = parsed(template, vocabulary.special)
-        self._names = list(vocabulary.special)
+        self.parts = parsed(template, [*vocabulary.special])
         self._loss = None if loss is None else frozenset(loss)
-        self._layout = lru_cache(8)(self._make_layout)
-        check_text(template, self._nodes, vocabulary.text is not None)
-        check_codes(template, self._nodes, len(vocabulary.sizes))
-        if finds_shape and not self._tells_shape():
-            raise ConfigError(
-                f"template {template!r}: the shape of a clip cannot be found in its sequence. End "
-                "rows and frames with special tokens, or put {t}, {h} and {w} before the codes"
-            )
+        for shape in product(range(1, 5), repeat=3) if finds_shape else [(2, 2, 2)]:
+            layout, codes = _layout_of(self, shape), np.zeros((*shape, len(vocabulary.sizes)), int)
+            fields = [p for _, run in layout.events for p in run or () if p.kind in KINDS]
+            values = {p.name: KINDS[p.kind][0]() for p in fields}
+            values |= {p.name: [values[p.name]] * shape[0] for p in fields if p.frame is not None}
+            tokens = self.compose(codes, values).tokens
+            if finds_shape and self._shape_of(tokens) != shape:
+                raise self.wrong(
+                    "the shape of a clip cannot be found in its sequence. End rows and frames with "
+                    "special tokens, or put {t}, {h} and {w} before the codes"
+                )
 
     @classmethod
     def load(cls, path: str | Path) -> "Template":
@@ -134,6 +125,14 @@ class Template:
         context = {"root": path.parent}
         config = validate_settings(TemplateConfig, data, name=str(path), context=context)
         return cls(config.template, Vocabulary(**config.vocabulary.model_dump()), loss=config.loss)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that determines the tokens and the loss."""
+        words, loss = self.vocabulary, None if self._loss is None else sorted(self._loss)
+        tokens = sorted(words.special.items()), words.pad, words.sizes.tolist()
+        where = words.offsets.tolist(), words.text and words.text.digest
+        return hashlib.sha256(repr((self.template, loss, tokens, where)).encode()).hexdigest()
 
     def compose(self, codes: NDArray[Any], values: Mapping[str, Any] | None = None) -> Document:
         """Return a clip as one sequence.
@@ -154,28 +153,23 @@ class Template:
             )
         if (grid < 0).any() or (grid >= books).any():
             raise ConfigError(f"codes up to {codes.max()} do not fit codebooks of {books} codes")
-        shape: Shape = grid.shape[:3]
-        sides = dict(zip(SHAPE, shape, strict=True))
-        layout, values = self._layout(shape), {**(values or {}), **sides}
+        layout = _layout_of(self, grid.shape[:3])
+        values = {**(values or {}), **dict(zip(SHAPE, grid.shape[:3], strict=True))}
         flat = (grid + self.vocabulary.offsets).ravel()
-        fixed = np.append(flat, [*self.vocabulary.special.values()])[layout.index]
-        tokens, loss, positions, cuts = [], [], [], []
+        fixed = np.append(flat, [*self.vocabulary.special.values()][::-1])[layout.index]
+        parts, cuts = [], []
         begin = length = 0
         for place, run in [*layout.events, (len(fixed), None)]:
-            tokens.append(fixed[begin:place])
-            loss.append(layout.loss[begin:place])
-            positions.append(layout.positions[begin:place])
+            span = slice(begin, place)
+            parts.append((fixed[span], layout.loss[span], layout.positions[span]))
             length, begin = length + place - begin, place
             if run is None:
                 cuts.append(length)
-                continue
-            text, counts = self._encode(run, values)
-            tokens.append(text)
-            loss.append(counts)
-            positions.append(np.zeros((len(text), 3), np.int32))
-            length += len(text)
-        join = np.concatenate
-        return Document(join(tokens), join(loss), join(positions), np.array(cuts[:-1], np.int64))
+            else:
+                parts.append(self._encode(run, values))
+                length += len(parts[-1][0])
+        tokens, loss, positions = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return Document(tokens, loss, positions, np.array(cuts[:-1], np.int64))
 
     def parse(self, tokens: Sequence[int] | NDArray[Any], shape: Shape | None = None) -> Parsed:
         """Return the clip and the fields from which ``compose`` makes these tokens.
@@ -183,214 +177,162 @@ class Template:
         Raises:
             ConfigError: no clip gives them, or their shape cannot be found.
         """
-        tokens = np.asarray(tokens, np.int64)
-        if tokens.ndim != 1:
-            raise ConfigError(f"tokens of shape {tokens.shape}: parse takes one sequence")
-        book = _books(self.vocabulary, tokens)
-        number = int((book >= 0).sum())
-        shape = shape or self._shape_of(tokens, number // len(self.vocabulary.sizes))
-        if np.prod([*shape, len(self.vocabulary.sizes)], dtype=object) != number or min(shape) < 1:
-            raise _no_clip(f"{number} codes are not a clip of shape {shape}")
-        layout = self._layout(shape)
-        flat = np.empty(number, np.int64)
-        values, at = self._walk(layout, tokens, shape, len(layout.index), flat)
-        if at != len(tokens):
-            raise _no_clip(f"{len(tokens) - at} tokens follow its end")
-        for side, name in zip(shape, SHAPE, strict=True):
-            if values.pop(name, side) != side:
-                raise _no_clip(f"it has {name}={side}, but its text has another")
-        grid = flat.reshape(*shape, -1) - self.vocabulary.offsets
-        if (grid < 0).any() or (grid >= self.vocabulary.sizes).any():
-            raise _no_clip("a code is of another codebook")
-        return Parsed(grid[..., 0] if grid.shape[-1] == 1 else grid, values)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_layout"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _layout=lru_cache(8)(self._make_layout))
-
-    def _walk(
-        self,
-        layout: _Layout,
-        tokens: NDArray[np.int64],
-        shape: Shape,
-        until: int,
-        flat: NDArray[np.int64] | None = None,
-    ) -> tuple[dict[str, Any], int]:
-        """Compare tokens with a layout up to a place of its ``index``, and fill ``flat`` in.
-
-        Return the values of its fields, and the number of tokens.
-        """
-        special = np.array([*self.vocabulary.special.values()], np.int64)
-        num_codes = int(np.prod(shape)) * len(self.vocabulary.sizes)
-        values: dict[str, Any] = {}
-        begin = at = 0
-        events = [event for event in layout.events if event[0] <= until]
-        for place, run in [*events, (until, None)]:
-            wanted, found = layout.index[begin:place], tokens[at : at + place - begin]
-            is_code = wanted < num_codes
-            if (
-                len(found) < len(wanted)
-                or (found[~is_code] != special[wanted[~is_code] - num_codes]).any()
-            ):
-                raise _no_clip(f"tokens {at} to {at + len(wanted)} are not those of its layout")
-            if flat is not None:
-                flat[wanted[is_code]] = found[is_code]
-            begin, at = place, at + len(wanted)
-            if run is not None:
-                at = self._read(run, tokens, at, shape, values)
-        return values, at
-
-    def _read(
-        self, run: Run, tokens: NDArray[np.int64], at: int, shape: Shape, values: dict[str, Any]
-    ) -> int:
-        """Read the fields of a run of text into ``values``. Return where it ends."""
-        text = self.vocabulary.text
-        assert text is not None
-        rest = tokens[at:]
-        inside = (rest >= 0) & (rest < len(text.is_text))
-        inside[inside] = text.is_text[rest[inside]]
-        end = at + (len(rest) if inside.all() else int(inside.argmin()))
-        found = text.decode(tokens[at:end].tolist())
-        pattern = "".join(
-            re.escape(one.text) if isinstance(one, Text) else _PATTERNS[one.kind] for one in run
-        )
-        if not (match := re.fullmatch(pattern, found, re.DOTALL)):
-            raise _no_clip(f"its text {found!r:.99} is not that of the template")
-        fields = [one for one in run if isinstance(one, Value)]
-        for field, written in zip(fields, match.groups(), strict=True):
-            try:
-                value = _READ[field.kind](written)
-            except ValueError as error:
-                raise _no_clip(f"{field.name} is {written!r}") from error
-            if field.frame is not None:
-                values.setdefault(field.name, [None] * shape[0])[field.frame] = value
-            elif values.setdefault(field.name, value) != value:
-                raise _no_clip(f"{field.name} has two values")
-        again = "".join(text_of(one, values, shape[0]) for one in run)
-        if text.encode(again)[0].tolist() != tokens[at:end].tolist():
-            raise _no_clip(f"its text {found!r:.99} is not encoded as the tokenizer does")
-        return end
+        tokens, books = np.asarray(tokens, np.int64), len(self.vocabulary.sizes)
+        try:
+            if tokens.ndim != 1 or ((tokens < 0) | (tokens >= self.vocabulary.size)).any():
+                raise ValueError(f"it needs (n,) tokens below {self.vocabulary.size}")
+            if (shape := shape or self._shape_of(tokens)) is None:
+                raise ValueError("the shape of its clip cannot be found: pass shape=(t, h, w)")
+            layout = _layout_of(self, shape)
+            fixed, values = self._read(layout, tokens)
+            is_code = layout.index >= 0
+            flat = np.empty(is_code.sum(), np.int64)
+            flat[layout.index[is_code]] = fixed[is_code]
+            codes = flat.reshape(*shape, books) - self.vocabulary.offsets
+            again = self.compose(codes, values).tokens
+            if not np.array_equal(again, tokens):
+                raise ValueError("what it seems to hold gives another sequence")
+        except (ConfigError, ValueError) as error:
+            raise ConfigError(f"no clip gives this sequence by the template: {error}") from error
+        fields = {name: value for name, value in values.items() if name not in SHAPE}
+        return Parsed(codes[..., 0] if books == 1 else codes, fields)
 
     def _encode(
-        self, run: Run, values: Mapping[str, Any]
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the tokens of a run of text, and whether each counts in the loss."""
-        text = self.vocabulary.text
-        assert text is not None
-        parts = [text_of(one, values, values["t"]) for one in run]
-        tokens, spans = text.encode("".join(parts))
-        counted = [self._counts("literals" if isinstance(one, Text) else one.name) for one in run]
-        marks = np.repeat(counted, [len(part) for part in parts])
+        self, run: Run, values: dict[str, Any]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int32]]:
+        """Return the tokens of a run of text, whether each counts in the loss, and positions."""
+        assert self.vocabulary.text is not None
+        texts = [text_of(part, values) for part in run]
+        tokens, spans = self.vocabulary.text.encode("".join(texts))
+        names = ("literals" if part.kind == "literal" else part.name for part in run)
+        marks = np.repeat([self.counts(name) for name in names], [len(text) for text in texts])
         loss = [bool(marks[first : max(end, first + 1)].any()) for first, end in spans]
-        return tokens, np.array(loss, bool)
+        return tokens, np.array(loss, bool), np.zeros((len(tokens), 3), np.int32)
 
-    def _counts(self, name: str) -> bool:
+    def counts(self, name: str) -> bool:
+        """Return whether a model should learn to predict these tokens."""
         return self._loss is None or name in self._loss
 
-    def _make_layout(self, shape: Shape) -> _Layout:
-        grid = (*shape, len(self.vocabulary.sizes))
-        numbers = np.arange(np.prod(grid, dtype=np.int64)).reshape(grid)
-        parts: list[NDArray[np.int64]] = []
-        counted: list[NDArray[np.bool_]] = []
-        events: list[tuple[int, Run | None]] = []
-        length = 0
-        items = list(expanded(self._nodes, numbers))
-        for is_text, group in groupby(items, lambda item: isinstance(item, Text | Value)):
-            if is_text:
-                events.append(
-                    (length, tuple(one for one in group if isinstance(one, Text | Value)))
-                )
-                continue
-            for item in group:
-                if item is None:
-                    events.append((length, None))
-                    continue
-                part, name = np.empty(0, np.int64), "codes"
-                if isinstance(item, Special):
-                    part, name = np.array([numbers.size + self._names.index(item.name)]), item.name
-                elif isinstance(item, np.ndarray):
-                    part = item
-                parts.append(part)
-                counted.append(np.full(len(part), self._counts(name)))
-                length += len(part)
-        index = np.concatenate(parts)
-        positions = np.zeros((length, 3), np.int32)
-        is_code = index < numbers.size
-        positions[is_code] = np.stack(np.unravel_index(index[is_code], grid)[:3], axis=-1)
-        return _Layout(index, np.concatenate(counted), positions, events)
-
-    def _rows(self) -> list[tuple[int, int, int, int]]:
-        """Return (token, a, b, c): a special token occurs a + b t + c t h times."""
+    def _shape_of(self, tokens: NDArray[np.int64]) -> Shape | None:
+        """Find the shape of a clip from how often special tokens occur, and from the sides in the
+        text before its first code."""
+        num_special = len(self.vocabulary.special)
 
         def count(t: int, h: int) -> NDArray[np.int64]:
-            index = self._layout((t, h, 1)).index - t * h * len(self.vocabulary.sizes)
-            return np.bincount(index[index >= 0], minlength=len(self._names))
+            index = _layout_of(self, (t, h, 1)).index
+            return np.bincount(~index[index < 0], minlength=num_special)
 
-        one, frames, rows = count(1, 1), count(2, 1), count(1, 2)
-        c = rows - one
-        b = frames - one - c
-        return [
-            (token, int(x), int(y), int(z))
-            for token, x, y, z in zip(
-                self.vocabulary.special.values(), one - b - c, b, c, strict=True
-            )
-            if y or z
-        ]
+        _, values = self._read(_layout_of(self, (1, 1, 1)), tokens, first_code=True)
+        uses = self.vocabulary.uses[tokens]
+        number = int((uses >= num_special).sum()) // len(self.vocabulary.sizes)
+        # Special tokens occur a + b t + c t h times: equations for t and t h.
+        c = count(1, 2) - count(1, 1)
+        b = count(2, 1) - count(1, 1) - c
+        counts = np.bincount(uses[uses >= 0], minlength=num_special)[:num_special]
+        equations = [*zip(b, c, counts - count(1, 1) + b + c, strict=True)]
+        sides = {name: values.get(name, 0) for name in SHAPE}
+        found = {"t": (1, 0, sides["t"]), "h": (sides["h"], -1, 0), "w": (0, sides["w"], number)}
+        equations += [found[name] for name in SHAPE if name in values]
+        matrix = np.array(equations, float).reshape(-1, 3)
+        solved, _, rank, _ = np.linalg.lstsq(matrix[:, :2], matrix[:, 2])
+        t, rows = np.rint(solved).astype(int).tolist()
+        return (t, rows // t, number // rows) if rank == 2 and min(t, rows) > 0 else None
 
-    def _prefix(self) -> tuple[_Layout, int]:
-        """Return the layout of the smallest clip, and the place of its first code."""
-        layout = self._layout((1, 1, 1))
-        is_code = layout.index < len(self.vocabulary.sizes)
-        return layout, int(is_code.argmax())
+    def _read(
+        self, layout: "_Layout", tokens: NDArray[np.int64], first_code: bool = False
+    ) -> tuple[NDArray[np.int64], dict[str, Any]]:
+        """Return the tokens for ``layout.index``, and the fields of its text.
 
-    def _tells_shape(self) -> bool:
-        layout, first = self._prefix()
-        runs = [run or () for place, run in layout.events if place <= first]
-        known = {one.name for run in runs for one in run if isinstance(one, Value)} & {*SHAPE}
-        counts = [(b, c, 0) for _, _, b, c in self._rows()]
-        sides = range(1, 2 + max((abs(b) for b, _, _ in counts), default=0))
-        return all(
-            _solved([*counts, *_equations(dict.fromkeys(known, side), side)]) is not None
-            for side in sides
+        With ``first_code``, reading ends there: that far, all shapes have the same layout.
+        """
+        fixed, values = [], dict[str, Any]()
+        stops = np.append(np.flatnonzero(self.vocabulary.uses[tokens] != TEXT), len(tokens))
+        begin = at = 0
+        for place, run in [*layout.events, (len(layout.index), None)]:
+            fixed.append(tokens[at : at + place - begin])
+            if first_code and (layout.index[begin:place] >= 0).any():
+                break
+            begin, at = place, at + place - begin
+            if at > len(tokens):
+                raise ValueError("it ends too early")
+            if run is None:
+                continue
+            assert self.vocabulary.text is not None
+            start, at = at, int(stops[np.searchsorted(stops, at)])
+            text = self.vocabulary.text.decode(tokens[start:at].tolist())
+            looks = (KINDS[p.kind][1] if p.kind in KINDS else re.escape(p.name) for p in run)
+            if not (match := re.fullmatch("".join(looks), text, re.DOTALL)):
+                raise ValueError(f"its text {text!r:.99} is not that of the template")
+            fields = (part for part in run if part.kind in KINDS)
+            for field, found in zip(fields, match.groups(), strict=True):
+                value = KINDS[field.kind][0](found)
+                if field.frame is None:
+                    values[field.name] = value
+                else:  # frames come in order, and some have the same field twice
+                    values[field.name] = [*values.get(field.name, [])[: field.frame], value]
+        return np.concatenate(fixed), values
+
+    def wrong(self, problem: str) -> ConfigError:
+        return ConfigError(f"template {self.template!r}: {problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """A template for clips of one shape. Its text is yet missing."""
+
+    index: NDArray[np.int64]  # Number of each code; ~k for the special token with number k
+    loss: NDArray[np.bool_]
+    positions: NDArray[np.int32]
+    events: list[tuple[int, Run | None]]  # Place in ``index`` of text, or of a cut
+
+
+@lru_cache(16)
+def _layout_of(template: Template, shape: Shape) -> _Layout:
+    """ConfigError if a clip does not have every code once, or fields could not be told apart."""
+    grid = (*shape, len(template.vocabulary.sizes))
+    numbers = np.arange(np.prod(grid, dtype=np.int64)).reshape(grid)
+    try:
+        items = [*expanded(template.parts, numbers)]
+    except IndexError as error:
+        raise template.wrong(f"there are only {grid[-1]} codebooks") from error
+    index, length = [np.empty(0, np.int64)], 0
+    events: list[tuple[int, Run | None]] = []
+    for kind, group in groupby(items, type):
+        if kind is Part:
+            run = tuple(one for one in group if isinstance(one, Part))
+            _check_run(template, run)
+            if any(other and place == length for place, other in events[-2:]):
+                raise template.wrong(
+                    "the text of two frames could not be told apart. Put a "
+                    "special token between them"
+                )
+            events.append((length, run))
+            continue
+        for item in group:
+            if isinstance(item, np.ndarray):
+                index.append(item)
+                length += len(item)
+            else:
+                events.append((length, None))
+    joined = np.concatenate(index)
+    is_code = joined >= 0
+    codes = joined[is_code]
+    if len(codes) != numbers.size or not np.bincount(codes).all():
+        raise template.wrong("it does not have every code of a clip exactly once")
+    positions = np.zeros((length, 3), np.int32)
+    positions[is_code] = np.stack(np.unravel_index(codes, grid)[:3], axis=-1)
+    counted = [template.counts(name) for name in ("codes", *template.vocabulary.special)]
+    return _Layout(joined, np.array(counted)[np.maximum(0, -joined)], positions, events)
+
+
+def _check_run(template: Template, run: Run) -> None:
+    if template.vocabulary.text is None:
+        raise template.wrong("it has text, so its vocabulary needs text, too")
+    marks = {"text": _TEXT, "int": _NUMBER, "float": _NUMBER}
+    marked = "".join(marks.get(part.kind, part.name) for part in run)
+    if marked.count(_TEXT) > 1 or re.search(f"[{_FIELD}][-+.e0-9]*[{_FIELD}]", marked):
+        names = ", ".join(part.name for part in run if part.kind in KINDS)
+        raise template.wrong(
+            f"{names} follow each other, and where one ends could not be told. Put a special token "
+            "between them"
         )
-
-    def _shape_of(self, tokens: NDArray[np.int64], num_places: int) -> Shape:
-        """Find a shape from how often special tokens occur, and from fields before the codes."""
-        layout, first = self._prefix()
-        values, _ = self._walk(layout, tokens, (1, 1, 1), first)
-        known = {name: values[name] for name in SHAPE if name in values}
-        counts = [(b, c, int((tokens == token).sum()) - a) for token, a, b, c in self._rows()]
-        found = _solved([*counts, *_equations(known, num_places)])
-        if found is None or min(found) < 1:
-            raise _no_clip("the shape of the clip cannot be found: pass shape=(t, h, w)")
-        t, rows = found
-        return t, rows // t, num_places // rows
-
-
-def _equations(known: Mapping[str, int], num_places: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (a, b, c) with a t + b t h = c, for each side that is known."""
-    for name, side in known.items():
-        yield {"t": (1, 0, side), "h": (side, -1, 0), "w": (0, side, num_places)}[name]
-
-
-def _solved(equations: Sequence[tuple[int, int, int]]) -> tuple[int, int] | None:
-    """Return t and t h; None if the equations do not determine them."""
-    for (a, b, p), (c, d, q) in combinations(equations, 2):
-        if det := a * d - b * c:
-            return (p * d - b * q) // det, (a * q - p * c) // det
-    return None
-
-
-def _books(vocabulary: Vocabulary, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return (n,) the codebook of each token; -1 for others."""
-    book = np.full(len(tokens), -1)
-    spans = zip(vocabulary.offsets, vocabulary.sizes, strict=True)
-    for number, (offset, size) in enumerate(spans):
-        book[(tokens >= offset) & (tokens < offset + size)] = number
-    return book
-
-
-def _no_clip(problem: str) -> ConfigError:
-    return ConfigError(f"no clip gives this sequence by the template: {problem}")

@@ -1,19 +1,21 @@
 """The tokens of a model: text, the codes of one or several codebooks, and special tokens."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from tokpipe.config.base import Frozen, Uri
 from tokpipe.config.explain import validate_settings
 from tokpipe.errors import ConfigError
 
+MAX_TOKENS = 2**24
+TEXT, UNUSED = -1, -2  # Other uses of tokens count from 0
 _PROBES = (
     "A Dog, 2 cats", " two  spaces ", "\n\ttab\r\n", "e\u0301 é", "日本語 한국어", "👩‍👧🏽 🇺🇳",
     "½ Å\u00a0\ufb01",
@@ -24,9 +26,9 @@ _PROBES = (
 class CodebookConfig(Frozen):
     """Which tokens the codes of one codebook are. They are consecutive."""
 
-    size: PositiveInt
+    size: Annotated[int, Field(ge=1, lt=MAX_TOKENS)]
     """Codes are 0 <= code < size."""
-    offset: NonNegativeInt | None = None
+    offset: Annotated[int, Field(ge=0, lt=MAX_TOKENS)] | None = None
     """Token of code 0."""
     pattern: str | None = None
     """Name of each code in the text tokenizer, such as ``<|visual token {:06d}|>``."""
@@ -37,24 +39,22 @@ class CodebookConfig(Frozen):
             raise ValueError("needs either offset or pattern: write where its tokens begin")
         return self
 
-    def name(self, code: int) -> str:
+    @property
+    def names(self) -> list[str]:
+        """The codes' names in the text tokenizer; none if the codebook has an offset."""
         try:
-            return (self.pattern or "").format(code)
-        except (LookupError, ValueError) as error:
-            raise ConfigError(f"pattern {self.pattern!r}: {error}; write one {{:06d}}") from error
+            return [self.pattern.format(code) for code in range(self.size)] if self.pattern else []
+        except LookupError as error:
+            raise ConfigError(f"vocabulary: pattern {self.pattern!r}: write one {{}}") from error
 
 
 class VocabularyConfig(Frozen):
-    """A vocabulary, as a file declares it."""
+    """A vocabulary, as a file declares it: the arguments of ``Vocabulary``."""
 
     codes: tuple[CodebookConfig, ...] = Field(min_length=1)
-    """The codebooks, in the order of the last axis of codes (t, h, w, c)."""
-    special: Mapping[str, NonNegativeInt | str] = Field(default_factory=dict)
-    """Name in templates -> token, or its text in the text tokenizer."""
+    special: Mapping[str, Annotated[int, Field(ge=0, lt=MAX_TOKENS)] | str] = {}
     pad: str | None = None
-    """Name of the special token that fills sequences up."""
     text: Uri | None = None
-    """Path of a ``tokenizer.json``."""
 
 
 class Vocabulary:
@@ -81,16 +81,12 @@ class Vocabulary:
     ) -> None:
         data = {"codes": list(codes), "special": dict(special or {}), "pad": pad, "text": text}
         config: VocabularyConfig = validate_settings(VocabularyConfig, data, name="vocabulary")
-        names = {token for token in config.special.values() if isinstance(token, str)}
-        for book in config.codes:
-            names |= {book.name(code) for code in range(book.size if book.pattern else 0)}
+        names = {name for book in config.codes for name in book.names}
+        names |= {token for token in config.special.values() if isinstance(token, str)}
         if names and config.text is None:
             raise ConfigError(f"vocabulary: {min(names)!r} is the text of a token: set text, too")
         self.text = None if config.text is None else TextTokenizer(Path(config.text), names)
-        self.special = {
-            name: self._token(token) if isinstance(token, str) else token
-            for name, token in config.special.items()
-        }
+        self.special = {name: self._token(token) for name, token in config.special.items()}
         self.sizes: NDArray[np.int64] = np.array([book.size for book in config.codes])
         """(codebooks,) codes of each codebook."""
         self.offsets: NDArray[np.int64] = np.array([self._offset(book) for book in config.codes])
@@ -98,10 +94,29 @@ class Vocabulary:
         if pad is not None and pad not in self.special:
             raise ConfigError(f"vocabulary: pad={pad!r} is not among special: {[*self.special]}")
         self.pad = None if pad is None else self.special[pad]
-        self.size = self._checked_size()
+        spans = [(token, token + 1) for token in self.special.values()]
+        spans += zip(self.offsets.tolist(), (self.offsets + self.sizes).tolist(), strict=True)
+        known = () if self.text is None else self.text.tokens.values()
+        self.size: int = max([*known, *(end - 1 for _, end in spans)]) + 1
         """Number of tokens, with unused ones: rows of a model's embedding."""
+        self.uses = np.full(self.size, UNUSED, np.int16)
+        """(size,) what each token is: text, unused, or the number of its special token; codebooks
+        come after these."""
+        self.uses[[] if self.text is None else self.text.text_tokens] = TEXT
+        owners = [*self.special, *(f"codebook {number}" for number in range(len(self.sizes)))]
+        for number, (start, end) in enumerate(spans):
+            if (taken := self.uses[start:end] != UNUSED).any():
+                token = start + int(taken.argmax())
+                other = "text" if self.uses[token] == TEXT else owners[self.uses[token]]
+                raise ConfigError(
+                    f"vocabulary: token {token} would be both {owners[number]} and {other}. Move "
+                    f"one of them; tokens from {self.size} on are free"
+                )
+            self.uses[start:end] = number
 
-    def _token(self, name: str) -> int:
+    def _token(self, name: str | int) -> int:
+        if isinstance(name, int):
+            return name
         assert self.text is not None
         if (token := self.text.tokens.get(name)) is None:
             raise ConfigError(f"vocabulary: {name!r} is not a token of {self.text.path}")
@@ -110,38 +125,13 @@ class Vocabulary:
     def _offset(self, book: CodebookConfig) -> int:
         if book.offset is not None:
             return book.offset
-        tokens = [self._token(book.name(code)) for code in range(book.size)]
-        for code, (one, other) in enumerate(pairwise(tokens)):
-            if other != one + 1:
-                raise ConfigError(
-                    f"vocabulary: {book.name(code)} is token {one}, but {book.name(code + 1)} is "
-                    f"token {other}: codes have to be consecutive tokens"
-                )
+        tokens = [self._token(name) for name in book.names]
+        if tokens != [*range(tokens[0], tokens[0] + book.size)]:
+            raise ConfigError(
+                f"vocabulary: the tokens {book.pattern!r} are not consecutive in the tokenizer, so "
+                "they are not a codebook. Check pattern and size"
+            )
         return tokens[0]
-
-    def _checked_size(self) -> int:
-        spans = [(token, token + 1, name) for name, token in self.special.items()]
-        for number, (offset, size) in enumerate(zip(self.offsets, self.sizes, strict=True)):
-            spans.append((int(offset), int(offset + size), f"codebook {number}"))
-        spans.sort()
-        for (first, end, name), (start, _, other) in pairwise(spans):
-            if start < end:
-                raise ConfigError(
-                    f"vocabulary: token {start} would be both {name} and {other}. Give {other} "
-                    f"other tokens: {name} has {first} to {end - 1}"
-                )
-        ends = [end for _, end, _ in spans]
-        if self.text is not None:
-            is_text = self.text.is_text
-            for start, end, name in spans:
-                if is_text[start:end].any():
-                    token = start + int(is_text[start:end].argmax())
-                    raise ConfigError(
-                        f"vocabulary: token {token} would be both {name} and the text "
-                        f"{self.text.decode([token])!r}; tokens from {len(is_text)} on are free"
-                    )
-            ends.append(len(is_text))
-        return max(ends)
 
 
 class TextTokenizer:
@@ -160,9 +150,10 @@ class TextTokenizer:
             ) from error
         self.path = path
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            whole = Tokenizer.from_str(json.dumps(data))
-            self.tokens: dict[str, int] = whole.get_vocab()
+            whole = path.read_bytes()
+            self.digest = hashlib.sha256(whole).hexdigest()
+            data = json.loads(whole)
+            self.tokens: dict[str, int] = Tokenizer.from_buffer(whole).get_vocab()
             """Token of each text, also of special ones and codes."""
             added = data.get("added_tokens") or []
             removed = names | {one["content"] for one in added if one["special"]}
@@ -178,10 +169,8 @@ class TextTokenizer:
             raise ConfigError(
                 f"{path}: cannot be read as a tokenizer.json: {found:.200}"
             ) from error
-        kept = [token for text, token in self.tokens.items() if text not in removed]
-        self.is_text = np.zeros(max(self.tokens.values(), default=-1) + 1, bool)
-        """(tokens,) whether each token is text."""
-        self.is_text[kept] = True
+        self.text_tokens = [t for text, t in self.tokens.items() if text not in removed]
+        self._not_text = {*self.tokens.values()} - {*self.text_tokens}
         for probe in (*_PROBES, *sorted(removed)[:100]):
             self.encode(probe)
 
@@ -195,12 +184,13 @@ class TextTokenizer:
             found = self._tokenizer.encode(text, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:
             raise ConfigError(f"{text!r:.99} is not text that can be written as UTF-8") from error
-        if not self.is_text[found.ids].all() or (back := self.decode(found.ids)) != text:
-            back = "special tokens" if not self.is_text[found.ids].all() else repr(back)
+        back = self.decode(found.ids)
+        if back != text or not self._not_text.isdisjoint(found.ids):
             raise ConfigError(
-                f"{self.path}: this tokenizer changes text: {text!r:.99} comes back as {back:.99}, "
-                "so captions could not be read back from sequences. Use a tokenizer without "
-                "normalizer and unknown tokens, such as byte-level BPE"
+                f"{self.path}: this tokenizer changes text: {text!r:.99} comes back as "
+                f"{back!r:.99}, or as special tokens, so captions could not be read back from "
+                "sequences. Use a tokenizer without normalizer and unknown tokens, such as "
+                "byte-level BPE"
             )
         return np.array(found.ids, np.int64), found.offsets
 
