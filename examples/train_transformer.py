@@ -309,15 +309,15 @@ def generate(
     tokens = torch.from_numpy(layout.tokens).unsqueeze(0)
     positions = torch.from_numpy(layout.positions).unsqueeze(0)
     is_code = model.tokens.is_code(tokens[0]).tolist()
-    first = is_code.index(True)
+    first, end = is_code.index(True), len(is_code) - is_code[::-1].index(True)
     mask = torch.ones(first, first, dtype=torch.bool).tril()[None, None]
     hidden, caches = model(tokens[:, :first], positions[:, : first + 1], mask)
-    for place in range(first, len(is_code)):
+    for place in range(first, end):
+        if place > first:
+            before, both = slice(place - 1, place), slice(place - 1, place + 1)
+            hidden, caches = model(tokens[:, before], positions[:, both], None, caches)
         if is_code[place]:
             tokens[0, place] = model.tokens.draw(hidden[0, -1], generator)
-        if any(is_code[place + 1 :]):
-            after = slice(place, place + 2)
-            hidden, caches = model(tokens[:, place, None], positions[:, after], None, caches)
     return tokens[0].numpy()
 
 
