@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, str] = {
     "audit": "the manifest of 10 million clips audited: seconds and memory",
     "storage": "bits per code against the entropy of the codes",
     "reader": "codes per second against raw arrays, first and second epoch",
+    "nodes": "bytes fetched and memory of 1, 2 and 8 nodes that read an epoch",
     "peers": "the same job by a DataLoader loop and by hand-written Ray Data",
 }
 """What each measures, by name."""

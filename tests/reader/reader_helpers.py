@@ -27,12 +27,20 @@ def begin(store: Store, codebook_size: int = 8192, rows: Iterable[int] = (-1,)) 
 
 
 def put_shard(
-    store: Store, name: str, clips: Sequence[EncodedClip], codebook_size: int = 8192
+    store: Store,
+    name: str,
+    clips: Sequence[EncodedClip],
+    codebook_size: int = 8192,
+    carried: pa.Table | None = None,
 ) -> Receipt:
-    """Put a shard and its side table, with the caption ``caption <plan row>``, without listing."""
+    """Put a shard and its side table, without listing them.
+
+    It carries the caption ``caption <plan row>``, or the columns of ``carried``.
+    """
     shard = build_shard(clips, shard_metadata(codebook_size))
-    captions = [f"caption {clip.ref.row}" for clip in clips]
-    side_table = build_side_table(clips, pa.table({"caption": captions}))
+    if carried is None:
+        carried = pa.table({"caption": [f"caption {clip.ref.row}" for clip in clips]})
+    side_table = build_side_table(clips, carried)
     receipt = receipt_of(name, clips, shard, side_table)
     store.put(receipt.shard, shard)
     store.put(receipt.side_table, side_table)
@@ -68,6 +76,17 @@ def write_clips(
         row += size
     if receipts:
         commit(store, 0, *receipts)
+
+
+def store_carrying(*tables: pa.Table) -> DictStore:
+    """A store with an output that has a shard for each table, whose rows its clips carry."""
+    store, row = DictStore(), 0
+    begin(store, rows=range(sum(map(len, tables))))
+    for seq, table in enumerate(tables):
+        clips = [encoded_clip(one, (5,)) for one in range(row, row + len(table))]
+        commit(store, seq, put_shard(store, f"p-{seq}-a", clips, carried=table))
+        row += len(table)
+    return store
 
 
 def ids(samples: Iterable[Any]) -> list[str]:

@@ -64,12 +64,26 @@ def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
 
 
 def read_side_table(
-    uri: str, data: bytes, *, size_bytes: int, sha256_hex: str, verify: bool = True
+    uri: str,
+    data: bytes,
+    *,
+    size_bytes: int,
+    sha256_hex: str,
+    verify: bool = True,
+    columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """Return a side table, checked against its size and hash in the manifest."""
+    """Return a side table or some of its columns, checked against its size and hash.
+
+    Only these columns are decoded, unless it is of an earlier version.
+    """
     if verify:
         check_bytes(uri, data, size_bytes=size_bytes, sha256_hex=sha256_hex)
-    table = from_parquet(uri, data, "side table", verify=verify)
+
+    def chosen(names: list[str]) -> list[str]:
+        is_new = names[: len(OWN_COLUMNS)] == list(OWN_COLUMNS)
+        return list(columns) if columns is not None and is_new else names
+
+    table = from_parquet(uri, data, "side table", verify=verify, columns=chosen)
     for later in (["encoder"], list(_LATER)):
         before = [name for name in _OWN.names if name not in later]
         if before == table.column_names[: len(before)]:
@@ -79,9 +93,12 @@ def read_side_table(
                     values = pa.array([_LATER[field.name]] * table.num_rows, field.type)
                     table = table.add_column(at, field, values)
             break
-    if list(table.schema)[: len(_OWN)] != list(_OWN):
+    own = [name for name in OWN_COLUMNS if columns is None or name in columns]
+    if columns is not None and set(columns) <= set(table.column_names):
+        table = table.select([*own, *(name for name in columns if name not in own)])
+    if list(table.schema)[: len(own)] != [_OWN.field(name) for name in own]:
         raise damaged(uri, f"its columns are {table.column_names[:50]}, or of other types")
-    check_texts(uri, table.select(OWN_COLUMNS))
+    check_texts(uri, table.select(own))
     return table
 
 

@@ -1,7 +1,7 @@
 """Arrow tables as Parquet bytes, and the schemas of tokpipe's own columns."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -41,9 +41,17 @@ def check_bounds(metadata: Any) -> None:
 
 
 def from_parquet(
-    uri: str, data: bytes, kind: str, *, verify: bool = True, columns: list[str] | None = None
+    uri: str,
+    data: bytes,
+    kind: str,
+    *,
+    verify: bool = True,
+    columns: list[str] | Callable[[list[str]], list[str]] | None = None,
 ) -> pa.Table:
-    """Parse what ``to_parquet`` wrote; ``kind`` names it in the error."""
+    """Parse what ``to_parquet`` wrote; ``kind`` names it in the error.
+
+    ``columns`` are those to read, or chooses them among the names that there are.
+    """
     try:
         metadata = pq.read_metadata(pa.BufferReader(data))
         check_bounds(metadata)
@@ -55,6 +63,7 @@ def from_parquet(
             read_dictionary=texts_of(metadata),
         )
         names = schema.names
+        columns = columns(names) if callable(columns) else columns
         if len(set(names)) < len(names) or not set(columns or ()) <= set(names):
             raise pa.ArrowInvalid(f"some of its columns {names[:50]} repeat, or some are missing")
         # In this thread alone: pyarrow's hold on to the bytes, and if one lets go of them while

@@ -1,11 +1,7 @@
 """Codes on local disk: each shard is verified and decoded once, then memory-mapped."""
 
-import contextlib
-import fcntl
-import os
-import re
-import uuid
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,18 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.errors import ConfigError, StorageError
-from tokpipe.formats.checks import damaged
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.reader.cache_folder import CacheFolder
+from tokpipe.reader.columns import ShardColumns, write_columns
 from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import Codes, ShardCodes, write_shard_codes
-from tokpipe.reader.values import ShardInfo
-from tokpipe.storage.local_files import TEMPORARY_FOLDER, remove_abandoned
 from tokpipe.storage.read_ahead import read_ahead
 
 _MAPPED_SHARDS = 16_384  # The kernel allows a process 65,530 maps
-
-_SUFFIX = ".codes"
+_ROW_BYTES = 256  # What the columns of a chunk take at most, other than codes
+_UNPACKED = 5  # Times that columns take of the space of their side table, at most
 
 
 class CodeCache:
@@ -33,7 +27,8 @@ class CodeCache:
     The first access to a shard fetches, verifies and decodes it into a raw file in ``folder``,
     named by its SHA-256. The processes of a node, several outputs and later runs can share a
     folder. If two processes need the same shard, one makes it and the other waits. Files appear
-    whole, by renaming, so a killed process leaves no partial file.
+    whole, by renaming, so a killed process leaves no partial file. Columns of side tables get files
+    in the same way.
 
     Args:
         output: what to read. Shards are verified even if it was opened with ``verify=False``.
@@ -56,24 +51,27 @@ class CodeCache:
         if not allow_partial:
             output.check_complete("training would miss clips", "allow_partial=True to CodeCache")
         self.output = output
-        self._folder = Path(folder)
-        self._max_bytes = max_bytes
+        self.folder = CacheFolder(Path(folder), max_bytes, self._unmap)
         self._read_ahead = read_ahead
         self._starts = output.shards.row_starts
-        self._mapped = lru_cache(_MAPPED_SHARDS)(self._find)
-        self._temporary = self._folder / TEMPORARY_FOLDER
-        self._locks = self._folder / "locks"
-        with self._disk_trouble():
-            self._temporary.mkdir(parents=True, exist_ok=True)
-            self._locks.mkdir(exist_ok=True)
-        remove_abandoned(self._folder)
+        self._num_mapped = _MAPPED_SHARDS
+        if max_bytes is not None:  # a removed file takes space while a process maps it
+            smallest = int(self.sizes().min(initial=max_bytes))
+            self._num_mapped = min(_MAPPED_SHARDS, max(1, max_bytes // max(1, smallest)))
+        self._mapped = lru_cache(self._num_mapped)(self._find)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_mapped": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._mapped = lru_cache(_MAPPED_SHARDS)(self._find)
+        self._mapped = lru_cache(self._num_mapped)(self._find)
+
+    def sizes(self, columns: Sequence[str] = ()) -> NDArray[np.int64]:
+        """(shards,) about how many bytes each shard takes on disk, with these columns."""
+        field, code_bytes = self.output.shards.field, np.dtype(self.tokenizer.code_dtype).itemsize
+        sizes: NDArray[np.int64] = code_bytes * field("num_codes") + _ROW_BYTES * field("num_rows")
+        return sizes + _UNPACKED * field("side_table_size_bytes") if columns else sizes
 
     @property
     def num_rows(self) -> int:
@@ -100,7 +98,9 @@ class CodeCache:
             ConfigError: it alone exceeds ``max_bytes``.
             StorageError: the output's store or the local disk failed.
         """
-        return self._mapped(number)
+        codes = self._mapped(number, None)
+        assert isinstance(codes, ShardCodes)
+        return codes
 
     def take(self, rows: NDArray[np.int64]) -> Codes:
         """Return the codes of the given chunks as one new array, (len(rows), t, h, w).
@@ -135,69 +135,36 @@ class CodeCache:
         joined: Codes = np.concatenate(blocks).reshape(len(rows), *(shapes.pop() or ()))
         return joined
 
-    def _find(self, number: int) -> ShardCodes:
-        info = self.output.shards[number]
-        if not re.fullmatch("[0-9a-f]{64}", info.sha256):  # it names files here
-            raise damaged(info.uri, f"its SHA-256 in the manifest is {info.sha256!r}")
-        path = self._folder / f"{info.sha256}{_SUFFIX}"
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return self._open(path, info)
-        with self._disk_trouble(), (self._locks / info.sha256[:2]).open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                return self._open(path, info)  # another process made it
-            return self._make(path, info)
+    def columns(self, number: int, names: tuple[str, ...]) -> ShardColumns:
+        """Return columns of one shard's side table, from the cache if they are there.
 
-    def _open(self, path: Path, info: ShardInfo) -> ShardCodes:
-        codes = ShardCodes(path, self.output.tokenizer.code_dtype, info.grid)
-        with contextlib.suppress(OSError):  # removed meanwhile, or another user's
-            os.utime(path)  # eviction removes the least recently used
-        return codes
+        Raises:
+            CorruptOutput: the side table is not what the manifest lists.
+        """
+        columns = self._mapped(number, names)
+        assert isinstance(columns, ShardColumns)
+        return columns
 
-    def _make(self, path: Path, info: ShardInfo) -> ShardCodes:
-        itemsize = np.dtype(self.output.tokenizer.code_dtype).itemsize
-        self._make_room(info, info.num_codes * itemsize)  # before the shard is fetched
-        temporary = self._temporary / uuid.uuid4().hex
-        try:
-            with temporary.open("xb") as file:
-                write_shard_codes(file, self.output.verified_shard(info))
-                file.flush()
-                os.fsync(file.fileno())  # a power cut could keep the name but lose the bytes
-            self._make_room(info, temporary.stat().st_size)
-            codes = self._open(temporary, info)  # before another process can remove it
-            os.replace(temporary, path)  # noqa: PTH105
-        finally:
-            temporary.unlink(missing_ok=True)
-        return codes
+    def _unmap(self) -> None:
+        """Let go of all files: of those that were removed, the space is taken until then."""
+        self._mapped.cache_clear()
 
-    def _make_room(self, info: ShardInfo, num_bytes: int) -> None:
-        if self._max_bytes is None:
-            return
-        if num_bytes > self._max_bytes:
-            raise ConfigError(
-                f"{self._folder}: the codes of {info.uri} take {num_bytes} bytes, more than the "
-                f"max_bytes={self._max_bytes} of the cache. Raise max_bytes"
+    def _find(self, number: int, names: tuple[str, ...] | None) -> ShardCodes | ShardColumns:
+        info, dtype = self.output.shards[number], np.dtype(self.output.tokenizer.code_dtype)
+        if names is None:
+            return self.folder.get(
+                info.uri,
+                info.sha256,
+                ".codes",
+                lambda path: ShardCodes(path, dtype.name, info.grid),
+                lambda file: write_shard_codes(file, self.output.verified_shard(info)),
+                min_bytes=info.num_codes * dtype.itemsize,
             )
-        found = []
-        for path in self._folder.glob(f"*{_SUFFIX}"):
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                found.append((status.st_mtime_ns, status.st_size, path))
-        room = self._max_bytes - num_bytes - sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if room >= 0:
-                return
-            path.unlink(missing_ok=True)
-            room += size
-            self._mapped.cache_clear()  # unmaps it too, or its space stays taken
-
-    @contextlib.contextmanager
-    def _disk_trouble(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StorageError(
-                f"{self._folder}: cannot write the code cache ({error.strerror}). Without it, "
-                "every epoch would decode all shards again. Free disk space, set max_bytes, or "
-                "choose another folder"
-            ) from error
+        which = hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
+        return self.folder.get(
+            info.side_table_uri,
+            info.side_table_sha256,
+            f".{which}.columns",
+            lambda path: ShardColumns(path, info.side_table_uri),
+            lambda file: write_columns(file, self.output, info, names),
+        )

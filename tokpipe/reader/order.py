@@ -41,16 +41,26 @@ class EpochOrder:
         epoch: int = 0,
         shuffle: bool = True,
         window_shards: int = 8,
+        num_parts: int = 1,
     ) -> None:
-        """``sizes`` (shards,): items of each shard. ``window_shards`` below 1: ValueError."""
+        """``sizes`` (shards,): items of each shard. ``window_shards`` below 1: ValueError.
+
+        With ``num_parts``, windows end where equal parts of the order do: a node that reads part
+        ``k``, the positions from ``k * len // num_parts`` on, needs no shard only for others.
+        """
         if window_shards < 1:
             raise ValueError(f"window_shards={window_shards}: must be at least 1")
         self._seed, self._epoch, self._shuffle = seed, epoch, shuffle
         self._shards = self._permutation(len(sizes), 0) if shuffle else np.arange(len(sizes))
-        self._window_shards = window_shards if shuffle else 1
-        self._sizes = sizes[self._shards]
-        starts = np.concatenate([[0], np.cumsum(self._sizes, dtype=np.int64)])
-        self._starts = np.append(starts[: -1 : self._window_shards], starts[-1])
+        self._shards = self._shards[sizes[self._shards] > 0]
+        self._shard_starts = np.append(0, np.cumsum(sizes[self._shards], dtype=np.int64))
+        total, starts = int(self._shard_starts[-1]), list[int]()
+        for part in range(num_parts):
+            first, last = part * total // num_parts, (part + 1) * total // num_parts
+            begin = np.searchsorted(self._shard_starts, first, side="right") - 1
+            inner = self._shard_starts[begin : -1 : window_shards if shuffle else 1]
+            starts += [max(first, start) for start in inner.tolist() if start < last]
+        self._starts = np.array([*starts, total], np.int64)
         self._window = lru_cache(_KEPT_WINDOWS)(self._make_window)
 
     def __len__(self) -> int:
@@ -59,17 +69,35 @@ class EpochOrder:
     def __getitem__(self, position: int) -> tuple[int, int]:
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of {len(self)}")
-        window = int(np.searchsorted(self._starts, position, side="right")) - 1
+        window = self.window_of(position)
         shards, items = self._window(window)
         place = position - int(self._starts[window])
         return int(shards[place]), int(items[place])
 
+    def window_of(self, position: int) -> int:
+        """Return the number of the window that holds a position."""
+        return int(np.searchsorted(self._starts, position, side="right")) - 1
+
+    def shards_of(self, window: int, end: int) -> list[int]:
+        """Return the shards of a window and of the next one, if that begins before ``end``."""
+        last = window + 1 + (self._starts[window + 1] < min(end, len(self)))
+        span = self._span(int(self._starts[window]), int(self._starts[last]))
+        shards: list[int] = self._shards[span].tolist()
+        return shards
+
+    def _span(self, first: int, last: int) -> slice:
+        """Return the places of the shards that hold positions of a range."""
+        begin = np.searchsorted(self._shard_starts, first, side="right") - 1
+        return slice(int(begin), int(np.searchsorted(self._shard_starts, last, side="left")))
+
     def _make_window(self, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (items,) the shard of each item of a window, and its place in the shard."""
-        span = slice(window * self._window_shards, (window + 1) * self._window_shards)
-        sizes = self._sizes[span]
+        first, last = self._starts[window : window + 2].tolist()
+        span = self._span(first, last)
+        starts = self._shard_starts[span]
+        sizes = np.diff(np.append(starts, last).clip(first))
         shards = np.repeat(self._shards[span], sizes)
-        items = np.concatenate([np.arange(size) for size in sizes])
+        items = np.arange(first, last) - np.repeat(starts, sizes)
         if self._shuffle:
             places = self._permutation(len(items), 1 + window)
             shards, items = shards[places], items[places]
@@ -94,7 +122,7 @@ class Remaining:
     of items that each has taken is enough to resume, with any number of readers.
     """
 
-    num_items: int  # Items of the whole epoch
+    num_items: int  # Items of the whole epoch, or those before the end of a node's part
     start: int = 0
     pending: tuple[int, ...] = ()  # Positions before ``start`` that no reader has taken
 
@@ -136,7 +164,7 @@ class Remaining:
 
 @dataclass(frozen=True, slots=True)
 class MixRemaining:
-    """The unread part of an epoch, for each of several sources."""
+    """The unread part of an epoch, or of a node's part of it, for each of several sources."""
 
     parts: tuple[Remaining, ...]
     seed: int  # Determines the phases with which each reader begins

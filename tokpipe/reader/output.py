@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -128,7 +128,7 @@ class Output:
     def clips(self) -> Iterator[Clip]:
         """Yield every clip, shard by shard in the order of the manifest, sorted by id in each."""
         for info, shard in self._opened():
-            batches = self._side_table(info).to_batches(max_chunksize=1024)
+            batches = self.side_table(info).to_batches(max_chunksize=1024)
             records = chain.from_iterable(map(partial(rows_of, info.side_table_uri), batches))
             for rows, record in zip_longest(shard.clips(), records):
                 yield _clip(info, rows, record)
@@ -158,7 +158,7 @@ class Output:
         self, info: ShardInfo, shard: ShardReader, clip_ids: Iterable[str]
     ) -> Iterator[Clip]:
         """Yield the given clips as far as an open shard has them."""
-        table = self._side_table(info)
+        table = self.side_table(info)
         for clip_id in clip_ids:
             if clip := _clip_in(info, shard, table, clip_id):
                 yield clip
@@ -183,7 +183,34 @@ class Output:
     def iter_side_tables(self) -> Iterator[pa.Table]:
         """Yield each shard's side table: one row per clip, with the carried columns."""
         for info in self.shards:
-            yield self._side_table(info)
+            yield self.side_table(info)
+
+    @cached_property
+    def side_schema(self) -> pa.Schema:
+        """Arrow schema of side tables, as the first has it; empty if there is none."""
+        return self.side_table(self.shards[0]).schema if len(self.shards) else pa.schema([])
+
+    def side_table(
+        self, info: ShardInfo, columns: Sequence[str] | None = None, *, verify: bool | None = None
+    ) -> pa.Table:
+        """Return a shard's side table, or some of its columns: one row per clip, sorted by id.
+
+        ``verify``: by default, as the output was opened.
+        """
+        table = read_side_table(
+            info.side_table_uri,
+            self._get(info.side_table, info.side_table_size_bytes),
+            size_bytes=info.side_table_size_bytes,
+            sha256_hex=info.side_table_sha256,
+            verify=self.verify if verify is None else verify,
+            columns=None if columns is None else [*dict.fromkeys(["plan_row", *columns])],
+        )
+        rows, known = table.column("plan_row").to_numpy(), self.record.num_rows
+        if not ((rows >= 0) & (rows < known)).all():
+            raise damaged(info.side_table_uri, "its rows are not in the plan")
+        if len(rows) != info.num_clips:
+            raise damaged(info.side_table_uri, f"its clips are not those of {info.key}")
+        return table if columns is None else table.select(columns)
 
     def verified_shard(self, info: ShardInfo) -> ShardReader:
         """Fetch a whole shard and check it against the manifest, even with ``verify=False``."""
@@ -204,7 +231,7 @@ class Output:
         if self.verify and number not in self._verified:
             self._verified_bytes(info)
             self._verified.add(number)
-        return self._reader(info), self._side_table(info)
+        return self._reader(info), self.side_table(info)
 
     def _reader(self, info: ShardInfo, data: bytes | None = None) -> ShardReader:
         """Open a shard from bytes that match the manifest, or to fetch by row group."""
@@ -226,19 +253,6 @@ class Output:
         data = self._get(info.key, info.size_bytes)
         check_bytes(info.uri, data, size_bytes=info.size_bytes, sha256_hex=info.sha256)
         return data
-
-    def _side_table(self, info: ShardInfo) -> pa.Table:
-        table = read_side_table(
-            info.side_table_uri,
-            self._get(info.side_table, info.side_table_size_bytes),
-            size_bytes=info.side_table_size_bytes,
-            sha256_hex=info.side_table_sha256,
-            verify=self.verify,
-        )
-        rows, known = table.column("plan_row").to_numpy(), self.record.num_rows
-        if not ((rows >= 0) & (rows < known)).all():
-            raise damaged(info.side_table_uri, "its rows are not in the plan")
-        return table
 
     def _get(self, key: str, size_bytes: int) -> bytes:
         try:

@@ -22,15 +22,23 @@ class Ranks:
     ``torch.distributed`` if it is initialized, else in the variables RANK and WORLD_SIZE, else
     there is one rank. A worker that does not inherit these from its process, because it was not
     forked, gets what its process found.
+
+    Nodes have equal numbers of ranks, which follow one another as ``torchrun`` numbers them.
     """
 
-    def __init__(self, rank: int | None = None, world_size: int | None = None) -> None:
+    def __init__(
+        self,
+        rank: int | None = None,
+        world_size: int | None = None,
+        num_nodes: int | None = None,
+    ) -> None:
         if (rank is None) != (world_size is None):
             raise ConfigError(
                 f"rank={rank} and world_size={world_size}: pass both, or neither to take them from "
                 "torch.distributed or from RANK and WORLD_SIZE"
             )
         self._given = None if rank is None or world_size is None else _checked(rank, world_size)
+        self._num_nodes = num_nodes
         self._inherited: tuple[int, tuple[int, int]] | None = None
 
     def rank(self) -> tuple[int, int]:
@@ -48,6 +56,23 @@ class Ranks:
             return _checked(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
         return 0, 1
 
+    def num_nodes(self) -> int:
+        """Return how many nodes the ranks run on.
+
+        Raises:
+            ConfigError: nodes would have different numbers of ranks.
+        """
+        _, world_size = self.rank()
+        num_nodes = self._num_nodes
+        if num_nodes is None:
+            num_nodes = world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        if num_nodes < 1 or world_size % num_nodes:
+            raise ConfigError(
+                f"locality: {num_nodes} nodes cannot have the same number of the {world_size} "
+                "ranks, so some would read more than others. Leave out locality, or pass num_nodes"
+            )
+        return num_nodes
+
     def reader(self) -> tuple[int, int]:
         """Return (reader, number of readers), counting the workers of all ranks.
 
@@ -64,7 +89,7 @@ class Ranks:
     def __getstate__(self) -> dict[str, Any]:
         found = self.rank()
         _check_shared_once(found[1])
-        return {"_given": self._given, "_inherited": (os.getpid(), found)}
+        return {**vars(self), "_inherited": (os.getpid(), found)}
 
 
 def worker() -> Any:

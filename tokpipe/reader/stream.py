@@ -16,15 +16,16 @@ from tokpipe.reader.epochs import Epoch, Epochs
 from tokpipe.reader.order import EpochOrder, Even, MixRemaining, Remaining, Share, quotas
 from tokpipe.reader.output import Output
 from tokpipe.reader.ranks import Ranks
-from tokpipe.reader.shard_codes import Codes, ShardCodes
+from tokpipe.reader.shard_codes import Codes
+from tokpipe.reader.source import Ahead, Source, fitted_window
 from tokpipe.types import Count, Positive
 
-Sample = dict[str, Any]  # ``clip_id``, and ``codes`` (t, h, w) as int64
+Sample = dict[str, Any]  # ``clip_id``, ``codes`` (t, h, w) as int64, and columns
 
 
-def sample_of(clip_id: str, codes: Codes) -> Sample:
+def sample_of(clip_id: str, codes: Codes, **columns: Any) -> Sample:
     """Return a clip as streams do by default."""
-    return {"clip_id": clip_id, "codes": codes.astype(np.int64)}
+    return {"clip_id": clip_id, "codes": codes.astype(np.int64), **columns}
 
 
 class _State(BaseModel, strict=True):
@@ -54,6 +55,10 @@ class ClipMix:
     are forked, spawned or persistent (``tokpipe.reader.dataset.ClipDataset``). It begins with its
     first clip, and ``set_epoch`` or ``resume`` do not change it any more.
 
+    With ``locality="node"``, each node reads its own part of the shards, another one in each epoch,
+    so ``num_nodes`` nodes fetch each shard about once together, not once each. The ranks of a node
+    share its part. A run can resume with other numbers of ranks and workers, but not of nodes.
+
     Args:
         caches: the outputs' codes on local disk, shared by the workers of a node.
         weights: one per output, above 0. Only their proportions matter.
@@ -62,18 +67,26 @@ class ClipMix:
         epoch_clips: clips per epoch; by default, as many as all outputs have together.
         seed: determines the order of every pass.
         shuffle: False returns the clips of an output in the order of its manifest.
-        window_shards: number of shards of an output whose clips are mixed.
+        window_shards: number of shards of an output whose clips are mixed. It is lowered, with a
+            warning, if ``max_bytes`` of a cache does not hold two windows.
         rank: this process, 0 <= rank < ``world_size``. By default, both come from
             ``torch.distributed`` or from the variables RANK and WORLD_SIZE when an epoch begins.
         even: gives every reader the same number of clips, so that all ranks take the same number of
             steps. ``"drop"`` leaves out the last clips of an epoch, fewer than there are readers;
             with ``"repeat"``, that many are read twice. By default each clip is read exactly once,
-            and some readers get one more than others.
-        make: called with the clip id and codes (t, h, w), read-only; returns the item to yield.
+            and some readers get one more than others. With ``locality``, the parts of nodes are
+            made equal, too, which may leave out or repeat one more clip per node and output.
+        locality: by default, the readers of all nodes share every shard.
+        num_nodes: by default, ``world_size`` divided by the variable LOCAL_WORLD_SIZE.
+        columns: columns of the side tables (captions, scores, ``fps``) that items have too.
+        filter: keeps the clips for which this ``pyarrow.compute.Expression`` over columns of the
+            side tables is true. Null is not true.
+        make: called with the clip id, codes (t, h, w), read-only, and the columns as keyword
+            arguments; returns the item to yield.
 
     Raises:
         ConfigError: the outputs have different tokenizers, an output would have no clip in an
-            epoch, or the rank is out of range.
+            epoch, a column is unknown, or the rank is out of range.
     """
 
     _format = "tokpipe.clip_mix.1"
@@ -92,33 +105,45 @@ class ClipMix:
         rank: int | None = None,
         world_size: int | None = None,
         even: Even | None = None,
-        make: Callable[[str, Codes], Any] = sample_of,
+        locality: Literal["node"] | None = None,
+        num_nodes: int | None = None,
+        columns: Sequence[str] = (),
+        filter: Any = None,
+        make: Callable[..., Any] = sample_of,
     ) -> None:
         self.caches = tuple(caches)
-        self.ranks = Ranks(rank, world_size)
-        self.even = even
+        self.ranks = Ranks(rank, world_size, num_nodes)
+        self.even, self.locality = even, locality
         self._make = make
-        self._sizes = [cache.output.shards.clip_counts for cache in caches]
-        self._num_clips = [int(sizes.sum()) for sizes in self._sizes]
+        self._sources = [Source(cache, columns, filter) for cache in caches]
+        self._num_clips = [source.num_clips for source in self._sources]
+        if shuffle:
+            window_shards = fitted_window(self._sources, window_shards)
         if epoch_clips is None:
             epoch_clips = sum(self._num_clips)
         outputs = [cache.output for cache in caches]
         self.clips_per_epoch = _clips_per_epoch(outputs, weights, by, epoch_clips)
         """Clips of each output in every epoch."""
         self._seed, self._shuffle, self._window_shards = seed, shuffle, window_shards
-        self._settings: dict[str, Any] = {
+        self._fixed: dict[str, Any] = {
             "seed": seed,
             "shuffle": shuffle,
             "window_shards": window_shards,
             "datasets": [output.record.dataset for output in outputs],
             "num_clips": self._num_clips,
             "clips_per_epoch": self.clips_per_epoch,
+            "filter": None if filter is None else [source.filter for source in self._sources],
         }
         self._epochs = Epochs()
 
     @property
     def tokenizer(self) -> TokenizerSpec:
         return self.caches[0].tokenizer
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes that divide an epoch; 1 without ``locality``."""
+        return 1 if self.locality is None else self.ranks.num_nodes()
 
     @property
     def epoch(self) -> int:
@@ -137,9 +162,9 @@ class ClipMix:
     def num_items(self, num_workers: int) -> list[int]:
         """Return how many clips each worker of this rank yields in the next iteration."""
         rank, world_size = self.ranks.rank()
-        left = self._remaining(self._epochs.next[1])
+        left, num_readers = self._epochs.next[1], world_size * num_workers
         readers = range(rank * num_workers, (rank + 1) * num_workers)
-        return [len(Share(left, reader, world_size * num_workers, self.even)) for reader in readers]
+        return [len(self._share(left, reader, num_readers)[1]) for reader in readers]
 
     def __iter__(self) -> "ClipIterator":
         reader, num_readers = self.ranks.reader()
@@ -161,40 +186,69 @@ class ClipMix:
         if not found:
             raise ConfigError(f"resume: the argument contains no state of a {self._kind}")
         first = found[0]
+        of_readers, of_nodes = dict[int, Any](), dict[int, Any]()
         for state in found:
             self._check(state)
-            for key in ("epoch", "start", "pending", "num_readers"):
-                if state[key] != first[key]:
+            of_readers[state["reader"]] = state
+            mate = of_nodes.setdefault(self._node_of(state), state)
+            for other, keys in ((first, ("epoch", "num_readers")), (mate, ("start", "pending"))):
+                if key := next((key for key in keys if state[key] != other[key]), None):
                     raise ConfigError(
-                        f"resume: one state has {key}={first[key]}, another {key}={state[key]}, so "
+                        f"resume: one state has {key}={other[key]}, another {key}={state[key]}, so "
                         "they were not saved at the same moment of one run. Clips would be lost or "
                         "repeated"
                     )
-        taken = {state["reader"]: state["taken"] for state in found}
         num_readers = first["num_readers"]
-        if len(taken) != num_readers or sorted(taken) != list(range(len(taken))):
+        if sorted(of_readers) != list(range(num_readers)):
             raise ConfigError(
-                f"resume: got the states of {len(taken)} of {num_readers} readers. What the others "
-                "have read is unknown: pass the states of all ranks"
+                f"resume: got the states of {len(of_readers)} of {num_readers} readers. What the "
+                "others have read is unknown: pass the states of all ranks"
             )
-        left, counts = self._remaining(first), [taken[reader] for reader in range(num_readers)]
-        try:
-            rest = left.after(counts)
-        except ValueError as error:
-            raise ConfigError(f"resume: {error}") from error
-        ends = [len(Share(left, reader, num_readers, self.even)) for reader in range(num_readers)]
-        is_done = all(count >= end for count, end in zip(counts, ends, strict=True))
-        self._epochs.set((first["epoch"] + is_done, None if is_done else rest.state()))
+        rests, is_done = {}, True
+        for node, mate in of_nodes.items():
+            own = [
+                reader for reader in range(num_readers) if self._node_of(of_readers[reader]) == node
+            ]
+            taken = [of_readers[reader]["taken"] for reader in own]
+            try:
+                rests[str(node)] = self._remaining({str(node): mate}, node).after(taken).state()
+            except ValueError as error:
+                raise ConfigError(f"resume: {error}") from error
+            for reader, count in zip(own, taken, strict=True):
+                _, share = self._share({str(node): mate}, reader, num_readers)
+                is_done &= count >= len(share)
+        self._epochs.set((first["epoch"] + is_done, None if is_done else rests))
 
-    def _remaining(self, state: Mapping[str, Any] | None) -> MixRemaining:
-        if state is None:
-            return MixRemaining(tuple(map(Remaining, self.clips_per_epoch)), self._seed)
-        parts = zip(self.clips_per_epoch, state["start"], state["pending"], strict=True)
-        left = (Remaining(number, start, tuple(pending)) for number, start, pending in parts)
-        return MixRemaining(tuple(left), self._seed)
+    def _node_of(self, state: Mapping[str, Any]) -> int:
+        """Return the node of the reader that saved a state."""
+        node: int = state["reader"] * self.num_nodes // state["num_readers"]
+        return node
+
+    def _remaining(self, left: Mapping[str, Any] | None, node: int) -> MixRemaining:
+        """Return what a node has to read: ``left`` of an epoch, by node, or its part of it."""
+        num_nodes, parts = self.num_nodes, list[Remaining]()
+        for source, number in enumerate(self.clips_per_epoch):
+            start, end = (place * number // num_nodes for place in (node, node + 1))
+            if self.even == "drop":
+                end = start + number // num_nodes
+            elif self.even == "repeat":
+                end = start - -number // num_nodes
+            pending: Sequence[int] = ()
+            if left is not None:
+                start, pending = (left[str(node)][key][source] for key in ("start", "pending"))
+            parts.append(Remaining(end, start, tuple(pending)))
+        return MixRemaining(tuple(parts), self._seed)
+
+    def _share(
+        self, left: Mapping[str, Any] | None, reader: int, num_readers: int
+    ) -> tuple[MixRemaining, Share]:
+        """Return what the node of a reader has to read, and what the reader does."""
+        node, place = divmod(reader, num_readers // self.num_nodes)
+        whole = self._remaining(left, node)
+        return whole, Share(whole, place, num_readers // self.num_nodes, self.even)
 
     def _check(self, state: Mapping[str, Any]) -> None:
-        for key, value in self._settings.items():
+        for key, value in self._settings().items():
             if state.get(key) != value:
                 raise ConfigError(
                     f"the state has {key}={state.get(key)!s:.99}, but this stream has {key}="
@@ -203,18 +257,28 @@ class ClipMix:
                 )
         try:
             _State.model_validate(dict(state))
-            if not state["taken"] <= len(self._remaining(state)):
+            if state["num_readers"] % self.num_nodes:
+                raise ValueError(
+                    f"{self.num_nodes} nodes cannot have {state['num_readers']} readers"
+                )
+            node = self._node_of(state)
+            if not state["taken"] <= len(self._remaining({str(node): state}, node)):
                 raise ValueError(f"it has taken {state['taken']} clips, more than there are")
         except ValueError as error:
             raise ConfigError(f"the state is damaged: {explained(error)}") from error
 
+    def _settings(self) -> dict[str, Any]:
+        """Return what decides the order, of which a state must have the same."""
+        return {**self._fixed, "num_nodes": self.num_nodes if self.locality else None}
+
     def _order(self, source: int, number: int) -> EpochOrder:
         return EpochOrder(
-            self._sizes[source],
+            self._sources[source].sizes,
             seed=(self._seed, source),
             epoch=number,
             shuffle=self._shuffle,
             window_shards=self._window_shards,
+            num_parts=self.num_nodes,
         )
 
 
@@ -244,8 +308,7 @@ class ClipIterator(Iterator[Any]):
 
     def _begin(self, wanted: Epoch | None = None, taken: int = 0) -> Share:
         self._epoch, left = self._stream._epochs.claim(wanted)
-        self._left = self._stream._remaining(left)
-        share = Share(self._left, self._reader, self._num_readers, self._stream.even)
+        self._left, share = self._stream._share(left, self._reader, self._num_readers)
         if left is None and self._stream.even == "drop" and self._left and not share:
             raise ConfigError(
                 f"even='drop': an epoch of {len(self._left)} clips leaves none for "
@@ -256,6 +319,7 @@ class ClipIterator(Iterator[Any]):
         """Number of clips that this reader takes from its epoch, once it has begun."""
         kept = 2 * len(self._stream.caches)  # a pass that ends, and the next
         self._order = lru_cache(kept)(self._stream._order)
+        self._ahead = Ahead(self._stream._sources, self._reader)
         return share
 
     def __next__(self) -> Any:
@@ -265,11 +329,13 @@ class ClipIterator(Iterator[Any]):
         stream, (source, position) = self._stream, share.item(self._counts)
         ever = self._epoch * stream.clips_per_epoch[source] + position
         number, place = divmod(ever, stream._num_clips[source])
-        shard, item = self._order(source, number)[place]
-        clip_id, codes = clip_of(stream.caches[source].shard(shard), item)
+        order = self._order(source, number)
+        end = place + self._left.parts[source].num_items - position  # of what this node reads
+        self._ahead.make(source, order, order.window_of(place), end)
+        clip_id, codes, columns = stream._sources[source].clip(*order[place])
         self._taken += 1
         self._counts[source] += 1
-        return stream._make(clip_id, codes)
+        return stream._make(clip_id, codes, **columns)
 
     def rewind(self, taken: int = 0) -> None:
         """Go back to where ``taken`` clips were read; without any clips, to those of another."""
@@ -284,7 +350,7 @@ class ClipIterator(Iterator[Any]):
             self._begin()
         return {
             "format": self._stream._format,
-            **self._stream._settings,
+            **self._stream._settings(),
             "epoch": self._epoch,
             **self._left.state(),
             "reader": self._reader,
@@ -306,16 +372,10 @@ class ClipIterator(Iterator[Any]):
                 f"this is reader {self._reader} of {self._num_readers}, but the state is of reader "
                 f"{place[0]} of {place[1]}: call resume with the states of all readers"
             )
-        left = {key: state[key] for key in ("start", "pending")}
+        left = {
+            str(self._stream._node_of(state)): {key: state[key] for key in ("start", "pending")}
+        }
         self._begin((state["epoch"], left), state["taken"])
-
-
-def clip_of(shard: ShardCodes, number: int) -> tuple[str, Codes]:
-    """Return the id and codes (t, h, w) of a shard's clip, its chunks concatenated in time."""
-    first, last = shard.clip_starts[number : number + 2].tolist()
-    clip_id: str = shard.rows.column("clip_id")[first].as_py()
-    blocks: list[Any] = [shard[row] for row in range(first, last)]
-    return clip_id, blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def _clips_per_epoch(

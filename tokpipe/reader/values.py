@@ -67,6 +67,11 @@ class ShardList(Sequence[ShardInfo]):
     def __len__(self) -> int:
         return len(self.clip_counts)
 
+    def field(self, name: str) -> NDArray[Any]:
+        """(shards,) one field of ``ShardInfo``, of all shards."""
+        found: NDArray[Any] = self._table.column(name).to_numpy()
+        return found
+
     @property
     def row_starts(self) -> NDArray[np.int64]:
         """(shards + 1,) position of each shard's first row among all rows; last, their number."""

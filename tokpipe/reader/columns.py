@@ -1,0 +1,158 @@
+"""Columns of side tables for training: a mapped file per shard, and filters over them."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import acero
+
+from tokpipe.errors import ConfigError
+from tokpipe.formats.checks import damaged, explained, sha256
+from tokpipe.formats.tables import rows_of
+from tokpipe.reader.cache_folder import CacheFolder
+from tokpipe.reader.output import Output
+from tokpipe.reader.values import ShardInfo
+from tokpipe.storage.read_ahead import read_ahead
+from tokpipe.telemetry.human import counted
+
+_AHEAD = 4  # Side tables that a filter fetches at a time
+_IN_SAMPLES = ("clip_id", "codes")
+
+
+class ShardColumns:
+    """Some columns of one shard's side table, one row per clip, over a memory-mapped file."""
+
+    def __init__(self, path: Path, uri: str) -> None:
+        """Map what ``write_columns`` wrote; ValueError if the file is truncated."""
+        self._uri = uri
+        try:
+            with pa.memory_map(str(path)) as file:
+                self.rows: pa.RecordBatch = pa.ipc.open_file(file.read_buffer()).get_batch(0)
+        except pa.ArrowException as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def of(self, number: int, clip_id: str) -> dict[str, Any]:
+        """Return the values of the shard's clip ``number``, which must be this one."""
+        (row,) = rows_of(self._uri, self.rows.slice(number, 1)) or ({},)
+        if row.pop("clip_id", None) != clip_id:
+            raise damaged(self._uri, f"its row {number} is not that of clip {clip_id}")
+        return row
+
+
+def write_columns(file: IO[bytes], output: Output, info: ShardInfo, names: Sequence[str]) -> None:
+    """Write ids and columns of a shard's clips to ``file``, as Arrow IPC of one record batch."""
+    table = output.side_table(info, ["clip_id", *names], verify=True)
+    with pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+def check_columns(output: Output, names: Sequence[str]) -> None:
+    """Raise ConfigError unless the side tables of an output have these columns."""
+    if taken := set(names) & set(_IN_SAMPLES):
+        raise ConfigError(
+            f"columns: samples have {' and '.join(_IN_SAMPLES)} anyway: leave out {sorted(taken)}. "
+            "A carried column of such a name needs another one in the job's source"
+        )
+    schema = output.side_schema if names else pa.schema([])
+    if unknown := [name for name in names if name not in schema.names and len(schema)]:
+        raise ConfigError(
+            f"columns: {output.store.uri} has no column {', '.join(map(repr, unknown))}. Its side "
+            f"tables have {', '.join(schema.names)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KeptClips:
+    """Which clips of an output a filter keeps: one bit per clip."""
+
+    sizes: NDArray[np.int64]
+    """(shards,) number of clips that are kept."""
+    digest: str  # Of the bits
+    _bits: NDArray[np.uint8]
+    _starts: NDArray[np.int64]  # Each shard's first byte
+
+    def clip(self, shard: int, number: int) -> int:
+        """Return which of a shard's clips is the ``number``-th that is kept."""
+        bits = self._bits[self._starts[shard] : self._starts[shard + 1]]
+        return int(np.flatnonzero(np.unpackbits(bits))[number])
+
+
+def kept_clips(output: Output, folder: CacheFolder, keep: Any) -> KeptClips:
+    """Evaluate ``keep``, an Arrow expression, over the side tables of all shards.
+
+    The bits are kept in ``folder``, so each node does it once. Only the columns that the expression
+    needs are decoded.
+
+    Raises:
+        ConfigError: the expression is not boolean, names unknown columns, or keeps no clip.
+    """
+    hashes = output.shards.field("side_table_sha256").tolist()
+    starts = np.append(0, np.cumsum(-(-output.shards.clip_counts // 8)))
+    names = _needed(output, keep) if hashes else []
+
+    def packed(info: ShardInfo) -> bytes:
+        mask = _evaluated(keep, output.side_table(info, names)).fill_null(False)
+        return np.packbits(mask.to_numpy(zero_copy_only=False)).tobytes()
+
+    def read(path: Path) -> NDArray[np.uint8]:
+        bits: NDArray[np.uint8] = np.memmap(path, np.uint8, "r", shape=(int(starts[-1]),))
+        return bits
+
+    bits = np.empty(0, np.uint8)
+    if hashes:
+        # All of the expression, which its text may abridge. Nothing reads it back.
+        (buffer,) = keep.__reduce__()[1]
+        key = hashlib.sha256("".join(hashes).encode() + buffer).hexdigest()
+        bits = folder.get(
+            output.store.uri,
+            key,
+            ".filter",
+            read,
+            lambda file: file.writelines(read_ahead(packed, output.shards, _AHEAD)),
+        )
+    sizes = [int(np.unpackbits(bits[a:b]).sum()) for a, b in pairwise(starts.tolist())]
+    if hashes and not any(sizes):
+        raise ConfigError(
+            f"filter: {keep!s:.400} keeps none of the {counted(output.num_clips, 'clip')} of "
+            f"{output.store.uri}, so an epoch would be empty. Compare it with the columns of "
+            "tokpipe inspect"
+        )
+    return KeptClips(np.array(sizes, np.int64), sha256(bits.tobytes())[:32], bits, starts)
+
+
+def _needed(output: Output, keep: Any) -> list[str]:
+    """Return the columns without which the expression cannot be evaluated."""
+    empty = output.side_schema.empty_table()
+    try:
+        if "FieldPath(" in str(keep):
+            raise TypeError("it refers to columns by position: name them, as pc.field('caption')")
+        if not pa.types.is_boolean(kind := _evaluated(keep, empty).type):
+            raise TypeError(f"it is of type {kind}: write a condition, such as pc.field('t') > 1")
+    except (pa.ArrowException, TypeError) as error:
+        raise ConfigError(
+            f"filter: {keep!s:.400} cannot select clips of {output.store.uri}: {explained(error)}. "
+            f"Its columns are {', '.join(empty.column_names)}"
+        ) from error
+    return [name for name in empty.column_names if not _is_enough(keep, empty.drop_columns(name))]
+
+
+def _is_enough(keep: Any, table: pa.Table) -> bool:
+    try:
+        _evaluated(keep, table)
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _evaluated(keep: Any, table: pa.Table) -> pa.ChunkedArray:
+    """Return the expression for each row. In this thread alone: Arrow's own can outlive it."""
+    source = acero.Declaration("table_source", acero.TableSourceNodeOptions(table))
+    result = acero.ProjectNodeOptions([keep], ["keep"])
+    plan = acero.Declaration.from_sequence([source, acero.Declaration("project", result)])
+    return plan.to_table(use_threads=False).column("keep")

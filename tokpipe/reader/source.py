@@ -1,0 +1,123 @@
+"""One output as the source of a stream: its clips with columns, those that a filter keeps."""
+
+import contextlib
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from tokpipe.errors import ConfigError, TokpipeError
+from tokpipe.reader.code_cache import CodeCache
+from tokpipe.reader.columns import check_columns, kept_clips
+from tokpipe.reader.order import EpochOrder
+from tokpipe.reader.shard_codes import Codes, ShardCodes
+
+_log = logging.getLogger(__name__)
+
+
+class Source:
+    """The clips of an output, by shard and number among the shard's clips that ``keep`` keeps.
+
+    Raises:
+        ConfigError: an unknown column, or a filter that is no condition or keeps no clip.
+    """
+
+    def __init__(self, cache: CodeCache, columns: Sequence[str], keep: Any) -> None:
+        self.cache = cache
+        self.columns = tuple(sorted(set(columns)))
+        check_columns(cache.output, self.columns)
+        self._kept = None if keep is None else kept_clips(cache.output, cache.folder, keep)
+        self.sizes = cache.output.shards.clip_counts if self._kept is None else self._kept.sizes
+        """(shards,) number of clips of each."""
+        self.num_clips = int(self.sizes.sum())
+        self.filter = None if self._kept is None else [str(keep), self._kept.digest]
+        """What a state says of the filter: its text, and a hash of which clips it keeps."""
+
+    def clip(self, shard: int, number: int) -> tuple[str, Codes, dict[str, Any]]:
+        """Return a clip's id, codes and columns."""
+        if self._kept is not None:
+            number = self._kept.clip(shard, number)
+        clip_id, codes = clip_of(self.cache.shard(shard), number)
+        if not self.columns:
+            return clip_id, codes, {}
+        return clip_id, codes, self.cache.columns(shard, self.columns).of(number, clip_id)
+
+    def prepare(self, shard: int) -> None:
+        """Make the files of a shard, if nothing is wrong with it."""
+        with contextlib.suppress(TokpipeError):
+            self.cache.shard(shard)
+            if self.columns:
+                self.cache.columns(shard, self.columns)
+
+
+def clip_of(shard: ShardCodes, number: int) -> tuple[str, Codes]:
+    """Return the id and codes (t, h, w) of a shard's clip, its chunks concatenated in time."""
+    first, last = shard.clip_starts[number : number + 2].tolist()
+    clip_id: str = shard.rows.column("clip_id")[first].as_py()
+    blocks: list[Any] = [shard[row] for row in range(first, last)]
+    return clip_id, blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def fitted_window(sources: Sequence[Source], window_shards: int) -> int:
+    """Return how many shards to mix so that the caches hold two windows: the current and the next.
+
+    Raises:
+        ConfigError: a cache does not even hold windows of one shard.
+    """
+    folders: dict[str, list[Source]] = defaultdict(list)
+    for source in sources:
+        folders[str(source.cache.folder.path.resolve())].append(source)
+    fitted = window_shards
+    for folder, users in folders.items():
+        limit = min(user.cache.folder.max_bytes or math.inf for user in users)
+        sizes = [np.sort(user.cache.sizes(user.columns)[user.sizes > 0])[::-1] for user in users]
+        while (needed := sum(int(each[: 2 * fitted].sum()) for each in sizes)) > limit:
+            fitted -= 1
+            if not fitted:
+                raise ConfigError(
+                    f"{folder}: max_bytes={limit:,} does not hold two shards of each output "
+                    f"({needed:,} bytes), so shards would be fetched and decoded for every few "
+                    "clips. Raise max_bytes"
+                )
+    if fitted < window_shards:
+        _log.warning(
+            "window_shards=%d is lowered to %d, because max_bytes of the code cache does not hold "
+            "two windows. Shards would be fetched and decoded again and again. Clips are mixed "
+            "less: raise max_bytes to mix more",
+            window_shards,
+            fitted,
+        )
+    return fitted
+
+
+class Ahead:
+    """Makes shards that a reader needs soon in a thread, one at a time, each when a clip is taken.
+
+    So a process that ends waits for one shard at most. An error is not raised here: the clip that
+    needs the shard tries again, and raises it.
+    """
+
+    def __init__(self, sources: Sequence[Source], reader: int) -> None:
+        self._sources, self._reader = sources, reader
+        self._pool = ThreadPoolExecutor(1, "shards-ahead")
+        self._running: Future[None] | None = None
+        self._windows: dict[int, tuple[EpochOrder, int]] = {}  # Of each source, what it reads now
+        self._waiting: dict[int, list[int]] = {}
+
+    def make(self, source: int, order: EpochOrder, window: int, end: int) -> None:
+        """Begin with the next shard of this window or the next one, unless one is being made."""
+        if self._windows.get(source) != (order, window):
+            self._windows[source] = order, window
+            shards = order.shards_of(window, end)
+            first = self._reader % len(shards)  # readers of a node begin with different ones
+            self._waiting[source] = shards[first:] + shards[:first]
+        if self._running is None or self._running.done():
+            for number, shards in self._waiting.items():
+                if shards:
+                    own = self._sources[number]
+                    self._running = self._pool.submit(own.prepare, shards.pop(0))
+                    break
