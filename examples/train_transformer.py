@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -26,12 +27,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, default_collate
 
-from tokpipe.errors import ConfigError, TokpipeError
+from tokpipe.errors import TokpipeError
 from tokpipe.media.writing import VideoWriter
 from tokpipe.reader import Clip, ClipStream, CodeCache, Output, TokenSequences, open_output
 from tokpipe.reader.compose import Template, Vocabulary
 from tokpipe.reader.dataset import ClipDataset
-from tokpipe.reader.stream import ClipIterator
 from tokpipe.reconstruct import Reconstructor
 
 BATCH, WIDTH, HEADS, LAYERS, DROPOUT = 1, 128, 4, 3, 0.1
@@ -47,34 +47,10 @@ Cache = tuple[Tensor, Tensor]
 # -- data -------------------------------------------------------------------------------------
 
 
-class _SplitStream(ClipStream):
-    """Clips of one split with their captions, as ``columns`` and ``filter`` will give them."""
-
-    def __init__(self, cache: CodeCache, split: str) -> None:
-        self._captions = {
-            clip.clip_id: clip.metadata["caption"]
-            for clip in cache.output.clips()
-            if clip.metadata.get("split") == split and "caption" in clip.metadata
-        }
-        if not self._captions:
-            raise ConfigError(
-                f"{cache.output.store.uri} has no clips with a caption and split={split!r}. Put "
-                "the columns caption and split into the table of its videos"
-            )
-        super().__init__(cache, seed=0, make=self._with_caption)
-
-    def _with_caption(self, clip_id: str, codes: NDArray[Any]) -> Sample | None:
-        if (caption := self._captions.get(clip_id)) is None:
-            return None
-        return {"clip_id": clip_id, "codes": codes.astype(np.int64), "caption": caption}
-
-    def __iter__(self) -> ClipIterator:
-        return cast(ClipIterator, filter(None, super().__iter__()))
-
-
 def stream_of(cache: CodeCache, split: str) -> ClipStream:
     """Clips of one split with their captions, in another order each epoch."""
-    return _SplitStream(cache, split)
+    chosen = pc.field("split") == split
+    return ClipStream(cache, columns=["caption"], filter=chosen, seed=0)
 
 
 def template_of(captions: Iterable[str], num_codes: int, path: Path) -> Template:

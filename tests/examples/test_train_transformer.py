@@ -244,4 +244,4 @@ def test_an_output_without_captions_is_explained(
     out = tokenized(tmp_path, {"kind": "files", "uri": "video.mp4"})
     with pytest.raises(SystemExit):
         run(out, tmp_path, monkeypatch, capsys)
-    assert "no clips with a caption and split='train'" in capsys.readouterr().err
+    assert "has no column 'caption'" in capsys.readouterr().err
