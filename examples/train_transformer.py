@@ -1,7 +1,7 @@
 """Trains a small transformer on captions and codes, and has it generate a clip for a caption.
 
 For the demo's film, ``python examples/train_transformer.py out/demo -o out/generated.mp4`` takes
-less than three minutes on two cores. Use it as a starting point: the model and the loop are plain
+a minute or two on two cores. Use it as a starting point: the model and the loop are plain
 PyTorch; ``stream_of``, ``template_of`` and ``show`` are specific to tokpipe.
 
 The output needs two columns, which come from the table of its videos: ``caption``, and ``split``
