@@ -359,7 +359,7 @@ def main() -> None:
     train(model, batches_of(stream_of(cache, "train"), length, template), parsed.steps)
     bits = bits_per_code(model, template, held_out)
     unigram = unigram_bits_per_code(training, held_out, spec.codebook_size)
-    print(f"held-out clips: {bits:.2f} bits per code; the best unigram model needs {unigram:.2f}")
+    print(f"held-out clips: {bits:.2f} bits per code; a unigram model needs {unigram:.2f}")
     caption, like = parsed.caption or captions[0], output.clip(training[0]["clip_id"])
     began = time.monotonic()
     drawn = template.parse(generate(model, template, caption, like.chunks[0].codes.shape))
