@@ -1,7 +1,7 @@
 """Trains a small transformer on captions and codes, and has it generate a clip for a caption.
 
 For the demo's film, ``python examples/train_transformer.py out/demo -o out/generated.mp4`` takes
-less than three minutes on two cores. Use it as a starting point: the model and the loop are plain
+a minute or two on two cores. Use it as a starting point: the model and the loop are plain
 PyTorch; ``stream_of``, ``template_of`` and ``show`` are specific to tokpipe.
 
 The output needs two columns, which come from the table of its videos: ``caption``, and ``split``
@@ -335,7 +335,7 @@ def main() -> None:
     train(model, batches_of(stream_of(cache, "train"), length, template), parsed.steps)
     bits = bits_per_code(model, template, held_out)
     unigram = unigram_bits_per_code(training, held_out, spec.codebook_size)
-    print(f"held-out clips: {bits:.2f} bits per code; the best unigram model needs {unigram:.2f}")
+    print(f"held-out clips: {bits:.2f} bits per code; a unigram model needs {unigram:.2f}")
     caption, like = parsed.caption or captions[0], output.clip(training[0]["clip_id"])
     began = time.monotonic()
     drawn = template.parse(generate(model, template, caption, like.chunks[0].codes.shape))

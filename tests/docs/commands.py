@@ -108,6 +108,9 @@ BLOCKS: dict[tuple[str, str], str] = {
     ("docs/reading.md", "python"): (
         "tests/reader/test_reading_page.py::test_the_training_blocks_work"
     ),
+    ("docs/sequences.md", "python"): (
+        "tests/reader/test_sequences_page.py::test_the_blocks_of_the_page_work"
+    ),
     ("docs/tokenizers.md", "python"): _TOKENIZERS,
 }
 """(page, language) of other blocks -> the test that runs them."""

@@ -139,18 +139,23 @@ def test_templates_travel_to_workers(path: Path) -> None:
     )
 
 
+def preset_template(folder: Path, preset: str) -> tuple[Template, Tokenizer]:
+    """Return a preset's template and its tokenizer, with Emu3's tokens and 64 visual ones."""
+    tokenizer = trained()
+    emu3 = ["<|endoftext|>", "<|extra_200|>", "<|extra_201|>", "<|extra_203|>", "<|extra_204|>"]
+    emu3 += ["<|image token|>", "<|image start|>", "<|image end|>", "<image>"]
+    tokenizer.add_special_tokens(emu3)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    text = "{text: tokenizer.json, codes: [{size: 64, pattern: '<|visual token {:06d}|>'}]}"
+    (folder / "template.yaml").write_text(f"preset: {preset}\nvocabulary: {text}\n")
+    return Template.load(folder / "template.yaml"), tokenizer
+
+
 @pytest.mark.parametrize("preset", ["emu3", "emu3_video", "interleaved"])
 def test_presets_load_and_have_the_published_form(tmp_path: Path, preset: str) -> None:
     from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping
 
-    tokenizer = trained()
-    emu3 = ["<|endoftext|>", "<|extra_200|>", "<|extra_201|>", "<|extra_203|>", "<|extra_204|>"]
-    emu3 += ["<|image token|>", "<|image start|>", "<|image end|>"]
-    tokenizer.add_special_tokens(emu3)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    text = "{text: tokenizer.json, codes: [{size: 64, pattern: '<|visual token {:06d}|>'}]}"
-    (tmp_path / "template.yaml").write_text(f"preset: {preset}\nvocabulary: {text}\n")
-    template = Template.load(tmp_path / "template.yaml")
+    template, tokenizer = preset_template(tmp_path, preset)
     num_frames = 1 if preset == "emu3" else 2
     codes = np.random.default_rng(0).integers(0, 64, (num_frames, 3, 4))
     caption: Any = ["a", "b c"] if preset == "interleaved" else "a dog"
@@ -167,6 +172,36 @@ def test_presets_load_and_have_the_published_form(tmp_path: Path, preset: str) -
         assert tokenizer.decode(tokens[:start].tolist(), skip_special_tokens=False) == wanted
         rest = tokenizer.decode(tokens[start + len(image) :].tolist(), skip_special_tokens=False)
         assert rest == "<|extra_201|><|image end|>"
+
+
+@pytest.mark.parametrize("caption", ["", "a dog", "12 3*4", "日本語 👩‍👧🏽", "<|bo"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 4), (1, 5, 2)])
+def test_images_have_the_tokens_of_the_processor_of_emu3(
+    tmp_path: Path, shape: tuple[int, int, int], caption: str
+) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Emu3Processor needs it")
+    from transformers import Emu3Processor, PreTrainedTokenizerFast
+    from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor
+    from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping
+
+    template, tokenizer = preset_template(tmp_path, "emu3")
+    names = {
+        "image_token": "<image>", "boi_token": "<|image start|>", "eoi_token": "<|image end|>",
+        "image_wrapper_token": "<|image token|>", "eof_token": "<|extra_201|>",
+    }  # fmt: skip
+    of_emu3: Any = cast(Any, PreTrainedTokenizerFast)(
+        tokenizer_object=tokenizer, bos_token="<|extra_203|>", extra_special_tokens=names
+    )
+    processor: Any = cast(Any, Emu3Processor)(Emu3ImageProcessor(min_pixels=64), of_emu3)
+    picture = image.new("RGB", (8 * shape[2], 8 * shape[1]))
+    wanted = np.array(processor(images=[picture], text=[f"{caption}<image>"])["input_ids"][0])
+    # The processor leaves room for the codes; the model fills them in.
+    codes = np.random.default_rng(0).integers(0, 64, shape)
+    mapping: Any = cast(Any, Emu3ImageVocabularyMapping)(tokenizer.get_vocab())
+    in_rows = mapping.convert_img2bpe(torch.from_numpy(codes[0])).flatten().numpy()
+    wanted[wanted == tokenizer.token_to_id("<image>")] = in_rows
+    tokens = template.compose(codes, {"caption": caption}).tokens
+    assert tokens.tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize(

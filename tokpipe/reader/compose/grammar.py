@@ -42,7 +42,7 @@ def parsed(template: str, special: Sequence[str], loop: str = "") -> tuple[Part,
     try:
         pieces = [*Formatter().parse(template)]
     except ValueError as error:
-        raise _wrong(template, f"{error}. Literal braces are written {{{{ and }}}}") from error
+        raise wrong(template, f"{error}. Literal braces are written {{{{ and }}}}") from error
     for literal, field, spec, conversion in pieces:
         if literal:
             parts.append(Part("literal", literal))
@@ -60,10 +60,10 @@ def parsed(template: str, special: Sequence[str], loop: str = "") -> tuple[Part,
         ):
             found = f"{{{field}}} in {{{loop}:...}}" if loop else f"{{{field}}} outside of loops"
             places = "{frame} and {rows:...} go into {frames:...}, {row} goes into {rows:...}"
-            raise _wrong(template, f"found {found}; {places}")
+            raise wrong(template, f"found {found}; {places}")
         if axes:
             if sorted(spec or axes) != sorted(axes):
-                raise _wrong(template, f"{{{field}:{spec}}} needs the axes {axes} in any order")
+                raise wrong(template, f"{{{field}:{spec}}} needs the axes {axes} in any order")
             parts.append(Part("codes", spec or axes, number))
         elif is_loop:
             number = special.index(separator) if separator else None
@@ -73,12 +73,12 @@ def parsed(template: str, special: Sequence[str], loop: str = "") -> tuple[Part,
         else:
             kind = spec or _COMPUTED.get(name, "text")
             if kind not in KINDS or loop == "rows":
-                raise _wrong(template, f"field {{{field}:{kind}}}: in rows, or not of {[*KINDS]}")
+                raise wrong(template, f"field {{{field}:{kind}}}: in rows, or not of {[*KINDS]}")
             parts.append(Part(kind, name))
     return tuple(parts)
 
 
-def _wrong(template: str, problem: str) -> ConfigError:
+def wrong(template: str, problem: str) -> ConfigError:
     return ConfigError(f"template {template!r}: {problem}")
 
 

@@ -16,7 +16,7 @@ from tokpipe.config.base import Frozen
 from tokpipe.config.explain import validate_settings
 from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.errors import ConfigError
-from tokpipe.reader.compose.grammar import KINDS, SHAPE, Part, expanded, parsed, text_of
+from tokpipe.reader.compose.grammar import KINDS, SHAPE, Part, expanded, parsed, text_of, wrong
 from tokpipe.reader.compose.presets import PRESETS
 from tokpipe.reader.compose.vocabulary import TEXT, Vocabulary, VocabularyConfig
 
@@ -29,35 +29,26 @@ _TEXT, _NUMBER = _FIELD = "\ud800\ud801"  # Stand for fields: no text has these 
 class Document:
     """One clip as a sequence of tokens."""
 
-    tokens: NDArray[np.int64]
-    """(n,) tokens."""
-    loss: NDArray[np.bool_]
-    """(n,) whether a model should learn to predict each token."""
-    positions: NDArray[np.int32]
-    """(n, 3) t, h and w of each code in its clip; 0 for other tokens."""
-    cuts: NDArray[np.int64]
-    """Places between two frames, as numbers of tokens before them."""
+    tokens: NDArray[np.int64]  # (n,)
+    loss: NDArray[np.bool_]  # (n,) whether a model should learn to predict each token
+    positions: NDArray[np.int32]  # (n, 3) t, h and w of each code in its clip; 0 for other tokens
+    cuts: NDArray[np.int64]  # Places between two frames, as numbers of tokens before them
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """What ``Template.parse`` finds in a sequence."""
 
-    codes: NDArray[np.int64]
-    """(t, h, w), or (t, h, w, c) for several codebooks."""
-    values: dict[str, Any]
-    """The fields of the template. In a loop over frames, a list with one value for each."""
+    codes: NDArray[np.int64]  # (t, h, w), or (t, h, w, c) for several codebooks
+    values: dict[str, Any]  # The fields; in a loop over frames, a list with one value for each
 
 
 class TemplateConfig(Frozen):
-    """A template file."""
+    """A template file: the arguments of ``Template``."""
 
     template: str
-    """The layout of a clip's sequence."""
     vocabulary: VocabularyConfig
-    """The tokens."""
     loss: tuple[str, ...] | None = None
-    """What a model should learn to predict. Default: everything."""
 
 
 class Template:
@@ -103,9 +94,10 @@ class Template:
             values |= {p.name: [values[p.name]] * shape[0] for p in fields if p.frame is not None}
             tokens = self.compose(codes, values).tokens
             if finds_shape and self._shape_of(tokens) != shape:
-                raise self.wrong(
+                raise wrong(
+                    template,
                     "the shape of a clip cannot be found in its sequence. End rows and frames with "
-                    "special tokens, or put {t}, {h} and {w} before the codes"
+                    "special tokens, or put {t}, {h} and {w} before the codes",
                 )
 
     @classmethod
@@ -146,13 +138,12 @@ class Template:
         """
         books = self.vocabulary.sizes
         grid = codes[..., None] if codes.ndim == 3 else codes
-        if grid.ndim != 4 or not codes.size or grid.shape[-1] != len(books):
+        has_shape = grid.ndim == 4 and codes.size and grid.shape[-1] == len(books)
+        if not has_shape or (grid < 0).any() or (grid >= books).any():
             raise ConfigError(
-                f"codes of shape {codes.shape}: the vocabulary has {len(books)} codebooks, so "
-                "(t, h, w) or (t, h, w, c) would be right"
+                f"codes of shape {codes.shape} up to {codes.max(initial=0)}: the vocabulary needs "
+                f"(t, h, w) or (t, h, w, c), for codebooks of {books.tolist()} codes"
             )
-        if (grid < 0).any() or (grid >= books).any():
-            raise ConfigError(f"codes up to {codes.max()} do not fit codebooks of {books} codes")
         layout = _layout_of(self, grid.shape[:3])
         values = {**(values or {}), **dict(zip(SHAPE, grid.shape[:3], strict=True))}
         flat = (grid + self.vocabulary.offsets).ravel()
@@ -272,9 +263,6 @@ class Template:
                     values[field.name] = [*values.get(field.name, [])[: field.frame], value]
         return np.concatenate(fixed), values
 
-    def wrong(self, problem: str) -> ConfigError:
-        return ConfigError(f"template {self.template!r}: {problem}")
-
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
@@ -294,7 +282,7 @@ def _layout_of(template: Template, shape: Shape) -> _Layout:
     try:
         items = [*expanded(template.parts, numbers)]
     except IndexError as error:
-        raise template.wrong(f"there are only {grid[-1]} codebooks") from error
+        raise wrong(template.template, f"there are only {grid[-1]} codebooks") from error
     index, length = [np.empty(0, np.int64)], 0
     events: list[tuple[int, Run | None]] = []
     for kind, group in groupby(items, type):
@@ -302,10 +290,8 @@ def _layout_of(template: Template, shape: Shape) -> _Layout:
             run = tuple(one for one in group if isinstance(one, Part))
             _check_run(template, run)
             if any(other and place == length for place, other in events[-2:]):
-                raise template.wrong(
-                    "the text of two frames could not be told apart. Put a "
-                    "special token between them"
-                )
+                problem = "the text of two frames could not be told apart: put a token between"
+                raise wrong(template.template, problem)
             events.append((length, run))
             continue
         for item in group:
@@ -318,7 +304,7 @@ def _layout_of(template: Template, shape: Shape) -> _Layout:
     is_code = joined >= 0
     codes = joined[is_code]
     if len(codes) != numbers.size or not np.bincount(codes).all():
-        raise template.wrong("it does not have every code of a clip exactly once")
+        raise wrong(template.template, "it does not have every code of a clip exactly once")
     positions = np.zeros((length, 3), np.int32)
     positions[is_code] = np.stack(np.unravel_index(codes, grid)[:3], axis=-1)
     counted = [template.counts(name) for name in ("codes", *template.vocabulary.special)]
@@ -327,12 +313,13 @@ def _layout_of(template: Template, shape: Shape) -> _Layout:
 
 def _check_run(template: Template, run: Run) -> None:
     if template.vocabulary.text is None:
-        raise template.wrong("it has text, so its vocabulary needs text, too")
+        raise wrong(template.template, "it has text, so its vocabulary needs text, too")
     marks = {"text": _TEXT, "int": _NUMBER, "float": _NUMBER}
     marked = "".join(marks.get(part.kind, part.name) for part in run)
     if marked.count(_TEXT) > 1 or re.search(f"[{_FIELD}][-+.e0-9]*[{_FIELD}]", marked):
         names = ", ".join(part.name for part in run if part.kind in KINDS)
-        raise template.wrong(
+        raise wrong(
+            template.template,
             f"{names} follow each other, and where one ends could not be told. Put a special token "
-            "between them"
+            "between them",
         )
