@@ -93,7 +93,8 @@ def test_text_of_special_tokens_stays_text(path: Path) -> None:
 def test_a_changed_sequence_is_rejected(path: Path) -> None:
     template = Template(TEMPLATES[0], vocabulary(path))
     tokens = template.compose(np.zeros((2, 2, 2), int), {"caption": "a dog"}).tokens
-    for wrong in (tokens[:-1], tokens[1:], np.append(tokens, 5), np.delete(tokens, -3)):
+    cut = tokens[:-1], tokens[1:], tokens[:0], np.delete(tokens, -3)
+    for wrong in (*cut, np.append(tokens, 5), np.append(tokens, 10**9), -tokens, tokens[None]):
         with pytest.raises(ConfigError, match="no clip gives this sequence"):
             template.parse(wrong)
 
@@ -108,6 +109,9 @@ def test_a_changed_sequence_is_rejected(path: Path) -> None:
         ("{bos}{frames:{rows:{row}{eol}}", "unmatched '{'|expected '}'"),
         ("{rows:{row}}", "rows:...} go into {frames"),
         ("{frames:{codes}}", "found {codes} in"),
+        ("{frames:{note}{frame}{bov}{note}}", "the text of two frames could not be told apart"),
+        ("{bos}{frames(caption):{frame}}{eov}", "outside of loops"),
+        ("{bos}{t}*{h}*{w}{codes.1}", "codebooks are 0 to 0"),
     ],
 )
 def test_ambiguous_templates_are_rejected(path: Path, layout: str, problem: str) -> None:

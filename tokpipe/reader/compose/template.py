@@ -87,6 +87,7 @@ class Template:
         self.template, self.vocabulary = template, vocabulary
         self.parts = parsed(template, [*vocabulary.special])
         self._loss = None if loss is None else frozenset(loss)
+        self._special = np.array([*vocabulary.special.values()][::-1], np.int64)
         for shape in product(range(1, 5), repeat=3) if finds_shape else [(2, 2, 2)]:
             layout, codes = _layout_of(self, shape), np.zeros((*shape, len(vocabulary.sizes)), int)
             fields = [p for _, run in layout.events for p in run or () if p.kind in KINDS]
@@ -147,7 +148,7 @@ class Template:
         layout = _layout_of(self, grid.shape[:3])
         values = {**(values or {}), **dict(zip(SHAPE, grid.shape[:3], strict=True))}
         flat = (grid + self.vocabulary.offsets).ravel()
-        fixed = np.append(flat, [*self.vocabulary.special.values()][::-1])[layout.index]
+        fixed = np.concatenate([flat, self._special])[layout.index]
         parts, cuts = [], []
         begin = length = 0
         for place, run in [*layout.events, (len(fixed), None)]:
@@ -282,7 +283,7 @@ def _layout_of(template: Template, shape: Shape) -> _Layout:
     try:
         items = [*expanded(template.parts, numbers)]
     except IndexError as error:
-        raise wrong(template.template, f"there are only {grid[-1]} codebooks") from error
+        raise wrong(template.template, f"codebooks are 0 to {grid[-1] - 1}") from error
     index, length = [np.empty(0, np.int64)], 0
     events: list[tuple[int, Run | None]] = []
     for kind, group in groupby(items, type):
