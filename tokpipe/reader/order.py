@@ -39,14 +39,18 @@ class EpochOrder:
         *,
         seed: int | Sequence[int] = 0,
         epoch: int = 0,
-        shuffle: bool = True,
+        shuffle: bool | Literal["windows"] = True,
         window_shards: int = 8,
     ) -> None:
-        """``sizes`` (shards,): items of each shard. ``window_shards`` below 1: ValueError."""
+        """``sizes`` (shards,): items of each shard. ``window_shards`` below 1: ValueError.
+
+        With ``shuffle="windows"``, shards keep their order: further ones change no full window.
+        """
         if window_shards < 1:
             raise ValueError(f"window_shards={window_shards}: must be at least 1")
-        self._seed, self._epoch, self._shuffle = seed, epoch, shuffle
-        self._shards = self._permutation(len(sizes), 0) if shuffle else np.arange(len(sizes))
+        self._seed, self._epoch, self._shuffle = seed, epoch, bool(shuffle)
+        is_permuted = shuffle is True
+        self._shards = self._permutation(len(sizes), 0) if is_permuted else np.arange(len(sizes))
         self._window_shards = window_shards if shuffle else 1
         self._sizes = sizes[self._shards]
         starts = np.concatenate([[0], np.cumsum(self._sizes, dtype=np.int64)])

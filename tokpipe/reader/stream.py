@@ -13,6 +13,7 @@ from tokpipe.formats.job_record import differences, flatten
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.code_cache import CodeCache
 from tokpipe.reader.epochs import Epoch, Epochs
+from tokpipe.reader.follow import Supply
 from tokpipe.reader.order import EpochOrder, Even, MixRemaining, Remaining, Share, quotas
 from tokpipe.reader.output import Output
 from tokpipe.reader.ranks import Ranks
@@ -98,13 +99,12 @@ class ClipMix:
         self.ranks = Ranks(rank, world_size)
         self.even = even
         self._make = make
-        self._sizes = [cache.output.shards.clip_counts for cache in caches]
-        self._num_clips = [int(sizes.sum()) for sizes in self._sizes]
-        if epoch_clips is None:
-            epoch_clips = sum(self._num_clips)
         outputs = [cache.output for cache in caches]
-        self.clips_per_epoch = _clips_per_epoch(outputs, weights, by, epoch_clips)
+        self._count()
+        num_clips = sum(self._num_clips) if epoch_clips is None else epoch_clips
+        self.clips_per_epoch = _clips_per_epoch(outputs, weights, by, num_clips)
         """Clips of each output in every epoch."""
+        self._supply = Supply(outputs, window_shards if shuffle else 1, epoch_clips=epoch_clips)
         self._seed, self._shuffle, self._window_shards = seed, shuffle, window_shards
         self._settings: dict[str, Any] = {
             "seed": seed,
@@ -113,8 +113,22 @@ class ClipMix:
             "datasets": [output.record.dataset for output in outputs],
             "num_clips": self._num_clips,
             "clips_per_epoch": self.clips_per_epoch,
+            "follow": outputs[0].record.writer if self._supply.follows else None,
         }
         self._epochs = Epochs()
+
+    def _count(self) -> None:
+        self._sizes = [cache.output.shards.clip_counts for cache in self.caches]
+        self._num_clips = [int(sizes.sum()) for sizes in self._sizes]
+
+    def _refresh(self) -> None:
+        """Take in what a followed job has committed. States know counts once it has finished."""
+        if self._supply.follows:
+            self._supply.output.refresh()
+            self._count()
+            self.clips_per_epoch = self._num_clips
+            counts = self._num_clips if self._supply.is_whole else None
+            self._settings |= {"num_clips": counts, "clips_per_epoch": counts}
 
     @property
     def tokenizer(self) -> TokenizerSpec:
@@ -137,7 +151,9 @@ class ClipMix:
     def num_items(self, num_workers: int) -> list[int]:
         """Return how many clips each worker of this rank yields in the next iteration."""
         rank, world_size = self.ranks.rank()
-        left = self._remaining(self._epochs.next[1])
+        left = self._remaining(*self._epochs.next)
+        if not self._supply.is_whole:
+            raise TypeError("the number of clips is unknown before the job has finished")
         readers = range(rank * num_workers, (rank + 1) * num_workers)
         return [len(Share(left, reader, world_size * num_workers, self.even)) for reader in readers]
 
@@ -177,24 +193,34 @@ class ClipMix:
                 f"resume: got the states of {len(taken)} of {num_readers} readers. What the others "
                 "have read is unknown: pass the states of all ranks"
             )
-        left, counts = self._remaining(first), [taken[reader] for reader in range(num_readers)]
+        left, counts = (
+            self._remaining(first["epoch"], first),
+            [taken[k] for k in range(num_readers)],
+        )
         try:
             rest = left.after(counts)
         except ValueError as error:
             raise ConfigError(f"resume: {error}") from error
         ends = [len(Share(left, reader, num_readers, self.even)) for reader in range(num_readers)]
         is_done = all(count >= end for count, end in zip(counts, ends, strict=True))
+        is_done &= self._supply.is_whole
         self._epochs.set((first["epoch"] + is_done, None if is_done else rest.state()))
 
-    def _remaining(self, state: Mapping[str, Any] | None) -> MixRemaining:
+    def _remaining(self, epoch: int, state: Mapping[str, Any] | None) -> MixRemaining:
+        self._refresh()
+        is_whole = self._supply.is_whole
+        numbers = self.clips_per_epoch if is_whole else [self._supply.num_served(epoch)]
         if state is None:
-            return MixRemaining(tuple(map(Remaining, self.clips_per_epoch)), self._seed)
-        parts = zip(self.clips_per_epoch, state["start"], state["pending"], strict=True)
+            return MixRemaining(tuple(map(Remaining, numbers)), self._seed)
+        parts = zip(numbers, state["start"], state["pending"], strict=True)
         left = (Remaining(number, start, tuple(pending)) for number, start, pending in parts)
         return MixRemaining(tuple(left), self._seed)
 
     def _check(self, state: Mapping[str, Any]) -> None:
+        self._refresh()  # the state may be from a later moment
         for key, value in self._settings.items():
+            if key in ("num_clips", "clips_per_epoch") and state.get(key, 0) is None:
+                continue  # saved before the job had finished
             if state.get(key) != value:
                 raise ConfigError(
                     f"the state has {key}={state.get(key)!s:.99}, but this stream has {key}="
@@ -203,17 +229,18 @@ class ClipMix:
                 )
         try:
             _State.model_validate(dict(state))
-            if not state["taken"] <= len(self._remaining(state)):
+            if not state["taken"] <= len(self._remaining(state["epoch"], state)):
                 raise ValueError(f"it has taken {state['taken']} clips, more than there are")
         except ValueError as error:
             raise ConfigError(f"the state is damaged: {explained(error)}") from error
 
     def _order(self, source: int, number: int) -> EpochOrder:
+        as_committed = self._supply.follows and number == 0 and self._shuffle
         return EpochOrder(
             self._sizes[source],
             seed=(self._seed, source),
             epoch=number,
-            shuffle=self._shuffle,
+            shuffle="windows" if as_committed else self._shuffle,
             window_shards=self._window_shards,
         )
 
@@ -224,7 +251,7 @@ class ClipStream(ClipMix):
     A mix of one output: see ``ClipMix`` for readers, states and the other arguments.
 
     Args:
-        cache: the output's codes on local disk, shared by the workers of a node.
+        cache: the codes of an output on local disk. It may ``follow`` a job that still runs.
     """
 
     _format = "tokpipe.clip_stream.2"
@@ -244,22 +271,33 @@ class ClipIterator(Iterator[Any]):
 
     def _begin(self, wanted: Epoch | None = None, taken: int = 0) -> Share:
         self._epoch, left = self._stream._epochs.claim(wanted)
-        self._left = self._stream._remaining(left)
-        share = Share(self._left, self._reader, self._num_readers, self._stream.even)
-        if left is None and self._stream.even == "drop" and self._left and not share:
+        share = self._look(left)
+        is_whole = left is None and self._is_whole and self._left
+        if is_whole and self._stream.even == "drop" and not share:
             raise ConfigError(
                 f"even='drop': an epoch of {len(self._left)} clips leaves none for "
                 f"{self._num_readers} readers. Use fewer workers, or even='repeat'"
             )
-        self._share, self._taken, self._counts = share, taken, share.counts(taken)
-        kept = 2 * len(self._stream.caches)  # a pass that ends, and the next
-        self._order = lru_cache(kept)(self._stream._order)
+        self._taken, self._counts = taken, share.counts(taken)
         return share
+
+    def _look(self, left: Mapping[str, Any] | None) -> Share:
+        """Take in what there is of the epoch by now."""
+        stream = self._stream
+        self._left = stream._remaining(self._epoch, left)
+        self._is_whole = stream._supply.is_whole
+        even: Even | None = stream.even if self._is_whole or not stream.even else "drop"
+        self._share = Share(self._left, self._reader, self._num_readers, even)
+        self._order = lru_cache(2 * len(stream.caches))(stream._order)  # two passes, of each output
+        return self._share
 
     def __next__(self) -> Any:
         share = self._begin() if self._share is None else self._share
-        if self._taken >= len(share):
-            raise StopIteration
+        while self._taken >= len(share):
+            if self._is_whole:
+                raise StopIteration
+            self._stream._supply.wait(self._epoch, self._left.parts[0].num_items)
+            share = self._look(self._left.state())
         stream, (source, position) = self._stream, share.item(self._counts)
         ever = self._epoch * stream.clips_per_epoch[source] + position
         number, place = divmod(ever, stream._num_clips[source])
