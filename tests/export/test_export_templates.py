@@ -164,13 +164,13 @@ def endless(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subproce
     data = shard.read_bytes()
     shard.unlink()
     os.mkfifo(shard)
+    held = os.open(shard, os.O_RDWR)  # before it is read: without a writer it would be empty
     words = [sys.executable, "-c", "import sys, tokpipe.cli; sys.exit(tokpipe.cli.main())"]
     words += ["export", "out", "--to", "webdataset", "-o", "export", "--workers", request.param]
     process = subprocess.Popen(
         list(map(str, words)), cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE,
         text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
-    held = os.open(shard, os.O_RDWR)
     with process:
         while not (tmp_path / "export.partial/000000.tar").exists():
             assert process.poll() is None, process.communicate()[1]
