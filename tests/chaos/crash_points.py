@@ -1,7 +1,7 @@
 """A store that ends its process at the Nth call, and what a driver does with a store."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,7 @@ def _record(job: JobConfig, store: Store, attempt: str) -> JobRecord:
         settings={},
         tokenizer=metadata.tokenizer,
         num_rows=plan.num_rows,
-        plan=plan.to_json(),
+        plan=asdict(plan),
         libraries={},
         job=job.model_dump(mode="json"),
     )

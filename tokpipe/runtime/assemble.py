@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property, partial
 from itertools import chain, islice
@@ -149,7 +149,7 @@ class JobOutput:
                 settings=settings,
                 tokenizer=TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash),
                 num_rows=plan.num_rows,
-                plan=plan.to_json(),
+                plan=asdict(plan),
                 libraries=settings["libraries"] | found,
                 job=job.model_dump(mode="json"),
             ),
