@@ -1,8 +1,7 @@
-"""Everything that a report shows: status, history, and what a sample of shards holds."""
+"""What a report shows of a sample of shards: counts, and clips beside their sources."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +12,8 @@ from typing import TYPE_CHECKING
 from tokpipe.errors import CorruptOutput, TokpipeError
 from tokpipe.formats.shard_reader import ShardReader
 from tokpipe.reader import Clip, Output
-from tokpipe.report.history import History
 from tokpipe.telemetry.usage import CodeUsage
 from tokpipe.verbs.inspect import evenly_spread
-from tokpipe.verbs.status import Status
 
 if TYPE_CHECKING:
     from tokpipe.reconstruct import SideBySide
@@ -142,26 +139,3 @@ def _decoded(both: SideBySide, clip: Clip, *, with_source: bool) -> Pair:
         return pair
     shown = jpeg_bytes(source.picture())
     return replace(pair, source=shown, psnr_db=quality.psnr_db, ssim=quality.ssim)
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """An output at one moment."""
-
-    made_at: str  # ISO 8601, in UTC
-    output: Output
-    status: Status
-    history: History
-    sample: Sample
-    pairs: Pairs | None  # None if none were requested
-
-    @property
-    def max_bits_per_code(self) -> float:
-        """Entropy if all codes of the codebook were equally frequent."""
-        return math.log2(self.output.tokenizer.codebook_size)
-
-    @property
-    def frames_per_s(self) -> float | None:
-        """Mean over the working time; None if that is unknown."""
-        worked_s = self.history.worked_s
-        return self.status.totals.num_frames / worked_s if worked_s > 0 else None
