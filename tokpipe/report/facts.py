@@ -50,10 +50,7 @@ class Sample:
             self.num_shards += 1
             self.frames_per_clip.update(frames.values())
             self.codes_per_clip.update(codes.values())
-
-    @property
-    def num_clips(self) -> int:
-        return self.frames_per_clip.total()
+        self.num_clips = self.frames_per_clip.total()
 
 
 def _count(shard: ShardReader, usage: CodeUsage) -> tuple[Counter[str], Counter[str]]:

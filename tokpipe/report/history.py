@@ -103,14 +103,8 @@ class StageUse:
         is_known = working_s > 0 and frames > 0
         self.own_frames_per_s = frames / working_s * self.actors if is_known else None
         """Rate of this many actors if they never waited; None if they did nothing."""
-
-    @property
-    def processing(self) -> float:
-        return sum(value for one, value in self.fractions.items() if one in PROCESSING)
-
-    @property
-    def waiting(self) -> float:
-        return max(0.0, 1.0 - sum(self.fractions.values()))
+        self.processing = sum(value for one, value in self.fractions.items() if one in PROCESSING)
+        self.waiting = max(0.0, 1.0 - sum(self.fractions.values()))
 
 
 class History:

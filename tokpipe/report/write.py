@@ -47,20 +47,14 @@ class WrittenReport:
         self.history = History(read_groups(output))
         self.sample = Sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)
         self.pairs = Pairs(output, self.sample.clips, device) if num_pairs else None
+        self.max_bits_per_code = math.log2(output.tokenizer.codebook_size)
+        """Entropy if all codes of the codebook were equally frequent."""
+        worked_s, num_frames = self.history.worked_s, self.status.totals.num_frames
+        self.frames_per_s = num_frames / worked_s if worked_s > 0 else None
+        """Mean over the working time; None if that is unknown."""
         data = page(self).encode(errors="backslashreplace")
         write_file(path, data)
         self.size_bytes = len(data)
-
-    @property
-    def max_bits_per_code(self) -> float:
-        """Entropy if all codes of the codebook were equally frequent."""
-        return math.log2(self.output.tokenizer.codebook_size)
-
-    @property
-    def frames_per_s(self) -> float | None:
-        """Mean over the working time; None if that is unknown."""
-        worked_s = self.history.worked_s
-        return self.status.totals.num_frames / worked_s if worked_s > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures of the report."""
