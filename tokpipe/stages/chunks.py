@@ -58,7 +58,6 @@ def plan_chunks(
 
 
 def num_kept_latents(span: ChunkSpan, traits: TokenizerTraits) -> int:
-    """Return how many latent frames of a chunk are kept."""
     return traits.num_latent_frames(span.num_input_frames) - span.num_dropped_latents
 
 

@@ -108,7 +108,6 @@ class Settlement:
         self._reported = account
 
     def committed(self) -> None:
-        """The commit in flight is in the manifest."""
         assert self._committing is not None
         self._out.committed += self._committing
         self._committing = None
