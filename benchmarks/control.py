@@ -23,8 +23,9 @@ from benchmarks.virtual_cluster import GPU_LIMITS, Kind, VirtualCluster
 from benchmarks.watched_run import cluster_of, job_of, run_watched
 from tokpipe.config import JobConfig
 from tokpipe.config.job import StoreOptions
+from tokpipe.formats.manifest import load_state
 from tokpipe.runtime.assemble import Run
-from tokpipe.runtime.commit import claim_output
+from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.dispatch.protocol import Room
 from tokpipe.storage import open_store
 
@@ -230,12 +231,14 @@ def _memory_of_driver(num_clips: int) -> tuple[float, float, float]:
     seen: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(folder, StoreOptions())
+        committer = Committer(store, load_state(store, num_clips), "bench")
+        committer.claim()
         cluster = VirtualCluster(
             GPU_LIMITS,
             Room(cpus=72, gpus=8),
             {"decode": 1.3, "encode": ENCODE_S, "write": 0.001},
             num_clips,
-            committer=claim_output(store, num_clips, "bench"),
+            committer=committer,
             on_commit=lambda committed: seen.append((committed, resident_mb())),
         )
         started = time.process_time()

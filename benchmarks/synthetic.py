@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -101,7 +101,7 @@ def begin_output(folder: Path, num_rows: int) -> Begun:
             settings=settings,
             tokenizer=TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash),
             num_rows=plan.num_rows,
-            plan=plan.to_json(),
+            plan=asdict(plan),
             libraries={},
             job=job.model_dump(mode="json"),
         ),

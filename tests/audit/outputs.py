@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def made(
         settings=codes,
         tokenizer=spec,
         num_rows=plan.num_rows,
-        plan=plan.to_json(),
+        plan=asdict(plan),
         job=job.model_dump(mode="json"),
     )
     write_once(store, record)

@@ -1,7 +1,7 @@
 """A store that ends its process at the Nth call, and what a driver does with a store."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from tokpipe.formats.manifest import load_state
 from tokpipe.identity.ids import clip_id
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.runtime.assemble import Feed
-from tokpipe.runtime.commit import claim_output
+from tokpipe.runtime.commit import Committer
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import Store, open_store
 from tokpipe.types import ClipRef, EncodedClip, Rejected, WorkItem
@@ -79,7 +79,9 @@ def drive(job: JobConfig, store: Any, attempt: str) -> None:
     except NotFound:
         record = job_record.write_once(store, _record(job, store, attempt))
     plan = StoredPlan.from_json(record.plan)
-    committer = claim_output(store, record.num_rows, attempt, checkpoint_every=CHECKPOINT_EVERY)
+    state = load_state(store, record.num_rows, interval=CHECKPOINT_EVERY)
+    committer = Committer(store, state, attempt, CHECKPOINT_EVERY)
+    committer.claim()
     feed = Feed(PlanReader(store, plan), committer.state.committed)
     stage = WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan)
     stage.store = store
@@ -114,7 +116,7 @@ def _record(job: JobConfig, store: Store, attempt: str) -> JobRecord:
         settings={},
         tokenizer=metadata.tokenizer,
         num_rows=plan.num_rows,
-        plan=plan.to_json(),
+        plan=asdict(plan),
         libraries={},
         job=job.model_dump(mode="json"),
     )

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from tokpipe.errors import NotFound
 from tokpipe.formats.job_record import JobRecord
+from tokpipe.formats.manifest import load_state
 from tokpipe.formats.shard import ShardMetadata
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.runtime.commit import Committer
 from tokpipe.storage import Store, StoredObject
 from tokpipe.types import ChunkSpan, ClipRef, EncodedClip
 
@@ -79,6 +81,13 @@ class DictStore(Store):
                     self.objects[key] = data
                 raise Crash(key)
         self.objects[key] = data
+
+
+def claimed(store: Store, num_rows: int, writer: str) -> Committer:
+    """Claim an output of so many plan rows."""
+    committer = Committer(store, load_state(store, num_rows), writer)
+    committer.claim()
+    return committer
 
 
 def tokenizer_spec(codebook_size: int = 8192) -> TokenizerSpec:

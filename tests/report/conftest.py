@@ -5,11 +5,11 @@ import pytest
 from tests.report.report_outputs import really_made
 from tokpipe.config.trust import Trust
 from tokpipe.reader import open_output
-from tokpipe.report import WrittenReport, write_report
+from tokpipe.report import WrittenReport
 
 
 @pytest.fixture(scope="session")
 def real_report(tmp_path_factory: pytest.TempPathFactory) -> WrittenReport:
     folder = tmp_path_factory.mktemp("report")
     output = open_output(str(really_made(folder)), trust=Trust(uris=True))
-    return write_report(output, folder / "report.html", num_pairs=2, device="cpu")
+    return WrittenReport(output, folder / "report.html", num_pairs=2, device="cpu")

@@ -24,7 +24,7 @@ from tokpipe.formats.sealed_json import CHECKSUM, seal
 from tokpipe.reader import open_output
 from tokpipe.reader.output import Output
 from tokpipe.reconstruct.command import decode_clip
-from tokpipe.report import WrittenReport, write_report
+from tokpipe.report import WrittenReport
 from tokpipe.telemetry.account import Account
 
 NOW = BEGAN + timedelta(days=2)
@@ -32,7 +32,7 @@ NOW = BEGAN + timedelta(days=2)
 
 def page_of(store: DictStore, folder: Path, **options: int) -> tuple[Node, WrittenReport]:
     wanted = {"num_pairs": 0, "num_shards": 0, **options}
-    report = write_report(Output(store), folder / "report.html", now=NOW, **wanted)  # type: ignore[arg-type]
+    report = WrittenReport(Output(store), folder / "report.html", now=NOW, **wanted)  # type: ignore[arg-type]
     html = report.path.read_text("utf-8")
     assert report.size_bytes == len(html.encode())
     return parsed(html), report
@@ -106,7 +106,7 @@ def test_each_section_shows_what_the_output_holds(tmp_path: Path) -> None:
     assert [row[3] for row in rejected] == ["bad7", "bad5", "bad3"]
     assert sum(int(row[1]) for row in tables["Frames per clip"]) == 3 * NUM_SHARDS
     assert sum(int(row[1]) for row in tables["How often codes occur"]) == Output(store).num_codes
-    usage = report.facts.sample.usage
+    usage = report.sample.usage
     assert found["perplexity"] == f"{usage.perplexity:,.0f}"
     assert found["dead"] == f"{8192 - usage.num_used:,}"
     assert "the whole output (8 shards)" in page.text
@@ -182,7 +182,7 @@ def test_a_damaged_shard_is_left_out_and_reported(tmp_path: Path) -> None:
     page, report = page_of(store, tmp_path)
     assert "1 shard of the sample could not be read and is left out." in page.text
     assert key in page.one("section", id="codes").text
-    assert report.facts.sample.num_clips == 3 * (NUM_SHARDS - 1)
+    assert report.sample.num_clips == 3 * (NUM_SHARDS - 1)
     assert any(key in line for line in report.lines())
 
 
@@ -191,7 +191,7 @@ def test_a_damaged_manifest_leaves_no_file(tmp_path: Path) -> None:
     output = Output(store)
     store.objects[entry_key(2)] = store.objects[entry_key(2)].replace(b"driver-0", b"driver-9")
     with pytest.raises(CorruptOutput, match="00000002"):
-        write_report(output, tmp_path / "report.html", num_pairs=0)
+        WrittenReport(output, tmp_path / "report.html", num_pairs=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,7 +215,7 @@ def test_a_clip_without_its_source_is_still_decoded(
     source.rename(tmp_path / "away.mp4")
     try:
         output = open_output(str(real_report.path.parent / "out"), trust=Trust(uris=True))
-        report = write_report(output, tmp_path / "report.html", num_pairs=1, device="cpu")
+        report = WrittenReport(output, tmp_path / "report.html", num_pairs=1, device="cpu")
     finally:
         (tmp_path / "away.mp4").rename(source)
     page = parsed(report.path.read_text())

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from tests.report.report_outputs import with_history
 from tokpipe.reader.output import Output
-from tokpipe.report import WrittenReport, write_report
+from tokpipe.report import WrittenReport
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -106,7 +106,7 @@ def test_everything_works_with_the_keyboard(browser: Browser, real_report: Writt
 
 def test_text_from_an_output_never_runs(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    write_report(Output(with_history()), path, num_pairs=1)
+    WrittenReport(Output(with_history()), path, num_pairs=1)
     page = browser.new_page()
     watched = Watched(page, path)
     assert page.title() == "demo: tokpipe report"

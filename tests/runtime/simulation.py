@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from functools import partial
 
-from tests.formats.formats_helpers import DictStore
+from tests.formats.formats_helpers import DictStore, claimed
 from tests.runtime.simulated_cluster import Cluster
 from tests.runtime.simulated_world import Key, Scenario, Trouble, item_of, ref_of
 from tokpipe.config.job import ChunkingConfig, PoolConfig, RuntimeConfig
@@ -21,7 +21,7 @@ from tokpipe.errors import Fenced, StorageError
 from tokpipe.formats.manifest import iter_entries, iter_rejected
 from tokpipe.plan import PlanReader
 from tokpipe.runtime.assemble import Feed
-from tokpipe.runtime.commit import Committer, claim_output
+from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.dispatch import Dispatcher, Limits, protocol
 from tokpipe.runtime.dispatch.streams import AHEAD
 from tokpipe.stages.chunks import plan_chunks
@@ -121,7 +121,7 @@ class _Driver:
         self.batch_chunks = limits.batch_chunks
         self.dispatcher = Dispatcher(limits, ref_of)
         num_rows = len(sim.world.grids)
-        self.committer = claim_output(sim.store, num_rows, f"driver-{sim.drivers}")
+        self.committer = claimed(sim.store, num_rows, f"driver-{sim.drivers}")
         self.committer.checkpoint_every = 4
         for zombie, command in sim.zombies:
             try:

@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from tests.formats.formats_helpers import DictStore
+from tests.formats.formats_helpers import DictStore, claimed
 from tests.runtime.simulated_world import item_of, receipt_of, ref_of
 from tokpipe.errors import CorruptOutput, Fenced, RuntimeFault, StorageError
 from tokpipe.formats.manifest import iter_entries, iter_rejected, load_state
-from tokpipe.runtime.commit import Committer, claim_output
+from tokpipe.runtime.commit import Committer
 from tokpipe.telemetry.account import Account
 from tokpipe.types import Receipt, Rejected
 
@@ -94,10 +94,10 @@ def test_a_resume_reads_a_checkpoint_and_the_entries_after_it() -> None:
 
 def test_a_claim_fences_every_older_driver_at_once() -> None:
     store = DictStore()
-    old = claim_output(store, NUM_ROWS, "old")
+    old = claimed(store, NUM_ROWS, "old")
     old.commit([receipt(1)], [])
     old.watch()
-    new = claim_output(store, NUM_ROWS, "new")
+    new = claimed(store, NUM_ROWS, "new")
     with pytest.raises(Fenced, match=rf"another driver, new \(process {os.getpid()} on "):
         old.watch()
     with pytest.raises(Fenced, match="written by another driver"):
@@ -115,12 +115,12 @@ def test_of_two_drivers_that_claim_at_once_one_is_fenced() -> None:
         def create(self, key: str, data: bytes) -> bool:
             if self.quicker and key.startswith("manifest/"):
                 self.quicker = 0
-                claim_output(self, NUM_ROWS, "quick")
+                claimed(self, NUM_ROWS, "quick")
             return super().create(key, data)
 
     store = Beaten()
     with pytest.raises(Fenced, match="quick"):
-        claim_output(store, NUM_ROWS, "slow")
+        claimed(store, NUM_ROWS, "slow")
     assert [entry.writer for entry in iter_entries(store)] == ["quick"]
 
 
@@ -135,24 +135,23 @@ def test_a_claim_includes_what_an_older_driver_commits_meanwhile() -> None:
             return super().create(key, data)
 
     store = Busy()
-    store.older = claim_output(store, NUM_ROWS, "older")
-    claimed = claim_output(store, NUM_ROWS, "newer")
-    assert receipt(3).clips[0] in claimed.state.committed
-    claimed.commit([receipt(4)], [])
+    store.older = claimed(store, NUM_ROWS, "older")
+    newer = claimed(store, NUM_ROWS, "newer")
+    assert receipt(3).clips[0] in newer.state.committed
+    newer.commit([receipt(4)], [])
     assert settled(store) == [3, 4]
 
 
 def test_a_claim_brings_a_state_up_to_date_without_loading_it_again() -> None:
     store = DictStore()
-    older = claim_output(store, NUM_ROWS, "older")
+    older = claimed(store, NUM_ROWS, "older")
     for row in range(20):
         older.commit([receipt(row, name=f"{row}")], [])
     known = load_state(store, NUM_ROWS)
     older.commit([receipt(20, name="20")], [rejection(21)])
     older.reopen([rejection(21)])
     store.requests.clear()
-    claimed = claim_output(store, NUM_ROWS, "newer", known=known)
-    assert claimed.state is known
+    Committer(store, known, "newer").claim()
     assert known.committed.bitmap == load_state(store, NUM_ROWS).committed.bitmap
     assert known.committed.done(0, 22).tolist() == [True] * 21 + [False]
     gets = [one for one in store.requests if one.startswith("get ")]
@@ -163,7 +162,7 @@ def test_a_claim_brings_a_state_up_to_date_without_loading_it_again() -> None:
 
 def test_withdrawn_rejections_are_work_again_and_settled_once() -> None:
     store = DictStore()
-    driver = claim_output(store, NUM_ROWS, "driver")
+    driver = claimed(store, NUM_ROWS, "driver")
     driver.commit([receipt(1)], [rejection(5), rejection(6, "truncated")])
     assert driver.reopen([rejection(6, "truncated")]) == 1
     assert driver.state.totals.rejected == {"empty": 1}
@@ -177,11 +176,11 @@ def test_withdrawn_rejections_are_work_again_and_settled_once() -> None:
 
 def test_seconds_add_up_over_commits_and_drivers() -> None:
     store = DictStore()
-    first = claim_output(store, NUM_ROWS, "first")
+    first = claimed(store, NUM_ROWS, "first")
     first.commit([receipt(1)], [], Account(paid_s=10.0, useful_s=6.0))
     both = {"decode": 0.5, "encode": 4.0}
     first.commit([receipt(2)], [], Account(both, paid_s=5.0, useful_s=2.0, lost_s=1.0))
-    second = claim_output(store, NUM_ROWS, "second")
+    second = claimed(store, NUM_ROWS, "second")
     second.commit([receipt(3)], [], Account(paid_s=5.0, useful_s=2.0))
     accounts = [entry.account for entry in iter_entries(store) if entry.shards]
     assert accounts[1] == Account(both, paid_s=5.0, useful_s=2.0, lost_s=1.0)

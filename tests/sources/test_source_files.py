@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_opened_is_counted(
     for uri in (tmp_path, tmp_path / "**/*.mp4"):
         source = opened("files", uri)
         assert sum(batch.num_rows for batch in source.batches()) == 1
-        assert source.left_out.text == f"1 unreadable folder ({tmp_path}/lost+found)"
+        assert source.listing.left_out.text == f"1 unreadable folder ({tmp_path}/lost+found)"
 
 
 def test_links_are_followed_and_a_single_file_needs_no_extension(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_what_is_neither_a_video_nor_its_text_is_counted(tmp_path: Path) -> None
     (batch,) = source.batches()
     assert batch.column("key").to_pylist() == ["a", "b", "c"]
     assert batch.column("txt").to_pylist() == ["caption", "caption", None]
-    assert source.left_out.names == {
+    assert source.listing.left_out.names == {
         "hidden": ["._apple.mp4"],
         "without an extension": ["link", "mp4"],
         ".txt": ["a.2.txt", "c.txt"],
@@ -194,7 +194,7 @@ def test_the_last_of_a_name_wins_with_its_texts_and_the_others_are_counted(tmp_p
     assert rows == {"a.mp4": "22", "b0.mp4": None, "b2.mp4": None, "./b1.mp4": None}
     found = contents(path)
     assert (found["a.mp4"], found["./b1.mp4"]) == (b"12", b"new")
-    assert source.left_out.counts == {OVERWRITTEN: 5}
+    assert source.listing.left_out.counts == {OVERWRITTEN: 5}
 
 
 def test_what_follows_an_end_mark_is_read_or_a_problem(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_every_video_extension_is_a_clip_and_other_members_are_counted(tmp_path:
     source = opened("webdataset", tmp_path / "*.tar")
     for _ in range(2):
         assert sum(batch.num_rows for batch in source.batches()) == 3 * len(videos)
-        assert source.left_out.counts == {
+        assert source.listing.left_out.counts == {
             ".jpg": 6,
             ".wav": 3,
             "hidden": 3,

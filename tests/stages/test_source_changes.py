@@ -6,7 +6,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class Planned:
         self.plan = write_plan(job, self.store, "attempt")
 
     def items(self, on_change: str = "reject") -> list[WorkItem]:
-        plan = StoredPlan.from_json(json.loads(json.dumps(self.plan.to_json())))
+        plan = StoredPlan.from_json(json.loads(json.dumps(asdict(self.plan))))
         sources = job_of(self.root, {**self.source, "on_change": on_change}).sources
         return PlanReader(self.store, plan, sources).items(range(plan.num_rows))
 

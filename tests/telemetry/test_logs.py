@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.formats.formats_helpers import claimed
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
-from tokpipe.runtime.commit import claim_output
 from tokpipe.storage import open_store
 from tokpipe.telemetry.logs import LOGGER, driver_log, log_event, start_worker_log
 
@@ -95,7 +95,7 @@ def test_a_claim_is_an_event(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     store = open_store(str(tmp_path / "out"), StoreOptions())
     with driver_log(str(path), nobody, {}):
-        claim_output(store, 5, "first")
-        claim_output(store, 5, "second")
+        claimed(store, 5, "first")
+        claimed(store, 5, "second")
     found = [(line["event"], line["seq"]) for line in lines(path)]
     assert found == [("output_claimed", 0), ("output_claimed", 1)]

@@ -21,11 +21,11 @@ from tests.end_to_end.jobs import (
     write_job,
     write_video,
 )
+from tests.formats.formats_helpers import claimed
 from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, PlanMismatch, StorageError, TokpipeError, UnsafeStore
-from tokpipe.runtime.commit import claim_output
 from tokpipe.storage import open_store
 from tokpipe.storage.store import Store
 from tokpipe.verbs import check as check_module
@@ -346,7 +346,7 @@ def test_an_output_that_another_driver_may_be_writing_names_it(
 
     output = JobOutput(job)
     record = output.start(Console(quiet=True))
-    claim_output(output.store, record.num_rows, "driver")
+    claimed(output.store, record.num_rows, "driver")
     lines = found(tmp_path, files(videos))
     assert one_with(lines, "0 of 6 plan rows settled", "by process ", "a new run takes over")
     assert one_with(lines, "not checked: whether", "has the settings of this job")

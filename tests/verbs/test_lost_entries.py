@@ -11,6 +11,7 @@ import pytest
 
 from tests.audit.outputs import Made, finished
 from tests.conftest import S3Bucket
+from tests.formats.formats_helpers import claimed
 from tokpipe.audit import audit, clean
 from tokpipe.cli import main
 from tokpipe.config.job import StoreOptions
@@ -25,7 +26,6 @@ from tokpipe.formats.manifest import (
 )
 from tokpipe.reader import ClipMix, ClipStream, CodeCache, open_output
 from tokpipe.runtime import assemble as runs
-from tokpipe.runtime.commit import claim_output
 from tokpipe.storage import open_store
 from tokpipe.storage.store import Store
 
@@ -147,7 +147,7 @@ def test_any_gap_is_found_and_named(
     with pytest.raises(CorruptOutput, match=message):
         open_output(copy.uri)
     with pytest.raises(CorruptOutput, match=message):
-        claim_output(copy, 30, "driver")
+        claimed(copy, 30, "driver")
     assert not audit(copy, depth="manifest").is_clean
 
 

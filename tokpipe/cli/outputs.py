@@ -126,10 +126,10 @@ class Report(Verb, example="tokpipe report jobs/demo.yaml -o report.html"):
         parser.add_trust()
 
     def run(self, parsed: argparse.Namespace) -> Result:
-        from tokpipe.report import write_report
+        from tokpipe.report import WrittenReport
 
         check_new_file(parsed.path, ".html", ".htm")
-        return write_report(
+        return WrittenReport(
             output_of(parsed),
             parsed.path,
             num_shards=parsed.shards,

@@ -240,7 +240,6 @@ class StoreOptions(Frozen):
     """Time limit for one request, including all its retries."""
 
     def options_of(self, uri: str) -> dict[str, Any]:
-        """Return the fsspec options for a URI."""
         prefixes = [key for key in self.options if f"{uri}/".startswith(f"{key.rstrip('/')}/")]
         protocol = uri.partition("://")[0].lower()
         return self.options.get(max(prefixes, key=len, default=protocol), {})

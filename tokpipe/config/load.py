@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from tokpipe.config.base import Uri
 from tokpipe.config.checkpoint import read_local, resolve_checkpoint
@@ -43,7 +42,7 @@ def load_output(path: str | Path) -> tuple[str, StoreOptions]:
     Other settings may be wrong, and the tokenizer's checkpoint unreachable.
     """
     path = Path(path)
-    data = _job_settings(_read_text(path), str(path))
+    data = read_mapping(_read_text(path), str(path), "job file")
     if not isinstance(section := data.get("output"), dict) or "uri" not in section:
         raise ConfigError(f"{path}: has no output.uri, so it is not a job file")
     context = {"root": project_root(path), "environ": os.environ}
@@ -71,16 +70,6 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read as a job file: {error.strerror}") from error
 
 
-def _job_settings(text: str, name: str) -> dict[str, Any]:
-    data = read_mapping(text, name, "job file")
-    if "phases" in data and "dataset" not in data:
-        raise ConfigError(
-            f"{name}: this is a training file, not a job file: use python -m "
-            f"examples.train_tokenizer {name} in a clone of tokpipe"
-        )
-    return data
-
-
 def parse_job(
     text: str,
     *,
@@ -94,7 +83,7 @@ def parse_job(
     ``read`` reads the config of a checkpoint that is in a store. Without it, checkpoints must be
     on this machine: ``config`` itself knows no stores, so it imports fast.
     """
-    data = _job_settings(text, name)
+    data = read_mapping(text, name, "job file")
     context = {"root": root, "environ": os.environ if environ is None else environ}
     config_uri = None
     section = data.get("tokenizer")

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, Any
@@ -60,12 +60,9 @@ class StoredPlan:
     left_out: LeftOut = field(default_factory=LeftOut)
     """What the sources found and did not take; earlier versions did not count it."""
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "StoredPlan":
-        """Reverse ``to_json``."""
+        """Reverse ``asdict``."""
         try:
             return _STORED.validate_python(value)
         except ValueError as error:

@@ -69,7 +69,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
         raise
     left_out = LeftOut()
     for source in sources:
-        left_out.update(source.left_out)
+        left_out.update(source.listing.left_out)
     return StoredPlan(
         plan_id=digest([part.stored.sha256 for part in parts]),
         parts=tuple(part.stored for part in parts),

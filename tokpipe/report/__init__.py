@@ -1,5 +1,5 @@
 """``tokpipe report``: an output as one self-contained HTML file."""
 
-from tokpipe.report.write import WrittenReport, write_report
+from tokpipe.report.write import WrittenReport
 
-__all__ = ["WrittenReport", "write_report"]
+__all__ = ["WrittenReport"]

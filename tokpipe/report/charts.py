@@ -28,6 +28,7 @@ class Column(NamedTuple):
     end: float
     value: float | None
     title: str
+    label: str = ""  # What the range is, in a histogram
 
 
 class AxisTick(NamedTuple):
@@ -43,11 +44,6 @@ class Columns(NamedTuple):
     y_ticks: Sequence[AxisTick]
     x_ticks: Sequence[AxisTick]
     marks: Sequence[float] = ()
-
-
-class Histogram(NamedTuple):
-    bars: dict[str, int]  # Count by label
-    chart: Columns
 
 
 class BarPart(NamedTuple):
@@ -90,7 +86,7 @@ def _over_time(
     return Columns(columns, end_s, y_ticks, _time_ticks(end_s), history.restarts_s)
 
 
-def code_histogram(usage: CodeUsage) -> Histogram:
+def code_histogram(usage: CodeUsage) -> Columns:
     """Count codes in equal parts of the codebook."""
     size = usage.codebook_size
     num = min(NUM_BARS, size)
@@ -100,7 +96,7 @@ def code_histogram(usage: CodeUsage) -> Histogram:
     return _histogram(labels, usage.histogram(num).tolist(), ticks)
 
 
-def length_histogram(lengths: Counter[int]) -> Histogram:
+def length_histogram(lengths: Counter[int]) -> Columns:
     """Count clips by length; ``lengths`` has at least one."""
     low, high = min(lengths), max(lengths)
     width = math.ceil((high - low + 1) / MAX_LENGTHS)
@@ -114,14 +110,12 @@ def length_histogram(lengths: Counter[int]) -> Histogram:
     return _histogram(labels, counts, ticks)
 
 
-def _histogram(labels: list[str], counts: list[int], x_ticks: list[AxisTick]) -> Histogram:
-    bars = dict(zip(labels, counts, strict=True))
+def _histogram(labels: list[str], counts: list[int], x_ticks: list[AxisTick]) -> Columns:
     columns = [
-        Column(at, at + 1, count, f"{label}: {count:,}")
-        for at, (label, count) in enumerate(bars.items())
+        Column(at, at + 1, count, f"{label}: {count:,}", label)
+        for at, (label, count) in enumerate(zip(labels, counts, strict=True))
     ]
-    y_ticks = _count_ticks(max(counts), whole=True)
-    return Histogram(bars, Columns(columns, len(columns), y_ticks, x_ticks))
+    return Columns(columns, len(columns), _count_ticks(max(counts), whole=True), x_ticks)
 
 
 def rejected_bars(reasons: Sequence[tuple[str, int]]) -> list[Bar]:

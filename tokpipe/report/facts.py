@@ -1,11 +1,10 @@
-"""Everything that a report shows: status, history, and what a sample of shards holds."""
+"""What a report shows of a sample of shards: counts, and clips beside their sources."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from random import Random
 from typing import TYPE_CHECKING
@@ -13,10 +12,8 @@ from typing import TYPE_CHECKING
 from tokpipe.errors import CorruptOutput, TokpipeError
 from tokpipe.formats.shard_reader import ShardReader
 from tokpipe.reader import Clip, Output
-from tokpipe.report.history import History
 from tokpipe.telemetry.usage import CodeUsage
 from tokpipe.verbs.inspect import evenly_spread
-from tokpipe.verbs.status import Status
 
 if TYPE_CHECKING:
     from tokpipe.reconstruct import SideBySide
@@ -53,10 +50,7 @@ class Sample:
             self.num_shards += 1
             self.frames_per_clip.update(frames.values())
             self.codes_per_clip.update(codes.values())
-
-    @property
-    def num_clips(self) -> int:
-        return self.frames_per_clip.total()
+        self.num_clips = self.frames_per_clip.total()
 
 
 def _count(shard: ShardReader, usage: CodeUsage) -> tuple[Counter[str], Counter[str]]:
@@ -75,20 +69,43 @@ def _count(shard: ShardReader, usage: CodeUsage) -> tuple[Counter[str], Counter[
     return frames, codes
 
 
-@dataclass(frozen=True, slots=True)
 class Pair:
-    """One clip. Pictures are JPEG files with some of its frames side by side."""
+    """One clip beside its source. Pictures are JPEG files with some of its frames side by side."""
 
-    clip: Clip
-    num_frames: int  # Frames that were decoded
-    size: tuple[int, int]  # (height, width) of a frame
-    shown: int  # Frames in each picture
-    decoded: bytes
-    source: bytes | None = None
-    psnr_db: float | None = None
-    """Mean over the frames; infinite if a frame is equal, None without the source."""
-    ssim: float | None = None
-    problem: str | None = None  # Why the source is missing
+    def __init__(self, both: SideBySide, clip: Clip) -> None:
+        ends = accumulate(chunk.n_frames for chunk in clip.chunks)
+        first = [chunk for chunk, end in zip(clip.chunks, ends, strict=True) if end <= MAX_FRAMES]
+        self.clip = replace(clip, chunks=tuple(first) or clip.chunks[:1])
+        self.num_frames = sum(chunk.n_frames for chunk in self.clip.chunks)  # That were decoded
+        self.source: bytes | None = None
+        self.psnr_db: float | None = None
+        """Mean over the frames; infinite if a frame is equal, None without the source."""
+        self.ssim: float | None = None
+        self.problem: str | None = None  # Why the source is missing
+        try:
+            self._decode(both, with_source=True)
+        except TokpipeError as error:
+            self.problem = str(error)
+            self._decode(both, with_source=False)
+
+    def _decode(self, both: SideBySide, *, with_source: bool) -> None:
+        from tokpipe.media.quality import Quality
+        from tokpipe.media.writing import FrameGrid, jpeg_bytes
+
+        num_frames, quality = self.num_frames, Quality()
+        decoded, source = (FrameGrid(num_frames, NUM_FRAMES, NUM_FRAMES) for _ in range(2))
+        for block, original in both.blocks(self.clip, with_source=with_source):
+            decoded.add(block)
+            if original is not None:
+                source.add(original)
+                quality.add(original, block)
+            self.size = block.shape[1:3]  # (height, width) of a frame
+        picture = decoded.picture()
+        self.decoded = jpeg_bytes(picture)
+        self.shown = picture.shape[1] // self.size[1]  # Frames in each picture
+        if with_source:
+            self.source = jpeg_bytes(source.picture())
+            self.psnr_db, self.ssim = quality.psnr_db, quality.ssim
 
 
 class Pairs:
@@ -105,63 +122,9 @@ class Pairs:
             from tokpipe.reconstruct import SideBySide
 
             with SideBySide(output, device) as both:
-                self.pairs = [_pair(both, clip) for clip in clips]
+                self.pairs = [Pair(both, clip) for clip in clips]
         except ImportError as error:
             do = "Decoding needs what a worker has: pip install tokpipe[run]"
             self.problem = f"{error}. {do}"
         except TokpipeError as error:
             self.problem = str(error)
-
-
-def _pair(both: SideBySide, clip: Clip) -> Pair:
-    ends = accumulate(chunk.n_frames for chunk in clip.chunks)
-    first = [chunk for chunk, end in zip(clip.chunks, ends, strict=True) if end <= MAX_FRAMES]
-    clip = replace(clip, chunks=tuple(first) or clip.chunks[:1])
-    try:
-        return _decoded(both, clip, with_source=True)
-    except TokpipeError as error:
-        return replace(_decoded(both, clip, with_source=False), problem=str(error))
-
-
-def _decoded(both: SideBySide, clip: Clip, *, with_source: bool) -> Pair:
-    from tokpipe.media.quality import Quality
-    from tokpipe.media.writing import FrameGrid, jpeg_bytes
-
-    total = sum(chunk.n_frames for chunk in clip.chunks)
-    decoded, source = (FrameGrid(total, NUM_FRAMES, NUM_FRAMES) for _ in range(2))
-    quality = Quality()
-    for block, original in both.blocks(clip, with_source=with_source):
-        decoded.add(block)
-        if original is not None:
-            source.add(original)
-            quality.add(original, block)
-        size = block.shape[1:3]
-    picture = decoded.picture()
-    pair = Pair(clip, total, size, picture.shape[1] // size[1], jpeg_bytes(picture))
-    if not with_source:
-        return pair
-    shown = jpeg_bytes(source.picture())
-    return replace(pair, source=shown, psnr_db=quality.psnr_db, ssim=quality.ssim)
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """An output at one moment."""
-
-    made_at: str  # ISO 8601, in UTC
-    output: Output
-    status: Status
-    history: History
-    sample: Sample
-    pairs: Pairs | None  # None if none were requested
-
-    @property
-    def max_bits_per_code(self) -> float:
-        """Entropy if all codes of the codebook were equally frequent."""
-        return math.log2(self.output.tokenizer.codebook_size)
-
-    @property
-    def frames_per_s(self) -> float | None:
-        """Mean over the working time; None if that is unknown."""
-        worked_s = self.history.worked_s
-        return self.status.totals.num_frames / worked_s if worked_s > 0 else None

@@ -103,14 +103,8 @@ class StageUse:
         is_known = working_s > 0 and frames > 0
         self.own_frames_per_s = frames / working_s * self.actors if is_known else None
         """Rate of this many actors if they never waited; None if they did nothing."""
-
-    @property
-    def processing(self) -> float:
-        return sum(value for one, value in self.fractions.items() if one in PROCESSING)
-
-    @property
-    def waiting(self) -> float:
-        return max(0.0, 1.0 - sum(self.fractions.values()))
+        self.processing = sum(value for one, value in self.fractions.items() if one in PROCESSING)
+        self.waiting = max(0.0, 1.0 - sum(self.fractions.values()))
 
 
 class History:
@@ -132,6 +126,7 @@ class History:
         """Entries that were read: totals are exact, times are interpolated between these."""
         self.examples = defaultdict[str, deque[Rejected]](partial(deque, maxlen=NUM_EXAMPLES))
         """The newest rejections of each reason that were read, newest first."""
+        self.worked_s = 0.0
         self._ends_s = [0.0]
         before: ManifestEntry | None = None
         rows = [np.zeros(len(_COLUMNS))]
@@ -154,25 +149,16 @@ class History:
                 self.versions[entry.claim.tokpipe_version] = None
             self.first_at = self.first_at or entry.written_at
             self.last_at = entry.written_at
-            self._ends_s.append(self.worked_s + elapsed_s)
+            self.worked_s += elapsed_s
+            self._ends_s.append(self.worked_s)
             rows.append(_amounts_of(group, elapsed_s))
             before = entry
         self._done = np.cumsum(rows, axis=0)
         self.whole = Step(0.0, self.worked_s, self._done[-1])
         """Everything as one step."""
-
-    @property
-    def worked_s(self) -> float:
-        return self._ends_s[-1]
-
-    @property
-    def step_s(self) -> int:
-        return 1 << max(0, math.ceil(math.log2(max(1.0, self.worked_s) / MAX_STEPS)))
-
-    @property
-    def restarts_s(self) -> list[float]:
+        self.step_s = 1 << max(0, math.ceil(math.log2(max(1.0, self.worked_s) / MAX_STEPS)))
+        self.restarts_s = sorted({at // self.step_s * self.step_s for at in self.starts_s} - {0})
         """Steps in which later drivers began."""
-        return sorted({at // self.step_s * self.step_s for at in self.starts_s} - {0})
 
     @cached_property
     def steps(self) -> list[Step]:

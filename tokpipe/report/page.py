@@ -14,14 +14,14 @@ import tokpipe
 from tokpipe.formats.checks import utc_time
 from tokpipe.formats.job_record import flatten
 from tokpipe.report import charts
-from tokpipe.report.facts import NUM_FRAMES, Facts
+from tokpipe.report.facts import NUM_FRAMES
 from tokpipe.telemetry.human import counted, duration, short, size_text, slow_text
 from tokpipe.telemetry.redact import printable, redact_nested
 from tokpipe.telemetry.speed import advice
 
 
-def page(facts: Facts) -> str:
-    """Return the report as HTML. All text from the output is escaped, and secrets are masked."""
+def page(facts: object) -> str:
+    """Return a ``WrittenReport`` as HTML: text of the output is escaped, and secrets are masked."""
     style = files("tokpipe.report").joinpath("style.css").read_text("utf-8")
     digest = _base64(hashlib.sha256(style.encode()).digest())
     template = environment().get_template("page.html")

@@ -35,8 +35,6 @@ Codes = tuple[AttemptId, Any, Positions]
 
 
 class Worker:
-    """What all actors share."""
-
     def __init__(self, start_log: Callable[[], None]) -> None:
         start_log()
 

@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property, partial
 from itertools import chain, islice
@@ -28,7 +28,7 @@ from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.runtime.cluster import gpu_bytes, live_nodes
-from tokpipe.runtime.commit import claim_output
+from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.console import say
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.dispatch.protocol import Planned
@@ -149,7 +149,7 @@ class JobOutput:
                 settings=settings,
                 tokenizer=TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash),
                 num_rows=plan.num_rows,
-                plan=plan.to_json(),
+                plan=asdict(plan),
                 libraries=settings["libraries"] | found,
                 job=job.model_dump(mode="json"),
             ),
@@ -205,8 +205,9 @@ class Run:
         assert record is not None
         job, device = record.settled(output.job), record.device
         self.config, self.device = job.runtime, device
-        self.committer = claim_output(store, record.num_rows, output.driver, known=output.state)
-        state = self.committer.state
+        state = load_state(store, record.num_rows) if output.state is None else output.state
+        self.committer = Committer(store, state, output.driver)
+        self.committer.claim()
         claim = entry_key(state.next_seq - 1)
         self.landmark = Landmark(store, claim, store.get(claim))
         """The driver's claim, by which actors recognize the output."""

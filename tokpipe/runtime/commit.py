@@ -23,7 +23,6 @@ from tokpipe.formats.manifest import (
     append,
     checkpoint_spacing,
     iter_entries,
-    load_state,
     write_checkpoint,
 )
 from tokpipe.storage.store import Store
@@ -35,48 +34,11 @@ _CLAIM_ATTEMPTS = 10
 REOPENED_PER_ENTRY = 10_000
 
 
-def claim_output(
-    store: Store,
-    num_rows: int,
-    writer: str,
-    *,
-    known: ManifestState | None = None,
-    checkpoint_every: int = CHECKPOINT_INTERVAL,
-) -> "Committer":
-    """Become the one driver of an output, and fence every older one.
-
-    A driver that is frozen or cut off cannot be asked whether it is alive, so the newer one always
-    wins. Of two that start at the same moment, one does, and the other raises Fenced.
-
-    ``known`` is the manifest as it was loaded earlier. It is brought up to date, and then belongs
-    to the committer.
-    """
-    claim = Claim(socket.gethostname(), os.getpid(), tokpipe.__version__)
-    state = load_state(store, num_rows, interval=checkpoint_every) if known is None else known
-    for _ in range(_CLAIM_ATTEMPTS):
-        for entry in iter_entries(store, state.next_seq, after=state.tail):
-            state.apply(entry)
-        committer = Committer(store, state, writer, checkpoint_every)
-        try:
-            committer.append(claim=claim)
-        except Fenced:
-            (theirs,) = iter_entries(store, state.next_seq, state.next_seq + 1)
-            if theirs.claim is not None:
-                raise
-            continue  # an older driver has just committed: take that in, and try again
-        seq = state.next_seq - 1
-        log_event("output_claimed", f"claimed by manifest entry {seq}", seq=seq)
-        return committer
-    raise Fenced(
-        f"{store.uri}: another driver commits faster than this one can claim the output. Two at "
-        "once would tokenize everything twice. Find and stop the other, then run this job again."
-    )
-
-
 @dataclass(eq=False)
 class Committer:
     """Appends to the manifest of one output until another driver does.
 
+    ``state`` is the manifest as it was loaded, which belongs to the committer from then on.
     ``writer`` marks the entries of this driver. After ``Fenced`` or ``StorageError`` the outcome
     is unknown here: claim the output again.
     """
@@ -85,6 +47,32 @@ class Committer:
     state: ManifestState
     writer: str
     checkpoint_every: int = CHECKPOINT_INTERVAL
+
+    def claim(self) -> None:
+        """Become the one driver of the output, and fence every older one.
+
+        A driver that is frozen or cut off cannot be asked whether it is alive, so the newer one
+        always wins. Of two that start at the same moment, one does, and the other raises Fenced.
+        """
+        store, state = self.store, self.state
+        claim = Claim(socket.gethostname(), os.getpid(), tokpipe.__version__)
+        for _ in range(_CLAIM_ATTEMPTS):
+            for entry in iter_entries(store, state.next_seq, after=state.tail):
+                state.apply(entry)
+            try:
+                seq = self.append(claim=claim).seq
+            except Fenced:
+                (theirs,) = iter_entries(store, state.next_seq, state.next_seq + 1)
+                if theirs.claim is not None:
+                    raise
+                continue  # an older driver has just committed: take that in, and try again
+            log_event("output_claimed", f"claimed by manifest entry {seq}", seq=seq)
+            return
+        raise Fenced(
+            f"{store.uri}: another driver commits faster than this one can claim the output. Two "
+            "at once would tokenize everything twice. Find and stop the other, then run this job "
+            "again."
+        )
 
     def commit(
         self,

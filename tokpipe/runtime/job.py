@@ -14,8 +14,7 @@ from rich.console import Console
 import tokpipe
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import RuntimeFault, UnsafeStore
-from tokpipe.formats.job_record import JobRecord
-from tokpipe.formats.manifest import ManifestState, Totals
+from tokpipe.formats.manifest import Totals
 from tokpipe.runtime.assemble import JobOutput, RetryRejected, Run
 from tokpipe.runtime.cluster import connected, warn_of_unused
 from tokpipe.runtime.console import say
@@ -77,7 +76,18 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             warn_of_unused(unused)
             run = Run(output, console, retry)
             shell, state, left_out = Shell(run), run.committer.state, output.plan.left_out.text
-            _log_start(job, record, state)
+            log_event(
+                "run_started",
+                f"{job.output.uri}: {record.num_rows:,} plan rows on {record.device}",
+                output_uri=job.output.uri,
+                fingerprint=record.fingerprint,
+                num_rows=record.num_rows,
+                num_rows_done=state.committed.num_done,
+                device=record.device,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                tokpipe_version=tokpipe.__version__,
+            )
             rows, num_done = counted(record.num_rows, "plan row"), state.committed.num_done
             where = f"{num_done:,} settled before; encoding on {record.device}"
             view.say(f"{job.output.uri}: {rows}, {where}")
@@ -121,21 +131,6 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         stopped_by if finish.outcome == "stopped" else None,
         shell.was_drained,
         finish.why,
-    )
-
-
-def _log_start(job: JobConfig, record: JobRecord, state: ManifestState) -> None:
-    log_event(
-        "run_started",
-        f"{job.output.uri}: {record.num_rows:,} plan rows on {record.device}",
-        output_uri=job.output.uri,
-        fingerprint=record.fingerprint,
-        num_rows=record.num_rows,
-        num_rows_done=state.committed.num_done,
-        device=record.device,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        tokpipe_version=tokpipe.__version__,
     )
 
 

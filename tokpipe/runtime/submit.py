@@ -57,12 +57,9 @@ class Package:
         self.code = dict(_code_of(path, job))
         """Files and folders of a custom tokenizer, by place in the package."""
         self.variables = dict(map(_variable, asked))
-
-    @property
-    def entrypoint(self) -> str:
+        words = ["python", STARTER, tokpipe.__version__, self.name, *options]
+        self.entrypoint = f"exec {shlex.join(words)}"
         """The driver's command: ``exec``, so that signals and exit codes are the driver's."""
-        words = ["python", STARTER, tokpipe.__version__, self.name, *self.options]
-        return f"exec {shlex.join(words)}"
 
     def write(self, folder: Path) -> None:
         """Write everything that is sent into an empty folder."""

@@ -12,7 +12,6 @@ from tokpipe.config.sources import Source, TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.formats.shard import shard_schema
 from tokpipe.formats.side_table import OWN_COLUMNS
-from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.listing import Listing
 from tokpipe.types import ArchiveMember, WorkItem
 
@@ -68,11 +67,6 @@ class RowSource(ABC):
     @abstractmethod
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield all rows as ``ROW_SCHEMA`` + carried, in the same order every time."""
-
-    @property
-    def left_out(self) -> LeftOut:
-        """What was found and not taken, complete after the last row."""
-        return self.listing.left_out
 
     def nothing_matches(self) -> ConfigError:
         return ConfigError(

@@ -77,7 +77,7 @@ class _BrokenRecord(Exception):
     """A record with an open quote, or far too long."""
 
 
-class _Lines:
+class _Lines(Iterator[str]):
     """Physical lines for ``csv.reader``, remembering those of the current record."""
 
     def __init__(self, file: io.BufferedReader) -> None:
@@ -86,9 +86,6 @@ class _Lines:
         self.record: list[bytes] = []
         self.record_bytes = 0
         self.first_line = 1  # Number of the record's first line
-
-    def __iter__(self) -> "_Lines":
-        return self
 
     def __next__(self) -> str:
         line = self._put_back.popleft() if self._put_back else _read_line(self._file)

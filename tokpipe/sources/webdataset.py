@@ -63,7 +63,7 @@ class WebDatasetRows(RowSource):
         index = functools.partial(_index, options=self.options, extensions=wanted)
         # Reading headers is waiting for small answers, so many tars are read at the same time.
         for rows, left_out in read_ahead(index, self.matching_uris(), _THREADS):
-            self.left_out.update(left_out)
+            self.listing.left_out.update(left_out)
             yield from rows.to_batches(_BATCH_ROWS)
 
 

@@ -58,10 +58,7 @@ def plan_chunks(
 
 
 def num_kept_latents(span: ChunkSpan, traits: TokenizerTraits) -> int:
-    """Return how many latent frames of a chunk are kept."""
-    alone = 1 if span.first_is_image else 0
-    rest = span.num_frames + span.num_pad_frames - alone
-    return alone + rest // traits.temporal_stride
+    return traits.num_latent_frames(span.num_input_frames) - span.num_dropped_latents
 
 
 def largest_chunk(job: JobConfig) -> tuple[int, int, int]:

@@ -41,10 +41,9 @@ def trouble_of(error: BaseException) -> Trouble:
     ``memory``: a smaller batch may do. ``broken``: the device or its driver is at fault.
     """
     chain = list(_chain(error))
-    if any(isinstance(one, torch.OutOfMemoryError | MemoryError) for one in chain):
-        return "memory"
-    text = "\n".join(str(one) for one in chain)
-    if _MEMORY.search(text):
+    text = "\n".join(map(str, chain))
+    kinds = torch.OutOfMemoryError, MemoryError
+    if any(isinstance(one, kinds) for one in chain) or _MEMORY.search(text):
         return "memory"
     return "broken" if _BROKEN.search(text) else "other"
 

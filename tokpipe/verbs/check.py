@@ -127,7 +127,7 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
         raise ConfigError(f"{source.label}: {found}. {do}")
     columns, example = source.carried().names, redact(rows.items[0].source_uri)
     carried = f", carrying {', '.join(columns)}" if columns else ""
-    left_out = f"; left out: {there}" if (there := source.left_out.text) else ""
+    left_out = f"; left out: {there}" if (there := source.listing.left_out.text) else ""
     count = "more than " * (not rows.is_complete) + counted(rows.num_rows, "row")
     yield CheckResult(
         "source",
@@ -139,7 +139,7 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
             "num_bad_rows": rows.num_problems,
             "example": example,
             "columns": list(columns),
-            "left_out": source.left_out.counts,
+            "left_out": source.listing.left_out.counts,
         },
     )
     if rows.num_problems:

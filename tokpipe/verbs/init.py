@@ -180,7 +180,7 @@ def _probe(job: JobConfig, source: RowSource, near: str) -> tuple[str, str, list
     if not rows.items and not source.outside_example:
         raise ConfigError(f"{source.label}: found no videos ({rows.problem or 'it is empty'})")
     count = "more than " * (not rows.is_complete) + counted(rows.num_rows, "clip")
-    more = f"; left out: {there}" if (there := source.left_out.text) else ""
+    more = f"; left out: {there}" if (there := source.listing.left_out.text) else ""
     items = rows.items
     if isinstance(source, TableRows):
         here = re.compile(rf"{re.escape(near)}/(?!.*\.\.)")

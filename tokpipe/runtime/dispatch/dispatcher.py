@@ -20,8 +20,6 @@ from tokpipe.types import STAGES
 
 
 class Dispatcher(Parts):
-    """See the module."""
-
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time ``now`` (seconds, monotonic); return what must be done."""
         self.out.now = now

@@ -22,7 +22,7 @@ class Outbox:
         self.is_over = False  # The job has ended: nothing follows the command that ended it
         self._commands: list[Command] = []
         self.latest_id = 0
-        self._past = Account()
+        self.committed = Account()  # What commits have added
         self._amounts: dict[tuple[str, str | None], float] = defaultdict(int)
 
     def emit(self, command: Command) -> None:
@@ -53,9 +53,6 @@ class Outbox:
         """Add to a field of the account; ``by``: to this key of it, such as a stage."""
         self._amounts[name, by] += amount
 
-    def add_account(self, account: Account) -> None:
-        self._past += account
-
     @property
     def account(self) -> Account:
         """What the run has done and spent so far."""
@@ -65,7 +62,7 @@ class Outbox:
                 values[name] = amount
             else:
                 values.setdefault(name, {})[by] = amount
-        return self._past + Account(**values)
+        return self.committed + Account(**values)
 
 
 class Flights:

@@ -91,7 +91,6 @@ class Pools:
 
     @property
     def lease_clips(self) -> int:
-        """Clips to put into a lease."""
         most = self.limits.clips_per_lease
         usual = min(self.limits.usual_clips, most)
         if usual == most or (need := self._need()) is None:

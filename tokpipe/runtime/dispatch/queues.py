@@ -79,7 +79,6 @@ class Queues:
         self._segments.append((item, range(1, total)))
 
     def add_retry(self, pause_s: float, lease: Lease) -> None:
-        """Try a lease again after a pause."""
         heappush(self._retries, (self._out.now + pause_s, self._out.new_id(), lease))
 
     def decode_again(self, items: Sequence[WorkItem]) -> None:

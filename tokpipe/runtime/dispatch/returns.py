@@ -16,7 +16,6 @@ from tokpipe.types import Failed, Receipt, Rejected, Stage
 
 
 def done(parts: Parts, event: LeaseDone) -> None:
-    """A stage answered."""
     attempt, answer = event.attempt, event.answer
     if (flight := parts.flights.end(attempt)) is None:
         parts.out.emit(protocol.Release(attempt))
@@ -124,7 +123,6 @@ def _piece_done(parts: Parts, event: LeaseDone, lease: Lease, result: Info) -> N
 
 
 def failed(parts: Parts, event: protocol.LeaseFailed) -> None:
-    """A stage raised."""
     if (flight := parts.flights.end(event.attempt)) is None:
         return
     lease, kind, message = flight.lease, event.kind, event.message

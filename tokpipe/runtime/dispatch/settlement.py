@@ -108,9 +108,8 @@ class Settlement:
         self._reported = account
 
     def committed(self) -> None:
-        """The commit in flight is in the manifest."""
         assert self._committing is not None
-        self._out.add_account(self._committing)
+        self._out.committed += self._committing
         self._committing = None
 
     def stop(self, event: protocol.StopRequested) -> None:
