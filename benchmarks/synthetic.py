@@ -23,7 +23,7 @@ from tokpipe.formats.manifest import (
     write_checkpoint,
 )
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
+from tokpipe.identity import digest, fingerprint_settings
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.stages.decode import decoder_versions
 from tokpipe.storage import open_store
@@ -97,7 +97,7 @@ def begin_output(folder: Path, num_rows: int) -> Begun:
             created_at="2026-01-01T00:00:00+00:00",
             writer="driver",
             dataset=job.dataset,
-            fingerprint=fingerprint(settings),
+            fingerprint=digest(settings),
             settings=settings,
             tokenizer=TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash),
             num_rows=plan.num_rows,

@@ -23,8 +23,7 @@ from tokpipe.formats.manifest import (
     write_checkpoint,
 )
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
-from tokpipe.identity.ids import clip_id
+from tokpipe.identity import clip_id, digest, fingerprint_settings
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import Store, open_store
@@ -79,7 +78,7 @@ def made(
     spec = TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash)
     record = a_record(
         dataset=dataset,
-        fingerprint=fingerprint(codes),
+        fingerprint=digest(codes),
         settings=codes,
         tokenizer=spec,
         num_rows=plan.num_rows,

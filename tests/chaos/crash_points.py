@@ -14,7 +14,7 @@ from tokpipe.errors import NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import load_state
-from tokpipe.identity.ids import clip_id
+from tokpipe.identity import clip_id
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.runtime.assemble import Feed
 from tokpipe.runtime.commit import claim_output

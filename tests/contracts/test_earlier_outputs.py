@@ -10,7 +10,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import PlanMismatch
 from tokpipe.export import FORMATS, export_output
 from tokpipe.formats import job_record
-from tokpipe.identity.fingerprint import fingerprint_settings
+from tokpipe.identity import fingerprint_settings
 from tokpipe.plan import StoredPlan
 from tokpipe.reader import Output, open_output
 from tokpipe.storage import open_store

@@ -27,7 +27,7 @@ from tests.videos import numbers_of
 from tokpipe.config import load_job
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError
-from tokpipe.identity.ids import digest
+from tokpipe.identity import digest
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.reader import open_output
 from tokpipe.stages.decode import DecodeStage

@@ -20,7 +20,7 @@ from tests.storage.listed import sizes
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, CorruptOutput
-from tokpipe.identity.ids import row_digests
+from tokpipe.identity import row_digests
 from tokpipe.plan import PART_ROWS, PlanReader, StoredPlan, write_plan
 from tokpipe.storage import Store, open_store
 from tokpipe.types import WorkItem

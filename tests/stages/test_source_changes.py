@@ -19,7 +19,7 @@ from tests.end_to_end.jobs import TOKENIZER
 from tests.videos import numbers_of, write_video
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.identity.ids import SPAN_BYTES, row_digests
+from tokpipe.identity import SPAN_BYTES, row_digests
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.plan.stored import read_part, store_part
 from tokpipe.stages.decode import DecodeStage

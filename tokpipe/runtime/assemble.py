@@ -25,7 +25,7 @@ from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import CommittedRows, ManifestState, iter_rejected, load_state
 from tokpipe.formats.shard import estimated_bytes
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
+from tokpipe.identity import digest, fingerprint_settings
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.runtime.cluster import gpu_bytes, live_nodes
 from tokpipe.runtime.commit import claim_output
@@ -145,7 +145,7 @@ class JobOutput:
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 writer=self.driver,
                 dataset=job.dataset,
-                fingerprint=fingerprint(settings),
+                fingerprint=digest(settings),
                 settings=settings,
                 tokenizer=TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash),
                 num_rows=plan.num_rows,
