@@ -26,7 +26,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.commit import claim_output
 from tokpipe.runtime.dispatch.protocol import Room
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 CORES = 2
 CLIPS_PER_SHARD = 2000
@@ -229,7 +229,7 @@ def _memory_of_driver(num_clips: int) -> tuple[float, float, float]:
     """Memory in MB at a quarter of a job and at its end, and seconds of CPU."""
     seen: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        store = open_store(folder, StoreOptions())
+        store = Store(folder, StoreOptions())
         cluster = VirtualCluster(
             GPU_LIMITS,
             Room(cpus=72, gpus=8),

@@ -26,8 +26,7 @@ from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.identity import digest, fingerprint_settings
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.stages.decode import decoder_versions
-from tokpipe.storage import open_store
-from tokpipe.storage.store import Store
+from tokpipe.storage import Store
 from tokpipe.types import ClipRef, Receipt
 from tokpipe.weights.read import read_weights
 
@@ -85,7 +84,7 @@ def begin_output(folder: Path, num_rows: int) -> Begun:
     """Write a table of ``num_rows`` clips, and plan and record of its job."""
     write_table(folder / "clips.parquet", num_rows)
     job = job_of_table(folder)
-    store = open_store(job.output.uri, job.storage)
+    store = Store(job.output.uri, job.storage)
     plan = write_plan(job, store, "driver")
     weights_hash = read_weights(job.tokenizer, job.storage).hash
     decoders = decoder_versions(job.decode)  # as a run that resumes it will find them

@@ -26,7 +26,7 @@ from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.identity import clip_id, digest, fingerprint_settings
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.write import WriteStage
-from tokpipe.storage import Store, open_store
+from tokpipe.storage import Store
 from tokpipe.types import ClipRef, Receipt, Rejected
 
 NUM_ROWS = 30
@@ -71,7 +71,7 @@ def made(
         "chunking": {"policy": "streaming", "chunk_frames": 17} if streaming else {},
     }
     job = parse_job(json.dumps(settings), name="job.yaml", root=root, environ={})
-    store = open_store(job.output.uri, job.storage)
+    store = Store(job.output.uri, job.storage)
     plan = write_plan(job, store, "driver")
     kind = {"weights_hash": weights_hash, "device": "cpu"}
     codes = fingerprint_settings(job, **kind, decoders={"av": "18.1.0"})

@@ -21,10 +21,9 @@ from tokpipe.formats.side_table import OWN_COLUMNS, read_side_table
 from tokpipe.formats.tables import rows_of
 from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.values import Clip, ClipIndex, ShardInfo, ShardList
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.storage.ranged import RangedFile
 from tokpipe.storage.read_ahead import read_ahead
-from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counted
 from tokpipe.types import Rejected
 
@@ -48,7 +47,7 @@ def open_output(
         NotFound: there is no output at this URI.
         CorruptOutput: its record or its manifest is damaged.
     """
-    return Output(open_store(uri, options or StoreOptions()), verify=verify, trust=trust)
+    return Output(Store(uri, options or StoreOptions()), verify=verify, trust=trust)
 
 
 class Output:

@@ -36,7 +36,7 @@ from tokpipe.stages.chunks import largest_chunk, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage, decoder_versions, ref_of
 from tokpipe.stages.fit import EncoderMemory
 from tokpipe.stages.write import WriteStage
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.storage.client import split_protocol
 from tokpipe.storage.probe import Landmark
 from tokpipe.telemetry.logs import log_event
@@ -76,7 +76,7 @@ class JobOutput:
         self.job = job
         self.driver = secrets.token_hex(4)
         """Marks the plan, manifest entries and shards of this run."""
-        self.store = open_store(job.output.uri, job.storage)
+        self.store = Store(job.output.uri, job.storage)
         self.record: JobRecord | None = None  # None before the first run
         self.state: ManifestState | None = None
         """The manifest when it was looked up; None before the first run."""

@@ -132,6 +132,3 @@ class Store:
                 f"({error.__cause__}). Create {self.uri.split('/')[2]!r} first, or correct "
                 "output.uri"
             ) from error
-
-
-open_store = Store
