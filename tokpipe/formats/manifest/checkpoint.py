@@ -52,27 +52,20 @@ def load_state(
     Raises:
         CorruptOutput: an entry is damaged or missing, or contradicts others or the plan.
     """
-    num_entries = count_entries(store)
-    state = _newest_checkpoint(store, num_rows, num_entries, interval)
-    for entry in iter_entries(store, state.next_seq, num_entries, after=state.tail):
-        state.apply(entry)
-    return state
-
-
-def _newest_checkpoint(
-    store: Store, num_rows: int, num_entries: int, interval: int
-) -> ManifestState:
-    """Try checkpoints, newest first. If none exists, all entries must be read anyway."""
-    seq = num_entries
-    while seq := seq - seq % checkpoint_spacing(seq, interval):
+    num_entries = seq = count_entries(store)
+    state = ManifestState(CommittedRows(num_rows))
+    while seq := seq - seq % checkpoint_spacing(seq, interval):  # the newest first
         try:
-            return read_checkpoint(store, seq, num_rows)
+            state = read_checkpoint(store, seq, num_rows)
+            break
         except NotFound:
             pass
         except CorruptOutput as error:
             _log.warning("skipping a damaged checkpoint: %s", error)
         seq -= 1
-    return ManifestState(CommittedRows(num_rows))
+    for entry in iter_entries(store, state.next_seq, num_entries, after=state.tail):
+        state.apply(entry)
+    return state
 
 
 def write_checkpoint(store: Store, state: ManifestState) -> bool:
