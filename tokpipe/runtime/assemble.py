@@ -38,7 +38,7 @@ from tokpipe.stages.fit import EncoderMemory
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import Store
 from tokpipe.storage.client import split_protocol
-from tokpipe.storage.probe import Landmark
+from tokpipe.storage.store import Landmark
 from tokpipe.telemetry.logs import log_event
 from tokpipe.types import Rejected, WorkItem
 from tokpipe.weights.read import read_weights
