@@ -22,7 +22,7 @@ from tokpipe.formats.manifest import (
     checkpoint_spacing,
     write_checkpoint,
 )
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.identity import digest, fingerprint_settings
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.stages.decode import decoder_versions

@@ -22,7 +22,7 @@ from tokpipe.formats.manifest import (
     append,
     write_checkpoint,
 )
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.identity import clip_id, digest, fingerprint_settings
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.write import WriteStage

@@ -15,11 +15,10 @@ from tokpipe.errors import CorruptOutput, IncompleteOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import check_bytes, damaged
 from tokpipe.formats.manifest import Totals, iter_entries, iter_rejected, load_state
-from tokpipe.formats.shard import ShardMetadata, shard_schema
+from tokpipe.formats.shard import ShardMetadata, TokenizerSpec, shard_schema
 from tokpipe.formats.shard_reader import Chunk, ShardReader, check_same_tokenizer
 from tokpipe.formats.side_table import OWN_COLUMNS, read_side_table
 from tokpipe.formats.tables import rows_of
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.values import Clip, ClipIndex, ShardInfo, ShardList
 from tokpipe.storage import Store
 from tokpipe.storage.ranged import RangedFile

@@ -23,8 +23,7 @@ from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import CommittedRows, ManifestState, iter_rejected, load_state
-from tokpipe.formats.shard import estimated_bytes
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.formats.shard import TokenizerSpec, estimated_bytes
 from tokpipe.identity import digest, fingerprint_settings
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.runtime.cluster import gpu_bytes, live_nodes

@@ -7,10 +7,9 @@ from itertools import chain, groupby
 import numpy as np
 
 from tokpipe.config.job import OutputConfig, StoreOptions
-from tokpipe.formats.shard import ShardMetadata, build_shard, receipt_of
+from tokpipe.formats.shard import ShardMetadata, TokenizerSpec, build_shard, receipt_of
 from tokpipe.formats.shard_reader import check_shard
 from tokpipe.formats.side_table import build_side_table
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.storage import Store
 from tokpipe.types import EncodedClip, Receipt
