@@ -57,7 +57,7 @@ def prepare() -> None:
     record = OUT / "job.json"
     if record.exists():
         (source,) = json.loads(record.read_text())["job"]["sources"]
-        if not source["uri"].endswith(job["sources"][0]["uri"]):
+        if not str(Path(source["uri"]).parent).endswith("examples/data"):
             raise Stopped(f"{OUT} has codes of {source['uri']}. Move it away, and run this again.")
         say(f"removing {OUT} of an earlier demo")
     shutil.rmtree(OUT, ignore_errors=True)
@@ -83,7 +83,7 @@ def tokenize_until_killed() -> None:
     if ended:
         raise failed("run", JOB)
     output = open_output(str(OUT))
-    total = next(output.clips()).num_segments
+    total = output.record.num_rows
     how = "killed with SIGKILL" if ended is None else "it was faster than the kill"
     say(f"              {how} after {output.num_clips} of {total} clips")
 
@@ -108,7 +108,7 @@ def audit() -> None:
 
 def decode() -> None:
     say(f"4/5 decode    tokpipe decode {JOB} --compare -o {PICTURE}")
-    first = min(open_output(str(OUT)).clips(), key=lambda clip: clip.segment)
+    first = min(open_output(str(OUT)).clips(), key=lambda clip: clip.plan_row)
     made = json.loads(
         run("decode", JOB, "--clip", first.clip_id, "--compare", "-o", PICTURE, "--json")
     )

@@ -117,7 +117,7 @@ def test_a_misspelt_verb_is_answered_with_one_that_exists(
     [
         ("stat", {"status"}),
         ("ls --s", {"--source", "--storage"}),
-        ("export --t", {"--to"}),
+        ("export --t", {"--to", "--template"}),
         ("export --to mem", {"memmap"}),
     ],
 )

@@ -36,7 +36,7 @@ ARROWS: dict[str, set[str]] = {
         *("config", "formats", "media", "models", "plan", "reader", "stages", "weights")
     },
     "audit": {"config", "formats", "plan", "reader", "reconstruct", "storage"},
-    "export": {"reader"},
+    "export": {"formats", "reader"},
     "report": {"formats", "media", "reader", "reconstruct", "storage", "verbs"},
     "cli": {
         *("audit", "config", "export", "reader", "reconstruct", "report", "runtime", "storage"),
@@ -53,7 +53,7 @@ HOMES: dict[str, set[str]] = {
     "tokenizers": {"reader"},
     "transformers": {"models"},
     "av": {"media"},
-    "pyarrow": {"audit", "formats", "plan", "reader", "sources"},
+    "pyarrow": {"audit", "export", "formats", "plan", "reader", "sources"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},

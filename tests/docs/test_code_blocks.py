@@ -24,6 +24,7 @@ from markdown_it import MarkdownIt
 from tests.pages import REPOSITORY, Block, blocks_of, commands_of, name_of, pages
 from tokpipe.cli import main
 from tokpipe.config import JobConfig, parse_job
+from tokpipe.reader.compose import Template
 
 BLOCKS = [block for page in pages() for block in blocks_of(name_of(page))]
 WHOLE_JOB = yaml.safe_load((REPOSITORY / "tests/config/native_job.yaml").read_text())
@@ -159,8 +160,12 @@ def test_commands_in_a_sentence_name_verbs_and_options_that_exist(page: Path) ->
 
 
 @pytest.mark.parametrize("block", of("yaml"))
-def test_yaml_is_a_job_or_part_of_one(block: Block) -> None:
+def test_yaml_is_a_job_or_part_of_one_or_a_template(block: Block, tmp_path: Path) -> None:
     given = yaml.safe_load(block.code)
+    if "template" in given:
+        (tmp_path / "template.yaml").write_text(block.code)
+        Template.load(tmp_path / "template.yaml")
+        return
     if "apiVersion" in given:  # the rest is checked by Kubernetes
         assert {"kind", "metadata", "spec"} <= set(given)
         return

@@ -1,5 +1,6 @@
 """The demo, as a newcomer runs it, and the code on the pages that continue from it."""
 
+import csv
 import json
 import os
 import re
@@ -60,9 +61,10 @@ def test_the_demo_makes_codes_that_anyone_can_read(
 
     assert_complete(clone / "jobs/demo.yaml")
     out = clone / "out/demo"
-    clips = sorted(open_output(str(out)).clips(), key=lambda clip: clip.segment)
-    # 132 frames in clips of 17; a first frame, and then one latent frame for each 4.
+    clips = sorted(open_output(str(out)).clips(), key=lambda clip: clip.plan_row)
+    # 132 frames in spans of 17; a first frame, and then one latent frame for each 4.
     assert [clip.codes.shape for clip in clips] == [*[(5, 16, 16)] * 7, (4, 16, 16)]
+    assert clips[0].metadata["caption"] == "a grey rabbit crawls out of its burrow"
     # What the killed driver had written and not listed, which is chance, is in no output.
     listed = {out / shard.key for shard in open_output(str(out)).shards}
     for unlisted in {*(out / "shards").iterdir()} - listed:
@@ -108,10 +110,12 @@ def test_the_demo_replaces_only_what_a_demo_made(
     with pytest.raises(demo.Stopped, match=r"out/demo has codes of /data/mine/\*.mp4"):
         demo.prepare()
     assert kept.exists()
-    kept.write_text(record("/another/place/examples/data/*.mp4"))
-    demo.prepare()
-    assert not kept.parent.exists()
-    assert "removing out/demo of an earlier demo" in capsys.readouterr().out
+    for name in ("captions.csv", "*.mp4"):  # of this version, and of an older one
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(record(f"/another/place/examples/data/{name}"))
+        demo.prepare()
+        assert not kept.parent.exists()
+        assert "removing out/demo of an earlier demo" in capsys.readouterr().out
 
 
 def test_a_step_that_fails_shows_what_its_command_printed(
@@ -127,4 +131,7 @@ def test_a_step_that_fails_shows_what_its_command_printed(
 
 def test_the_demo_job_uses_nothing_but_what_it_ships() -> None:
     job = yaml.safe_load((REPOSITORY / "jobs/demo.yaml").read_text())
-    assert [source["uri"] for source in job["sources"]] == ["examples/data/*.mp4"]
+    (source,) = job["sources"]
+    assert source["uri"] == "examples/data/captions.csv"
+    with (REPOSITORY / source["uri"]).open() as table:
+        assert {row["uri"] for row in csv.DictReader(table)} == {"bigbuckbunny.mp4"}

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,30 @@ def test_webdataset_keeps_the_files_of_a_clip_together(
             assert sidecar["metadata"] == {"caption": f"caption {clip.plan_row}"}
             assert sum(sidecar["chunk_latents"]) == len(clip.codes)
     assert next(clips, None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "grids", "wanted"),
+    [
+        ("webdataset", [(2, 3), (1, 300)], {"000000.tar": "1dbf2035a9d368fd"}),
+        (
+            "memmap",
+            [(4, 4), (4, 4)],
+            {
+                "clips.jsonl": "1f907aa5bfe9be02",
+                "metadata.json": "da4f637de04a0219",
+                "segment_ids.bin": "64a995fe63d54314",
+                "video.bin": "62e3acc223dd54bd",
+            },
+        ),
+    ],
+)
+def test_exports_of_codes_keep_the_bytes_of_earlier_versions(
+    name: str, grids: list[tuple[int, int]], wanted: dict[str, str], tmp_path: Path
+) -> None:
+    export_output(output_of(grids), name, tmp_path / "export")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()}
+    assert {file: sha256(data).hexdigest()[:16] for file, data in files.items()} == wanted
 
 
 def test_memmap_cannot_hold_two_grids(tmp_path: Path) -> None:

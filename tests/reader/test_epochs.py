@@ -3,6 +3,7 @@
 import itertools
 import math
 import multiprocessing
+import multiprocessing.forkserver
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,9 +19,11 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from tests.conftest import S3Bucket
 from tests.reader.reader_helpers import ids, write_clips
+from tests.reader.test_compose import trained
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
 from tokpipe.reader import ClipMix, ClipStream, CodeCache, TokenSequences, open_output
+from tokpipe.reader.compose import Template, Vocabulary
 from tokpipe.reader.dataset import ClipDataset
 from tokpipe.reader.order import Even, MixRemaining, Remaining, Share
 from tokpipe.storage import Store
@@ -74,6 +77,52 @@ def test_sequences_go_on_to_the_next_epoch_as_their_clips_do(cache: CodeCache) -
     assert first != second
     sequences.set_epoch(0)
     assert [item["tokens"].tolist() for item in loader] == first
+
+
+def composed(stream: ClipMix, path: Path) -> TokenSequences:
+    """Sequences of captions and codes, of which every reader yields four."""
+    size = stream.tokenizer.codebook_size
+    special = {"bov": 9000, "eof": 9001, "eov": 9002, "pad": 9003}
+    vocabulary = Vocabulary([{"size": size, "offset": 500}], special=special, pad="pad", text=path)
+    template = Template("{caption}{bov}{frames:{frame}{eof}}{eov}", vocabulary, finds_shape=False)
+    return TokenSequences(stream, 100, template=template, cut="never", num_sequences=4)
+
+
+def documents_of(items: Any) -> list[tuple[int, ...]]:
+    return [
+        tuple(item["tokens"][item["documents"] == number].tolist())
+        for item in items
+        for number in range(int(item["documents"].max()) + 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"), [one for one in LOADERS if one.values[0] is StatefulDataLoader]
+)
+def test_composed_sequences_take_equal_steps_in_every_epoch_and_resume(
+    kind: Any, how: dict[str, Any], cache: CodeCache, tmp_path: Path
+) -> None:
+    trained().save(str(tmp_path / "tokenizer.json"))
+
+    def loader_of(rank: int) -> Any:
+        stream = ClipStream(cache, columns=["caption"], rank=rank, world_size=2)
+        sequences = composed(stream, tmp_path / "tokenizer.json")
+        return kind(ClipDataset(sequences), batch_size=None, **how)
+
+    loaders = [loader_of(rank) for rank in range(2)]
+    epochs = [[list(loader) for loader in loaders] for _ in range(3)]
+    assert {len(items) for epoch in epochs for items in epoch} == {2 * 4}
+    clips = [[documents_of(items) for items in epoch] for epoch in epochs]
+    assert clips[0] != clips[1] != clips[2] != clips[0]
+    for epoch in clips:
+        assert not {*epoch[0]} & {*epoch[1]}, "ranks read different clips"
+    loader, resumed = loader_of(0), loader_of(0)
+    list(loader)
+    running = iter(loader)
+    first = [next(running) for _ in range(3)]
+    resumed.load_state_dict(loader.state_dict())
+    assert documents_of([*first, *resumed]) == clips[1][0]
+    assert documents_of(resumed) == clips[2][0]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -195,25 +244,35 @@ def test_an_epoch_of_which_even_readers_would_get_nothing_is_rejected(tmp_path: 
 @pytest.mark.s3
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_read_from_a_store(method: str, s3_bucket: S3Bucket, tmp_path: Path) -> None:
+    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]  # it has an earlier environment
     caches = []
     for name in ("one", "two", "three"):
         store = Store(f"{s3_bucket.uri}/{name}", StoreOptions())
         write_clips(store, (5, 3, 4))
         caches.append(CodeCache(open_output(store.uri), tmp_path / name))
-    mix = ClipMix(caches, [1, 1, 1], even="drop")
-    loader: Any = DataLoader(
-        ClipDataset(mix),
-        batch_size=4,
-        collate_fn=ids,
-        num_workers=2,
-        multiprocessing_context=method,
-        persistent_workers=True,
-    )
+
+    def loader_of() -> Any:
+        return StatefulDataLoader(
+            ClipDataset(ClipMix(caches, [1, 1, 1], even="drop")),
+            batch_size=4,
+            collate_fn=ids,
+            num_workers=2,
+            multiprocessing_context=method,
+            persistent_workers=True,
+        )
+
+    loader, resumed = loader_of(), loader_of()
     epochs = [clips_of(loader) for _ in range(3)]
+    loader = loader_of()
+    running = iter(loader)
+    first = [next(running) for _ in range(3)]
+    resumed.load_state_dict(loader.state_dict())
+    assert clips_of([*first, *resumed]) == epochs[0]
+    assert clips_of(resumed) == epochs[1]
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     for epoch in epochs:
         assert set(Counter(epoch).values()) == {3}, "the same clip of each output"
-        assert len(epoch) == mix.clips_per_epoch[0] * 3
+        assert len(epoch) == 36
 
 
 @given(

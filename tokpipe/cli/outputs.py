@@ -231,11 +231,17 @@ class Export(Verb, example="tokpipe export out/demo --to memmap -o out/demo-memm
         about = "; ".join(f"{name}: {about}" for name, about in FORMATS.items())
         parser.add_argument("--to", choices=list(FORMATS), required=True, help=about)
         parser.add_target("FOLDER", "must not exist yet")
+        what = "store clips as the tokens of this template, a YAML or JSON file, not as codes"
+        parser.add_text("--template", "FILE", what)
+        parser.add_count("--workers", 1, "read and compose in N processes", least=1)
         what = "export what there is, although the job has not finished"
         parser.add_flag("--allow-partial", what)
 
     def run(self, parsed: argparse.Namespace) -> Result:
         from tokpipe.export import export_output
+        from tokpipe.reader.compose import Template
 
-        output, allow_partial = output_of(parsed), parsed.allow_partial
-        return export_output(output, parsed.to, parsed.path, allow_partial=allow_partial)
+        options = {"num_workers": parsed.workers, "allow_partial": parsed.allow_partial}
+        if parsed.template:
+            options["template"] = Template.load(parsed.template)
+        return export_output(output_of(parsed), parsed.to, parsed.path, **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.telemetry.human import counted, size_text
 
-if TYPE_CHECKING:  # importing FORMATS must not import pyarrow
-    from tokpipe.reader import Clip, Output
+if TYPE_CHECKING:
+    from tokpipe.export.samples import Sample
+    from tokpipe.reader import Output
+    from tokpipe.reader.compose import Template
 
 FORMATS: dict[str, str] = {
     "memmap": "video.bin, segment_ids.bin and metadata.json: flat latent frames, as 1X's loader "
@@ -22,8 +23,12 @@ FORMATS: dict[str, str] = {
     "webdataset": "tars of <clip id>.npy and <clip id>.json",
     "litdata": "chunks and index.json for litdata's StreamingDataset",
     "mds": "shards and index.json for MosaicML's StreamingDataset",
+    "megatron": "tokens.bin and tokens.idx, for Megatron-LM's --data-path FOLDER/tokens",
+    "huggingface": "data/*.parquet and a card, for datasets.load_dataset(FOLDER)",
 }
-"""Each format is a module of this package, by name, with what its ``write`` writes."""
+"""Each format, with what its ``write_<name>`` writes."""
+# Modules of those formats that have none of their own name
+_MODULES = {"memmap": "flat", "megatron": "flat", "litdata": "packed", "mds": "packed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,7 @@ class Exported:
     format: str
     num_clips: int
     num_codes: int
+    num_tokens: int  # 0 if codes are stored
     num_files: int
     size_bytes: int
     incomplete: str  # How much of the output was missing; empty if it was complete
@@ -42,8 +48,9 @@ class Exported:
         return asdict(self)
 
     def lines(self) -> Iterator[str]:
+        tokens = f"{self.num_tokens:,} tokens, " if self.num_tokens else ""
         yield (
-            f"{self.folder}: {counted(self.num_clips, 'clip')}, {self.num_codes:,} codes, "
+            f"{self.folder}: {counted(self.num_clips, 'clip')}, {self.num_codes:,} codes, {tokens}"
             f"{size_text(self.size_bytes)} in {counted(self.num_files, 'file')} ({self.format})"
         )
         if self.incomplete:
@@ -51,13 +58,22 @@ class Exported:
 
 
 def export_output(
-    output: Output, name: str, folder: Path, *, allow_partial: bool = False
+    output: Output,
+    name: str,
+    folder: Path,
+    *,
+    template: Template | None = None,
+    num_workers: int = 1,
+    allow_partial: bool = False,
 ) -> Exported:
     """Write ``output`` to ``folder``, which must not exist, in one of ``FORMATS``.
 
     The export is called ``<folder>.partial`` until every clip and code that the manifest lists is
     written. Without ``allow_partial``, an output whose job has not finished raises
     IncompleteOutput.
+
+    With ``template``, each clip is stored as its tokens. The fields are columns of the side table.
+    ``num_workers`` processes read and compose the clips; their number changes no byte.
     """
     if not allow_partial:
         output.check_complete("the export would miss clips", "--allow-partial")
@@ -68,32 +84,36 @@ def export_output(
             f"export: {folder} exists. Its content would be mixed with the export or lost. Choose "
             "another folder, or remove it"
         )
+    from tokpipe.export.samples import Source, samples_of
+    from tokpipe.reader.sequences import default_template
+
+    if name == "megatron":
+        template = template or default_template(output.tokenizer.codebook_size)
+    source = Source(output, template, tokens_only=name == "megatron")
     partial = folder.with_name(f"{folder.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)  # left by an export that was killed
     partial.mkdir(parents=True)
-    num_clips = num_codes = 0
+    num_clips = num_codes = num_tokens = 0
 
-    def counting() -> Iterator[Clip]:
-        nonlocal num_clips, num_codes
-        for clip in output.clips():
-            if not re.fullmatch("[0-9a-f]{32}", clip.clip_id):
-                raise CorruptOutput(
-                    f"export: {output.store.uri} has a clip with the id {clip.clip_id!r}, not 32 "
-                    "hex digits. Files and samples are named by ids, so this could name any file. "
-                    "Do not trust this output: tokenize its sources yourself"
-                )
-            yield clip
-            num_clips, num_codes = num_clips + 1, num_codes + clip.codes.size
+    def counting() -> Iterator[Sample]:
+        nonlocal num_clips, num_codes, num_tokens
+        for sample in samples_of(source, num_workers):
+            num_clips, num_codes = num_clips + 1, num_codes + sample.num_codes
+            num_tokens += len(sample.arrays.get("tokens", ()))
+            yield sample
 
-    importlib.import_module(f"tokpipe.export.{name}").write(counting(), output, partial)
+    module = importlib.import_module(f"tokpipe.export.{_MODULES.get(name, name)}")
+    getattr(module, f"write_{name}")(counting(), source, partial)
     if (num_clips, num_codes) != (output.num_clips, output.num_codes):
         raise CorruptOutput(
             f"export: {partial} holds {num_clips:,} clips and {num_codes:,} codes, but the "
             f"manifest of {output.store.uri} lists {output.num_clips:,} and {output.num_codes:,}. "
             "Training on it would miss clips or read wrong ones. Run tokpipe audit"
         )
+    if template:
+        source.describe(partial, num_tokens=num_tokens)
     partial.rename(folder)
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    stored = len(sizes), sum(sizes)
-    return Exported(str(folder), name, num_clips, num_codes, *stored, output.incomplete)
+    counts = num_clips, num_codes, num_tokens, len(sizes), sum(sizes)
+    return Exported(str(folder), name, *counts, output.incomplete)

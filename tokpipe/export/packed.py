@@ -1,45 +1,114 @@
-"""Files of samples, in the form that litdata and MDS share.
+"""Files of samples for litdata's and MosaicML's ``StreamingDataset``, which share their form.
 
 A file starts with its number of samples and the offsets at which each begins and the last one ends,
 as uint32. A head follows, then the samples. A sample is the sizes of its fields, as uint32, and
-their bytes.
+their bytes, in the order of their names: ``clip_id``, the arrays, and ``json``, a description.
+
+The files are byte for byte what litdata's ``BinaryWriter`` writes (0.2.76, in a form unchanged
+since the first version: github.com/Lightning-AI/litData, ``streaming/writer.py``) and ``MDSWriter``
+(0.13, format version 2: github.com/mosaicml/streaming, ``base/format/mds/``), without requiring the
+libraries. The index of MDS has a SHA-256 of each shard, for ``validate_hash="sha256"``.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tokpipe.reader import Clip, Output
+from tokpipe.export.samples import Sample, Source
 
 FILE_BYTES = 2**26  # The default of both libraries. A file is larger only if a single sample is
 
 _WORD = np.dtype("<u4")
+_LITDATA_TYPES = list(map(np.dtype, ("i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4")))  # By number
+_LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 
 
-def samples_of(
-    clips: Iterable[Clip], output: Output, array_head: Callable[[Any], bytes]
-) -> Iterator[bytes]:
-    """Yield each clip as a sample: id, codes after ``array_head(codes)``, and sidecar."""
-    for clip in clips:
-        codes = clip.codes
-        array = array_head(codes) + codes.tobytes()
-        fields = clip.clip_id.encode(), array, sidecar(clip, output).encode()
-        yield _words(map(len, fields)) + b"".join(fields)
+def write_litdata(samples: Iterable[Sample], source: Source, folder: Path) -> None:
+    """Write chunks and ``index.json``. Holds two shards and a chunk in memory."""
+    formats = {"clip_id": "str", "json": "str"}
+    for name, dtype in source.dtypes.items():
+        flat = f"no_header_numpy:{_LITDATA_TYPES.index(dtype)}"
+        formats[name] = flat if name in ("tokens", "loss") else "numpy"
+    chunks = []
+    for number, (size, data) in enumerate(files_of(samples, _litdata_bytes)):
+        name = f"chunk-0-{number}.bin"
+        (folder / name).write_bytes(data)
+        chunks.append({"chunk_bytes": len(data), "chunk_size": size, "dim": None, "filename": name})
+    context = json.dumps(sorted(formats))
+    spec = {"type": "builtins.dict", "context": context, "children_spec": [_LEAF] * len(formats)}
+    config = {
+        "chunk_bytes": FILE_BYTES,
+        "chunk_size": None,
+        "compression": None,
+        "data_format": [formats[name] for name in sorted(formats)],
+        "data_spec": json.dumps([1, spec]),
+        "encryption": None,
+        "item_loader": "PyTreeLoader",
+    }
+    index = {"chunks": chunks, "config": config}
+    (folder / "index.json").write_text(json.dumps(index, sort_keys=True))
 
 
-def files_of(samples: Iterable[bytes], head: bytes, max_bytes: int) -> Iterator[tuple[int, bytes]]:
+def _litdata_bytes(array: NDArray[Any]) -> bytes:
+    head = [_LITDATA_TYPES.index(array.dtype), array.ndim, *array.shape] if array.ndim > 1 else []
+    return _words(head) + array.tobytes()
+
+
+def write_mds(samples: Iterable[Sample], source: Source, folder: Path) -> None:
+    """Write shards and ``index.json``. Holds two shards and one of MDS in memory."""
+    encodings = {"clip_id": "str", "json": "json"}
+    encodings |= {name: f"ndarray:{dtype.name}" for name, dtype in source.dtypes.items()}
+    config = {
+        "column_encodings": [encodings[name] for name in sorted(encodings)],
+        "column_names": sorted(encodings),
+        "column_sizes": [None] * len(encodings),
+        "compression": None,
+        "format": "mds",
+        "hashes": ["sha256"],
+        "size_limit": FILE_BYTES,
+        "version": 2,
+    }
+    shards = []
+    head = json.dumps(config, sort_keys=True).encode()
+    for number, (size, data) in enumerate(files_of(samples, _mds_bytes, head)):
+        name = f"shard.{number:05}.mds"
+        (folder / name).write_bytes(data)
+        hashes = {"sha256": hashlib.sha256(data).hexdigest()}
+        raw = {"basename": name, "bytes": len(data), "hashes": hashes}
+        shards.append({**config, "raw_data": raw, "samples": size, "zip_data": None})
+    index = {"shards": shards, "version": 2}
+    (folder / "index.json").write_text(json.dumps(index, sort_keys=True))
+
+
+def _mds_bytes(array: NDArray[Any]) -> bytes:
+    sides = np.min_scalar_type(max(array.shape)).newbyteorder("<")
+    kind = sides.itemsize.bit_length() - 1
+    head = bytes([array.ndim << 2 | kind]) + np.array(array.shape, sides).tobytes()
+    return head + array.tobytes()
+
+
+def files_of(
+    samples: Iterable[Sample], array_bytes: Callable[[NDArray[Any]], bytes], head: bytes = b""
+) -> Iterator[tuple[int, bytes]]:
     """Yield the number of samples and the bytes of each file."""
     held: list[bytes] = []
     size = empty = 2 * _WORD.itemsize + len(head)
     for sample in samples:
-        more = _WORD.itemsize + len(sample)
-        if held and size + more > max_bytes:
+        fields = {"clip_id": sample.clip_id.encode(), "json": sample.sidecar.encode()}
+        fields |= {name: array_bytes(array) for name, array in sample.arrays.items()}
+        ordered = [fields[name] for name in sorted(fields)]
+        data = _words(map(len, ordered)) + b"".join(ordered)
+        more = _WORD.itemsize + len(data)
+        if held and size + more > FILE_BYTES:
             yield len(held), _file_of(held, head)
             held, size = [], empty
-        held.append(sample)
+        held.append(data)
         size += more
     if held:
         yield len(held), _file_of(held, head)
@@ -53,21 +122,3 @@ def _file_of(samples: list[bytes], head: bytes) -> bytes:
 
 def _words(numbers: Iterable[int]) -> bytes:
     return np.array(list(numbers), _WORD).tobytes()
-
-
-def sidecar(clip: Clip, output: Output) -> str:
-    """Describe a clip as JSON, for formats that have a place for it."""
-    values: dict[str, Any] = {
-        "clip_id": clip.clip_id,
-        "source_uri": clip.source_uri,
-        "shape": clip.codes.shape,
-        "fps": clip.fps,
-        "chunk_latents": [len(chunk.codes) for chunk in clip.chunks],
-        "first_is_image": [chunk.first_is_image for chunk in clip.chunks],
-        "start_pts_s": clip.chunks[0].start_pts_s,
-        "end_pts_s": clip.chunks[-1].end_pts_s,
-        "marks": clip.marks,
-        "metadata": clip.metadata,
-        "fingerprint": output.fingerprint,
-    }
-    return json.dumps(values, default=str)

@@ -1,37 +1,38 @@
-"""Tars in the layout of WebDataset: ``<clip id>.npy``, then ``<clip id>.json``."""
+"""Tars in the layout of WebDataset: ``<clip id>.npy`` or ``<clip id>.tokens.npy`` and so on, then
+``<clip id>.json``."""
 
 import io
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from tokpipe.export.packed import sidecar
-from tokpipe.reader import Clip, Output
+from tokpipe.export.samples import Sample, Source
 
 TAR_BYTES = 2**28  # A tar is closed at about this size
 
 
-def write(clips: Iterable[Clip], output: Output, folder: Path) -> None:
+def write_webdataset(samples: Iterable[Sample], source: Source, folder: Path) -> None:
     """Write clips to ``000000.tar`` and so on, in order. Holds two shards in memory."""
-    rest = iter(clips)
-    number, clip = 0, next(rest, None)
-    while clip is not None:
+    rest = iter(samples)
+    number, sample = 0, next(rest, None)
+    while sample is not None:
         with tarfile.open(folder / f"{number:06}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             size = 0
-            while clip is not None and size < TAR_BYTES:
-                size += _add(tar, clip, output)
-                clip = next(rest, None)
+            while sample is not None and size < TAR_BYTES:
+                for ending, data in _files(sample):
+                    header = tarfile.TarInfo(f"{sample.clip_id}.{ending}")
+                    header.size = len(data)
+                    tar.addfile(header, io.BytesIO(data))
+                    size += len(data)
+                sample = next(rest, None)
         number += 1
 
 
-def _add(tar: tarfile.TarFile, clip: Clip, output: Output) -> int:
-    array = io.BytesIO()
-    np.save(array, clip.codes)
-    files = {"npy": array.getvalue(), "json": sidecar(clip, output).encode()}
-    for ending, data in files.items():
-        header = tarfile.TarInfo(f"{clip.clip_id}.{ending}")
-        header.size = len(data)
-        tar.addfile(header, io.BytesIO(data))
-    return sum(map(len, files.values()))
+def _files(sample: Sample) -> Iterator[tuple[str, bytes]]:
+    for name, values in sample.arrays.items():
+        array = io.BytesIO()
+        np.save(array, values)
+        yield "npy" if name == "codes" else f"{name}.npy", array.getvalue()
+    yield "json", sample.sidecar.encode()

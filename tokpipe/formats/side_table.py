@@ -51,7 +51,7 @@ def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
     """
     if carried.num_rows != len(clips):
         raise ValueError(f"{carried.num_rows} rows of carried columns for {len(clips)} clips")
-    carried = _without_later_names(carried)
+    carried = without_names(carried, _LATER)
     if taken := set(OWN_COLUMNS) & set(carried.column_names):
         raise ValueError(f"carried columns {sorted(taken)} have names that tokpipe uses")
     order = sorted(range(len(clips)), key=lambda i: clips[i].ref.clip_id)
@@ -87,7 +87,7 @@ def read_side_table(
     for later in (["encoder"], list(_LATER)):
         before = [name for name in _OWN.names if name not in later]
         if before == table.column_names[: len(before)]:
-            table = _without_later_names(table, later)
+            table = without_names(table, later)
             for at, field in enumerate(_OWN):
                 if field.name in later:
                     values = pa.array([_LATER[field.name]] * table.num_rows, field.type)
@@ -102,8 +102,9 @@ def read_side_table(
     return table
 
 
-def _without_later_names(table: pa.Table, later: Collection[str] = tuple(_LATER)) -> pa.Table:
-    names = {name: f"src_{name}" for name in table.column_names if name in later}
+def without_names(table: pa.Table, taken: Collection[str]) -> pa.Table:
+    """Return a table whose columns with a name that is taken are called ``src_<name>``."""
+    names = {name: f"src_{name}" for name in table.column_names if name in taken}
     for name, other in names.items():
         while other in table.column_names:
             other = f"src_{other}"

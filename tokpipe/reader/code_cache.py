@@ -48,7 +48,7 @@ class CodeCache:
         read_ahead: int = 2,
         allow_partial: bool = False,
     ) -> None:
-        if not allow_partial:
+        if not allow_partial and not output.follow:
             output.check_complete("training would miss clips", "allow_partial=True to CodeCache")
         self.output = output
         self.folder = CacheFolder(Path(folder), max_bytes, self._unmap)

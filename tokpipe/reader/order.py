@@ -39,7 +39,7 @@ class EpochOrder:
         *,
         seed: int | Sequence[int] = 0,
         epoch: int = 0,
-        shuffle: bool = True,
+        shuffle: bool | Literal["windows"] = True,
         window_shards: int = 8,
         num_parts: int = 1,
     ) -> None:
@@ -47,11 +47,13 @@ class EpochOrder:
 
         With ``num_parts``, windows end where equal parts of the order do: a node that reads part
         ``k``, the positions from ``k * len // num_parts`` on, needs no shard only for others.
+        With ``shuffle="windows"``, shards keep their order: further ones change no full window.
         """
         if window_shards < 1:
             raise ValueError(f"window_shards={window_shards}: must be at least 1")
-        self._seed, self._epoch, self._shuffle = seed, epoch, shuffle
-        self._shards = self._permutation(len(sizes), 0) if shuffle else np.arange(len(sizes))
+        self._seed, self._epoch, self._shuffle = seed, epoch, bool(shuffle)
+        is_permuted = shuffle is True
+        self._shards = self._permutation(len(sizes), 0) if is_permuted else np.arange(len(sizes))
         self._shards = self._shards[sizes[self._shards] > 0]
         self._shard_starts = np.append(0, np.cumsum(sizes[self._shards], dtype=np.int64))
         total, starts = int(self._shard_starts[-1]), list[int]()

@@ -1,5 +1,6 @@
 """One output of a job, finished or still growing, as its manifest describes it."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
@@ -14,6 +15,7 @@ from tokpipe.config.trust import NO_TRUST, Trust
 from tokpipe.errors import CorruptOutput, IncompleteOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import check_bytes, damaged
+from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import Totals, iter_entries, iter_rejected, load_state
 from tokpipe.formats.shard import ShardMetadata, TokenizerSpec, shard_schema
 from tokpipe.formats.shard_reader import Chunk, ShardReader, check_same_tokenizer
@@ -31,7 +33,13 @@ _OPEN_SHARDS = 16
 
 
 def open_output(
-    uri: str, options: StoreOptions | None = None, *, verify: bool = True, trust: Trust = NO_TRUST
+    uri: str,
+    options: StoreOptions | None = None,
+    *,
+    verify: bool = True,
+    trust: Trust = NO_TRUST,
+    follow: bool = False,
+    max_wait_s: float = math.inf,
 ) -> "Output":
     """Open the output at ``uri`` as it is committed now.
 
@@ -41,16 +49,20 @@ def open_output(
         verify: check every object against the manifest's checksums, and every row against its own,
             before returning any code. Costs about a second per GB.
         trust: what the output may name, to decode its codes and sources to pixels.
+        follow: a ``ClipStream`` of the output begins while its job still runs, and waits for more.
+        max_wait_s: how long it waits for a commit before it raises IncompleteOutput.
 
     Raises:
         NotFound: there is no output at this URI.
         CorruptOutput: its record or its manifest is damaged.
     """
-    return Output(Store(uri, options or StoreOptions()), verify=verify, trust=trust)
+    output = Output(Store(uri, options or StoreOptions()), verify=verify, trust=trust)
+    output.follow, output.max_wait_s = follow, max_wait_s
+    return output
 
 
 class Output:
-    """A snapshot of an output, with what was committed when it was opened.
+    """A snapshot of an output, with what was committed when it was opened or last refreshed.
 
     Objects that the manifest does not list are ignored. Iterating holds two shards in memory: the
     one being read and the next.
@@ -60,6 +72,8 @@ class Output:
         self.store = store
         self.verify = verify
         self.trust = trust
+        self.follow = False
+        self.max_wait_s = math.inf
         self.record = job_record.read(store)
         self.state = load_state(store, self.record.num_rows)
         """Totals, the list of shards, and which plan rows are settled."""
@@ -74,6 +88,21 @@ class Output:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._kept_open = lru_cache(_OPEN_SHARDS)(self._open)
+
+    def refresh(self) -> bool:
+        """Take in what was committed since; return whether anything was.
+
+        One request finds that nothing was. Shards keep their numbers. Not for several threads.
+        """
+        next_key, before = entry_key(self.state.next_seq), self.state.shards
+        if not self.num_rows_left or self.store.size(next_key) is None:
+            return False
+        self.state = load_state(self.store, self.record.num_rows, known=self.state)
+        if not self.state.shards.slice(0, len(before)).equals(before):
+            raise damaged(self.store.uri_of(next_key), "it continues another manifest")
+        self.shards = ShardList(self.store, self.state.shards)
+        self._index = None
+        return True
 
     @property
     def fingerprint(self) -> str:
@@ -123,9 +152,9 @@ class Output:
         """Yield every rejected clip with its reason. Reads the whole manifest."""
         return iter_rejected(self.store, to_seq=self.state.next_seq)
 
-    def clips(self) -> Iterator[Clip]:
+    def clips(self, shards: Sequence[ShardInfo] | None = None) -> Iterator[Clip]:
         """Yield every clip, shard by shard in the order of the manifest, sorted by id in each."""
-        for info, shard in self._opened():
+        for info, shard in self._opened(self.shards if shards is None else shards):
             batches = self.side_table(info).to_batches(max_chunksize=1024)
             records = chain.from_iterable(map(partial(rows_of, info.side_table_uri), batches))
             for rows, record in zip_longest(shard.clips(), records):
@@ -168,7 +197,7 @@ class Output:
 
     def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of all shards, a row group at a time, as Arrow record batches."""
-        for _, shard in self._opened():
+        for _, shard in self._opened(self.shards):
             for group in range(shard.num_row_groups):
                 yield shard.read_row_group(group, columns)
 
@@ -214,13 +243,13 @@ class Output:
         """Fetch a whole shard and check it against the manifest, even with ``verify=False``."""
         return self._reader(info, self._verified_bytes(info))
 
-    def _opened(self) -> Iterator[tuple[ShardInfo, ShardReader]]:
+    def _opened(self, shards: Sequence[ShardInfo]) -> Iterator[tuple[ShardInfo, ShardReader]]:
         """Open each shard, fetching and hashing the next one meanwhile."""
 
         def source(info: ShardInfo) -> tuple[ShardInfo, bytes | None]:
             return info, self._verified_bytes(info) if self.verify else None
 
-        for info, data in read_ahead(source, self.shards, 1):
+        for info, data in read_ahead(source, shards, 1):
             yield info, self._reader(info, data)
 
     def _open(self, number: int) -> tuple[ShardReader, pa.Table]:

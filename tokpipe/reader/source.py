@@ -1,4 +1,4 @@
-"""One output as the source of a stream: its clips with columns, those that a filter keeps."""
+"""Outputs as the sources of a stream: clips with columns, what a filter keeps, and proportions."""
 
 import contextlib
 import logging
@@ -6,14 +6,17 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tokpipe.errors import ConfigError, TokpipeError
+from tokpipe.formats.job_record import differences, flatten
 from tokpipe.reader.code_cache import CodeCache
 from tokpipe.reader.columns import check_columns, kept_clips
-from tokpipe.reader.order import EpochOrder
+from tokpipe.reader.order import EpochOrder, quotas
+from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import Codes, ShardCodes
 
 _log = logging.getLogger(__name__)
@@ -31,11 +34,17 @@ class Source:
         self.columns = tuple(sorted(set(columns)))
         check_columns(cache.output, self.columns)
         self._kept = None if keep is None else kept_clips(cache.output, cache.folder, keep)
-        self.sizes = cache.output.shards.clip_counts if self._kept is None else self._kept.sizes
-        """(shards,) number of clips of each."""
-        self.num_clips = int(self.sizes.sum())
         self.filter = None if self._kept is None else [str(keep), self._kept.digest]
         """What a state says of the filter: its text, and a hash of which clips it keeps."""
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(shards,) number of clips of each."""
+        return self.cache.output.shards.clip_counts if self._kept is None else self._kept.sizes
+
+    @property
+    def num_clips(self) -> int:
+        return int(self.sizes.sum())
 
     def clip(self, shard: int, number: int) -> tuple[str, Codes, dict[str, Any]]:
         """Return a clip's id, codes and columns."""
@@ -60,6 +69,64 @@ def clip_of(shard: ShardCodes, number: int) -> tuple[str, Codes]:
     clip_id: str = shard.rows.column("clip_id")[first].as_py()
     blocks: list[Any] = [shard[row] for row in range(first, last)]
     return clip_id, blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def clips_per_epoch(
+    outputs: Sequence[Output],
+    weights: Sequence[float],
+    by: Literal["clips", "codes"],
+    epoch_clips: int,
+) -> list[int]:
+    """Divide an epoch among outputs by weight; ConfigError if they do not mix."""
+    if not outputs or len(outputs) != len(weights):
+        raise ConfigError(
+            f"{len(weights)} weights for {len(outputs)} outputs: pass one weight per output, and "
+            "at least one output"
+        )
+    _check_same_codes(outputs)
+    if len(outputs) == 1:
+        return [epoch_clips]  # 0 if the output has no clips yet
+    for output in outputs:
+        if not output.num_clips:
+            raise ConfigError(
+                f"{output.store.uri} has no clips, so it cannot be mixed. Wait for its job, or "
+                "leave it out"
+            )
+    if by == "codes":
+        lengths = [output.num_codes / output.num_clips for output in outputs]
+        weights = [weight / length for weight, length in zip(weights, lengths, strict=True)]
+    try:
+        found = quotas(weights, epoch_clips)
+    except ValueError as error:
+        raise ConfigError(f"a mix of {len(outputs)} outputs: {error}") from error
+    for output, number in zip(outputs, found, strict=True):
+        if not number:
+            raise ConfigError(
+                f"{output.store.uri} has so little weight that an epoch of {epoch_clips} clips "
+                "would have none of it. Raise epoch_clips or its weight, or leave it out"
+            )
+    return found
+
+
+def _check_same_codes(outputs: Sequence[Output]) -> None:
+    first, *others = outputs
+    for other in others:
+        if changed := differences(_meaning(first), _meaning(other), "and"):
+            raise ConfigError(
+                f"{first.store.uri} and {other.store.uri} come from different tokenizers "
+                f"({'; '.join(changed)}). In a mix, the same code would mean different pixels, and "
+                "a model could not tell which. Mix outputs of one tokenizer: tokenize one of these "
+                "again"
+            )
+
+
+def _meaning(output: Output) -> dict[str, Any]:
+    """Return the settings that give codes their meaning. Sampling and chunking are not among them:
+    they choose pixels."""
+    spec = output.tokenizer.model_dump(exclude={"name", "licence", "chunk_policy"})
+    settings = {key: output.record.settings.get(key) for key in ("tokenizer", "weights")}
+    flat = flatten({**spec, **settings})
+    return {key: value for key, value in flat.items() if value is not None}
 
 
 def fitted_window(sources: Sequence[Source], window_shards: int) -> int:

@@ -9,15 +9,14 @@ from pydantic import BaseModel
 
 from tokpipe.errors import ConfigError
 from tokpipe.formats.checks import explained
-from tokpipe.formats.job_record import differences, flatten
 from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.reader.code_cache import CodeCache
 from tokpipe.reader.epochs import Epoch, Epochs
-from tokpipe.reader.order import EpochOrder, Even, MixRemaining, Remaining, Share, quotas
-from tokpipe.reader.output import Output
+from tokpipe.reader.follow import Supply
+from tokpipe.reader.order import EpochOrder, Even, MixRemaining, Remaining, Share
 from tokpipe.reader.ranks import Ranks
 from tokpipe.reader.shard_codes import Codes
-from tokpipe.reader.source import Ahead, Source, fitted_window
+from tokpipe.reader.source import Ahead, Source, clips_per_epoch, fitted_window
 from tokpipe.types import Count, Positive
 
 Sample = dict[str, Any]  # ``clip_id``, ``codes`` (t, h, w) as int64, and columns
@@ -117,24 +116,30 @@ class ClipMix:
         self._make = make
         self._sources = [Source(cache, columns, filter) for cache in caches]
         self._num_clips = [source.num_clips for source in self._sources]
-        if shuffle:
-            window_shards = fitted_window(self._sources, window_shards)
-        if epoch_clips is None:
-            epoch_clips = sum(self._num_clips)
         outputs = [cache.output for cache in caches]
-        self.clips_per_epoch = _clips_per_epoch(outputs, weights, by, epoch_clips)
+        number = sum(self._num_clips) if epoch_clips is None else epoch_clips
+        self.clips_per_epoch = clips_per_epoch(outputs, weights, by, number)
         """Clips of each output in every epoch."""
+        follow: Any = {"epoch_clips": epoch_clips, "locality": locality, "filter": filter}
+        self._supply = Supply(outputs, window_shards if shuffle else 1, **follow)
+        if shuffle and not self._supply.follows:
+            window_shards = fitted_window(self._sources, window_shards)
         self._seed, self._shuffle, self._window_shards = seed, shuffle, window_shards
         self._fixed: dict[str, Any] = {
             "seed": seed,
             "shuffle": shuffle,
             "window_shards": window_shards,
             "datasets": [output.record.dataset for output in outputs],
-            "num_clips": self._num_clips,
-            "clips_per_epoch": self.clips_per_epoch,
             "filter": None if filter is None else [source.filter for source in self._sources],
+            "follow": outputs[0].record.writer if self._supply.follows else None,
         }
         self._epochs = Epochs()
+
+    def _refresh(self) -> None:
+        """Take in what a followed job has committed."""
+        if self._supply.follows:
+            self._supply.output.refresh()
+            self.clips_per_epoch = self._num_clips = [self._sources[0].num_clips]
 
     @property
     def tokenizer(self) -> TokenizerSpec:
@@ -162,9 +167,12 @@ class ClipMix:
     def num_items(self, num_workers: int) -> list[int]:
         """Return how many clips each worker of this rank yields in the next iteration."""
         rank, world_size = self.ranks.rank()
-        left, num_readers = self._epochs.next[1], world_size * num_workers
+        (epoch, left), num_readers = self._epochs.next, world_size * num_workers
+        self._refresh()
+        if not self._supply.is_whole:
+            raise TypeError("the number of clips is unknown before the job has finished")
         readers = range(rank * num_workers, (rank + 1) * num_workers)
-        return [len(self._share(left, reader, num_readers)[1]) for reader in readers]
+        return [len(self._share(epoch, left, reader, num_readers)[1]) for reader in readers]
 
     def __iter__(self) -> "ClipIterator":
         reader, num_readers = self.ranks.reader()
@@ -204,19 +212,18 @@ class ClipMix:
                 f"resume: got the states of {len(of_readers)} of {num_readers} readers. What the "
                 "others have read is unknown: pass the states of all ranks"
             )
-        rests, is_done = {}, True
+        rests, is_done = {}, self._supply.is_whole
         for node, mate in of_nodes.items():
-            own = [
-                reader for reader in range(num_readers) if self._node_of(of_readers[reader]) == node
-            ]
-            taken = [of_readers[reader]["taken"] for reader in own]
+            left = {str(node): mate}
+            own = [reader for reader, state in of_readers.items() if self._node_of(state) == node]
+            taken = [of_readers[reader]["taken"] for reader in sorted(own)]
             try:
-                rests[str(node)] = self._remaining({str(node): mate}, node).after(taken).state()
+                rests[str(node)] = self._remaining(mate["epoch"], left, node).after(taken).state()
             except ValueError as error:
                 raise ConfigError(f"resume: {error}") from error
-            for reader, count in zip(own, taken, strict=True):
-                _, share = self._share({str(node): mate}, reader, num_readers)
-                is_done &= count >= len(share)
+            for reader in own:
+                _, share = self._share(mate["epoch"], left, reader, num_readers)
+                is_done &= of_readers[reader]["taken"] >= len(share)
         self._epochs.set((first["epoch"] + is_done, None if is_done else rests))
 
     def _node_of(self, state: Mapping[str, Any]) -> int:
@@ -224,10 +231,12 @@ class ClipMix:
         node: int = state["reader"] * self.num_nodes // state["num_readers"]
         return node
 
-    def _remaining(self, left: Mapping[str, Any] | None, node: int) -> MixRemaining:
-        """Return what a node has to read: ``left`` of an epoch, by node, or its part of it."""
+    def _remaining(self, epoch: int, left: Mapping[str, Any] | None, node: int) -> MixRemaining:
+        """Return what a node has to read: what is ``left`` of an epoch, by node, or its part."""
         num_nodes, parts = self.num_nodes, list[Remaining]()
-        for source, number in enumerate(self.clips_per_epoch):
+        is_whole = self._supply.is_whole
+        numbers = self.clips_per_epoch if is_whole else [self._supply.num_served(epoch)]
+        for source, number in enumerate(numbers):
             start, end = (place * number // num_nodes for place in (node, node + 1))
             if self.even == "drop":
                 end = start + number // num_nodes
@@ -240,15 +249,19 @@ class ClipMix:
         return MixRemaining(tuple(parts), self._seed)
 
     def _share(
-        self, left: Mapping[str, Any] | None, reader: int, num_readers: int
+        self, epoch: int, left: Mapping[str, Any] | None, reader: int, num_readers: int
     ) -> tuple[MixRemaining, Share]:
         """Return what the node of a reader has to read, and what the reader does."""
         node, place = divmod(reader, num_readers // self.num_nodes)
-        whole = self._remaining(left, node)
-        return whole, Share(whole, place, num_readers // self.num_nodes, self.even)
+        whole = self._remaining(epoch, left, node)
+        even: Even | None = self.even if self._supply.is_whole or not self.even else "drop"
+        return whole, Share(whole, place, num_readers // self.num_nodes, even)
 
     def _check(self, state: Mapping[str, Any]) -> None:
+        self._refresh()  # the state may be from a later moment
         for key, value in self._settings().items():
+            if key in ("num_clips", "clips_per_epoch") and state.get(key, 0) is None:
+                continue  # saved before the job had finished
             if state.get(key) != value:
                 raise ConfigError(
                     f"the state has {key}={state.get(key)!s:.99}, but this stream has {key}="
@@ -262,21 +275,27 @@ class ClipMix:
                     f"{self.num_nodes} nodes cannot have {state['num_readers']} readers"
                 )
             node = self._node_of(state)
-            if not state["taken"] <= len(self._remaining({str(node): state}, node)):
+            if not state["taken"] <= len(self._remaining(state["epoch"], {str(node): state}, node)):
                 raise ValueError(f"it has taken {state['taken']} clips, more than there are")
         except ValueError as error:
             raise ConfigError(f"the state is damaged: {explained(error)}") from error
 
     def _settings(self) -> dict[str, Any]:
         """Return what decides the order, of which a state must have the same."""
-        return {**self._fixed, "num_nodes": self.num_nodes if self.locality else None}
+        counts = {"num_clips": self._num_clips, "clips_per_epoch": self.clips_per_epoch}
+        return {
+            **self._fixed,
+            **(counts if self._supply.is_whole else dict.fromkeys(counts)),
+            "num_nodes": self.num_nodes if self.locality else None,
+        }
 
     def _order(self, source: int, number: int) -> EpochOrder:
+        as_committed = self._supply.follows and number == 0 and self._shuffle
         return EpochOrder(
             self._sources[source].sizes,
             seed=(self._seed, source),
             epoch=number,
-            shuffle=self._shuffle,
+            shuffle="windows" if as_committed else self._shuffle,
             window_shards=self._window_shards,
             num_parts=self.num_nodes,
         )
@@ -288,7 +307,7 @@ class ClipStream(ClipMix):
     A mix of one output: see ``ClipMix`` for readers, states and the other arguments.
 
     Args:
-        cache: the output's codes on local disk, shared by the workers of a node.
+        cache: the codes of an output on local disk. It may ``follow`` a job that still runs.
     """
 
     _format = "tokpipe.clip_stream.2"
@@ -308,24 +327,35 @@ class ClipIterator(Iterator[Any]):
 
     def _begin(self, wanted: Epoch | None = None, taken: int = 0) -> Share:
         self._epoch, left = self._stream._epochs.claim(wanted)
-        self._left, share = self._stream._share(left, self._reader, self._num_readers)
-        if left is None and self._stream.even == "drop" and self._left and not share:
+        share = self._look(left)
+        is_whole = left is None and self._is_whole and self._left
+        if is_whole and self._stream.even == "drop" and not share:
             raise ConfigError(
                 f"even='drop': an epoch of {len(self._left)} clips leaves none for "
                 f"{self._num_readers} readers. Use fewer workers, or even='repeat'"
             )
-        self._share, self._taken, self._counts = share, taken, share.counts(taken)
-        self.num_clips = len(share)
-        """Number of clips that this reader takes from its epoch, once it has begun."""
-        kept = 2 * len(self._stream.caches)  # a pass that ends, and the next
-        self._order = lru_cache(kept)(self._stream._order)
+        self._taken, self._counts = taken, share.counts(taken)
         self._ahead = Ahead(self._stream._sources, self._reader)
+        return share
+
+    def _look(self, left: Mapping[str, Any] | None) -> Share:
+        """Take in what there is of the epoch by now."""
+        stream = self._stream
+        stream._refresh()
+        self._is_whole = stream._supply.is_whole
+        self._left, share = stream._share(self._epoch, left, self._reader, self._num_readers)
+        self._share, self.num_clips = share, len(share)
+        """Number of clips that this reader takes from its epoch, as far as is known."""
+        self._order = lru_cache(2 * len(stream.caches))(stream._order)  # two passes of each output
         return share
 
     def __next__(self) -> Any:
         share = self._begin() if self._share is None else self._share
-        if self._taken >= len(share):
-            raise StopIteration
+        while self._taken >= len(share):
+            if self._is_whole:
+                raise StopIteration
+            self._stream._supply.wait(self._epoch, self._left.parts[0].num_items)
+            share = self._look({"0": self._left.state()})
         stream, (source, position) = self._stream, share.item(self._counts)
         ever = self._epoch * stream.clips_per_epoch[source] + position
         number, place = divmod(ever, stream._num_clips[source])
@@ -385,63 +415,6 @@ class ClipIterator(Iterator[Any]):
             )
         left = {str(stream._node_of(state)): {key: state[key] for key in ("start", "pending")}}
         self._begin((state["epoch"], left), state["taken"])
-
-
-def _clips_per_epoch(
-    outputs: Sequence[Output],
-    weights: Sequence[float],
-    by: Literal["clips", "codes"],
-    epoch_clips: int,
-) -> list[int]:
-    if not outputs or len(outputs) != len(weights):
-        raise ConfigError(
-            f"{len(weights)} weights for {len(outputs)} outputs: pass one weight per output, and "
-            "at least one output"
-        )
-    _check_same_codes(outputs)
-    if len(outputs) == 1:
-        return [epoch_clips]  # 0 if the output has no clips yet
-    for output in outputs:
-        if not output.num_clips:
-            raise ConfigError(
-                f"{output.store.uri} has no clips, so it cannot be mixed. Wait for its job, or "
-                "leave it out"
-            )
-    if by == "codes":
-        lengths = [output.num_codes / output.num_clips for output in outputs]
-        weights = [weight / length for weight, length in zip(weights, lengths, strict=True)]
-    try:
-        found = quotas(weights, epoch_clips)
-    except ValueError as error:
-        raise ConfigError(f"a mix of {len(outputs)} outputs: {error}") from error
-    for output, number in zip(outputs, found, strict=True):
-        if not number:
-            raise ConfigError(
-                f"{output.store.uri} has so little weight that an epoch of {epoch_clips} clips "
-                "would have none of it. Raise epoch_clips or its weight, or leave it out"
-            )
-    return found
-
-
-def _check_same_codes(outputs: Sequence[Output]) -> None:
-    first, *others = outputs
-    for other in others:
-        if changed := differences(_meaning(first), _meaning(other), "and"):
-            raise ConfigError(
-                f"{first.store.uri} and {other.store.uri} come from different tokenizers "
-                f"({'; '.join(changed)}). In a mix, the same code would mean different pixels, and "
-                "a model could not tell which. Mix outputs of one tokenizer: tokenize one of these "
-                "again"
-            )
-
-
-def _meaning(output: Output) -> dict[str, Any]:
-    """Return the settings that give codes their meaning. Sampling and chunking are not among them:
-    they choose pixels."""
-    spec = output.tokenizer.model_dump(exclude={"name", "licence", "chunk_policy"})
-    settings = {key: output.record.settings.get(key) for key in ("tokenizer", "weights")}
-    flat = flatten({**spec, **settings})
-    return {key: value for key, value in flat.items() if value is not None}
 
 
 def _states_in(value: Any, wanted: str) -> Iterator[Mapping[str, Any]]:

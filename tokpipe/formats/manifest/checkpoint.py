@@ -43,29 +43,43 @@ def checkpoint_spacing(seq: int, interval: int = CHECKPOINT_INTERVAL) -> int:
 
 
 def load_state(
-    store: Store, num_rows: int, *, interval: int = CHECKPOINT_INTERVAL
+    store: Store,
+    num_rows: int,
+    *,
+    interval: int = CHECKPOINT_INTERVAL,
+    known: ManifestState | None = None,
 ) -> ManifestState:
     """Return the state of an output's manifest, over a plan of ``num_rows`` rows.
 
-    With checkpoints this takes one listing of the manifest and a few dozen requests.
+    With checkpoints this takes one listing of the manifest and a few dozen requests. From an
+    earlier state that is ``known``, and that this may change, it takes no listing.
 
     Raises:
         CorruptOutput: an entry is damaged or missing, or contradicts others or the plan.
     """
-    num_entries = seq = count_entries(store)
-    state = ManifestState(CommittedRows(num_rows))
-    while seq := seq - seq % checkpoint_spacing(seq, interval):  # the newest first
+    state = ManifestState(CommittedRows(num_rows)) if known is None else known
+    num_entries = count_entries(store, state.next_seq)
+    if num_entries - state.next_seq >= interval:
+        state = _newest_checkpoint(store, state, num_entries, interval)
+    for entry in iter_entries(store, state.next_seq, num_entries, after=state.tail):
+        state.apply(entry)
+    return state
+
+
+def _newest_checkpoint(
+    store: Store, known: ManifestState, num_entries: int, interval: int
+) -> ManifestState:
+    """Try checkpoints, newest first. If none is newer than what is known, entries must be read."""
+    seq = num_entries
+    while (seq := seq - seq % checkpoint_spacing(seq, interval)) > known.next_seq:
         try:
-            state = read_checkpoint(store, seq, num_rows)
-            break
+            return read_checkpoint(store, seq, known.committed.num_rows)
         except NotFound:
             pass
         except CorruptOutput as error:
             _log.warning("skipping a damaged checkpoint: %s", error)
         seq -= 1
-    for entry in iter_entries(store, state.next_seq, num_entries, after=state.tail):
-        state.apply(entry)
-    return state
+    return known
 
 
 def write_checkpoint(store: Store, state: ManifestState) -> bool:

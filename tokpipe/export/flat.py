@@ -1,0 +1,79 @@
+"""Flat files to memory-map, for 1X's world model challenge and for Megatron-LM.
+
+The layout of ``memmap`` is that of github.com/1x-technologies/1xgpt, ``data.py``: ``video.bin``
+holds latent frames (num_images, h, w), ``segment_ids.bin`` one int32 for each, which counts clips,
+and ``metadata.json`` their shape and type. ``clips.jsonl`` identifies the clip of each segment.
+With a template, ``tokens.bin``, ``loss.bin`` and ``positions.bin`` replace ``video.bin``.
+
+The layout of ``megatron`` is that of megatron-core's ``IndexedDataset`` (github.com/NVIDIA/
+Megatron-LM, ``megatron/core/datasets/indexed_dataset.py``), with a document for each clip.
+"""
+
+import json
+from array import array
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from tokpipe.errors import ConfigError
+from tokpipe.export.samples import Sample, Source
+
+_MEGATRON_TYPES = {"int32": 4, "int64": 5, "uint16": 8}
+
+
+def write_memmap(samples: Iterable[Sample], source: Source, folder: Path) -> None:
+    """Write clips in order. Holds two shards in memory."""
+    unit = "token" if source.template else "image"
+    grid: tuple[int, ...] | None = None
+    total = 0
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context((folder / f"{name}.bin").open("wb"))
+            for name in (*source.dtypes, "segment_ids")
+        }
+        lines = stack.enter_context((folder / "clips.jsonl").open("w"))
+        for number, sample in enumerate(samples):
+            length, *sides = next(iter(sample.arrays.values())).shape
+            grid = grid or tuple(sides)
+            if tuple(sides) != grid:
+                raise ConfigError(
+                    f"export: clip {sample.clip_id} has a grid of {tuple(sides)}, earlier clips "
+                    f"have {grid}, and video.bin is one array. Export this output to another "
+                    "format, or tokenize with one frames.size"
+                )
+            ids = np.full(length, number, "<i4")
+            for name, values in {**sample.arrays, "segment_ids": ids}.items():
+                files[name].write(values.tobytes())
+            line = {
+                "segment_id": number,
+                "clip_id": sample.clip_id,
+                "source_uri": sample.source_uri,
+                f"first_{unit}": total,
+                f"num_{unit}s": length,
+            }
+            lines.write(json.dumps(line) + "\n")
+            total += length
+    if source.template is None:
+        (folder / "codes.bin").rename(folder / "video.bin")
+        height, width = grid or (0, 0)
+        square = {"s": height} if height == width else {}
+        source.describe(folder, num_images=total, **square, h=height, w=width)
+
+
+def write_megatron(samples: Iterable[Sample], source: Source, folder: Path) -> None:
+    """Write clips in order. Holds 4 bytes of each clip until the end, and then 20."""
+    dtype, sizes = source.dtypes["tokens"], array("i")
+    with (folder / "tokens.bin").open("wb") as tokens:
+        for sample in samples:
+            sizes.append(tokens.write(sample.arrays["tokens"].data) // dtype.itemsize)
+    lengths = np.frombuffer(sizes, np.int32)
+    starts = np.cumsum(lengths, dtype=np.int64)
+    starts -= lengths
+    starts *= dtype.itemsize
+    with (folder / "tokens.idx").open("wb") as index:
+        index.write(b"MMIDIDX\0\0" + np.uint64(1).tobytes() + bytes([_MEGATRON_TYPES[dtype.name]]))
+        index.write(np.array([len(lengths), len(lengths) + 1]).tobytes())
+        for part in (lengths, starts, np.arange(len(lengths) + 1)):
+            index.write(part.data)

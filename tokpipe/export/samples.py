@@ -1,0 +1,139 @@
+"""What exports store: each clip as arrays, of its codes or of the tokens of a template."""
+
+import json
+import multiprocessing
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokpipe.errors import CorruptOutput, RuntimeFault
+from tokpipe.reader import Output, ShardInfo
+from tokpipe.reader.compose import Template
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One clip. All formats store the same arrays."""
+
+    clip_id: str
+    source_uri: str
+    arrays: dict[str, NDArray[Any]]
+    """``codes`` (t, h, w). With a template ``tokens`` (n,), ``loss`` (n,), which is 1 where a model
+    should learn to predict the token, and ``positions`` (n, 3): t, h and w of codes."""
+    num_codes: int  # In the arrays
+    sidecar: str  # JSON that describes the clip, for formats that have a place for it
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An output, and how its clips become samples."""
+
+    output: Output
+    template: Template | None
+    tokens_only: bool = False  # Without loss and positions
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype[Any]]:
+        """The arrays of each sample. Tokens have the smallest dtype that Megatron reads."""
+        if self.template is None:
+            return {"codes": np.dtype(self.output.tokenizer.code_dtype)}
+        size = self.template.vocabulary.size
+        tokens = "<u2" if size <= 2**16 else "<i4" if size <= 2**31 else "<i8"
+        kinds = {"tokens": tokens, "loss": "u1", "positions": "<i2"}
+        names = ["tokens"] if self.tokens_only else kinds
+        return {name: np.dtype(kinds[name]) for name in names}
+
+    def describe(self, folder: Path, **counts: int) -> None:
+        """Write ``metadata.json``: counts, and what the numbers in all samples mean."""
+        spec, template = self.output.tokenizer, self.template
+        about: dict[str, Any] = {
+            **counts,
+            "token_dtype": next(iter(self.dtypes.values())).name,
+            "vocab_size": template.vocabulary.size if template else spec.codebook_size,
+            "temporal_stride": spec.temporal_stride,
+            "spatial_stride": spec.spatial_stride,
+            "tokenizer": spec.name,
+            "weights_hash": spec.weights_hash,
+            "fingerprint": self.output.fingerprint,
+        }
+        if template:
+            words = template.vocabulary
+            about |= {"template": template.template, "template_digest": template.digest}
+            about |= {"special": words.special, "first_code": int(words.offsets[0])}
+        (folder / "metadata.json").write_text(json.dumps(about, indent=1) + "\n")
+
+    def samples(self, shards: Sequence[ShardInfo] | None = None) -> Iterator[Sample]:
+        """Yield every clip, or those of some shards, in the order of the manifest."""
+        template = self.template
+        for clip in self.output.clips(shards):
+            if not re.fullmatch("[0-9a-f]{32}", clip.clip_id):
+                raise CorruptOutput(
+                    f"export: {self.output.store.uri} has a clip with the id {clip.clip_id!r}, not "
+                    "32 hex digits. Files and samples are named by ids, so this could name any "
+                    "file. Do not trust this output: tokenize its sources yourself"
+                )
+            codes = clip.codes
+            about: dict[str, Any] = {
+                "clip_id": clip.clip_id,
+                "source_uri": clip.source_uri,
+                "shape": codes.shape,
+                "fps": clip.fps,
+                "chunk_latents": [len(chunk.codes) for chunk in clip.chunks],
+                "first_is_image": [chunk.first_is_image for chunk in clip.chunks],
+                "start_pts_s": clip.chunks[0].start_pts_s,
+                "end_pts_s": clip.chunks[-1].end_pts_s,
+                "marks": clip.marks,
+                "metadata": clip.metadata,
+                "fingerprint": self.output.fingerprint,
+            }
+            arrays: dict[str, NDArray[Any]] = {"codes": codes}
+            num_codes = codes.size
+            if template:
+                document = template.compose(codes, {**about, **clip.metadata})
+                arrays = {
+                    name: getattr(document, name).astype(kind) for name, kind in self.dtypes.items()
+                }
+                place = document.tokens - template.vocabulary.offsets[0]
+                num_codes = int(((place >= 0) & (place < template.vocabulary.sizes[0])).sum())
+            sidecar = json.dumps(about, default=str)
+            yield Sample(clip.clip_id, clip.source_uri, arrays, num_codes, sidecar)
+
+
+def samples_of(source: Source, num_workers: int) -> Iterator[Sample]:
+    """Yield every clip in the order of the manifest. Worker processes share out the shards."""
+    if num_workers <= 1:
+        yield from source.samples()
+        return
+    spawn = multiprocessing.get_context("spawn")  # A fork could inherit a lock of pyarrow's
+    shards, pipes = range(len(source.output.shards)), []
+    for first in shards[:num_workers]:
+        reader, writer = spawn.Pipe(duplex=False)
+        share = source, shards[first::num_workers], writer
+        spawn.Process(target=_send, args=share, daemon=True).start()
+        writer.close()
+        pipes.append(reader)
+    for number in shards:
+        try:
+            found = pipes[number % num_workers].recv()
+        except EOFError as error:
+            raise RuntimeFault("export: a worker was killed, maybe by lack of memory") from error
+        if isinstance(found, Exception):
+            raise found
+        yield from found
+
+
+def _send(source: Source, numbers: Iterable[int], pipe: Connection) -> None:
+    """Run a worker. It ends with its parent, when the pipe breaks."""
+    with suppress(BrokenPipeError, KeyboardInterrupt):
+        for number in numbers:
+            try:
+                pipe.send(list(source.samples([source.output.shards[number]])))
+            except Exception as error:
+                pipe.send(error)
