@@ -27,7 +27,7 @@ from tokpipe.formats.manifest import load_state
 from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.dispatch.protocol import Room
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 CORES = 2
 CLIPS_PER_SHARD = 2000
@@ -230,7 +230,7 @@ def _memory_of_driver(num_clips: int) -> tuple[float, float, float]:
     """Memory in MB at a quarter of a job and at its end, and seconds of CPU."""
     seen: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as folder:
-        store = open_store(folder, StoreOptions())
+        store = Store(folder, StoreOptions())
         committer = Committer(store, load_state(store, num_clips), "bench")
         committer.claim()
         cluster = VirtualCluster(

@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmarks.sample_job import SAMPLE, sample_job
 from tokpipe.config.job import StoreOptions
 from tokpipe.runtime.assemble import JobOutput, Run
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.storage.client import Client
 from tokpipe.types import DecodedClip, EncodedClip
 
@@ -23,7 +23,7 @@ def requests_of(num_clips: int) -> dict[str, float]:
 
     The stages write one shard of ``num_clips`` clips, without retries.
     """
-    memory = open_store("memory://bench", StoreOptions())
+    memory = Store("memory://bench", StoreOptions())
     for number in range(num_clips):
         memory.put(f"videos/{number}.mp4", SAMPLE.read_bytes())
     with tempfile.TemporaryDirectory() as name, _counted() as counts:

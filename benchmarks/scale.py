@@ -11,7 +11,7 @@ from benchmarks.figures import Figure, Result
 from benchmarks.processes import Measured, measured
 from benchmarks.synthetic import job_of_table, write_output, write_table
 from tokpipe.plan import write_plan
-from tokpipe.storage import open_store, probe_store
+from tokpipe.storage import Store, probe_store
 
 CLIPS = 10_000_000
 RESUMED_CLIPS = 10_239_000
@@ -64,7 +64,7 @@ def _figures(
 
 def _plan(folder: str) -> int:
     job = job_of_table(Path(folder))
-    return write_plan(job, open_store(job.output.uri, job.storage), "driver").num_rows
+    return write_plan(job, Store(job.output.uri, job.storage), "driver").num_rows
 
 
 def _resume(folder: str) -> int:
@@ -91,7 +91,7 @@ def _audit(folder: str) -> int:
     from tokpipe.audit import audit
 
     job = job_of_table(Path(folder))
-    store = open_store(job.output.uri, job.storage)
+    store = Store(job.output.uri, job.storage)
     report = audit(store, depth="manifest", say=lambda _: None)
     assert report.is_clean, list(report.findings)
     assert report.totals is not None

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.coded import CODES_PER_CLIP, Kind, clips_of, draw_codes
 from benchmarks.figures import Figure, Result
-from tokpipe.formats.shard import CODES_PER_ROW_GROUP, ShardMetadata, build_shard
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.formats.shard import CODES_PER_ROW_GROUP, ShardMetadata, TokenizerSpec, build_shard
 from tokpipe.types import ClipRef
 
 CASES: tuple[tuple[Kind, int, float], ...] = (

@@ -22,12 +22,11 @@ from tokpipe.formats.manifest import (
     checkpoint_spacing,
     write_checkpoint,
 )
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
+from tokpipe.formats.shard import TokenizerSpec
+from tokpipe.identity import digest, fingerprint_settings
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.stages.decode import decoder_versions
-from tokpipe.storage import open_store
-from tokpipe.storage.store import Store
+from tokpipe.storage import Store
 from tokpipe.types import ClipRef, Receipt
 from tokpipe.weights.read import read_weights
 
@@ -85,7 +84,7 @@ def begin_output(folder: Path, num_rows: int) -> Begun:
     """Write a table of ``num_rows`` clips, and plan and record of its job."""
     write_table(folder / "clips.parquet", num_rows)
     job = job_of_table(folder)
-    store = open_store(job.output.uri, job.storage)
+    store = Store(job.output.uri, job.storage)
     plan = write_plan(job, store, "driver")
     weights_hash = read_weights(job.tokenizer, job.storage).hash
     decoders = decoder_versions(job.decode)  # as a run that resumes it will find them
@@ -97,7 +96,7 @@ def begin_output(folder: Path, num_rows: int) -> Begun:
             created_at="2026-01-01T00:00:00+00:00",
             writer="driver",
             dataset=job.dataset,
-            fingerprint=fingerprint(settings),
+            fingerprint=digest(settings),
             settings=settings,
             tokenizer=TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash),
             num_rows=plan.num_rows,

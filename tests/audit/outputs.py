@@ -22,12 +22,11 @@ from tokpipe.formats.manifest import (
     append,
     write_checkpoint,
 )
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
-from tokpipe.identity.ids import clip_id
+from tokpipe.formats.shard import TokenizerSpec
+from tokpipe.identity import clip_id, digest, fingerprint_settings
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.write import WriteStage
-from tokpipe.storage import Store, open_store
+from tokpipe.storage import Store
 from tokpipe.types import ClipRef, Receipt, Rejected
 
 NUM_ROWS = 30
@@ -72,14 +71,14 @@ def made(
         "chunking": {"policy": "streaming", "chunk_frames": 17} if streaming else {},
     }
     job = parse_job(json.dumps(settings), name="job.yaml", root=root, environ={})
-    store = open_store(job.output.uri, job.storage)
+    store = Store(job.output.uri, job.storage)
     plan = write_plan(job, store, "driver")
     kind = {"weights_hash": weights_hash, "device": "cpu"}
     codes = fingerprint_settings(job, **kind, decoders={"av": "18.1.0"})
     spec = TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash)
     record = a_record(
         dataset=dataset,
-        fingerprint=fingerprint(codes),
+        fingerprint=digest(codes),
         settings=codes,
         tokenizer=spec,
         num_rows=plan.num_rows,

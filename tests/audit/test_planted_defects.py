@@ -11,7 +11,7 @@ import pytest
 from tests.audit.defects import DEFECTS, FAMILIES, relist
 from tests.audit.outputs import Made, edit, entry_of, finished, parquet_edited
 from tokpipe.audit import audit
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_a_planted_defect_is_found(
     clean_output: Made, tmp_path: Path, family: str, number: int
 ) -> None:
     shutil.copytree(clean_output.store.uri, tmp_path / "out")
-    store = open_store(str(tmp_path / "out"), clean_output.job.storage)
+    store = Store(str(tmp_path / "out"), clean_output.job.storage)
     assert audit(store, depth="manifest").is_clean
     spoiled = replace(clean_output, store=store)
     plant, _ = FAMILIES[family]

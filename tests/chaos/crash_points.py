@@ -14,12 +14,12 @@ from tokpipe.errors import NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import load_state
-from tokpipe.identity.ids import clip_id
+from tokpipe.identity import clip_id
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.runtime.assemble import Feed
 from tokpipe.runtime.commit import Committer
 from tokpipe.stages.write import WriteStage
-from tokpipe.storage import Store, open_store
+from tokpipe.storage import Store
 from tokpipe.types import ClipRef, EncodedClip, Rejected, WorkItem
 
 Side = Literal["before", "after"]
@@ -98,7 +98,7 @@ def drive(job: JobConfig, store: Any, attempt: str) -> None:
 def check_output(job: JobConfig, undisturbed: Table) -> None:
     """Every planned clip settled once, every listed object there, every code as in peace."""
     assert_complete(job)
-    store = open_store(job.output.uri, job.storage)
+    store = Store(job.output.uri, job.storage)
     from_checkpoint = load_state(store, NUM_ROWS, interval=CHECKPOINT_EVERY)
     assert from_checkpoint.committed.num_done == NUM_ROWS
     assert codes_of(job) == undisturbed

@@ -31,8 +31,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import iter_entries, load_state
-from tokpipe.storage import open_store
-from tokpipe.storage.store import Store
+from tokpipe.storage import Store
 
 ENTRY = re.compile(r"manifest/\d{8}\.json")
 ZOMBIES_LIVE_S = 8.0
@@ -161,7 +160,7 @@ class Run(Lives):
     def _manifest_lost(self, fault: Fault) -> bool:
         """Between two lives an entry of the manifest is gone; it is restored before the next."""
         driver, config = self._lively(), load_job(self.job)
-        store = open_store(config.output.uri, config.storage)
+        store = Store(config.output.uri, config.storage)
         is_alone = driver is not None and len(self._drivers) == 1 and not self._later
         if driver is None or not is_alone or not driver.has_printed("write [1-9]"):
             return False
@@ -238,7 +237,7 @@ def check(result: Result, job: Path, right: Table) -> None:
         table = codes_of(job)
         assert_complete(job)
         rejected = rejections_of(job)
-        store = open_store(config.output.uri, config.storage)
+        store = Store(config.output.uri, config.storage)
         times = Counter(ref.clip_id for entry in iter_entries(store) for ref in entry.refs())
         result.goodput = load_state(store, job_record.read(store).num_rows).totals.goodput
     except Exception as error:

@@ -13,7 +13,7 @@ from tests.chaos.crash_points import CrashingStore, Side, check_output, drive, n
 from tests.end_to_end.jobs import Table, codes_of
 from tests.formats.formats_helpers import Crash
 from tokpipe.config import JobConfig
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 SIDES: tuple[Side, ...] = get_args(Side)
 
@@ -23,7 +23,7 @@ def peace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, list[str]]:
     """What the driver makes when nothing happens, and its calls to the store."""
     folder = tmp_path_factory.mktemp("peace")
     job = new_job(folder, f"memory://{uuid.uuid4().hex}/out")
-    store = CrashingStore(open_store(job.output.uri, job.storage))
+    store = CrashingStore(Store(job.output.uri, job.storage))
     drive(job, store, "driver0")
     table = codes_of(job)
     assert len(table) == 14  # seven good rows of two chunks
@@ -32,7 +32,7 @@ def peace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, list[str]]:
 
 def die_at(job: JobConfig, number: int, side: Side, attempt: str) -> str | None:
     """One life that ends at this call; returns the call, or None if it was done before."""
-    store = CrashingStore(open_store(job.output.uri, job.storage), number, side)
+    store = CrashingStore(Store(job.output.uri, job.storage), number, side)
     try:
         drive(job, store, attempt)
     except Crash:
@@ -41,7 +41,7 @@ def die_at(job: JobConfig, number: int, side: Side, attempt: str) -> str | None:
 
 
 def finish(job: JobConfig, attempt: str) -> None:
-    drive(job, open_store(job.output.uri, job.storage), attempt)
+    drive(job, Store(job.output.uri, job.storage), attempt)
 
 
 @pytest.fixture(params=["memory", "disk", pytest.param("s3", marks=pytest.mark.s3)])

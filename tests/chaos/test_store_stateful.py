@@ -18,7 +18,7 @@ from tests.conftest import S3Bucket
 from tests.storage.fault_proxy import Fault, FaultProxy, Refusal, Request
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import NotFound
-from tokpipe.storage import Store, open_store
+from tokpipe.storage import Store
 
 KEYS = ["a", "b/c", "b/d/e", "b/d/f", "bc", "zz/ä b+c%20"]
 keys = st.sampled_from(KEYS)
@@ -114,7 +114,7 @@ def run_machine(
     def start() -> StoreMachine:
         if spoiler is not None:
             spoiler.next = None
-        return StoreMachine(open_store(f"{prefix}/{uuid.uuid4().hex}", options), spoiler)
+        return StoreMachine(Store(f"{prefix}/{uuid.uuid4().hex}", options), spoiler)
 
     run_state_machine_as_test(
         start,  # type: ignore[arg-type]  # any factory will do

@@ -24,7 +24,7 @@ from tests.end_to_end.processes import descendants_of, pids_of
 from tests.s3_server import S3Server, die_with_parent, fresh_bucket, running_s3_server
 from tests.storage.fault_proxy import FaultProxy
 from tokpipe.config.job import StoreOptions
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 NUM_WORKER_NODES = 2
 _HOG = """
@@ -454,7 +454,7 @@ def built_world(num_videos: int) -> Iterator[World]:
         proxy = stack.enter_context(FaultProxy(server.endpoint, weather.decide))
         world = World(folder, server, proxy, weather)
         stack.enter_context(_environment(world.environment()))
-        store = open_store(f"s3://{world.bucket}/raw", StoreOptions())
+        store = Store(f"s3://{world.bucket}/raw", StoreOptions())
         for index in range(num_videos):
             path = world.mount / f"clip{index:03}.mp4"
             write_video(path, 9 + 4 * (index % 5), seed=index)

@@ -19,7 +19,7 @@ from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import ManifestEntry, append
 from tokpipe.formats.shard import receipt_of
 from tokpipe.runtime.progress import ProgressView
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 REPORTING = {
     *("check", "plan", "status", "inspect", "decode", "rejected", "export", "audit", "clean"),
@@ -62,7 +62,7 @@ def test_check_and_dry_run_print_the_same(
 def test_a_verb_prints_text_or_one_line_of_json(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = open_store(str(tmp_path / "out"), StoreOptions())
+    store = Store(str(tmp_path / "out"), StoreOptions())
     write_once(store, record(num_rows=1))
     arguments = [verb, str(tmp_path / "out")]
     if verb == "status":

@@ -30,7 +30,7 @@ from tokpipe.runtime import metrics
 from tokpipe.runtime.console import say
 from tokpipe.runtime.progress import ProgressView
 from tokpipe.runtime.submit import Cluster, Submission
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.telemetry.logs import PlainFormatter, driver_log, log_event, mask_others
 from tokpipe.types import EncodedClip, Rejected
 
@@ -44,7 +44,7 @@ HOSTILE = (
 
 def forged(folder: Path, *ids: str) -> str:
     """An output whose strings are hostile wherever they can be, with clips of the given ids."""
-    store = open_store(str(folder / "out"), StoreOptions())
+    store = Store(str(folder / "out"), StoreOptions())
     plan = {"plan_id": HOSTILE, "num_rows": len(ids) + 1}
     write_once(store, record(num_rows=len(ids) + 1, plan=plan, dataset=HOSTILE))
     clips: list[EncodedClip] = []

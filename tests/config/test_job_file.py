@@ -10,7 +10,7 @@ import pytest
 from tokpipe.config import JobConfig, load_job, parse_job, project_root
 from tokpipe.config.sources import FilesSource
 from tokpipe.errors import ConfigError
-from tokpipe.identity.fingerprint import fingerprint_settings
+from tokpipe.identity import fingerprint_settings
 
 REPOSITORY = Path(__file__).parents[2]
 JOB = (Path(__file__).parent / "native_job.yaml").read_text()

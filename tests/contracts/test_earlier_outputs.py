@@ -10,10 +10,10 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import PlanMismatch
 from tokpipe.export import FORMATS, export_output
 from tokpipe.formats import job_record
-from tokpipe.identity.fingerprint import fingerprint_settings
+from tokpipe.identity import fingerprint_settings
 from tokpipe.plan import StoredPlan
 from tokpipe.reader import Output, open_output
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 WRITTEN_BY_0_1_0 = Path(__file__).parents[1] / "golden/output_0_1_0"
 CODES_SHA256 = "0b76f188b89e9af70f9303dae6c71b11fb814fe80b4919c403057b7bfab4451a"
@@ -34,12 +34,12 @@ def test_codes_are_unchanged(output: Output) -> None:
 
 
 def test_the_audit_is_clean() -> None:
-    report = audit(open_store(str(WRITTEN_BY_0_1_0), StoreOptions()))
+    report = audit(Store(str(WRITTEN_BY_0_1_0), StoreOptions()))
     assert report.is_clean, list(report.lines())
 
 
 def test_a_plan_that_counted_nothing_beside_its_sources_is_read() -> None:
-    record = job_record.read(open_store(str(WRITTEN_BY_0_1_0), StoreOptions()))
+    record = job_record.read(Store(str(WRITTEN_BY_0_1_0), StoreOptions()))
     assert not StoredPlan.from_json(record.plan).left_out.counts
 
 
@@ -48,7 +48,7 @@ def test_a_batch_that_was_recorded_before_it_could_be_auto_is_continued(
     given: int | str, output: Output
 ) -> None:
     """The settings of a GPU's output of that time, with its former default."""
-    store = open_store(str(WRITTEN_BY_0_1_0), StoreOptions())
+    store = Store(str(WRITTEN_BY_0_1_0), StoreOptions())
     job = output.record.recorded_job(store.uri)
     assert job.encode.batch_chunks == 4
     encode = job.encode.model_copy(update={"device": "cuda", "batch_chunks": given})

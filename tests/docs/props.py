@@ -66,7 +66,7 @@ PROPS: dict[str, Callable[[Scene], None]] = {
     "docs/monitoring.md": past_run,
     "docs/quickstart.md": quickstart,
     "tokpipe/cli/plan.py": past_run,
-    "tokpipe/cli/tokenizers.py": checkpoints,
+    "tokpipe/cli/jobs.py": checkpoints,
     "docs/tokenizers.md": checkpoints,
     "docs/training.md": trained_tokenizer,
 }

@@ -27,7 +27,7 @@ from tokpipe.formats import job_record
 from tokpipe.formats.manifest import iter_entries, load_state
 from tokpipe.reader import Output, open_output
 from tokpipe.runtime.assemble import JobOutput, Run
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 
 SAMPLE = Path(__file__).parents[2] / "examples/data/bigbuckbunny.mp4"
@@ -274,7 +274,7 @@ def rejections_of(job: Path) -> dict[str, str]:
 def assert_complete(job: Path | JobConfig) -> None:
     """Every plan row settled, every clip once, every listed object there in its listed size."""
     config = job if isinstance(job, JobConfig) else load_job(job)
-    store = open_store(config.output.uri, config.storage)
+    store = Store(config.output.uri, config.storage)
     record = job_record.read(store)
     state = load_state(store, record.num_rows)
     assert state.committed.num_done == record.num_rows

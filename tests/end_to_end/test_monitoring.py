@@ -19,7 +19,7 @@ from tokpipe.formats import job_record
 from tokpipe.formats.manifest import ManifestEntry, Totals, iter_entries, load_state
 from tokpipe.runtime.assemble import JobOutput
 from tokpipe.runtime.metrics import METRICS
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.telemetry.logs import EventName
 
 SECRET = "pl4nted-secret-of-a-name"
@@ -60,7 +60,7 @@ def watched(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Watch
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("A_SECRET", SECRET)
         code, printed = finish(start(job, ray_address))
-    store = open_store(str(folder / "out"), load_job(job).storage)
+    store = Store(str(folder / "out"), load_job(job).storage)
     record = job_record.read(store)
     return Watched(
         job,

@@ -22,7 +22,7 @@ from tokpipe.config import load_job
 from tokpipe.config.job import StoreOptions
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.reader import open_output
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 
 @pytest.mark.ray
@@ -31,7 +31,7 @@ def test_a_table_and_tars_on_s3_yield_the_codes_of_local_files_and_carry_their_c
     tmp_path: Path, s3_bucket: S3Bucket
 ) -> None:
     paths = write_videos(tmp_path / "videos", 4)
-    store = open_store(s3_bucket.uri, StoreOptions())
+    store = Store(s3_bucket.uri, StoreOptions())
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(["videoid", "name", "page_dir", "duration", "contentUrl"])
@@ -86,6 +86,6 @@ def test_a_table_and_tars_on_s3_yield_the_codes_of_local_files_and_carry_their_c
 
 def row_ids(job: Path) -> set[str]:
     config = load_job(job)
-    store = open_store(config.output.uri, config.storage)
+    store = Store(config.output.uri, config.storage)
     plan = write_plan(config, store, "driver")
     return {item.row_id for item in PlanReader(store, plan).items(range(plan.num_rows))}

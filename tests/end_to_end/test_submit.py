@@ -44,7 +44,7 @@ from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.config.job import StoreOptions
 from tokpipe.models.tokenizers import build_tokenizer
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
@@ -160,7 +160,7 @@ def webvid(
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_server.environment().items():
             patch.setenv(name, value)
-        store = open_store(bucket, StoreOptions())
+        store = Store(bucket, StoreOptions())
         for path in write_videos(tmp_path_factory.mktemp("videos"), 3):
             store.put(f"videos/page1/{path.name}", path.read_bytes())
             writer.writerow([path.stem, "a caption", "page1", "PT2S", ""])

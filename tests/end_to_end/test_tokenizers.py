@@ -20,7 +20,7 @@ from tokpipe.config import load_job
 from tokpipe.config.tokenizer import MoVQGANConfig
 from tokpipe.formats import job_record
 from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.weights.convert import convert
 
 
@@ -46,7 +46,7 @@ def test_a_converted_checkpoint_is_named_by_its_folder(tmp_path: Path, ray_addre
     ((shape, codes),) = codes_of(job).values()
     assert shape == (5, 4, 4)
     assert len(set(codes)) > 3
-    record = job_record.read(open_store(str(tmp_path / "out"), load_job(job).storage))
+    record = job_record.read(Store(str(tmp_path / "out"), load_job(job).storage))
     assert record.job["tokenizer"]["weights"] == f"{tmp_path}/movqgan/model.safetensors"
     assert record.settings["weights"].startswith("sha256 ")
 
@@ -67,5 +67,5 @@ def test_an_output_keeps_what_a_custom_tokenizer_declares(tmp_path: Path) -> Non
     source, out = files(tmp_path / "videos"), str(tmp_path / "out")
     config = load_job(write_job(tmp_path / "job.yaml", source, out, tokenizer=tokenizer))
     run_without_ray(config)
-    spec = job_record.read(open_store(out, config.storage)).tokenizer
+    spec = job_record.read(Store(out, config.storage)).tokenizer
     assert (spec.bit_order, spec.licence, spec.first_frames) == ("big", "MIT", 1)

@@ -24,14 +24,14 @@ from tokpipe.export import FORMATS, export_output
 from tokpipe.reader import Output, open_output
 from tokpipe.reader.compose import Template
 from tokpipe.reader.sequences import TokenSequences
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 NUM_SHARDS = 5
 
 
 def written(folder: Path) -> Output:
     """An output on disk, with shards of two grids."""
-    store = open_store(str(folder), StoreOptions())
+    store = Store(str(folder), StoreOptions())
     begin(store, rows=range(3 * NUM_SHARDS))
     for seq in range(NUM_SHARDS):
         grid, rows = [(2, 3), (4, 4)][seq % 2], range(3 * seq, 3 * seq + 3)
@@ -156,31 +156,48 @@ def running(group: int) -> list[str]:
     return found
 
 
+ENDLESS = """
+import sys, time
+from pathlib import Path
+
+from tokpipe.cli import main
+from tokpipe.reader.output import Output
+
+fetched = Output._verified_bytes
+
+
+def fetched_late(self, info):
+    while info.key == "shards/{last}.parquet" and not Path("go").exists():
+        time.sleep(0.05)
+    return fetched(self, info)
+
+
+Output._verified_bytes = fetched_late
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+"""An export that waits for its last shard, in this process or in a worker."""
+
+
 @pytest.fixture(params=[1, 2], ids=["one worker", "two workers"])
 def endless(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """An export in progress, which waits for ever for its last shard, in a group of its own."""
+    """An export in progress, in a group of its own."""
     written(tmp_path / "out")
-    shard = tmp_path / f"out/shards/p-{NUM_SHARDS - 1}-a.parquet"
-    data = shard.read_bytes()
-    shard.unlink()
-    os.mkfifo(shard)
-    held = os.open(shard, os.O_RDWR)  # before it is read: without a writer it would be empty
-    words = [sys.executable, "-c", "import sys, tokpipe.cli; sys.exit(tokpipe.cli.main())"]
-    words += ["export", "out", "--to", "webdataset", "-o", "export", "--workers", request.param]
+    (tmp_path / "endless.py").write_text(ENDLESS.replace("{last}", f"p-{NUM_SHARDS - 1}-a"))
+    words = [sys.executable, "endless.py", "export", "out", "--to", "webdataset", "-o", "export"]
     process = subprocess.Popen(
-        list(map(str, words)), cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE,
-        text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        [*words, "--workers", str(request.param)], cwd=tmp_path, start_new_session=True,
+        stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     with process:
         while not (tmp_path / "export.partial/000000.tar").exists():
             assert process.poll() is None, process.communicate()[1]
         yield process
         process.kill()
-    os.close(held)  # What still reads finds the end of the file
+    (tmp_path / "go").touch()
     while running(process.pid):
         time.sleep(0.05)
-    shard.unlink()
-    shard.write_bytes(data)
     done = export_output(open_output(str(tmp_path / "out")), "webdataset", tmp_path / "export")
     assert done.num_clips == 3 * NUM_SHARDS  # replaces .partial
     assert not (tmp_path / "export.partial").exists()

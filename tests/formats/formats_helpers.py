@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from tokpipe.errors import NotFound
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import load_state
-from tokpipe.formats.shard import ShardMetadata
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.formats.shard import ShardMetadata, TokenizerSpec
 from tokpipe.runtime.commit import Committer
 from tokpipe.storage import Store, StoredObject
 from tokpipe.types import ChunkSpan, ClipRef, EncodedClip

@@ -8,7 +8,7 @@ from tokpipe.config import parse_job
 from tokpipe.errors import CorruptOutput, NotFound, PlanMismatch
 from tokpipe.formats.job_record import JobRecord, check_same, flatten, read, write_once
 from tokpipe.formats.sealed_json import seal
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.formats.shard import TokenizerSpec
 
 
 def test_only_the_first_record_is_written() -> None:

@@ -27,11 +27,11 @@ from tests.videos import numbers_of
 from tokpipe.config import load_job
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError
-from tokpipe.identity.ids import digest
+from tokpipe.identity import digest
 from tokpipe.plan import PlanReader, write_plan
 from tokpipe.reader import open_output
 from tokpipe.stages.decode import DecodeStage
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.types import DecodedClip, Failed, Rejected, WorkItem
 
 DEADLINE_S = 300.0
@@ -114,7 +114,7 @@ def _table_job(folder: Path, sources: list[dict[str, Any]]) -> JobConfig:
 
 def _plan_table(case: TableCase, job: JobConfig, folder: Path) -> tuple[str, str | None]:
     """Return the outcome, and what is wrong with it."""
-    store = open_store(job.output.uri, job.storage)
+    store = Store(job.output.uri, job.storage)
     try:
         plan = write_plan(job, store, "1")
     except ConfigError as error:
@@ -179,7 +179,7 @@ def decode_corpus(
     Every ``again_every``-th item is decoded again, in reverse order, by another child.
     """
     job = load_job(job_path)
-    store = open_store(f"{job_path.parent}/plan", job.storage)
+    store = Store(f"{job_path.parent}/plan", job.storage)
     reader = PlanReader(store, write_plan(job, store, "1"))
     items = reader.items(range(reader.num_rows))
     by_name = {case.name: case for case in cases}

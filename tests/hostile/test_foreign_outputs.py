@@ -34,7 +34,7 @@ from tokpipe.media.child_process import ChildProcess
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.reader import ClipStream, CodeCache, Output, open_output
 from tokpipe.runtime.assemble import JobOutput
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.storage.local_files import TEMPORARY_FOLDER
 
 SECRET, VARIABLE = "canary-e5b1c7", "canary2b"
@@ -240,7 +240,7 @@ def test_opening_an_output_deletes_nothing_through_a_link(tmp_path: Path) -> Non
     os.utime(kept, (0, 0))
     (tmp_path / "out").mkdir()
     (tmp_path / f"out/{TEMPORARY_FOLDER}").symlink_to(tmp_path / "mine")
-    open_store(str(tmp_path / "out"), StoreOptions())
+    Store(str(tmp_path / "out"), StoreOptions())
     assert kept.exists()
 
 

@@ -21,9 +21,9 @@ from tests.storage.listed import sizes
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, CorruptOutput
-from tokpipe.identity.ids import row_digests
+from tokpipe.identity import row_digests
 from tokpipe.plan import PART_ROWS, PlanReader, StoredPlan, write_plan
-from tokpipe.storage import Store, open_store
+from tokpipe.storage import Store
 from tokpipe.types import WorkItem
 
 OPTIONS = StoreOptions(deadline_s=10)
@@ -47,7 +47,7 @@ def job_of(root: Path, *sources: dict[str, Any], **settings: Any) -> JobConfig:
 
 def plan(root: Path, *sources: dict[str, Any], **settings: Any) -> tuple[StoredPlan, Store]:
     job = job_of(root, *sources, **settings)
-    store = open_store(job.output.uri, OPTIONS)
+    store = Store(job.output.uri, OPTIONS)
     return write_plan(job, store, "attempt-1"), store
 
 
@@ -107,7 +107,7 @@ def test_every_row_of_every_source_is_planned_in_order(tmp_path: Path) -> None:
 def test_the_plan_id_depends_on_the_rows_alone(tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", 7)
     job = job_of(tmp_path, {**TABLE, "uri": "t.parquet"})
-    store = open_store(job.output.uri, OPTIONS)
+    store = Store(job.output.uri, OPTIONS)
     first, second = (write_plan(job, store, attempt) for attempt in ("attempt-1", "attempt-2"))
     assert first.plan_id == second.plan_id
     assert first.parts[0].key != second.parts[0].key
@@ -242,7 +242,7 @@ def test_duplicate_clips_name_both_rows_and_leave_no_files(tmp_path: Path) -> No
     )
     with pytest.raises(ConfigError, match=problem):
         plan(tmp_path, *sources)
-    assert sizes(open_store(str(tmp_path / "out"), OPTIONS), "") == {}
+    assert sizes(Store(str(tmp_path / "out"), OPTIONS), "") == {}
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_source_without_rows_is_an_error_and_leaves_no_files(tmp_path: Path) -
     (tmp_path / "t.csv").write_text("url\n")
     with pytest.raises(ConfigError, match=r"sources\[1\] .*t\.csv\) has no rows"):
         plan(tmp_path, {**TABLE, "uri": "a.parquet"}, {**CSV, "uri": "t.csv"})
-    assert sizes(open_store(str(tmp_path / "out"), OPTIONS), "") == {}
+    assert sizes(Store(str(tmp_path / "out"), OPTIONS), "") == {}
 
 
 def test_a_changed_part_is_rejected(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.reader.reader_helpers import write_clips
 from tokpipe.config.job import StoreOptions
 from tokpipe.reader import ClipMix, ClipStream, CodeCache, open_output
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 LARGE, SMALL = (9, 4, 10, 7), (3, 3)
 FIRST_SMALL = 500
@@ -21,7 +21,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> list[CodeCache]:
     folder = tmp_path_factory.mktemp("outputs")
     outputs = (("large", LARGE, 0), ("small", SMALL, FIRST_SMALL))
     for name, sizes, first_row in outputs:
-        store = open_store(str(folder / name), StoreOptions())
+        store = Store(str(folder / name), StoreOptions())
         write_clips(store, sizes, lambda row: 3 if row >= FIRST_SMALL else 1, first_row=first_row)
     return [
         CodeCache(open_output(str(folder / name)), folder / "cache", allow_partial=name == "small")
@@ -33,7 +33,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> list[CodeCache]:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> CodeCache:
     """Cache of an output whose clips have one to three chunks."""
     folder = tmp_path_factory.mktemp("output")
-    store = open_store(str(folder / "out"), StoreOptions())
+    store = Store(str(folder / "out"), StoreOptions())
     write_clips(store, (5, 1, 7, 4, 6), lambda row: 1 + row % 3)
     return CodeCache(open_output(str(folder / "out")), folder / "cache")
 

@@ -21,8 +21,7 @@ from tests.formats.formats_helpers import encoded_clip
 from tests.reader.reader_helpers import begin, commit, ids, put_shard
 from tokpipe.config.job import StoreOptions
 from tokpipe.reader import ClipStream, CodeCache, open_output
-from tokpipe.storage import open_store
-from tokpipe.storage.store import Store
+from tokpipe.storage import Store
 
 
 class Job:
@@ -63,7 +62,7 @@ class Clock(SimpleNamespace):
 
 def commit_slowly(uri: str, sizes: Sequence[int], pause_s: float) -> None:
     """Begin a job and run it to its end, in a process of its own."""
-    job = Job(open_store(uri, StoreOptions()), sizes)
+    job = Job(Store(uri, StoreOptions()), sizes)
     while not job.is_finished:
         time.sleep(pause_s)
         job.commit()

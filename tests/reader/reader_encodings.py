@@ -10,7 +10,7 @@ import numpy as np
 from tests.formats.formats_helpers import encoded_clip, zipf
 from tests.reader.reader_helpers import begin, commit, put_shard
 from tokpipe.config.job import StoreOptions
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.types import EncodedClip
 
 ENCODINGS = ("BYTE_STREAM_SPLIT", "BYTE_STREAM_SPLIT", "dictionary")
@@ -21,7 +21,7 @@ _GRIDS = ((16, 16), (64, 64), (16, 16))
 
 def write_output(folder: Path, codebook_size: int = 8192) -> None:
     """Write three shards of four clips each, listed in two entries, and an unlisted one."""
-    store = open_store(str(folder), StoreOptions())
+    store = Store(str(folder), StoreOptions())
     begin(store, codebook_size, range(12))
     rng = np.random.default_rng(0)
     draws: list[Callable[[int], Any]] = [

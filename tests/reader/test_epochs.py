@@ -26,7 +26,7 @@ from tokpipe.reader import ClipMix, ClipStream, CodeCache, TokenSequences, open_
 from tokpipe.reader.compose import Template, Vocabulary
 from tokpipe.reader.dataset import ClipDataset
 from tokpipe.reader.order import Even, MixRemaining, Remaining, Share
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 OpenStream = Callable[..., ClipMix]
 
@@ -220,7 +220,7 @@ def test_a_stateful_loader_resumes_with_the_rest_or_the_next_epoch(
 def test_readers_without_a_clip_stay_in_the_epoch_of_the_others(
     even: Even | None, tmp_path: Path
 ) -> None:
-    store = open_store(str(tmp_path / "out"), StoreOptions())
+    store = Store(str(tmp_path / "out"), StoreOptions())
     write_clips(store, (2,))
     stream = ClipStream(CodeCache(open_output(store.uri), tmp_path / "cache"), even=even)
     loader: Any = StatefulDataLoader(
@@ -233,7 +233,7 @@ def test_readers_without_a_clip_stay_in_the_epoch_of_the_others(
 
 
 def test_an_epoch_of_which_even_readers_would_get_nothing_is_rejected(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path / "out"), StoreOptions())
+    store = Store(str(tmp_path / "out"), StoreOptions())
     write_clips(store, (2,))
     cache = CodeCache(open_output(store.uri), tmp_path / "cache")
     stream = ClipStream(cache, even="drop", rank=0, world_size=3)
@@ -247,7 +247,7 @@ def test_workers_read_from_a_store(method: str, s3_bucket: S3Bucket, tmp_path: P
     multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]  # it has an earlier environment
     caches = []
     for name in ("one", "two", "three"):
-        store = open_store(f"{s3_bucket.uri}/{name}", StoreOptions())
+        store = Store(f"{s3_bucket.uri}/{name}", StoreOptions())
         write_clips(store, (5, 3, 4))
         caches.append(CodeCache(open_output(store.uri), tmp_path / name))
 

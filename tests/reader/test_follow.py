@@ -28,7 +28,7 @@ from tokpipe.errors import ConfigError, CorruptOutput, IncompleteOutput
 from tokpipe.formats.manifest import ManifestEntry, Reopened, append, load_state, write_checkpoint
 from tokpipe.reader import ClipMix, ClipStream, CodeCache, Output, TokenSequences, open_output
 from tokpipe.reader.order import Even
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.types import Rejected
 
 SIZES = (5, 1, 7, 4, 6, 3, 2)
@@ -43,7 +43,7 @@ pytestmark = [
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job that commits a shard whenever a reader waits."""
-    job = Job(open_store(str(tmp_path / "out"), StoreOptions()), SIZES)
+    job = Job(Store(str(tmp_path / "out"), StoreOptions()), SIZES)
     monkeypatch.setattr("tokpipe.reader.follow.time", Clock(job))
     return job
 
@@ -65,7 +65,7 @@ def test_the_order_is_the_same_whenever_a_reader_begins(
     orders = [ids(live)]
     assert job.is_finished
     orders.append(ids(stream_of(shuffle=shuffle)))
-    again = Job(open_store(f"{job.store.uri}-again", StoreOptions()), SIZES)
+    again = Job(Store(f"{job.store.uri}-again", StoreOptions()), SIZES)
     for number in range(len(SIZES)):
         again.commit()
         started = follow(again.store.uri, Path(f"{job.store.uri}-cache"), shuffle=shuffle)
@@ -217,7 +217,7 @@ def test_states_of_other_outputs_and_orders_are_rejected(
 
 
 def test_a_state_from_before_clips_were_retried_is_rejected(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path / "out"), StoreOptions())
+    store = Store(str(tmp_path / "out"), StoreOptions())
     job = Job(store, (5, 1, 6, 1))
     job.commit(3)
     commit(store, 3, rejected=[Rejected(clip_ref(12), "decode", "no_video", "message")])
@@ -373,7 +373,7 @@ def run_slowly(uri: str, pause_s: float) -> Any:
 
 
 def await_record(uri: str) -> None:
-    store = open_store(uri, StoreOptions())
+    store = Store(uri, StoreOptions())
     jobs.wait_until(lambda: store.size("job.json") is not None)
 
 
@@ -406,7 +406,7 @@ def start_training(uri: str, folder: Path, seed: int) -> subprocess.Popen[bytes]
 
 
 def test_workers_that_wait_end_with_their_training_process(tmp_path: Path) -> None:
-    job = Job(open_store(str(tmp_path / "out"), StoreOptions()), SIZES)
+    job = Job(Store(str(tmp_path / "out"), StoreOptions()), SIZES)
     job.commit(2)
     trainer = start_training(job.store.uri, tmp_path, 0)
     jobs.wait_until(lambda: trainer.poll() is not None or (tmp_path / "checkpoint").exists())

@@ -17,7 +17,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
 from tokpipe.reader import ClipMix, ClipStream, CodeCache, open_output
 from tokpipe.reader.order import EpochOrder
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 OpenStream = Callable[..., ClipMix]
 
@@ -94,7 +94,7 @@ def test_passes_of_a_mix_have_every_clip_once_over_nodes(caches: list[CodeCache]
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 8])
 def test_a_node_fetches_its_part_only(num_nodes: int, tmp_path: Path) -> None:
-    write_clips(open_store(str(tmp_path / "out"), StoreOptions()), (3, 9, 5) * 8)
+    write_clips(Store(str(tmp_path / "out"), StoreOptions()), (3, 9, 5) * 8)
     output = open_output(str(tmp_path / "out"))
     parts = []
     for node in range(num_nodes):

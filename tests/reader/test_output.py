@@ -15,7 +15,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.shard import shard_schema
 from tokpipe.reader import Clip, Output, open_output
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.types import EncodedClip, Rejected
 
 CLIPS = [encoded_clip(row, frames, (4, 4)) for row, frames in enumerate([(17, 17, 5), (1,), (9,)])]
@@ -230,7 +230,7 @@ def test_outputs_open_by_uri(verify: bool, tmp_path: Path) -> None:
     uri = str(tmp_path / "out")
     with pytest.raises(NotFound, match=r"out has no job\.json"):
         open_output(uri)
-    write_clips(open_store(uri, StoreOptions()), [2, 1])
+    write_clips(Store(uri, StoreOptions()), [2, 1])
     output = open_output(uri, verify=verify)
     for row, clip in enumerate(output.clips()):
         assert_same(clip, encoded_clip(row, [5]))

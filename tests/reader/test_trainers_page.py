@@ -13,7 +13,7 @@ import pytest
 from tests.pages import REPOSITORY, blocks_of
 from tests.reader.reader_helpers import write_clips
 from tokpipe.config.job import StoreOptions
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 PROGRAMS = {block.title: block.code for block in blocks_of("docs/trainers.md") if block.title}
 SHARED = ("my_model.py", "my_data.py")
@@ -48,7 +48,7 @@ Model.forward = forward
 
 
 def write_programs(folder: Path, kill_at: int | None = None) -> None:
-    write_clips(open_store(str(folder / "out/demo"), StoreOptions()), (9, 3, 8, 7))
+    write_clips(Store(str(folder / "out/demo"), StoreOptions()), (9, 3, 8, 7))
     for name, code in PROGRAMS.items():
         (folder / name).write_text(code)
     recording = RECORDING.replace("{folder!r}", repr(str(folder)))

@@ -12,7 +12,7 @@ from tests.end_to_end.jobs import WITH_DECODER
 from tests.reader.reader_helpers import store_with
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
 from tokpipe.reader import Chunk, Output
 from tokpipe.reconstruct import Reconstructor

@@ -13,7 +13,7 @@ from tests.reader.reader_helpers import begin, put_shard
 from tokpipe.config.load import parse_job
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import Claim, ManifestEntry, append, iter_entries
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.telemetry.account import Account
 from tokpipe.types import ClipRef, Rejected
 
@@ -69,7 +69,7 @@ def really_made(root: Path, **changes: Any) -> Path:
     }
     job = parse_job(json.dumps(settings), name="job.yaml", root=root, environ={})
     run_without_ray(job)
-    store = open_store(job.output.uri, job.storage)
+    store = Store(job.output.uri, job.storage)
     entries = list(iter_entries(store))
     (receipt,) = (one for old in entries for one in old.shards)
     for old in entries:

@@ -19,7 +19,7 @@ from tests.sources.reading import read as read_source
 from tokpipe.errors import ConfigError
 from tokpipe.sources.rows import ROW_SCHEMA
 from tokpipe.sources.text_tables import RECORD_BYTES
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 read = functools.partial(read_source, "table")
 
@@ -306,7 +306,7 @@ def test_a_column_of_the_wrong_type_is_named(
 
 @pytest.mark.s3
 def test_files_are_found_and_tables_read_on_s3(s3_bucket: S3Bucket, tmp_path: Path) -> None:
-    store = open_store(s3_bucket.uri, OPTIONS)
+    store = Store(s3_bucket.uri, OPTIONS)
     path = parquet(tmp_path, url=[f"{i:06d}.mp4" for i in range(70_000)])
     store.put("tables/t.parquet", path.read_bytes())
     store.put("tables/t.csv.gz", gzip.compress(b"url\na.mp4\n"))

@@ -18,7 +18,7 @@ from tests.sources.reading import OPTIONS, Rows, opened, problems, tar, uris, wr
 from tests.sources.reading import read as read_source
 from tests.storage.fault_proxy import FaultProxy
 from tokpipe.sources.webdataset import TEXT_BYTES
-from tokpipe.storage import fetch_to_file, open_store
+from tokpipe.storage import Store, fetch_to_file
 from tokpipe.storage.left_out import OVERWRITTEN
 from tokpipe.types import ArchiveMember
 
@@ -330,7 +330,7 @@ def test_tars_on_s3_are_indexed_without_reading_the_videos(
         for i, v in enumerate(videos)
         for end, data in (("json", b"{}"), ("mp4", v), ("txt", b"caption"))
     ]
-    store = open_store(s3_bucket.uri, OPTIONS)
+    store = Store(s3_bucket.uri, OPTIONS)
     for number in range(3):
         store.put(f"wds/{number}.tar", tar(members))
     with FaultProxy(s3_bucket.server.endpoint) as proxy:

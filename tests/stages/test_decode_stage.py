@@ -18,7 +18,7 @@ from tests.videos import FASTSTART, VideoFolder, cut_short, numbers_of, packets_
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.formats.manifest.entry import ManifestEntry
-from tokpipe.identity.ids import clip_id
+from tokpipe.identity import clip_id
 from tokpipe.stages import decode as decode_module
 from tokpipe.stages.decode import KEPT_SOURCES, DecodeStage
 from tokpipe.storage.fetch import LocalVideo, fetch_to_file

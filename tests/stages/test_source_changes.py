@@ -19,11 +19,11 @@ from tests.end_to_end.jobs import TOKENIZER
 from tests.videos import numbers_of, write_video
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.identity.ids import SPAN_BYTES, row_digests
+from tokpipe.identity import SPAN_BYTES, row_digests
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.plan.stored import read_part, store_part
 from tokpipe.stages.decode import DecodeStage
-from tokpipe.storage import StoredObject, open_store
+from tokpipe.storage import Store, StoredObject
 from tokpipe.storage.client import Client
 from tokpipe.types import DecodedClip, Rejected, WorkItem
 
@@ -70,7 +70,7 @@ class Planned:
     def __init__(self, root: Path, stage: DecodeStage, source: dict[str, Any]) -> None:
         self.root, self.stage, self.source = root, stage, source
         job = job_of(root, source)
-        self.store = open_store(job.output.uri, StoreOptions())
+        self.store = Store(job.output.uri, StoreOptions())
         self.plan = write_plan(job, self.store, "attempt")
 
     def items(self, on_change: str = "reject") -> list[WorkItem]:
@@ -222,7 +222,7 @@ def test_videos_in_a_table_that_was_written_again_are_rejected_or_read_by_row(
 def test_an_object_is_known_by_what_its_listing_says(
     tmp_path: Path, s3_bucket: S3Bucket, videos: dict[str, bytes], stage: DecodeStage
 ) -> None:
-    objects = open_store(s3_bucket.uri, StoreOptions())
+    objects = Store(s3_bucket.uri, StoreOptions())
     for name in NAMES:
         objects.put(f"v/{name}", videos[name])
     objects.put("x.tar", packed(*((name, videos[name]) for name in NAMES)))
@@ -250,7 +250,7 @@ def test_a_store_whose_listings_say_something_else_is_not_taken_at_its_word(
     stage: DecodeStage,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    open_store(s3_bucket.uri, StoreOptions()).put("a.mp4", videos["a.mp4"])
+    Store(s3_bucket.uri, StoreOptions()).put("a.mp4", videos["a.mp4"])
     of_listing = Client.iter_objects
 
     def other(self: Client, *args: Any) -> Iterator[StoredObject]:

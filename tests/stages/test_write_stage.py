@@ -13,7 +13,7 @@ from tokpipe.formats.shard_reader import ShardReader, check_shard
 from tokpipe.formats.side_table import read_side_table
 from tokpipe.plan import write_plan
 from tokpipe.stages.write import WriteStage
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.types import EncodedClip
 
 JOB = """
@@ -36,7 +36,7 @@ def job(tmp_path: Path) -> JobConfig:
 
 @pytest.fixture
 def stage(job: JobConfig) -> WriteStage:
-    plan = write_plan(job, open_store(job.output.uri, job.storage), "attempt")
+    plan = write_plan(job, Store(job.output.uri, job.storage), "attempt")
     metadata = shard_metadata(job.tokenizer.traits.codebook_size)
     built = WriteStage(job.output, job.storage, metadata.tokenizer, metadata.fingerprint, plan)
     sent: WriteStage = pickle.loads(pickle.dumps(built))  # as Ray carries it to the actor

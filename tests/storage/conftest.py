@@ -9,7 +9,7 @@ import pytest
 from tests.s3_server import S3Server
 from tests.storage.fault_proxy import FaultProxy
 from tokpipe.config.job import StoreOptions
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 
 
 @pytest.fixture(params=["memory", "disk", pytest.param("s3", marks=pytest.mark.s3)])
@@ -18,7 +18,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     uri = f"memory://{uuid.uuid4().hex}/out" if request.param == "memory" else f"{tmp_path}/out"
     if request.param == "s3":
         uri = f"{request.getfixturevalue('s3_bucket').uri}/some/out"
-    return open_store(uri, StoreOptions()).uri
+    return Store(uri, StoreOptions()).uri
 
 
 @pytest.fixture(scope="session")

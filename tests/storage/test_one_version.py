@@ -18,7 +18,7 @@ from tests.sources.reading import Rows, read, tar
 from tests.storage.fault_proxy import FaultProxy
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import Changed, ConfigError
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.storage.ranged import Pinned, RangedFile
 
 KINDS = ["csv", "csv.gz", "jsonl", "parquet", "tar"]
@@ -131,7 +131,7 @@ def test_a_file_that_changes_between_two_ranges_is_an_error(
 def test_an_object_that_changes_between_two_ranges_is_an_error(
     kind: str, change: str, s3_bucket: S3Bucket, proxy: FaultProxy
 ) -> None:
-    store = open_store(s3_bucket.uri, StoreOptions())
+    store = Store(s3_bucket.uri, StoreOptions())
     name = f"source.{kind}"
     uri, put = store.uri_of(name), functools.partial(store.put, name)
     source = Source(uri, put, proxy.options(deadline_s=5))

@@ -10,7 +10,7 @@ from tests.storage.fault_proxy import Decide, Fault, FaultProxy, Refusal, Reques
 from tests.storage.listed import sizes
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, NotFound, StorageError, UnsafeStore
-from tokpipe.storage import Store, open_store, probe_store
+from tokpipe.storage import Store, probe_store
 from tokpipe.storage.client import client_of
 
 pytestmark = pytest.mark.s3
@@ -22,11 +22,11 @@ class Disturbed:
     def __init__(self, bucket: S3Bucket, proxy: FaultProxy) -> None:
         self._uri = f"{bucket.uri}/{uuid.uuid4().hex}"
         self.proxy = proxy
-        self.plain: Store = open_store(self._uri, StoreOptions(deadline_s=20))
+        self.plain: Store = Store(self._uri, StoreOptions(deadline_s=20))
 
     def by(self, decide: Decide, deadline_s: float = 20.0) -> Store:
         self.proxy.disturb(decide)
-        return open_store(self._uri, self.proxy.options(deadline_s))
+        return Store(self._uri, self.proxy.options(deadline_s))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.copies import open_copies
 from tests.storage.fault_proxy import Fault, FaultProxy, Request
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import NodeTrouble, SourceError, StorageError
-from tokpipe.storage import fetch_to_file, open_store
+from tokpipe.storage import Store, fetch_to_file
 from tokpipe.storage.fetch import PIECE_BYTES, LocalVideo
 from tokpipe.types import ArchiveMember
 
@@ -75,7 +75,7 @@ def test_files_that_are_not_regular_are_rejected(tmp_path: Path, folder: Path) -
 @pytest.fixture
 def uri(root: str) -> str:
     """URI of an object that holds DATA."""
-    open_store(root, OPTIONS).put("some/data.tar", DATA)
+    Store(root, OPTIONS).put("some/data.tar", DATA)
     return f"{root}/some/data.tar"
 
 
@@ -113,7 +113,7 @@ def test_a_large_object_is_copied_in_pieces_and_a_short_one_is_read_again(
     s3_bucket: S3Bucket, proxy: FaultProxy, folder: Path, fault: Fault
 ) -> None:
     data = os.urandom(2 * PIECE_BYTES + 77)
-    open_store(s3_bucket.uri, OPTIONS).put("clip.webm", data)
+    Store(s3_bucket.uri, OPTIONS).put("clip.webm", data)
     faults = [fault] * 2
     proxy.disturb(lambda request: faults.pop() if request.method == "GET" and faults else None)
     copy = fetch(f"{s3_bucket.uri}/clip.webm", folder, options=proxy.options())
@@ -126,7 +126,7 @@ def test_a_large_object_is_copied_in_pieces_and_a_short_one_is_read_again(
 def test_an_object_that_is_replaced_while_it_is_read_is_rejected(
     s3_bucket: S3Bucket, proxy: FaultProxy, folder: Path
 ) -> None:
-    store = open_store(s3_bucket.uri, OPTIONS)
+    store = Store(s3_bucket.uri, OPTIONS)
     store.put("clip.mp4", bytes(PIECE_BYTES + 77))
 
     def decide(request: Request) -> None:

@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import S3Bucket
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.storage.client import Client, client_of
 from tokpipe.storage.left_out import LOOP, NO_MATCH, UNREADABLE, LeftOut
 from tokpipe.storage.listing import Listing, Match
@@ -47,7 +47,7 @@ GLOBS = [
 
 
 def test_globs_mean_the_same_in_every_store(root: str) -> None:
-    store = open_store(root, OPTIONS)
+    store = Store(root, OPTIONS)
     for name in NAMES:
         store.put(name, b"1")
     for pattern, found in GLOBS:
@@ -56,7 +56,7 @@ def test_globs_mean_the_same_in_every_store(root: str) -> None:
 
 
 def test_a_name_with_brackets_also_matches_literally(root: str) -> None:
-    open_store(root, OPTIONS).put("[2019] trip.mp4", b"1")
+    Store(root, OPTIONS).put("[2019] trip.mp4", b"1")
     uri = f"{root}/[2019] trip.mp4"
     assert list(Listing(uri, OPTIONS)) == [Match(uri)]
 
@@ -74,7 +74,7 @@ def test_a_glob_over_all_buckets_is_rejected(s3_bucket: S3Bucket) -> None:
 
 @pytest.mark.s3
 def test_a_listing_of_several_pages_is_complete(s3_bucket: S3Bucket) -> None:
-    store = open_store(s3_bucket.uri, OPTIONS)
+    store = Store(s3_bucket.uri, OPTIONS)
     names = [f"many/{number:04d}.mp4" for number in range(1050)]  # a page holds 1000
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda name: store.put(name, b""), names))
@@ -192,7 +192,7 @@ def folder_of(uri: str, **settings: Any) -> Listing:
 
 
 def fill(root: str, names: list[str]) -> None:
-    store = open_store(root, OPTIONS)
+    store = Store(root, OPTIONS)
     for name in names:
         store.put(name, b"1")
 

@@ -11,14 +11,14 @@ import pytest
 from tests.storage.listed import sizes
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import NotFound
-from tokpipe.storage import Store, open_store, probe_store
+from tokpipe.storage import Store, probe_store
 
 OPTIONS = StoreOptions(deadline_s=20)
 
 
 @pytest.fixture
 def store(root: str) -> Store:
-    return open_store(root, OPTIONS)
+    return Store(root, OPTIONS)
 
 
 def test_put_replaces_an_object_and_may_empty_it(store: Store) -> None:
@@ -113,7 +113,7 @@ def test_a_key_that_could_leave_the_prefix_is_a_bug(store: Store) -> None:
 def test_full_uris_are_below_the_prefix(store: Store) -> None:
     assert not store.uri.endswith("/")
     assert store.uri_of("shards/a") == f"{store.uri}/shards/a"
-    assert open_store(store.uri + "/", OPTIONS).uri == store.uri
+    assert Store(store.uri + "/", OPTIONS).uri == store.uri
 
 
 def _create(store: Store, key: str, writer: int, together: Any, won: Any) -> None:

@@ -32,7 +32,7 @@ from tests.conftest import S3Bucket
 from tests.s3_server import filesystem_of, fresh_bucket, running_s3_server
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, NodeTrouble, SourceError, StorageError
-from tokpipe.storage import fetch_to_file, open_store
+from tokpipe.storage import Store, fetch_to_file
 from tokpipe.storage.client import client_of
 from tokpipe.storage.trouble import Trouble, classify, retry_after_s
 
@@ -308,9 +308,9 @@ def test_a_public_bucket_and_one_s_own_store_are_used_in_one_job(
         own, theirs = s3_bucket.uri, f"s3://{name}"
         prefixed = StoreOptions(options={theirs: {**at_public, "anon": True}})
         filesystem_of(public).pipe_file(f"{name}/v/a", b"theirs")
-        open_store(own, prefixed).put("a", b"own")
-        assert open_store(own, prefixed).get("a") == b"own"
-        assert open_store(f"{theirs}/v", prefixed).get("a") == b"theirs"
+        Store(own, prefixed).put("a", b"own")
+        assert Store(own, prefixed).get("a") == b"own"
+        assert Store(f"{theirs}/v", prefixed).get("a") == b"theirs"
 
 
 def test_the_longest_prefix_of_a_uri_decides_its_options() -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.formats.formats_helpers import claimed
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.telemetry.logs import LOGGER, driver_log, log_event, start_worker_log
 
 
@@ -93,7 +93,7 @@ def test_workers_write_json_when_the_driver_does(monkeypatch: pytest.MonkeyPatch
 
 def test_a_claim_is_an_event(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
-    store = open_store(str(tmp_path / "out"), StoreOptions())
+    store = Store(str(tmp_path / "out"), StoreOptions())
     with driver_log(str(path), nobody, {}):
         claimed(store, 5, "first")
         claimed(store, 5, "second")

@@ -26,8 +26,7 @@ from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, PlanMismatch, StorageError, TokpipeError, UnsafeStore
-from tokpipe.storage import open_store
-from tokpipe.storage.store import Store
+from tokpipe.storage import Store
 from tokpipe.verbs import check as check_module
 from tokpipe.verbs.check import check
 
@@ -188,10 +187,10 @@ def test_videos_that_the_credentials_may_not_read_are_an_error(
 ) -> None:
     source = {"kind": "files", "uri": f"{s3_bucket.uri}/*.mp4"}
     write_video(tmp_path / "a.mp4")
-    open_store(s3_bucket.uri, StoreOptions()).put("a.mp4", (tmp_path / "a.mp4").read_bytes())
+    Store(s3_bucket.uri, StoreOptions()).put("a.mp4", (tmp_path / "a.mp4").read_bytes())
     lines = found(tmp_path, source, output_uri=f"{s3_bucket.uri}/out")
     assert one_with(lines, "out: new; can be written")
-    assert not list(open_store(f"{s3_bucket.uri}/out", StoreOptions()).list("")), "it cleans up"
+    assert not list(Store(f"{s3_bucket.uri}/out", StoreOptions()).list("")), "it cleans up"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StorageError, match="does not accept the credentials"):
         found(tmp_path, source)

@@ -20,7 +20,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.stages.decode import DecodeStage
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.types import WorkItem
 from tokpipe.verbs import check as check_module
 from tokpipe.verbs import init as init_module
@@ -310,7 +310,7 @@ def test_without_a_decoder_the_proposal_is_a_square(
 @pytest.mark.s3
 def test_a_folder_in_a_store_is_a_source(here: Path, s3_bucket: S3Bucket) -> None:
     write_video(here / "a.mp4", 20)
-    open_store(s3_bucket.uri, StoreOptions()).put("raw/a.MP4", (here / "a.mp4").read_bytes())
+    Store(s3_bucket.uri, StoreOptions()).put("raw/a.MP4", (here / "a.mp4").read_bytes())
     assert uris(checked(f"{s3_bucket.uri}/raw")) == [("files", f"{s3_bucket.uri}/raw/")]
     with pytest.raises(ConfigError, match="found no videos"):
         write_job(f"{s3_bucket.uri}/nothing")

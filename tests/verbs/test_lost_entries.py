@@ -26,8 +26,7 @@ from tokpipe.formats.manifest import (
 )
 from tokpipe.reader import ClipMix, ClipStream, CodeCache, open_output
 from tokpipe.runtime import assemble as runs
-from tokpipe.storage import open_store
-from tokpipe.storage.store import Store
+from tokpipe.storage import Store
 
 NUM_ENTRIES = 8
 LOST = 5
@@ -60,7 +59,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
 def copy(made_once: Made, tmp_path: Path) -> Store:
     """A finished output on disk, to damage."""
     shutil.copytree(made_once.store.uri, tmp_path / "out")
-    return open_store(str(tmp_path / "out"), StoreOptions())
+    return Store(str(tmp_path / "out"), StoreOptions())
 
 
 def keys(store: Store) -> set[str]:

@@ -22,7 +22,7 @@ from tokpipe.formats.sealed_json import CHECKSUM
 from tokpipe.formats.shard import ShardMetadata
 from tokpipe.formats.shard_reader import check_shard
 from tokpipe.formats.side_table import read_side_table
-from tokpipe.identity.fingerprint import fingerprint
+from tokpipe.identity import digest
 from tokpipe.plan import StoredPlan
 from tokpipe.reader import Output
 from tokpipe.storage.read_ahead import read_ahead
@@ -140,7 +140,7 @@ def _record(store: Store, listing: Listing, findings: Findings) -> JobRecord | N
         problem = "it is missing, although entries of the manifest or shards exist"
         findings.add_damage("job_record", uri, problem)
         return None
-    if fingerprint(record.settings) != record.fingerprint:
+    if digest(record.settings) != record.fingerprint:
         problem = f"its settings do not hash to its fingerprint {record.fingerprint}"
         findings.add_damage("job_record", uri, problem)
     return record

@@ -18,7 +18,7 @@ from tokpipe.formats.layout import JOB_RECORD, checkpoint_key, entry_key
 from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState, count_entries
 from tokpipe.formats.manifest.checkpoint import read_checkpoint
 from tokpipe.formats.manifest.log import READ_AHEAD, read_entry
-from tokpipe.identity.ids import clip_id, digest
+from tokpipe.identity import clip_id, digest
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store

@@ -14,7 +14,7 @@ from pathlib import Path
 import shtab
 
 import tokpipe
-from tokpipe.cli import Parse, jobs, outputs, tokenizers
+from tokpipe.cli import Parse, jobs, outputs
 from tokpipe.cli.arguments import Parser, Verb
 from tokpipe.cli.output import ReaderGone, Result, exit_code_of
 from tokpipe.runtime.signals import interrupted
@@ -34,8 +34,7 @@ class Completion(Verb, example="source <(tokpipe completion bash)"):
 _ALL: tuple[type[Verb], ...] = (
     jobs.Init, jobs.Check, jobs.Plan, jobs.Run, jobs.Submit, outputs.Status, outputs.Ls,
     outputs.Inspect, outputs.Decode, outputs.Rejected, outputs.Report, outputs.Audit,
-    outputs.Clean, outputs.Export,
-    tokenizers.Convert, Completion,
+    outputs.Clean, outputs.Export, jobs.Convert, Completion,
 )  # fmt: skip
 """In the order of the help text, which follows a job's life."""
 VERBS = {verb.__name__.lower(): verb() for verb in _ALL}

@@ -12,8 +12,8 @@ from tokpipe.errors import ConfigError, NotFound, PlanMismatch
 from tokpipe.formats.checks import as_damage, damaged, explained
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.formats.sealed_json import read_sealed, seal, unseal
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.identity.fingerprint import fingerprint_settings
+from tokpipe.formats.shard import TokenizerSpec
+from tokpipe.identity import fingerprint_settings
 from tokpipe.storage.store import Store
 
 JOB_RECORD_FORMAT = 1

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokpipe.formats.checks import as_damage, damaged, too_new
-from tokpipe.identity.ids import digest
+from tokpipe.identity import digest
 from tokpipe.storage.store import Store
 
 CHECKSUM = "checksum"

@@ -11,19 +11,21 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 import tokpipe
+from tokpipe.config.job import ChunkingConfig
+from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.formats.checks import damaged, explained, sha256, too_new
 from tokpipe.formats.layout import shard_key, side_table_key
 from tokpipe.formats.tables import required
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.types import ChunkSpan, EncodedClip, Receipt
+from tokpipe.types import ChunkSpan, EncodedClip, Receipt, Side
 
 SHARD_FORMAT = 1
 """Goes up when an older reader could misread a newer shard; a new column is no such change."""
@@ -77,6 +79,43 @@ def shard_schema(code_dtype: Literal["uint16", "uint32"]) -> pa.Schema:
     code = pa.field("element", pa.type_for_alias(code_dtype), nullable=False)
     schema = required({name: kind for name, (kind, _) in _COLUMNS.items()})
     return schema.insert(len(schema) - 1, pa.field("codes", pa.list_(code), nullable=False))
+
+
+class TokenizerSpec(BaseModel):
+    """What codes mean, in every shard and job.json: their codebook and layout in time and space."""
+
+    # A later version may have added keys.
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    name: str
+    weights_hash: str  # Covers encoder and quantizer; names the seed of random weights
+    licence: str = ""  # License of the weights; empty if not declared
+    codebook_size: Annotated[int, Field(gt=0, le=2**32)]  # Codes are 0 <= code < codebook_size
+    code_dtype: Literal["uint16", "uint32"]
+    bit_order: Literal["big", "little", ""] = ""
+    """For codes made of one bit per channel: whether the first is the highest. Otherwise empty."""
+    temporal_stride: Side  # Frames per latent frame, after a chunk's first
+    first_frames: Side = 1  # Frames that a chunk's first latent frame covers
+    spatial_stride: Side  # Pixels per latent row and column
+    code_order: Literal["t,h,w"] = "t,h,w"
+    """Axes of a row's flat codes, slowest first."""
+    chunk_policy: str
+
+    @classmethod
+    def of(
+        cls, tokenizer: TokenizerConfig, chunking: ChunkingConfig, weights_hash: str
+    ) -> "TokenizerSpec":
+        """Extract what a reader needs from a job."""
+        traits = tokenizer.traits
+        same = "codebook_size", "code_dtype", "temporal_stride", "first_frames", "spatial_stride"
+        return cls(
+            name=tokenizer.name,
+            weights_hash=weights_hash,
+            licence=getattr(tokenizer, "licence", traits.licence) or "",
+            bit_order=traits.bit_order or "",
+            chunk_policy=chunking.policy,
+            **{name: getattr(traits, name) for name in same},
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from tokpipe.errors import NodeTrouble, UnfitNode
-from tokpipe.identity.fingerprint import releases
+from tokpipe.identity import releases
 from tokpipe.media import wire
 
 _START_TIMEOUT_S = 60.0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
-from tokpipe.identity.ids import SPAN_BYTES, digest, row_digests
+from tokpipe.identity import SPAN_BYTES, digest, row_digests
 from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, StoredPlan, read_part, store_part
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of

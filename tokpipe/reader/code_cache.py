@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.reader.cache_folder import CacheFolder
 from tokpipe.reader.columns import ShardColumns, write_columns
 from tokpipe.reader.output import Output

@@ -17,16 +17,14 @@ from tokpipe.formats import job_record
 from tokpipe.formats.checks import check_bytes, damaged
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import Totals, iter_entries, iter_rejected, load_state
-from tokpipe.formats.shard import ShardMetadata, shard_schema
+from tokpipe.formats.shard import ShardMetadata, TokenizerSpec, shard_schema
 from tokpipe.formats.shard_reader import Chunk, ShardReader, check_same_tokenizer
 from tokpipe.formats.side_table import OWN_COLUMNS, read_side_table
 from tokpipe.formats.tables import rows_of
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.reader.values import Clip, ClipIndex, ShardInfo, ShardList
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.storage.ranged import RangedFile
 from tokpipe.storage.read_ahead import read_ahead
-from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counted
 from tokpipe.types import Rejected
 
@@ -58,7 +56,7 @@ def open_output(
         NotFound: there is no output at this URI.
         CorruptOutput: its record or its manifest is damaged.
     """
-    output = Output(open_store(uri, options or StoreOptions()), verify=verify, trust=trust)
+    output = Output(Store(uri, options or StoreOptions()), verify=verify, trust=trust)
     output.follow, output.max_wait_s = follow, max_wait_s
     return output
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from tokpipe.errors import ConfigError
 from tokpipe.formats.checks import explained
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.reader.code_cache import CodeCache
 from tokpipe.reader.epochs import Epoch, Epochs
 from tokpipe.reader.follow import Supply

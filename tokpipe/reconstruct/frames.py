@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokpipe.config.job import MAX_CLIP_BYTES, JobConfig
 from tokpipe.errors import ConfigError, NotFound, SourceError
 from tokpipe.formats.checks import damaged
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
+from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.media.quality import Frames, Quality
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer

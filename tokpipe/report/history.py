@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from tokpipe.formats.checks import utc_time
 from tokpipe.formats.manifest import ManifestEntry, read_entries
 from tokpipe.reader import Output
-from tokpipe.telemetry.account import Account
-from tokpipe.telemetry.speed import ACTIVITIES, OF_STAGE, Speed, speed_of
+from tokpipe.telemetry.account import ACTIVITIES, OF_STAGE, Account, Speed, speed_of
 from tokpipe.types import STAGES, Rejected, Stage
 
 MAX_STEPS = 120  # A step lasts 1, 2, 4, ... seconds: the shortest of which so many are enough

@@ -15,9 +15,9 @@ from tokpipe.formats.checks import utc_time
 from tokpipe.formats.job_record import flatten
 from tokpipe.report import charts
 from tokpipe.report.facts import NUM_FRAMES
+from tokpipe.telemetry.account import advice
 from tokpipe.telemetry.human import counted, duration, short, size_text, slow_text
 from tokpipe.telemetry.redact import printable, redact_nested
-from tokpipe.telemetry.speed import advice
 
 
 def page(facts: object) -> str:

@@ -20,7 +20,7 @@ from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import INPUTS_WITHIN_S
 from tokpipe.runtime.dispatch.protocol import AttemptId, LeaseDone, LeaseFailed
 from tokpipe.runtime.packing import Packed
-from tokpipe.storage.probe import Landmark
+from tokpipe.storage.store import Landmark
 from tokpipe.types import DecodedClip, EncodedClip, EncoderPath, WorkItem
 
 Payload = list[DecodedClip | None] | list[EncodedClip | None]

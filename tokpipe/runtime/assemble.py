@@ -23,9 +23,8 @@ from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import CommittedRows, ManifestState, iter_rejected, load_state
-from tokpipe.formats.shard import estimated_bytes
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
-from tokpipe.identity.fingerprint import fingerprint, fingerprint_settings
+from tokpipe.formats.shard import TokenizerSpec, estimated_bytes
+from tokpipe.identity import digest, fingerprint_settings
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.runtime.cluster import gpu_bytes, live_nodes
 from tokpipe.runtime.commit import Committer
@@ -36,9 +35,9 @@ from tokpipe.stages.chunks import largest_chunk, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage, decoder_versions, ref_of
 from tokpipe.stages.fit import EncoderMemory
 from tokpipe.stages.write import WriteStage
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.storage.client import split_protocol
-from tokpipe.storage.probe import Landmark
+from tokpipe.storage.store import Landmark
 from tokpipe.telemetry.logs import log_event
 from tokpipe.types import Rejected, WorkItem
 from tokpipe.weights.read import read_weights
@@ -76,7 +75,7 @@ class JobOutput:
         self.job = job
         self.driver = secrets.token_hex(4)
         """Marks the plan, manifest entries and shards of this run."""
-        self.store = open_store(job.output.uri, job.storage)
+        self.store = Store(job.output.uri, job.storage)
         self.record: JobRecord | None = None  # None before the first run
         self.state: ManifestState | None = None
         """The manifest when it was looked up; None before the first run."""
@@ -145,7 +144,7 @@ class JobOutput:
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 writer=self.driver,
                 dataset=job.dataset,
-                fingerprint=fingerprint(settings),
+                fingerprint=digest(settings),
                 settings=settings,
                 tokenizer=TokenizerSpec.of(job.tokenizer, job.chunking, weights_hash),
                 num_rows=plan.num_rows,

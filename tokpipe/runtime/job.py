@@ -24,10 +24,9 @@ from tokpipe.runtime.shell import Shell
 from tokpipe.runtime.signals import OF_RUN
 from tokpipe.runtime.snapshot import Snapshot, Snapshots, no_room
 from tokpipe.storage import probe_store
-from tokpipe.telemetry.account import Account
+from tokpipe.telemetry.account import Account, advice, speed_of
 from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, slow_text
 from tokpipe.telemetry.logs import driver_log, log_event
-from tokpipe.telemetry.speed import advice, speed_of
 
 MIN_JUDGED_S = 30.0  # The speed of a run that encodes for less time says nothing about a longer one
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 from ray.util.metrics import Counter, Gauge
 
 from tokpipe.runtime.snapshot import Snapshot
+from tokpipe.telemetry.account import OF_STAGE, busy_shares, speed_of
 from tokpipe.telemetry.redact import printable
-from tokpipe.telemetry.speed import OF_STAGE, busy_shares, speed_of
 from tokpipe.types import STAGES
 
 JOB_LABELS = ("dataset", "plan_id")

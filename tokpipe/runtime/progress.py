@@ -11,10 +11,10 @@ from rich.text import Text
 
 from tokpipe.runtime.console import say
 from tokpipe.runtime.snapshot import Snapshot
+from tokpipe.telemetry.account import speed_of, speed_text
 from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, share_text
 from tokpipe.telemetry.logs import log_event
 from tokpipe.telemetry.redact import printable
-from tokpipe.telemetry.speed import speed_of, speed_text
 from tokpipe.types import STAGES
 
 COLUMNS_WIDTH = 56

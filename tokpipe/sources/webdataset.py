@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import VIDEO_EXTENSIONS, WebDatasetSource
 from tokpipe.errors import AccessDenied, NotFound
-from tokpipe.identity.ids import MEMBER_VERSION_BYTES, version_of
+from tokpipe.identity import MEMBER_VERSION_BYTES, version_of
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, printable
 from tokpipe.storage.left_out import OVERWRITTEN, LeftOut, kind_of
 from tokpipe.storage.ranged import Pinned

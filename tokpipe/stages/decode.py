@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
 from tokpipe.formats.embedded import EmbeddedVideos
-from tokpipe.identity.ids import clip_id
+from tokpipe.identity import clip_id
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, VideoDecoder
 from tokpipe.sources.webdataset import find_members

@@ -7,12 +7,11 @@ from itertools import chain, groupby
 import numpy as np
 
 from tokpipe.config.job import OutputConfig, StoreOptions
-from tokpipe.formats.shard import ShardMetadata, build_shard, receipt_of
+from tokpipe.formats.shard import ShardMetadata, TokenizerSpec, build_shard, receipt_of
 from tokpipe.formats.shard_reader import check_shard
 from tokpipe.formats.side_table import build_side_table
-from tokpipe.formats.tokenizer_spec import TokenizerSpec
 from tokpipe.plan import PlanReader, StoredPlan
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.types import EncodedClip, Receipt
 
 
@@ -33,7 +32,7 @@ class WriteStage:
     def setup(self) -> None:
         """Connect to the store. Runs once, inside the actor."""
         self.metadata = ShardMetadata(self.fingerprint, self.tokenizer)
-        self.store = open_store(self.output.uri, self.storage)
+        self.store = Store(self.output.uri, self.storage)
         self.plan_reader = PlanReader(self.store, self.plan)
 
     def process(self, shard_name: str, clips: Sequence[EncodedClip]) -> Receipt:

@@ -2,7 +2,6 @@
 
 from tokpipe.storage.client import StoredObject
 from tokpipe.storage.fetch import fetch_to_file
-from tokpipe.storage.probe import probe_store
-from tokpipe.storage.store import Store, open_store
+from tokpipe.storage.store import Store, probe_store
 
-__all__ = ["Store", "StoredObject", "fetch_to_file", "open_store", "probe_store"]
+__all__ = ["Store", "StoredObject", "fetch_to_file", "probe_store"]

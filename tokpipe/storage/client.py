@@ -21,7 +21,7 @@ from fsspec.asyn import sync
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import AccessDenied, Changed, ConfigError, NotFound, StorageError
-from tokpipe.identity.ids import version_of
+from tokpipe.identity import version_of
 from tokpipe.storage.retry import GaveUp, RetryPolicy
 from tokpipe.storage.trouble import Trouble, classify, retry_after_s
 from tokpipe.telemetry.redact import redact

@@ -25,7 +25,7 @@ from tokpipe.errors import (
     SourceError,
     StorageError,
 )
-from tokpipe.identity.ids import MEMBER_VERSION_BYTES, TAR_BLOCK, version_of
+from tokpipe.identity import MEMBER_VERSION_BYTES, TAR_BLOCK, version_of
 from tokpipe.storage.client import Client, client_of, split_protocol
 from tokpipe.storage.ranged import ranged_file
 from tokpipe.storage.trouble import Trouble, classify

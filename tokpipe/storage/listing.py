@@ -16,7 +16,7 @@ from fsspec.utils import glob_translate
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, NotFound, StorageError
-from tokpipe.identity.ids import version_of
+from tokpipe.identity import version_of
 from tokpipe.storage.braces import expand_braces
 from tokpipe.storage.client import Client, client_of, split_protocol
 from tokpipe.storage.left_out import LOOP, NO_MATCH, UNREADABLE, LeftOut, kind_of

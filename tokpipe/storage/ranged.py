@@ -1,17 +1,12 @@
 """A stored object as a read-only file that fetches byte ranges."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.storage.client import Client, ObjectInfo, client_of
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 
 class RangedFile(io.RawIOBase):
@@ -38,7 +33,7 @@ class RangedFile(io.RawIOBase):
         self._position = max(0, start[whence] + offset)
         return self._position
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         end = min(self._position + len(view), self.size)
         if self._position >= end:

@@ -1,10 +1,28 @@
-"""What a run has done and cost, as values that can be added and subtracted."""
+"""What a run has done and cost, as values that can be added, and how fast that was.
+
+A job is compared with the speed of its encoders, and what limits it is named.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from tokpipe.types import Stage
+from tokpipe.types import STAGES, Stage
+
+Activity = Literal["download", "decode", "transfer", "encode", "write"]
+ACTIVITIES: tuple[Activity, ...] = ("download", "decode", "transfer", "encode", "write")
+"""What actors spend time on. In ``transfer``, an encoder has a lease and waits for its data to
+arrive."""
+
+OF_STAGE: Mapping[Stage, tuple[Activity, ...]] = {
+    "decode": ("download", "decode"),
+    "encode": ("transfer", "encode"),
+    "write": ("write",),
+}
+NOUNS: Mapping[Activity, str] = {
+    "download": "downloading", "decode": "decoding", "transfer": "moving frames",
+    "encode": "encoding", "write": "writing",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +34,7 @@ class Account:
     """
 
     spent_s: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of actors by activity (see ``speed``), whether or not the work was kept."""
+    """Seconds of actors by activity, whether or not the work was kept."""
     up_s: Mapping[str, float] = field(default_factory=dict)  # Seconds that actors were up, by stage
     paid_s: float = 0.0
     """Seconds that encode actors occupied their part of a node, since they were placed."""
@@ -71,3 +89,78 @@ def _summed(one: Any, more: Any, sign: int) -> Any:
     if isinstance(one, Mapping):
         return {key: one.get(key, 0) + sign * more.get(key, 0) for key in {**one, **more}}
     return one + sign * more
+
+
+AS_BUSY = 0.02
+"""Fractions that differ by less count as equal. Encode is then named as the limit, because
+only more encoders would help."""
+IDLE = 0.5  # A stage that is busy for a smaller fraction of its time is not a limit
+
+
+class Speed(NamedTuple):
+    """How fast a job is, compared with its encoders by themselves."""
+
+    share: float  # Fraction of encoder time in which encoders computed (0 to 1)
+    limit: Activity | None
+    """The activity that limits the job; None if no stage is busy, such as at the start."""
+    limit_share: float  # Fraction of its time that the limiting stage was busy (0 to 1)
+
+
+def speed_of(account: Account) -> Speed | None:
+    """Return a job's speed, or None before any encoder is up.
+
+    The limit is the longest activity of the stage whose actors are busiest.
+    """
+    if account.up_s.get("encode", 0.0) <= 0:
+        return None
+    busy = busy_shares(account)
+    share = min(1.0, account.spent_s.get("encode", 0.0) / account.up_s["encode"])
+    most = max(busy.values())
+    if most < IDLE:
+        return Speed(share, None, most)
+    stage = max(STAGES, key=lambda one: busy[one])
+    if busy["encode"] >= most - AS_BUSY:
+        stage = "encode"
+    limit = max(OF_STAGE[stage], key=lambda one: account.spent_s.get(one, 0.0))
+    return Speed(share, limit, busy[stage])
+
+
+def busy_shares(account: Account) -> dict[Stage, float]:
+    """Return the fraction of time (0 to 1) in which the actors of each stage were busy."""
+    spent_s, up_s = account.spent_s, account.up_s
+    busy = {stage: sum(spent_s.get(one, 0.0) for one in OF_STAGE[stage]) for stage in STAGES}
+    # A lease is counted when it ends, so part of it may be earlier.
+    return {one: min(1.0, busy[one] / up_s[one]) if up_s.get(one, 0.0) > 0 else 0.0 for one in busy}
+
+
+def speed_text(speed: Speed) -> str:
+    """Format as one line: ``encoders busy 60%, limited by decoding (busy 98%)``."""
+    if speed.limit is None:
+        why = ": no stage is busy enough to name a limit"
+    elif speed.limit == "encode":
+        why = ": as fast as they can go"
+    else:
+        why = f", limited by {NOUNS[speed.limit]} (busy {speed.limit_share:.0%})"
+    return f"encoders busy {speed.share:.0%}{why}"
+
+
+def advice(speed: Speed) -> str:
+    """Say what limited a job, and what would make it faster."""
+    if speed.limit is None:
+        return (
+            f"no stage was busy enough to name a limit; encoders computed {speed.share:.0%} of "
+            "the time"
+        )
+    is_encode = speed.limit == "encode"
+    did = f"computed {speed.share:.0%}" if is_encode else f"waited {1 - speed.share:.0%}"
+    what = f"{NOUNS[speed.limit]} limited this job: encoders {did} of the time"
+    return f"{what}. {_REMEDIES[speed.limit]}"
+
+
+_REMEDIES: Mapping[Activity, str] = {
+    "download": "Use a store nearer to the nodes, or lower runtime.decode.cpus for more decoders",
+    "decode": "Add CPUs, or lower runtime.decode.cpus if they were not all busy",
+    "transfer": "Use a faster network, or fewer GPUs per node",
+    "encode": "Only more or faster encoders help: add GPUs, or CPUs if it encodes on CPUs",
+    "write": "Raise runtime.write.max_actors, or use a faster store",
+}

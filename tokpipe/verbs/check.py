@@ -23,7 +23,7 @@ from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
 from tokpipe.stages.decode import DecodeStage, decoder_versions
 from tokpipe.stages.fit import EncoderMemory
-from tokpipe.storage import open_store, probe_store
+from tokpipe.storage import Store, probe_store
 from tokpipe.telemetry.human import counted, counts_text, duration
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import Cut, DecodedClip
@@ -217,7 +217,7 @@ def _trial(job: JobConfig) -> Generator[CheckResult, None, TokenizerWeights | No
 
 def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckResult]:
     uri = job.output.uri
-    store = open_store(uri, job.storage)
+    store = Store(uri, job.storage)
     try:
         existing = Output(store)
     except NotFound:

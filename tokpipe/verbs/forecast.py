@@ -21,7 +21,7 @@ from tokpipe.plan import PlanReader, write_plan
 from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.fit import EncoderMemory
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.telemetry.human import counted, counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected
@@ -69,7 +69,7 @@ class Forecast:
         """``codes_per_s`` is the speed of one encoder, of which there is one per GPU, if known."""
         reasons = Counter[str]()
         with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as folder:
-            store = open_store(folder, StoreOptions())
+            store = Store(folder, StoreOptions())
             plan = write_plan(job, store, "forecast")
             rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
             items = PlanReader(store, plan, job.sources).items(np.sort(rows))

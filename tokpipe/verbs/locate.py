@@ -12,9 +12,8 @@ from tokpipe.config.load import load_output
 from tokpipe.config.sources import TABLE_EXTENSIONS, VIDEO_EXTENSIONS
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.formats.layout import JOB_RECORD
-from tokpipe.storage import open_store
+from tokpipe.storage import Store
 from tokpipe.storage.client import split_protocol
-from tokpipe.storage.store import Store
 
 _INSIDE = {JOB_RECORD, "plan", "manifest", "shards", "clips"}
 """Names below an output's prefix; nothing is deeper than two more levels."""
@@ -41,8 +40,8 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
         job, (uri, options) = named, load_output(named)
     elif (path := _local(named)) is not None:
         uri = str(path)
-    store = open_store(uri, options)
-    for candidate in (store, *(open_store(above, options) for above in _above(store.uri))):
+    store = Store(uri, options)
+    for candidate in (store, *(Store(above, options) for above in _above(store.uri))):
         if candidate.size(JOB_RECORD) is not None:
             return candidate
     if any(next(iter(store.list(f"{name}/")), None) for name in ("manifest", "plan")):

@@ -11,7 +11,7 @@ from tokpipe.config.checkpoint import BUILTIN, builtin_path
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.tokenizer import CosmosDVConfig, NativeConfig, TokenizerConfig
 from tokpipe.errors import ConfigError, NotFound
-from tokpipe.storage import Store, open_store
+from tokpipe.storage import Store
 
 Tensors = Mapping[str, Mapping[str, Any]]
 """By name: ``dtype`` (as safetensors spells it), ``shape`` and ``data`` (little-endian bytes)."""
@@ -103,7 +103,7 @@ def _locate(uri: str, options: StoreOptions) -> tuple[Store, str]:
     if uri.startswith(BUILTIN):
         uri = str(builtin_path(uri))
     folder, slash, key = uri.rpartition("/")
-    return open_store(folder if slash else ".", options), key
+    return Store(folder if slash else ".", options), key
 
 
 def _missing(uri: str, setting: str) -> ConfigError:

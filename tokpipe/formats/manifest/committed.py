@@ -70,26 +70,36 @@ class CommittedRows:
         return bits[start % 8 : start % 8 + stop - start].astype(np.bool_)
 
     def __contains__(self, ref: ClipRef) -> bool:
-        """Return whether a clip is settled. Raises CorruptOutput as ``add`` does."""
-        partial = self._check(ref)
-        if self._is_done(ref.row):
-            return True
-        return partial is not None and ref.segment in partial.done
-
-    def add(self, ref: ClipRef) -> bool:
-        """Settle one clip. Return False if it was settled before.
+        """Return whether a clip is settled.
 
         Raises:
             CorruptOutput: the row is not in the plan, or its number of segments differs.
         """
-        partial = self._check(ref)
-        if self._is_done(ref.row):
+        if not 0 <= ref.row < self.num_rows or not 0 <= ref.segment < ref.num_segments:
+            raise CorruptOutput(
+                f"clip {ref.clip_id} is segment {ref.segment} of {ref.num_segments} of plan row "
+                f"{ref.row}, in a plan of {self.num_rows} rows. The manifest and the stored plan "
+                "do not belong together. Restore both from one copy of the output, or tokenize to "
+                "a new output prefix."
+            )
+        partial = self.partial.get(ref.row)
+        if partial is None:
+            return self._is_done(ref.row)
+        if partial.num_segments != ref.num_segments:
+            raise CorruptOutput(
+                f"clip {ref.clip_id} is one of {ref.num_segments} segments of plan row {ref.row} "
+                f"({ref.source_uri}), but {len(partial.done)} of its clips were committed when it "
+                f"had {partial.num_segments}. The source changed during the job, and its clips "
+                "would overlap. Restore the source, or tokenize to a new output prefix."
+            )
+        return ref.segment in partial.done
+
+    def add(self, ref: ClipRef) -> bool:
+        """Settle one clip. Return False if it was settled before. Raises as ``in`` does."""
+        if ref in self:
             return False
         if ref.num_segments > 1:
-            if partial is None:
-                partial = self.partial[ref.row] = PartialRow(ref.num_segments)
-            if ref.segment in partial.done:
-                return False
+            partial = self.partial.setdefault(ref.row, PartialRow(ref.num_segments))
             partial.done.add(ref.segment)
             if len(partial.done) < partial.num_segments:
                 return True
@@ -99,40 +109,18 @@ class CommittedRows:
         return True
 
     def reopen(self, ref: ClipRef) -> bool:
-        """Unsettle one clip. Return False if it was not settled. Raises as ``add`` does."""
-        partial = self._check(ref)
+        """Unsettle one clip. Return False if it was not settled. Raises as ``in`` does."""
+        if ref not in self:
+            return False
         if self._is_done(ref.row):
             self._bits[ref.row >> 3] &= ~(1 << (ref.row & 7))
             self.num_done -= 1
-            if ref.num_segments > 1:
-                others = set(range(ref.num_segments)) - {ref.segment}
-                self.partial[ref.row] = PartialRow(ref.num_segments, others)
-            return True
-        if partial is None or ref.segment not in partial.done:
-            return False
-        partial.done.remove(ref.segment)
-        if not partial.done:
+            self.partial[ref.row] = PartialRow(ref.num_segments, set(range(ref.num_segments)))
+        done = self.partial[ref.row].done
+        done.remove(ref.segment)
+        if not done:
             del self.partial[ref.row]
         return True
 
     def _is_done(self, row: int) -> bool:
         return bool(self._bits[row >> 3] >> (row & 7) & 1)
-
-    def _check(self, ref: ClipRef) -> PartialRow | None:
-        """Return the row's state if it is partly settled; reject a clip that contradicts it."""
-        if not 0 <= ref.row < self.num_rows or not 0 <= ref.segment < ref.num_segments:
-            raise CorruptOutput(
-                f"clip {ref.clip_id} is segment {ref.segment} of {ref.num_segments} of plan row "
-                f"{ref.row}, in a plan of {self.num_rows} rows. The manifest and the stored plan "
-                "do not belong together. Restore both from one copy of the output, or tokenize to "
-                "a new output prefix."
-            )
-        partial = self.partial.get(ref.row)
-        if partial is not None and partial.num_segments != ref.num_segments:
-            raise CorruptOutput(
-                f"clip {ref.clip_id} is one of {ref.num_segments} segments of plan row {ref.row} "
-                f"({ref.source_uri}), but {len(partial.done)} of its clips were committed when it "
-                f"had {partial.num_segments}. The source changed during the job, and its clips "
-                "would overlap. Restore the source, or tokenize to a new output prefix."
-            )
-        return partial

@@ -2,8 +2,16 @@
 
 import pytest
 
-from tokpipe.telemetry.account import Account
-from tokpipe.telemetry.speed import ACTIVITIES, NOUNS, Activity, Speed, advice, speed_of, speed_text
+from tokpipe.telemetry.account import (
+    ACTIVITIES,
+    NOUNS,
+    Account,
+    Activity,
+    Speed,
+    advice,
+    speed_of,
+    speed_text,
+)
 from tokpipe.types import STAGES
 
 
