@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo wheel test lint types audit-dependencies docs unit chaos bench gpu lowest clean
+.PHONY: demo wheel test lint types audit-dependencies docs unit chaos bench gpu lowest libraries clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -74,5 +74,15 @@ lowest:
 	.venv-lowest/bin/python -m pytest -m "not ray and not s3"
 	.venv-lowest/bin/python -m pytest -m "ray or s3"
 
+# Exports, read and written by litdata and by MosaicML's streaming. Each is in an environment of its
+# own: they need packages, or versions of them, that the other tests do not have. A few minutes.
+libraries:
+	infra/install.sh .venv-litdata $(PYTHON) requirements-dev.txt
+	.venv-litdata/bin/pip install litdata==0.2.76
+	.venv-litdata/bin/python -m pytest tests/export/test_export_packed.py
+	infra/install.sh .venv-streaming $(PYTHON) requirements-dev.txt
+	.venv-streaming/bin/pip install mosaicml-streaming==0.13.0 "numpy<2.2" "transformers<5"
+	.venv-streaming/bin/python -m pytest tests/export/test_export_packed.py
+
 clean:
-	rm -rf $(VENV) .venv-lowest out build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-litdata .venv-streaming out build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
