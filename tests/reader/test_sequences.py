@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -220,3 +221,32 @@ def test_loaders_know_their_number_of_batches(cache: CodeCache) -> None:
     assert len(loader) == len([*loader]) == 6
     with pytest.raises(TypeError, match="pass num_sequences"):
         len(TokenSequences(ClipStream(cache), 50))
+
+
+@pytest.mark.parametrize("even", ["drop", "repeat"])
+def test_even_readers_yield_as_many_sequences(
+    even: Any, open_stream: Callable[..., ClipMix]
+) -> None:
+    def of(rank: int) -> TokenSequences:
+        return TokenSequences(open_stream(rank=rank, world_size=4), 50, even=even)
+
+    whole = open_stream()
+    num_tokens = sum(sample["codes"].size + 1 for sample in whole)
+    exact = num_tokens / (4 * 50)
+    wanted = math.floor(exact) if even == "drop" else math.ceil(exact)
+    assert [len([*of(rank)]) for rank in range(4)] == [wanted] * 4
+    assert [len(of(rank)) for rank in range(4)] == [wanted] * 4
+    running, resumed = iter(of(1)), iter(of(1))
+    first = [next(running) for _ in range(2)]
+    resumed.load_state_dict(running.state_dict())
+    again = [item["tokens"].tolist() for item in [*first, *resumed]]
+    assert again == [item["tokens"].tolist() for item in of(1)]
+
+
+def test_even_needs_to_know_the_tokens(cache: CodeCache) -> None:
+    with pytest.raises(ConfigError, match="even='drop' needs the number of tokens in advance"):
+        TokenSequences(ClipStream(cache), 50, even="drop", num_sequences=3)
+    with pytest.raises(ConfigError, match="Pass num_sequences alone"):
+        TokenSequences(ClipStream(cache), 50, even="drop", template=bracketed(cache))
+    with pytest.raises(ConfigError, match="Pass num_sequences alone"):
+        TokenSequences(ClipStream(cache, locality="node"), 50, even="drop")

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from tokpipe.errors import ConfigError
 from tokpipe.formats.checks import explained
 from tokpipe.reader.compose import Document, Template, Vocabulary
+from tokpipe.reader.order import Even, MixRemaining
 from tokpipe.reader.stream import ClipIterator, ClipMix
 from tokpipe.types import Count
 
@@ -40,10 +41,10 @@ class TokenSequences:
     token in its clip's document, which begins where it is 0; 0 for padding.
 
     Clips differ in length, so readers have different numbers of sequences, unknown in advance. With
-    ``num_sequences``, every reader yields exactly that many in each epoch. If its clips give more,
-    the rest of them is left out, and it reads each clip at most once. If they give fewer, it reads
-    them again from its first one. No two readers read the same clip, as long as there is one for
-    each.
+    ``num_sequences`` or ``even``, every reader yields exactly as many in each epoch. If its clips
+    give more, the rest of them is left out, and it reads each clip at most once. If they give
+    fewer, it reads them again from its first one. No two readers read the same clip, as long as
+    there is one for each.
 
     Args:
         stream: a ``ClipStream`` or ``ClipMix`` with the default ``make``.
@@ -55,8 +56,9 @@ class TokenSequences:
             does not fit begins the next sequence, and padding fills this one.
         long: what happens to a clip, or frame, that fits no sequence and must not be cut:
             ``error`` raises ConfigError, ``cut`` cuts it all the same.
-        num_sequences: sequences of each reader (worker of a rank) in an epoch, at least 1. About
-            the number of tokens of all clips, divided by ``length`` and the number of readers.
+        num_sequences: sequences of each reader (worker of a rank) in an epoch, at least 1.
+        even: without a template, sets this to the tokens of the epoch's clips, by their mean,
+            divided by ``length`` and the number of readers: ``drop`` rounds down, ``repeat`` up.
     """
 
     def __init__(
@@ -70,14 +72,21 @@ class TokenSequences:
         cut: Literal["anywhere", "frames", "never"] = "anywhere",
         long: Literal["error", "cut"] = "error",
         num_sequences: int | None = None,
+        even: Even | None = None,
     ) -> None:
         if length < 1 or (num_sequences is not None and num_sequences < 1):
             raise ConfigError(
                 f"length={length}, num_sequences={num_sequences}: a sequence needs at least one "
                 "token, and a reader one sequence"
             )
+        follow = any(cache.output.follow for cache in stream.caches)
+        if even and (template or num_sequences or stream.locality or follow):
+            raise ConfigError(
+                f"even={even!r} needs the number of tokens in advance, which a template, locality "
+                "and a job that still runs do not tell. Pass num_sequences alone"
+            )
         self.stream, self.length, self.order, self.drop_last = stream, length, order, drop_last
-        self.cut, self.long, self.num_sequences = cut, long, num_sequences
+        self.cut, self.long, self.num_sequences, self.even = cut, long, num_sequences, even
         self.has_template = template is not None
         size = stream.tokenizer.codebook_size
         self.template = template or default_template(size, order)
@@ -89,13 +98,9 @@ class TokenSequences:
                 "a pad token: set the size, and pad"
             )
         self.padding = vocabulary.pad
-        self.settings: dict[str, Any] = {
-            "length": length,
-            "cut": cut,
-            "long": long,
-            "drop_last": drop_last,
-        }
-        self.settings |= {"num_sequences": num_sequences, "template": self.template.digest}
+        names = ("length", "cut", "long", "drop_last", "num_sequences", "even")
+        self.settings = {name: getattr(self, name) for name in names}
+        self.settings["template"] = self.template.digest
 
     @property
     def separator(self) -> int:
@@ -115,11 +120,24 @@ class TokenSequences:
         """Return how many sequences each worker of this rank yields in the next iteration.
 
         Raises:
-            TypeError: there is no ``num_sequences``.
+            TypeError: there is neither ``num_sequences`` nor ``even``.
         """
-        if self.num_sequences is None:
-            raise TypeError("the number of sequences is unknown: pass num_sequences")
-        return [self.num_sequences] * num_workers
+        if (number := self.num_of(*self.stream.left(num_workers))) is None:
+            raise TypeError("the number of sequences is unknown: pass num_sequences or even")
+        return [number] * num_workers
+
+    def num_of(self, left: MixRemaining, num_readers: int) -> int | None:
+        """Return how many sequences each of several readers yields of what is left of an epoch."""
+        if self.even is None:
+            return self.num_sequences
+        outputs = [cache.output for cache in self.stream.caches]
+        num_tokens = sum(
+            len(part) * (output.num_codes + output.num_clips) // output.num_clips
+            for part, output in zip(left.parts, outputs, strict=True)
+            if len(part)
+        )
+        places = self.length * num_readers
+        return max(1, num_tokens // places if self.even == "drop" else -(-num_tokens // places))
 
     def __len__(self) -> int:
         """Number of sequences that the next iteration yields on this rank, without workers."""
@@ -142,7 +160,7 @@ class SequenceIterator(Iterator[dict[str, Any]]):
 
     def __next__(self) -> dict[str, Any]:
         own = self._sequences
-        if self._yielded == own.num_sequences:
+        if self._yielded == self._num_sequences:
             raise StopIteration
         tokens = np.full(own.length, own.padding, np.int64)
         positions = np.zeros((own.length, 3), np.int32)
@@ -173,9 +191,13 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         item = {"tokens": tokens, "positions": positions, "documents": documents}
         return {**item, "loss": loss, "index": index} if own.has_template else item
 
+    @property
+    def _num_sequences(self) -> int | None:
+        return self._sequences.num_of(*self._clips.left())
+
     def _next_clip(self) -> Any:
         sample = next(self._clips, None)
-        if sample is None and self._sequences.num_sequences is not None:
+        if sample is None and self._num_sequences is not None:
             self._repeats = True
             self._clips.rewind()
             sample = next(self._clips, None)  # none if the epoch has no clips at all
@@ -207,7 +229,7 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         """
         clips, own = self._clips.state_dict(), self._sequences
         taken = clips["taken"] - (self._open is not None)
-        ended = self._repeats or self._yielded == own.num_sequences
+        ended = self._repeats or self._yielded == self._num_sequences
         clips |= {"taken": self._clips.num_clips if ended else taken}
         state = {"clips": clips, "given": self._used, "yielded": self._yielded, "taken": taken}
         return {**state, "repeats": self._repeats, **own.settings}

@@ -166,13 +166,21 @@ class ClipMix:
 
     def num_items(self, num_workers: int) -> list[int]:
         """Return how many clips each worker of this rank yields in the next iteration."""
+        whole, num_readers = self.left(num_workers)
+        first = self.ranks.rank()[0] * num_workers % num_readers
+        return [
+            len(Share(whole, reader, num_readers, self.even))
+            for reader in range(first, first + num_workers)
+        ]
+
+    def left(self, num_workers: int) -> tuple[MixRemaining, int]:
+        """Return what this rank's node has to read in the next iteration, and its readers."""
         rank, world_size = self.ranks.rank()
-        (epoch, left), num_readers = self._epochs.next, world_size * num_workers
         self._refresh()
         if not self._supply.is_whole:
             raise TypeError("the number of clips is unknown before the job has finished")
-        readers = range(rank * num_workers, (rank + 1) * num_workers)
-        return [len(self._share(epoch, left, reader, num_readers)[1]) for reader in readers]
+        whole, _ = self._share(*self._epochs.next, rank * num_workers, world_size * num_workers)
+        return whole, world_size * num_workers // self.num_nodes
 
     def __iter__(self) -> "ClipIterator":
         reader, num_readers = self.ranks.reader()
@@ -367,6 +375,12 @@ class ClipIterator(Iterator[Any]):
         self._counts[source] += 1
         return stream._make(clip_id, codes, **columns)
 
+    def left(self) -> tuple[MixRemaining, int]:
+        """Return what its node had to read when this epoch began, and the readers of the node."""
+        if self._share is None:
+            self._begin()
+        return self._left, self._num_readers // self._stream.num_nodes
+
     def rewind(self, taken: int = 0) -> None:
         """Go back to where ``taken`` clips were read; without any clips, to those of another."""
         share = self._begin() if self._share is None else self._share
@@ -376,13 +390,12 @@ class ClipIterator(Iterator[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return this reader's position, as plain values."""
-        if self._share is None:
-            self._begin()
+        whole, _ = self.left()
         return {
             "format": self._stream._format,
             **self._stream._settings(),
             "epoch": self._epoch,
-            **self._left.state(),
+            **whole.state(),
             "reader": self._reader,
             "num_readers": self._num_readers,
             "taken": self._taken,
