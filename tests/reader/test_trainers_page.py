@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import S3Bucket
 from tests.pages import REPOSITORY, blocks_of
 from tests.reader.reader_helpers import write_clips
 from tokpipe.config.job import StoreOptions
@@ -126,6 +127,74 @@ def test_every_epoch_trains_on_other_clips_each_once_although_the_run_is_killed(
     run(tmp_path, name, num_ranks, is_killed=True)
     run(tmp_path, name, num_ranks)
     check_steps(tmp_path, num_ranks, num_workers)
+
+
+MIX = """
+from tokpipe.reader import ClipMix, CodeCache, open_output
+from tokpipe.reader.dataset import ClipDataset
+
+
+def dataset():
+    outputs = [open_output(f"{uri}/{name}") for name in ("a", "b", "c")]
+    caches = [CodeCache(output, "out/cache", allow_partial=True) for output in outputs]
+    return ClipDataset(ClipMix(caches, [1, 1, 1], seed=0, even="drop"))
+"""
+
+
+SEQUENCES = (
+    MIX
+    + """
+
+from tokpipe.reader import TokenSequences
+from tokpipe.reader.compose import Template, Vocabulary
+
+clips = dataset
+
+
+def dataset():
+    special = {"bov": 8192, "eof": 8193, "eov": 8194, "pad": 8195}
+    vocabulary = Vocabulary([{"size": 8192, "offset": 0}], special=special, pad="pad")
+    template = Template("{bov}{frames:{frame}{eof}}{eov}", vocabulary, finds_shape=False)
+    stream = clips().stream
+    length = len(template.compose(next(iter(stream))["codes"]).tokens)
+    stream.set_epoch(0)
+    settings = {"template": template, "cut": "never", "num_sequences": {num_sequences}}
+    return ClipDataset(TokenSequences(stream, length, **settings))
+"""
+)
+"""A document in each sequence, so that they can be counted as clips are."""
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    ("name", "library", "num_workers"),
+    [
+        ("ddp.py", "torch", 2),
+        pytest.param("lit.py", "lightning", 1, marks=pytest.mark.slow),
+        pytest.param("with_accelerate.py", "accelerate", 1, marks=pytest.mark.slow),
+        pytest.param("hf.py", "accelerate", 1, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize(
+    "data", [MIX, pytest.param(SEQUENCES, marks=pytest.mark.slow)], ids=["mix", "sequences"]
+)
+def test_a_mix_of_three_outputs_of_a_store_trains_as_well(
+    name: str, library: str, num_workers: int, data: str, tmp_path: Path, s3_bucket: S3Bucket
+) -> None:
+    pytest.importorskip(library)
+    write_programs(tmp_path, kill_at=11)
+    if data == SEQUENCES:
+        for file in (name, "my_model.py"):
+            code = (tmp_path / file).read_text().replace("8192", "9000")
+            (tmp_path / file).write_text(code.replace('sample["codes"]', 'sample["tokens"]'))
+        data = data.replace("{num_sequences}", str(NUM_CLIPS // 2 // num_workers))
+    for number, output in enumerate("abc"):
+        store = Store(f"{s3_bucket.uri}/{output}", StoreOptions())
+        write_clips(store, (5, 4), first_row=100 * number)
+    (tmp_path / "my_data.py").write_text(data.replace("{uri}", s3_bucket.uri))
+    run(tmp_path, name, is_killed=True)
+    run(tmp_path, name)
+    check_steps(tmp_path, 2, num_workers)
 
 
 def test_lightning_starts_its_ranks_itself(tmp_path: Path) -> None:
