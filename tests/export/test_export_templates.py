@@ -21,9 +21,8 @@ from tokpipe.cli import main
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, RuntimeFault
 from tokpipe.export import FORMATS, export_output
-from tokpipe.reader import Output, open_output
+from tokpipe.reader import ClipStream, CodeCache, Output, TokenSequences, open_output
 from tokpipe.reader.compose import Template
-from tokpipe.reader.sequences import TokenSequences
 from tokpipe.storage import Store
 
 NUM_SHARDS = 5
@@ -85,14 +84,8 @@ def test_megatron_without_a_template_has_the_tokens_of_sequences(tmp_path: Path)
     assert len(tokens) == output.num_codes + output.num_clips
     about = json.loads((tmp_path / "export/metadata.json").read_text())
     assert about["special"] == {"separator": 8192, "padding": 8193}
-
-    class InOrder:
-        tokenizer = output.tokenizer
-
-        def __iter__(self) -> Iterator[dict[str, object]]:
-            return ({"clip_id": clip.clip_id, "codes": clip.codes} for clip in output.clips())
-
-    sequences = TokenSequences(InOrder(), len(tokens))  # type: ignore[arg-type]
+    stream = ClipStream(CodeCache(output, tmp_path / "cache", allow_partial=True), shuffle=False)
+    sequences = TokenSequences(stream, len(tokens))
     np.testing.assert_array_equal(next(iter(sequences))["tokens"], tokens)
 
 
