@@ -168,10 +168,8 @@ class ClipMix:
         """Return how many clips each worker of this rank yields in the next iteration."""
         whole, num_readers = self.left(num_workers)
         first = self.ranks.rank()[0] * num_workers % num_readers
-        return [
-            len(Share(whole, reader, num_readers, self.even))
-            for reader in range(first, first + num_workers)
-        ]
+        readers = range(first, first + num_workers)
+        return [len(Share(whole, reader, num_readers, self.even)) for reader in readers]
 
     def left(self, num_workers: int) -> tuple[MixRemaining, int]:
         """Return what this rank's node has to read in the next iteration, and its readers."""

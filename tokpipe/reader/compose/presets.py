@@ -12,8 +12,8 @@ _EMU3_SPECIAL = {
     "boi": "<|image start|>",
     "eoi": "<|image end|>",
 }
-_EMU3_CODES = {"size": 32768, "pattern": "<|visual token {:06d}|>"}
-_EMU3_VOCABULARY = {"codes": [_EMU3_CODES], "special": _EMU3_SPECIAL, "pad": "pad"}
+_CODES = [{"size": 32768, "pattern": "<|visual token {:06d}|>"}]
+_EMU3_VOCABULARY = {"codes": _CODES, "special": _EMU3_SPECIAL, "pad": "pad"}
 _IMAGE = "{boi}{h}*{w}{img}{rows:{row}{eol}}{eof}{eoi}"
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -26,6 +26,8 @@ class Dispatcher(Parts):
         if not self.out.is_over:
             self._react(event)
             self._advance()
+            if self.out.is_over:
+                self.fleet.count_time()  # a short run may have no tick while its encoders are up
         return self.out.take()
 
     def _react(self, event: Event) -> None:
