@@ -13,6 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = "interrupted; what was committed is kept. Run the same command to continue"
+_STDERR = 2 if sys.stderr is None else os.dup(2)  # while Ray connects, 2 leads nowhere
 SAME_REQUEST_S = 1.0
 """SIGTERM and SIGHUP are sent by programs: `timeout` sends each to the process, then to its group,
 and systemd may send SIGHUP right after SIGTERM. In this time, more of them are the same request."""
@@ -90,7 +91,7 @@ def end_now(number: int, text: str) -> NoReturn:
     """End the process without unwinding, which C++ and other threads may hold up."""
     if os.isatty(1) and os.environ.get("TERM") != "dumb":
         _shortly(lambda: os.write(1, b"\x1b[?25h"))  # shows the cursor, which live lines hide
-    _shortly(lambda: os.write(2, f"{text}\n".encode()), most_s=2)  # a busy machine is slow
+    _shortly(lambda: os.write(_STDERR, f"{text}\n".encode()), most_s=2)  # a busy machine is slow
     os._exit(128 + number)
 
 
