@@ -219,10 +219,10 @@ class ClipMix:
                 "others have read is unknown: pass the states of all ranks"
             )
         rests, is_done = {}, self._supply.is_whole
+        per_node = num_readers // self.num_nodes
         for node, mate in of_nodes.items():
-            left = {str(node): mate}
-            own = [reader for reader, state in of_readers.items() if self._node_of(state) == node]
-            taken = [of_readers[reader]["taken"] for reader in sorted(own)]
+            left, own = {str(node): mate}, range(node * per_node, (node + 1) * per_node)
+            taken = [of_readers[reader]["taken"] for reader in own]
             try:
                 rests[str(node)] = self._remaining(mate["epoch"], left, node).after(taken).state()
             except ValueError as error:
@@ -234,8 +234,7 @@ class ClipMix:
 
     def _node_of(self, state: Mapping[str, Any]) -> int:
         """Return the node of the reader that saved a state."""
-        node: int = state["reader"] * self.num_nodes // state["num_readers"]
-        return node
+        return int(state["reader"] * self.num_nodes // state["num_readers"])
 
     def _remaining(self, epoch: int, left: Mapping[str, Any] | None, node: int) -> MixRemaining:
         """Return what a node has to read: what is ``left`` of an epoch, by node, or its part."""
