@@ -227,9 +227,8 @@ class ClipMix:
                 rests[str(node)] = self._remaining(mate["epoch"], left, node).after(taken).state()
             except ValueError as error:
                 raise ConfigError(f"resume: {error}") from error
-            for reader in own:
-                _, share = self._share(mate["epoch"], left, reader, num_readers)
-                is_done &= of_readers[reader]["taken"] >= len(share)
+            shares = (self._share(mate["epoch"], left, reader, num_readers)[1] for reader in own)
+            is_done &= all(one >= len(share) for one, share in zip(taken, shares, strict=True))
         self._epochs.set((first["epoch"] + is_done, None if is_done else rests))
 
     def _node_of(self, state: Mapping[str, Any]) -> int:

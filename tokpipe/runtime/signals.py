@@ -8,12 +8,13 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
 from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = "interrupted; what was committed is kept. Run the same command to continue"
-_STDERR = 2 if sys.stderr is None else os.dup(2)  # while Ray connects, 2 leads nowhere
+_STDERR = 2 if sys.stderr is None else fcntl(2, F_DUPFD_CLOEXEC, 3)  # Ray redirects 2 at times
 SAME_REQUEST_S = 1.0
 """SIGTERM and SIGHUP are sent by programs: `timeout` sends each to the process, then to its group,
 and systemd may send SIGHUP right after SIGTERM. In this time, more of them are the same request."""
