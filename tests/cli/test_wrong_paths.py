@@ -117,7 +117,7 @@ WRONG_JOBS = {
     "empty.yaml": "is empty",
     "list.yaml": "holds list, not a mapping",
     "broken.yaml": "is not valid YAML",
-    "training.yaml": "output: found out/run; write {uri: out/run}",
+    "training.yaml": "output: found out/run; write a section with uri",
     "later.yaml": "sources: is missing",
     "s3://bucket/job.yaml": "read from local disk",
     "loop": "loop",

@@ -45,7 +45,7 @@ def test_the_example_jobs_are_valid() -> None:
         ("    ch:", "    chh:", r"tokenizer\.encoder: unknown key 'chh'; did you mean 'ch'\?"),
         ("levels:", "level:", r"unknown key 'level'; did you mean 'levels'\?"),
         ("  fps: 8", "  zzzzzzz: 8", r"sampling: unknown key 'zzzzzzz'; the keys here are: fps"),
-        ("fps: 8", 'fps: "8"', r"sampling\.fps: found '8'; write 8$"),
+        ("fps: 8", 'fps: "8"', r"sampling\.fps: found '8'; write 8\.0$"),
         ("kind: fsq", "kind: fsqq", r"tokenizer\.quantizer\.kind: found fsqq; write fsq$"),
         ("chunk_frames: 17", "chunk_frames: 18", r"chunk_frames=18 .* stride 4: use 17 or 21"),
         ("[128, 128]", "[100, 128]", r"height 100 is not a multiple .* stride 8: use 96 or 104"),

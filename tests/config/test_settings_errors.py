@@ -125,52 +125,42 @@ def test_no_wrong_value_of_any_setting_is_explained_in_terms_of_python(
     [
         ("frames.size", 128, "[128, 128]"),
         ("frames.size", [128], "[128, 128]"),
-        ("frames.size", "128x128", "[128, 128]"),
-        ("frames.size", "128, 256", "[128, 256]"),
+        ("frames.size", "128x128", "a list of 2 values, each a whole number above 0"),
         ("frames.size", ["128", 128.0], "[128, 128]"),
         ("frames.size", [1, 2, 3], "a list of 2 values, each a whole number above 0"),
         ("frames.buckets", [256, 256], "[[256, 256]]"),
         ("frames.fit", "Crop", "crop"),
         ("frames.fit", "squash", "crop, pad or stretch"),
-        ("sampling.fps", "8", "8"),
-        ("sampling.fps", "8fps", "8"),
-        ("sampling.fps", "29.97 fps", "29.97"),
+        ("sampling.fps", "8", "8.0"),
+        ("sampling.fps", "29.97", "29.97"),
+        ("sampling.fps", "8 fps", "a number above 0"),
         ("sampling.fps", 0, "a number above 0"),
         ("sampling.fps", float("inf"), "a number above 0"),
         ("sampling.max_clip_frames", 17.0, "17"),
-        ("sampling.max_clip_frames", "1e2", "100"),
-        ("sampling.max_clip_frames", None, "a whole number above 0, or remove the key"),
-        ("sampling", None, "a section with fps, max_clip_frames, min_clip_frames, or remove"),
-        ("max_rejected_fraction", "5%", "0.05"),
+        ("sampling.max_clip_frames", None, "a whole number above 0"),
+        ("sampling", None, "a section with fps, max_clip_frames, min_clip_frames"),
+        ("max_rejected_fraction", "5%", "a number of at least 0 and of at most 1"),
         ("max_rejected_fraction", 5, "a number of at least 0 and of at most 1"),
-        ("output.shard_bytes", "128MB", "128000000"),
-        ("output.shard_bytes", "128 MiB", "134217728"),
-        ("output.shard_bytes", "128 apples", "a whole number of at least 1,024"),
-        ("output.shard_max_age_s", "5 min", "300"),
+        ("output.shard_bytes", "128MB", "a whole number of at least 1,024"),
         ("output.accept_unsafe_store", "yes", "true"),
         ("output.accept_unsafe_store", 0, "false"),
-        ("output", "s3://bucket/codes", "{uri: 's3://bucket/codes'}"),
+        ("output", "s3://bucket/codes", "a section with uri"),
         ("output", 3, "a section with uri"),
         ("output.uri", None, "text"),
-        ("sources", "videos/", "[{kind: files, uri: videos/}]"),
-        ("sources", "t.csv", "a list, each a section with kind: files, table or webdataset"),
+        ("sources", "videos/", "a list, each a section with kind: files, table or webdataset"),
         ("sources", {"kind": "files", "uri": "a"}, "[{kind: files, uri: a}]"),
-        (
-            "sources",
-            {"kind": "fil"},
-            "a list: put a dash before its first key, as in '- kind: .",
-        ),
-        ("sources.0", "a.mp4", "{kind: files, uri: a.mp4}"),
-        ("sources.0", "a.tar", "{kind: webdataset, uri: a.tar}"),
-        ("sources.0", 3, "a section with kind: files, table or webdataset"),
+        ("sources", {"kind": "fil"}, "a list, each a section with kind: files, table or webd"),
+        ("sources.0", "a.mp4", "a section with kind: files, table or webdataset"),
         ("sources.0.kind", "file", "files"),
-        ("encode.device", "gpu", "cuda"),
+        ("encode.device", "gpu", "auto, cpu or cuda"),
         ("encode.device", "cuda:0", "cuda"),
-        ("encode.dtype", "bf16", "bfloat16"),
+        ("encode.dtype", "bf16", "float32, bfloat16 or float16"),
+        ("encode.dtype", "bfloat", "bfloat16"),
         ("encode.dtype", "BFloat16", "bfloat16"),
         ("runtime.decode", 4, "a section with min_actors"),
         ("tokenizer.patch_size", "2", "2"),
-        ("tokenizer.quantizer.levels", "8,8,8", "[8, 8, 8]"),
+        ("tokenizer.quantizer.levels", 8, "[8]"),
+        ("tokenizer.quantizer.levels", "8,8,8", "a list, each a whole number of at least 2"),
         ("tokenizer", "builtin://fsq-4x8x8", "{checkpoint: builtin://fsq-4x8x8} if that"),
         ("dataset", 2024, "'2024'"),
         ("dataset", "my data", "my-data"),
@@ -232,26 +222,19 @@ def test_time_limits_and_placement_that_cannot_work_are_rejected(
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
-        ("chunk_frames", 17, "unknown key 'chunk_frames'; it belongs in chunking"),
-        ("frames.fps", 8, "frames: unknown key 'fps'; it belongs in sampling"),
-        ("uri", "x", "unknown key 'uri'; it belongs in output or sources"),
-        ("encode.dataset", "x", "encode: unknown key 'dataset'; it belongs in the top level"),
+        ("chunk_frames", 17, "unknown key 'chunk_frames'; the keys here are: chunking, dataset, "),
+        ("frames.fps", 8, "frames: unknown key 'fps'; the keys here are: background, buckets, "),
         ("encode.device ", "x", "encode: unknown key 'device '; did you mean 'device'?"),
         ("sampling.max-clip-frames", 8, "unknown key 'max-clip-frames'; did you mean 'max_clip"),
-        ("chunk_frame", 8, "unknown key 'chunk_frame'; 'chunk_frames' belongs in chunking"),
         ("batch_size", 4, "unknown key 'batch_size'; the keys here are"),
-        ("sources.0.folder", "x", "sources.0: unknown key 'folder'; did you mean 'uri'?"),
+        ("sources.0.folder", "x", "unknown key 'folder'; the keys here are: kind, on_change, uri"),
         ("Sampling", {}, "unknown key 'Sampling'; did you mean 'sampling'?"),
     ],
 )
-def test_a_key_in_the_wrong_place_is_sent_to_the_right_one(
+def test_an_unknown_key_is_answered_with_the_nearest_or_with_all_of_its_section(
     place: str, value: Any, said: str
 ) -> None:
     assert said in at(place, value)
-
-
-def test_a_dotted_key_is_sent_to_its_section() -> None:
-    assert "'size' belongs in frames" in message({**JOB, "frames.size": [128, 128]})
 
 
 @pytest.mark.parametrize(
@@ -259,7 +242,7 @@ def test_a_dotted_key_is_sent_to_its_section() -> None:
     [
         ("frames", "frames: is missing: write a section with size, buckets, fit"),
         ("output", "output: is missing: write a section with uri"),
-        ("dataset", "dataset: is missing: write text (Name of the dataset"),
+        ("dataset", "dataset: is missing: write text such as webvid"),
         ("sources", "sources: is missing: write a list, each a section with kind: files, table or"),
     ],
 )
@@ -267,11 +250,9 @@ def test_a_missing_setting_is_described(missing: str, said: str) -> None:
     assert said in message({key: value for key, value in JOB.items() if key != missing})
 
 
-def test_a_missing_uri_is_described_in_a_sentence_and_found_by_another_name() -> None:
+def test_a_missing_key_is_told_beside_the_one_in_its_place() -> None:
     text = at("sources.0", {"kind": "files", "path": "a"})
-    assert "(A folder such as videos/, whose" in text
-    assert "such as s3://bucket/raw/**/*.mp4; or one file)" in text
-    assert text.endswith("unknown key 'path'; did you mean 'uri'?")
+    assert text.startswith("sources.0.uri: is missing: write text; sources.0: unknown key 'path'; ")
 
 
 def test_a_section_without_a_kind_lists_the_kinds() -> None:
@@ -289,8 +270,8 @@ def test_every_mistake_is_named_once() -> None:
 def test_the_file_of_a_training_is_explained_alike() -> None:
     assert at("phases.0.learning_rate", 0.1, TRAINING).endswith("found 0.1; write [0.1, 0.1]")
     assert at("phases.0.learning_rate", "1e-3", TRAINING).endswith("write [0.001, 0.001]")
-    assert "it belongs in phases" in at("learning_rate", 0.1, TRAINING)
-    assert at("dtype", "bf16", TRAINING) == "dtype: found bf16; write bfloat16"
+    assert "unknown key 'learning_rate'; the keys here are: " in at("learning_rate", 0.1, TRAINING)
+    assert at("dtype", "bfloat", TRAINING) == "dtype: found bfloat; write bfloat16"
 
 
 @pytest.mark.parametrize(

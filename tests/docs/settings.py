@@ -5,6 +5,7 @@ to date.
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from tokpipe.config.explain import accepted, bare, in_yaml, is_section, one_of, sections_of
+from tokpipe.config.explain import accepted, bare, in_yaml, is_section, kinds_of, one_of
 from tokpipe.config.job import JobConfig
 
 START = "## The whole file\n"
@@ -23,7 +24,7 @@ START = "## The whole file\n"
 def reference() -> str:
     """Return the page from ``START`` on, in Markdown."""
     lines, places = [], dict[type[BaseModel], str]()
-    for place, model in sections_of(JobConfig):
+    for place, model in _sections_of(JobConfig):
         places.setdefault(model, place)
     for model, place in places.items():
         kind = model.model_fields.get("kind")
@@ -33,6 +34,18 @@ def reference() -> str:
         lines.extend(_row(name, field) for name, field in model.model_fields.items())
         lines.append("")
     return "\n".join(lines)
+
+
+def _sections_of(annotation: Any, above: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield every section at any depth: its dotted key, and a model that it may be read as."""
+    annotation = bare(annotation)
+    if get_origin(annotation) is tuple:
+        annotation = bare(get_args(annotation)[0])
+    if is_section(annotation):
+        for model in kinds_of(annotation).values() or [annotation]:
+            yield above, model
+            for name, info in model.model_fields.items():
+                yield from _sections_of(info.annotation, f"{above}.{name}".lstrip("."))
 
 
 def _row(name: str, field: FieldInfo) -> str:

@@ -13,17 +13,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from tokpipe.config.sources import TABLE_ENDING
 from tokpipe.errors import ConfigError
 
 _MAX_CHARS = 80
-_MEAN_URI = ("path", "file", "folder", "url")
+_MISSPELT = 0.7  # How alike: "gpu" is no misspelt "cpu", nor "chunk_frames" "frames"
 
 Location = tuple[int | str, ...]
-_ALIASES = {"gpu": "cuda", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
-_UNITS = {"": 1, "%": 0.01, "fps": 1, "px": 1, "s": 1, "min": 60, "h": 3600}
-_UNITS |= {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_QUANTITY = re.compile(rf"([-+.\de]+?)\s*({'|'.join(_UNITS)})")
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _LIMITS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
 
@@ -66,11 +61,11 @@ def _explained(expected: Any, data: Any, detail: ErrorDetails) -> tuple[Location
     kind, found = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         section, _ = _follow(expected, detail["loc"][:-1])
-        return place, _unknown_key(str(place[-1]), bare(section), expected)
+        return place, _unknown_key(str(place[-1]), sorted(bare(section).model_fields))
     if kind == "value_error":
         return place, detail["msg"].removeprefix("Value error, ")
     if kind == "missing" and isinstance(place[-1], str):
-        return place, f"is missing: write {accepted(annotation)}{_purpose(annotation)}"
+        return place, f"is missing: write {accepted(annotation)}"
     if kind.startswith("union_tag") and isinstance(found, dict):
         kinds = kinds_of(annotation)
         if "kind" not in found:
@@ -87,37 +82,14 @@ def _explained(expected: Any, data: Any, detail: ErrorDetails) -> tuple[Location
     return place, f"found {_text(found)}; {remedy(annotation, found)}"
 
 
-def _purpose(annotation: Any) -> str:
-    """Return the first sentence about a text, in brackets."""
-    about = " ".join((annotation.__metadata__[0].description or "").replace("`", "").split())
-    sentence = about.partition(". ")[0].removesuffix(".")
-    return f" ({sentence})" if about and bare(annotation) is str else ""
-
-
 def _text(found: Any) -> str:
     text = "nothing" if found is None else in_yaml(found)
     return text if len(text) <= _MAX_CHARS else f"{text[:_MAX_CHARS]} ..."
 
 
-def _unknown_key(key: str, section: Any, expected: Any) -> str:
-    keys = sorted(section.model_fields)
-    places: dict[str, set[str]] = {}
-    for place, model in sections_of(expected):
-        for name in model.model_fields:
-            places.setdefault(name, set()).add(place or "the top level")
-    plain = re.sub(r"[- ]", "_", key.lower()).rpartition(".")[2]
-    if plain in _MEAN_URI and "uri" in keys:
-        plain = "uri"
-    here = difflib.get_close_matches(plain, keys, n=1, cutoff=0.8)
-    cutoff = 0.8 if "." in key else 0.92  # batch_size is no patch_size
-    anywhere = difflib.get_close_matches(plain, places, n=1, cutoff=cutoff)
-    if anywhere and ("." in key or not here):
-        found = sorted(places[anywhere[0]], key=lambda place: (place.count("."), place))
-        nearest = [place for place in found if place.count(".") == found[0].count(".")]
-        subject = "it" if anywhere[0] == key else repr(anywhere[0])
-        return f"unknown key {key!r}; {subject} belongs in {one_of(nearest)}"
-    here = here or difflib.get_close_matches(plain, keys, n=1, cutoff=0.5)
-    hint = f"did you mean {here[0]!r}?" if here else f"the keys here are: {', '.join(keys)}"
+def _unknown_key(key: str, keys: list[str]) -> str:
+    near = difflib.get_close_matches(key.lower(), keys, n=1, cutoff=_MISSPELT)
+    hint = f"did you mean {near[0]!r}?" if near else f"the keys here are: {', '.join(keys)}"
     return f"unknown key {key!r}; {hint}"
 
 
@@ -144,27 +116,16 @@ def _follow(annotation: Any, location: Location) -> tuple[Any, Location]:
 
 def remedy(annotation: Any, found: Any) -> str:
     """Say what to write in place of a value."""
-    if isinstance(found, str) and found and (section := _with_uri(annotation, found)):
-        return f"write {in_yaml(section)}"
     adapter = TypeAdapter(annotation)
     for candidate in _candidates(annotation, found):
         with suppress(ValueError):  # not strict, so that "8" and 8.0 are read as 8
             value = adapter.validate_json(json.dumps(candidate, allow_nan=False))
-            plain = adapter.dump_python(value, mode="json", exclude_unset=True)
-            meant = re.sub(r"\b(\d+)\.0(?=[,\]]|$)", r"\1", in_yaml(plain))
+            meant = in_yaml(adapter.dump_python(value, mode="json", exclude_unset=True))
             if meant != in_yaml(found):
                 return f"write {meant}"
     wanted = accepted(annotation)
     if "native" in kinds_of(annotation) and isinstance(found, str):
         return f"write {{checkpoint: {found}}} if that is a checkpoint, or else {wanted}"
-    if isinstance(found, list) and is_section(annotation):
-        return f"remove the dashes before its keys: {wanted}"
-    if found and isinstance(found, dict) and is_section(_entries(annotation)):
-        return f"write a list: put a dash before its first key, as in '- {next(iter(found))}: ...'"
-    if found is None and not any(one.is_required() for one in _fields(annotation)):
-        return f"write {wanted}, or remove the key"
-    if "${" in str(found):
-        return f"write {wanted}; variables are expanded in paths and URIs only"
     return f"write {wanted}"
 
 
@@ -176,7 +137,11 @@ def accepted(annotation: Any) -> str:
         for name, text in _LIMITS.items()
         if (bound := getattr(one, name, None)) is not None
     ]
-    examples = [f" such as {one_of(one.examples)}" for one in _fields(annotation) if one.examples]
+    examples = [
+        f" such as {one_of(one.examples)}"
+        for one in getattr(annotation, "__metadata__", ())
+        if isinstance(one, FieldInfo) and one.examples
+    ]
     annotation = bare(annotation)
     arguments = get_args(annotation)
     if annotation in _NAMES:
@@ -185,7 +150,8 @@ def accepted(annotation: Any) -> str:
         return f"a section with kind: {one_of(kinds)}"
     if is_section(annotation):
         fields = annotation.model_fields
-        return f"a section with {', '.join(_required(fields) or fields)}"
+        required = [name for name, info in fields.items() if info.is_required()]
+        return f"a section with {', '.join(required or fields)}"
     if get_origin(annotation) is Literal:
         return one_of(arguments)
     if get_origin(annotation) in (Union, UnionType):
@@ -213,48 +179,17 @@ def _candidates(annotation: Any, found: Any) -> Iterator[Any]:
     """Yield what ``found`` may stand for, likely or not."""
     if found is None or isinstance(found, bool):
         return
-    yield found
-    yield [found]
+    yield from (found, [found])
     if isinstance(found, list) and len(found) == 1:
-        yield found * 2  # a square
-        yield found[0]
+        yield from (found * 2, found[0])  # [128] is a square, or needs no brackets
     if isinstance(found, (dict, list)):
         return
-    text = str(found).strip().lower()
+    yield [found, found]
     if get_origin(bare(annotation)) is Literal:
         options = {str(option).lower(): option for option in get_args(bare(annotation))}
-        text = _ALIASES.get(text, text).replace("-", "_")
-        yield from map(options.get, difflib.get_close_matches(text, options, n=1))
-    if match := _QUANTITY.fullmatch(text):
-        with suppress(ValueError):
-            number = float(match[1]) * _UNITS[match[2]]
-            yield from (number, [number], [number, number])
-    if len(numbers := re.split(r"\s*[x×*,; ]\s*", text)) > 1:  # noqa: RUF001
-        yield numbers
+        near = difflib.get_close_matches(str(found).lower(), options, n=1, cutoff=_MISSPELT)
+        yield from map(options.get, near)
     yield re.sub(r"[^\w.-]+", "-", str(found))
-
-
-def _with_uri(annotation: Any, uri: str) -> Any:
-    """Return the section, or the list of it, that needs no more than a URI; None if none does."""
-    if section := _entries(annotation):
-        inner = _with_uri(section, uri)
-        return inner and [inner]
-    kinds = kinds_of(annotation)
-    kind = "webdataset" if uri.endswith(".tar") else "files"
-    if kind in kinds:
-        return None if TABLE_ENDING.search(uri) else {"kind": kind, "uri": uri}
-    model = _models_of(annotation).get("")
-    return {"uri": uri} if model and _required(model.model_fields) == ["uri"] else None
-
-
-def _required(fields: Mapping[str, FieldInfo]) -> list[str]:
-    return [name for name, info in fields.items() if info.is_required()]
-
-
-def _entries(annotation: Any) -> Any:
-    """Return the annotation of a list's entries; None if it describes no list."""
-    annotation = bare(annotation)
-    return get_args(annotation)[0] if get_origin(annotation) is tuple else None
 
 
 def bare(annotation: Any) -> Any:
@@ -268,11 +203,6 @@ def bare(annotation: Any) -> Any:
     return annotation
 
 
-def _fields(annotation: Any) -> list[FieldInfo]:
-    """Return the field that ``explain`` has put beside an annotation, if it belongs to one."""
-    return [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, FieldInfo)]
-
-
 def _rules(annotation: Any) -> Iterator[Any]:
     for one in getattr(annotation, "__metadata__", ()):
         yield from one.metadata if isinstance(one, FieldInfo) else [one]
@@ -281,28 +211,13 @@ def _rules(annotation: Any) -> Iterator[Any]:
         yield from _rules(one)
 
 
-def _models_of(annotation: Any) -> dict[str, Any]:
-    """Return the models that a section may be read as, by kind; ``""`` if there is only one."""
+def kinds_of(annotation: Any) -> dict[str, Any]:
+    """Return the models of a discriminated union by kind; empty for any other annotation."""
     annotation = bare(annotation)
-    if isinstance(annotation, type(BaseModel)):
-        return {"": annotation}
     union = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
     members = [one for one in map(bare, union) if isinstance(one, type(BaseModel))]
     return {kind: one for one in members for kind in get_args(one.model_fields["kind"].annotation)}
 
 
-def kinds_of(annotation: Any) -> dict[str, Any]:
-    """Return the models of a discriminated union by kind; empty for any other annotation."""
-    return {kind: model for kind, model in _models_of(annotation).items() if kind}
-
-
 def is_section(annotation: Any) -> bool:
-    return bool(_models_of(annotation))
-
-
-def sections_of(annotation: Any, above: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield every section at any depth: its dotted key, and a model that it may be read as."""
-    for model in (_models_of(annotation) or _models_of(_entries(annotation))).values():
-        yield above, model
-        for name, info in model.model_fields.items():
-            yield from sections_of(info.annotation, f"{above}.{name}".lstrip("."))
+    return isinstance(bare(annotation), type(BaseModel)) or bool(kinds_of(annotation))

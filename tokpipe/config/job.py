@@ -260,7 +260,7 @@ class StoreOptions(Frozen):
 class JobConfig(Frozen):
     """A whole job."""
 
-    dataset: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
+    dataset: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$", examples=["webvid"])]
     """Name of the dataset; part of every clip id."""
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     """Where clips come from: one or more sections of the kinds below."""
