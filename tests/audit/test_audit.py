@@ -161,7 +161,7 @@ def test_a_folder_without_a_job_is_no_damage_but_one_with_shards_is(
     (tmp_path / "other").mkdir()
     (tmp_path / "other/notes.txt").touch()
     assert main(["audit", str(tmp_path / "other")]) == 2
-    assert "this folder is not an output" in capsys.readouterr().err
+    assert "so it is not an output; it holds notes.txt" in capsys.readouterr().err
     output.store.delete("job.json")
     assert main(["audit", output.store.uri]) == 8
     said = " ".join(capsys.readouterr().out.split())

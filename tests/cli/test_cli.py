@@ -102,18 +102,6 @@ def test_the_command_alone_and_help_list_all_verbs(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("statsu", "'status'"), ("list", "'ls'"), ("exprot", "'export'"), ("xyz", "verbs are init,")],
-)
-def test_a_misspelt_verb_is_answered_with_one_that_exists(
-    typed: str, offered: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main([typed, "out/demo"])
-    assert offered in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("typed", "offered"),
     [
         ("stat", {"status"}),
         ("ls --s", {"--source", "--storage"}),
@@ -147,13 +135,13 @@ def test_a_shell_completes_verbs_options_and_choices(
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["--verison"], "there is no option '--verison'; did you mean '--version'?"),
-        (["sumbit"], "there is no verb 'sumbit'; did you mean 'submit'?"),
-        (["ls", "out", "--lmit=3"], "unrecognized arguments: --lmit=3; did you mean --limit?"),
+        (["--verison"], "there is no verb '--verison'; the verbs are init, check, "),
+        (["sumbit"], "there is no verb 'sumbit'; the verbs are init, check, "),
+        (["ls", "out", "--lmit=3"], "tokpipe ls: error: unrecognized arguments: --lmit=3\n"),
         (["status", "out", "more"], "unrecognized arguments: more\n"),
     ],
 )
-def test_misspelt_words_are_named_with_the_nearest(
+def test_misspelt_words_are_named(
     words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):

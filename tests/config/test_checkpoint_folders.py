@@ -135,7 +135,7 @@ def test_an_unusable_config_is_named(tmp_path: Path, section: object, problem: s
     ("tokenizer", "problem"),
     [
         ({"checkpoint": "nowhere"}, r"nowhere/config.yaml cannot be read: No such file"),
-        ({"checkpoint": "fsq-4x8x8"}, r"Did you mean builtin://fsq-4x8x8\? Correct the URI"),
+        ({"checkpoint": "fsq-4x8x8"}, "Built-in checkpoints: builtin://fsq-4x8x8"),
         ({"checkpoint": "small", "name": "mine"}, "name next to it could contradict"),
         ({"checkpoint": 3}, "tokenizer.checkpoint: 3 must be the path or URI of a checkpoint"),
         ({"checkpoint": "${NOWHERE}"}, "environment variable NOWHERE is not set"),

@@ -130,7 +130,7 @@ _NAMED: dict[str, dict[str, _Case]] = {
     "missing columns": {
         "empty.csv": ("", "empty"),
         "no_rows.csv": ("url\n", "has no rows"),
-        "other_column.csv": ("uri\nx\n", "did you mean"),
+        "other_column.csv": ("uri\nx\n", "its columns are uri"),
         "no_column.jsonl": ('{"a": 1}\n', "names a"),
         "no_objects.jsonl": ("1\n2\n", "none of its 2"),
         "no_column.parquet": ({"a": [1]}, "names a column"),

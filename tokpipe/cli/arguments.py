@@ -102,16 +102,16 @@ class Verb:
 
 
 def job_of(parsed: argparse.Namespace) -> JobConfig:
-    """Read the job file that the user named, or say what else was named."""
-    from tokpipe.verbs.locate import check_is_job_file
+    """Read the job file that the user named."""
+    from tokpipe.verbs.locate import check_not_in_output
     from tokpipe.weights.read import read_object
 
-    check_is_job_file(parsed.job)
+    check_not_in_output(parsed.job)
     return load_job(parsed.job, read=read_object)
 
 
 def store_of(parsed: argparse.Namespace) -> "Store":
-    """Find the output that the user named, or suggest what to name."""
+    """Find the output that the user named."""
     from tokpipe.verbs.locate import find_output
 
     return find_output(parsed.output, load_storage(parsed.storage))

@@ -2,7 +2,6 @@
 
 import argparse
 import atexit
-import difflib
 import inspect
 import io
 import os
@@ -94,18 +93,11 @@ def _parse(words: list[str]) -> argparse.Namespace:
         parser.exit(2)
     if words[0] == "help":
         words = [*words[1:], "--help"]
-    known = [*VERBS, "-h", "--help", "--version"]
-    if words[0] not in known:
-        kind = "option" if words[0].startswith("-") else "verb"
-        near = difflib.get_close_matches(words[0], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(VERBS)}"
-        parser.error(f"there is no {kind} {words[0]!r}; {hint}")
+    if words[0] not in (*VERBS, "-h", "--help", "--version"):
+        parser.error(f"there is no verb {words[0]!r}; the verbs are {', '.join(VERBS)}")
     parsed, unknown = parser.parse_known_args(words)
     if unknown:
-        options = {text for action in parsed.its_parser._actions for text in action.option_strings}
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        parsed.its_parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        parsed.its_parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return parsed
 
 

@@ -72,15 +72,11 @@ def resolve_checkpoint(
     try:
         data = (read_local if folder.startswith(BUILTIN) else read)(config_uri)
     except TokpipeError as error:
-        names = ""
-        if folder.startswith(BUILTIN):
-            names = f" Built-in checkpoints: {', '.join(builtin_names())}."
-        elif (name := folder.rpartition("/")[2]) in builtin_names():
-            names = f" Did you mean {BUILTIN}{name}?"
+        builtin = ", ".join(f"{BUILTIN}{name}" for name in builtin_names())
         raise ConfigError(
             f"tokenizer.checkpoint: {error}. A checkpoint is a folder with {CONFIG_NAME} and "
-            f"weights; the job has no tokenizer without it.{names} Correct the URI, or create the "
-            "folder with `tokpipe convert`"
+            f"weights; the job has no tokenizer without it. Correct the URI, or create the folder "
+            f"with `tokpipe convert`. Built-in checkpoints: {builtin}"
         ) from error
     return _parse_config(data, config_uri, folder, section.get("kind")), config_uri
 

@@ -67,7 +67,10 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not a text file, so it is not a job file") from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read as a job file: {error.strerror}") from error
+        raise ConfigError(
+            f"{path}: cannot be read as a job file: {error.strerror}. Name a job file, such as "
+            "jobs/demo.yaml, or write one with tokpipe init"
+        ) from error
 
 
 def parse_job(

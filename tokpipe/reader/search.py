@@ -1,17 +1,14 @@
 """Finds clips by what people remember of them."""
 
-import difflib
 import fnmatch
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
 
 from tokpipe.reader.output import Output
 from tokpipe.reader.values import ShardInfo
-
-_COMPARED = 20_000  # Names that a misspelling is compared with, at about 10 microseconds each
 
 
 def source_matcher(pattern: str) -> Callable[[str], bool]:
@@ -28,18 +25,6 @@ def source_matcher(pattern: str) -> Callable[[str], bool]:
         return pattern in uri or (is_glob and fnmatch.fnmatchcase(f"/{uri}", f"*[/#]{pattern}"))
 
     return matches
-
-
-def near_names(wanted: str, names: Iterable[str]) -> list[str]:
-    """Return a name that starts with ``wanted``, or else up to three that resemble it."""
-    wanted = _folded(wanted.strip("*?"))
-    others: dict[str, str] = {}
-    for name in names:
-        if (folded := _folded(name)).startswith(wanted):
-            return [name]
-        if len(others) < _COMPARED:
-            others.setdefault(folded, name)
-    return [others[folded] for folded in difflib.get_close_matches(wanted, others)]
 
 
 def side_rows(output: Output, columns: Sequence[str]) -> Iterator[tuple[ShardInfo, dict[str, Any]]]:

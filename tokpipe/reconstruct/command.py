@@ -12,7 +12,7 @@ from tokpipe.errors import NotFound
 from tokpipe.media.quality import Frames, Quality
 from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
 from tokpipe.reader import Clip, Output
-from tokpipe.reader.search import near_names, side_rows, source_matcher
+from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.reconstruct.frames import SideBySide
 from tokpipe.telemetry.human import finite
 
@@ -125,8 +125,5 @@ def _find(output: Output, clip_id: str | None, source: str | None) -> tuple[Clip
                 f"{uri}: clip {ref.clip_id} of {ref.source_uri} was rejected as {rejected.reason}, "
                 f"so it has no codes: {rejected.message}"
             )
-    names = (row[key].rpartition("/")[2] for _, row in side_rows(output, columns))
-    near = " or ".join(near_names(clip_id or source or "", names))
     problem = f"has no clip {clip_id!r}" if source is None else f"no source matches {source!r}"
-    hint = f" Did you mean {near}?" if near else ""
-    raise NotFound(f"{uri}: {problem}.{hint} List clips with tokpipe ls {uri}")
+    raise NotFound(f"{uri}: {problem}. List clips with tokpipe ls {uri}")

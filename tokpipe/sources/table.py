@@ -1,6 +1,5 @@
 """Tables: one row per row of a CSV, TSV, JSONL or Parquet table."""
 
-import difflib
 import json
 import os
 import re
@@ -206,8 +205,7 @@ class TableRows(RowSource):
         self._columns = pa.schema(list({**read, **{one.name: one.type for one in carried}}.items()))
 
     def _explain_missing(self, key: str, name: str, table: TableFile, names: list[str]) -> str:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "write one of those."
+        hint = "write one of those."
         if isinstance(table, DelimitedFile):
             header = table.delimiter.join(names)
             for other in (one for one in ",;|\t" if name in header.split(one)):
