@@ -1,6 +1,5 @@
 """An audit finds every planted defect, and nothing in a clean output."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from tests.audit.defects import DEFECTS, FAMILIES, relist
 from tests.audit.outputs import Made, edit, entry_of, finished, parquet_edited
 from tokpipe.audit import audit
 from tokpipe.storage import Store
+from tokpipe.telemetry.human import json_line
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_planted_defect_is_found(
         clean_output.write.store = before
     report = audit(store)
     assert not report.is_clean
-    assert json.dumps(report.to_dict())
+    assert json_line(report.to_dict())
     for finding in report.findings:
         assert finding.where.startswith(store.uri)
         assert store.uri in finding.message

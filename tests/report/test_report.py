@@ -26,6 +26,7 @@ from tokpipe.reader.output import Output
 from tokpipe.reconstruct.command import decode_clip
 from tokpipe.report import WrittenReport
 from tokpipe.telemetry.account import Account
+from tokpipe.telemetry.human import json_line
 
 NOW = BEGAN + timedelta(days=2)
 
@@ -72,7 +73,7 @@ def test_a_real_output_is_shown_with_figures_and_pictures(
         with av.open(io.BytesIO(base64.b64decode(data))) as image:
             (frame,) = image.decode(video=0)
         assert (frame.width, frame.height) == (4 * 64, 64)
-    figures = json.loads(json.dumps(real_report.to_dict()))
+    figures = json.loads(json_line(real_report.to_dict()))
     for pair in figures["pairs"]["clips"]:
         decoded = decode_clip(
             output, tmp_path / "clip.png", clip_id=pair["clip_id"], compare=True, device="cpu"
@@ -172,7 +173,7 @@ def test_an_output_of_an_early_version_has_no_speed_of_light(tmp_path: Path) -> 
     page, report = page_of(with_history(actors=Account()), tmp_path)
     assert "does not record how actors spent their time" in page.text
     assert "Fraction of the speed of light" not in page.text
-    assert json.loads(json.dumps(report.to_dict()))["speed_of_light"] is None
+    assert json.loads(json_line(report.to_dict()))["speed_of_light"] is None
 
 
 def test_a_damaged_shard_is_left_out_and_reported(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tokpipe.config import JobConfig, load_job
 from tokpipe.errors import ConfigError
 from tokpipe.reader import open_output
 from tokpipe.stages.fit import SHOWN
+from tokpipe.telemetry.human import json_line
 from tokpipe.verbs.forecast import Estimate, Forecast
 
 LENGTHS = (1, 2, 8, 9, 10, 18, 21, 30)
@@ -106,7 +107,7 @@ def test_a_job_for_gpus_is_told_what_they_hold(device: str, videos: Path, tmp_pa
         assert not lines
         assert not found.memory
         return
-    small, large = json.loads(json.dumps(found.to_dict()))["memory"]
+    small, large = json.loads(json_line(found.to_dict()))["memory"]
     assert lines == [small["text"], large["text"]]
     assert small["batch_chunks"] == dict.fromkeys(SHOWN, 8)
     assert (large["shape"], large["batch_chunks"]["L4"]) == ([17, 1080, 1920], 0)

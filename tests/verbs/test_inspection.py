@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.formats.formats_helpers import encoded_clip
 from tests.reader.reader_helpers import store_with
 from tokpipe.reader.output import Output
+from tokpipe.telemetry.human import json_line
 from tokpipe.telemetry.usage import CodeUsage
 from tokpipe.types import EncodedClip
 from tokpipe.verbs.inspect import Inspection
@@ -45,7 +46,7 @@ def test_codes_of_all_shards_are_counted(output: Output, clips: list[list[Encode
     assert f"{len(wanted):,} of 8,192 occur" in text
     assert "codes              list of uint16" in text
     assert "caption=caption 0" in text
-    shown = json.loads(json.dumps(found.to_dict()))
+    shown = json.loads(json_line(found.to_dict()))
     assert sum(shown["counted"]["histogram"]) == counts.sum() == shown["num_codes"]
     assert shown["schema"]["clip_id"] == "string"
 
@@ -61,7 +62,7 @@ def test_sampled_shards_are_evenly_spread(output: Output, clips: list[list[Encod
 def test_an_output_without_codes_says_so() -> None:
     found = Inspection(Output(store_with()))
     assert "no codes yet" in "\n".join(found.lines())
-    assert json.loads(json.dumps(found.to_dict()))["counted"]["num_codes"] == 0
+    assert json.loads(json_line(found.to_dict()))["counted"]["num_codes"] == 0
 
 
 @given(st.dictionaries(st.integers(0, 8191), st.integers(1, 1000), min_size=1, max_size=50))

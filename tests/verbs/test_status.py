@@ -20,6 +20,7 @@ from tokpipe.formats.manifest import (
 from tokpipe.formats.shard import receipt_of
 from tokpipe.reader import Output
 from tokpipe.telemetry.account import Account
+from tokpipe.telemetry.human import json_line
 from tokpipe.types import Rejected
 from tokpipe.verbs.status import Status
 
@@ -102,7 +103,7 @@ def test_rate_and_time_left_are_those_of_the_newest_driver(store: DictStore) -> 
         "  last commit 0:40 ago, by process 4242 on head-node (tokpipe 1.2.3)\n"
         "  recently 0.20 clips/s, left 1:15"
     )
-    shown = json.loads(json.dumps(found.to_dict()))
+    shown = json.loads(json_line(found.to_dict()))
     assert (shown["num_rows_done"], shown["totals"]["rejected"]) == (5, {"truncated": 1})
     assert (shown["is_done"], shown["totals"]["goodput"]) == (False, 0.8)
 

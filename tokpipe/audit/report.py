@@ -6,13 +6,13 @@ All defects are counted, and some of each kind are kept as examples.
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from tokpipe.audit.leftovers import Leftovers
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.manifest import Totals
-from tokpipe.telemetry.human import counted, finite
+from tokpipe.telemetry.human import counted
 
 Depth = Literal["manifest", "sizes", "bytes"]
 """Check the manifest alone, or also the size of each listed object, or every byte and code."""
@@ -82,10 +82,6 @@ class Sampled:
         if self.psnr_db is not None and self.psnr_again_db is not None:
             quality = f", PSNR {self.psnr_db:.2f} dB, encoded again {self.psnr_again_db:.2f} dB"
         return f"clip {self.clip_id}: {self.equal_fraction:.2%} of its codes are the same{quality}"
-
-    def to_dict(self) -> dict[str, Any]:
-        psnrs = {"psnr_db": finite(self.psnr_db), "psnr_again_db": finite(self.psnr_again_db)}
-        return {**asdict(self), **psnrs}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +155,11 @@ class AuditReport:
         return {
             **own,
             "clean": self.is_clean,
-            "defects": dict(findings.counts),
-            "examples": [asdict(finding) for finding in findings],
+            "defects": findings.counts,
+            "examples": list(findings),
             "num_tokenized": None if totals is None else totals.num_clips,
             "num_rejected": None if totals is None else totals.num_rejected,
             "num_shards": None if totals is None else totals.num_shards,
-            "encoders": None if totals is None else dict(totals.encoders),
-            "leftovers": asdict(self.leftovers),
-            "sampled": [one.to_dict() for one in self.sampled],
+            "encoders": None if totals is None else totals.encoders,
             "elapsed_s": round(self.elapsed_s, 3),
         }

@@ -1,7 +1,6 @@
 """Verbs that make, check and run jobs, and make their tokenizers."""
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from tokpipe.cli.arguments import Parser, Verb, job_of, positive
 from tokpipe.cli.output import Result, print_lines
 from tokpipe.errors import ConfigError
 from tokpipe.runtime import submitted
+from tokpipe.telemetry.human import json_line
 
 TOO_MANY_REJECTED = 4
 
@@ -61,7 +61,7 @@ class Check(Verb, example="tokpipe check jobs/demo.yaml"):
 
         checked = check(job_of(parsed), num_sampled=parsed.sample, seed=parsed.seed)
         if parsed.json:
-            return [json.dumps([{"subject": one.subject, **one.facts} for one in checked])]
+            return [json_line([{"subject": one.subject, **one.facts} for one in checked])]
         return (one.text for one in checked)
 
 

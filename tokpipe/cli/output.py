@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import json
 import sys
 import traceback
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from tokpipe.errors import ConfigError, TokpipeError
 from tokpipe.runtime.console import say
+from tokpipe.telemetry.human import json_line
 
 _EXTRAS = {
     **dict.fromkeys(("av", "ray", "safetensors", "torch"), "run"),
@@ -43,7 +43,7 @@ Result = Printable | Iterable[str] | int
 
 
 def shown(result: Printable, parsed: argparse.Namespace) -> Iterable[str]:
-    return [json.dumps(result.to_dict())] if parsed.json else result.lines()
+    return [json_line(result.to_dict())] if parsed.json else result.lines()
 
 
 def print_lines(lines: Iterable[str], console: Console | None = None) -> None:

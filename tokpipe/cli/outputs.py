@@ -1,7 +1,6 @@
 """Verbs that read a job's output."""
 
 import argparse
-import json
 import re
 from dataclasses import asdict
 
@@ -11,6 +10,7 @@ from tokpipe.cli.arguments import Parser, Verb, check_new_file, output_of, store
 from tokpipe.cli.output import Result, print_lines, shown
 from tokpipe.errors import CorruptOutput
 from tokpipe.export import FORMATS
+from tokpipe.telemetry.human import json_line
 
 
 class Status(Verb, example="tokpipe status s3://bucket/codes/webvid"):
@@ -200,7 +200,7 @@ class Clean(Verb, example="tokpipe clean out/demo --older-than 2d --dry-run"):
         age_s, is_dry = parsed.older_than, parsed.dry_run
         removed = clean(store, older_than_s=age_s, partial=parsed.partial, dry_run=is_dry)
         if parsed.json:
-            return [json.dumps({**asdict(removed), "dry_run": is_dry})]
+            return [json_line({**asdict(removed), "dry_run": is_dry})]
         done = "would remove" if is_dry else "removed"
         size = f"{removed.size_bytes / 1e6:,.1f} MB"
         lines = [f"{store.uri}: {done} {removed.num_objects:,} unlisted objects, {size}"]

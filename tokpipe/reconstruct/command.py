@@ -14,7 +14,6 @@ from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
 from tokpipe.reader import Clip, Output
 from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.reconstruct.frames import SideBySide
-from tokpipe.telemetry.human import finite
 
 GRID_FRAMES = 8  # Frames in an image
 
@@ -43,18 +42,16 @@ class Decoded:
             yield f"against the source: {values} (means over frames)"
 
     def to_dict(self) -> dict[str, Any]:
-        quality = None
-        if self.quality is not None:  # JSON has no infinity
-            quality = {"psnr_db": finite(self.quality.psnr_db), "ssim": self.quality.ssim}
+        quality = self.quality
         return {
             "clip_id": self.clip.clip_id,
             "source_uri": self.clip.source_uri,
             "num_matches": self.num_matches,
-            "file": str(self.path),
+            "file": self.path,
             "num_frames": self.num_frames,
-            "size": list(self.size),
-            "num_codes": int(self.clip.codes.size),
-            "quality": quality,
+            "size": self.size,
+            "num_codes": self.clip.codes.size,
+            "quality": quality and {"psnr_db": quality.psnr_db, "ssim": quality.ssim},
         }
 
 

@@ -11,7 +11,7 @@ from tokpipe.report.facts import Pairs, Sample
 from tokpipe.report.history import History, read_groups
 from tokpipe.report.page import page
 from tokpipe.storage.local_files import write_file
-from tokpipe.telemetry.human import finite, size_text
+from tokpipe.telemetry.human import size_text
 from tokpipe.verbs.status import Status
 
 
@@ -64,7 +64,7 @@ class WrittenReport:
             clips = [
                 {
                     "clip_id": one.clip.clip_id,
-                    "psnr_db": finite(one.psnr_db),
+                    "psnr_db": one.psnr_db,
                     "ssim": one.ssim,
                     "problem": one.problem,
                 }
@@ -72,7 +72,7 @@ class WrittenReport:
             ]
             pairs = {"problem": self.pairs.problem, "clips": clips}
         return {
-            "file": str(self.path),
+            "file": self.path,
             "size_bytes": self.size_bytes,
             "bits_per_code": totals.bits_per_code,
             "frames_per_s": self.frames_per_s,

@@ -1,7 +1,10 @@
-"""Formats numbers for people and for JSON."""
+"""Formats figures for people and, as JSON, for programs."""
 
+import json
 import math
 from collections.abc import Mapping
+
+from pydantic_core import to_jsonable_python
 
 
 def duration(seconds: float) -> str:
@@ -58,6 +61,6 @@ def slow_text(slow_s: Mapping[str, float]) -> str:
     return "; ".join(f"{why} ({duration(s)} of encoding)" for why, s in slow_s.items())
 
 
-def finite(number: float | None) -> float | None:
-    """Return the number, or None for infinity and NaN, which JSON cannot represent."""
-    return number if number is not None and math.isfinite(number) else None
+def json_line(value: object) -> str:
+    """Return dataclasses and plain data as JSON, with null for infinity and NaN."""
+    return json.dumps(to_jsonable_python(value, inf_nan_mode="null"))

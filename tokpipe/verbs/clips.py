@@ -1,9 +1,7 @@
 """``tokpipe ls`` and ``tokpipe rejected``: the clips of an output, and those that it lacks."""
 
 import functools
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -11,7 +9,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.reader import Output
 from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.stages.chunks import num_kept_latents, plan_chunks
-from tokpipe.telemetry.human import counted
+from tokpipe.telemetry.human import counted, json_line
 from tokpipe.types import Rejected
 
 _COLUMNS = [
@@ -35,7 +33,7 @@ def clip_lines(
     """
     clips = listed_clips(output, source=source, mark=mark)
     if as_json:
-        yield from map(json.dumps, islice(clips, limit or None))
+        yield from map(json_line, islice(clips, limit or None))
         return
     uri, rejected = output.store.uri, output.totals.num_rejected
     hint = f" (tokpipe rejected {uri})" if rejected else ""
@@ -85,7 +83,7 @@ def rejected_lines(
             yield f"  {output.incomplete}"
     for one in output.rejected():
         if reason in (None, one.reason) and stage in (None, one.stage):
-            yield from [json.dumps(asdict(one))] if as_json else _rejected_lines(one)
+            yield from [json_line(one)] if as_json else _rejected_lines(one)
 
 
 def _rejected_lines(rejected: Rejected) -> list[str]:

@@ -8,7 +8,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +22,6 @@ from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.fit import EncoderMemory
 from tokpipe.storage import Store
-from tokpipe.storage.left_out import LeftOut
 from tokpipe.telemetry.human import counted, counts_text, duration, size_text
 from tokpipe.types import Cut, Failed, Rejected
 
@@ -99,8 +98,7 @@ class Forecast:
             self.cost = self.encoder_s / 3600 * price_per_hour
 
     def to_dict(self) -> dict[str, Any]:
-        own = vars(self).items()
-        return {k: asdict(v) if isinstance(v, Estimate | LeftOut) else v for k, v in own}
+        return vars(self)
 
     def lines(self) -> Iterator[str]:
         """Yield the forecast for people."""
