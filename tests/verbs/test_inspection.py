@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.formats.formats_helpers import encoded_clip
 from tests.reader.reader_helpers import store_with
+from tokpipe.errors import CorruptOutput
 from tokpipe.reader.output import Output
 from tokpipe.telemetry.human import json_line
 from tokpipe.telemetry.usage import CodeUsage
@@ -57,6 +58,14 @@ def test_sampled_shards_are_evenly_spread(output: Output, clips: list[list[Encod
     np.testing.assert_array_equal(found.usage.codes, wanted)
     assert "codes of 2 shards:" in "\n".join(found.lines())
     assert found.clips == []
+
+
+def test_a_damaged_shard_ends_the_inspection(clips: list[list[EncodedClip]]) -> None:
+    store = store_with(*clips)
+    key = sorted(key for key in store.objects if key.startswith("shards/"))[-1]
+    store.objects[key] = store.objects[key][:-1] + b"!"
+    with pytest.raises(CorruptOutput, match=key):
+        Inspection(Output(store), num_shards=0)
 
 
 def test_an_output_without_codes_says_so() -> None:

@@ -1,72 +1,20 @@
-"""What a report shows of a sample of shards: counts, and clips beside their sources."""
+"""What a report shows of some clips: pictures beside those of their sources."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
-from random import Random
 from typing import TYPE_CHECKING
 
-from tokpipe.errors import CorruptOutput, TokpipeError
-from tokpipe.formats.shard_reader import ShardReader
+from tokpipe.errors import TokpipeError
 from tokpipe.reader import Clip, Output
-from tokpipe.telemetry.usage import CodeUsage
-from tokpipe.verbs.inspect import evenly_spread
 
 if TYPE_CHECKING:
     from tokpipe.reconstruct import SideBySide
 
 NUM_FRAMES = 4  # Frames to show of each clip
 MAX_FRAMES = 256  # Only the first chunks of a longer clip are decoded and compared
-
-
-class Sample:
-    """Counts over shards that are evenly spread over the output, fetched and verified."""
-
-    def __init__(self, output: Output, *, num_shards: int, num_clips: int, seed: int) -> None:
-        """``num_shards`` is 0 for all; ``seed`` selects ``num_clips`` clips to show."""
-        self.num_shards_of = len(output.shards)  # Shards of the output
-        self.num_shards = 0  # Shards that were counted
-        self.usage = CodeUsage(output.tokenizer.codebook_size)
-        self.frames_per_clip = Counter[int]()  # Number of clips by their number of frames
-        self.codes_per_clip = Counter[int]()
-        self.damaged: list[str] = []  # An error message for each shard that could not be counted
-        self.clips: list[Clip] = []
-        chosen, random = evenly_spread(self.num_shards_of, num_shards), Random(seed)
-        for number, index in enumerate(chosen, 1):
-            info = output.shards[index]
-            # Later shards make up for earlier ones with too few clips.
-            wanted = num_clips * number // len(chosen) - len(self.clips)
-            try:
-                shard = output.verified_shard(info)
-                frames, codes = _count(shard, self.usage)
-                clip_ids = random.sample(list(frames), min(wanted, len(frames)))
-                self.clips += output.clips_of(info, shard, clip_ids)
-            except CorruptOutput as error:
-                self.damaged.append(str(error))
-                continue
-            self.num_shards += 1
-            self.frames_per_clip.update(frames.values())
-            self.codes_per_clip.update(codes.values())
-        self.num_clips = self.frames_per_clip.total()
-
-
-def _count(shard: ShardReader, usage: CodeUsage) -> tuple[Counter[str], Counter[str]]:
-    """Add a shard's codes to ``usage``; return the frames and the codes of each clip, by id."""
-    frames: Counter[str] = Counter()
-    codes: Counter[str] = Counter()
-    for group in range(shard.num_row_groups):
-        rows = shard.read_row_group(group, ["clip_id", "n_frames", "codes"])
-        blocks = rows.column("codes")
-        usage.update(blocks.flatten().to_numpy())
-        clip_ids = rows.column("clip_id").to_pylist()
-        lengths = rows.column("n_frames").to_pylist(), blocks.value_lengths().to_pylist()
-        for clip_id, num_frames, num_codes in zip(clip_ids, *lengths, strict=True):
-            frames[clip_id] += num_frames
-            codes[clip_id] += num_codes
-    return frames, codes
 
 
 class Pair:

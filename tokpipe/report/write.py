@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tokpipe.reader import Output
-from tokpipe.report.facts import Pairs, Sample
+from tokpipe.report.facts import Pairs
 from tokpipe.report.history import History, read_groups
 from tokpipe.report.page import page
 from tokpipe.storage.local_files import write_file
 from tokpipe.telemetry.human import size_text
+from tokpipe.verbs.inspect import Sample
 from tokpipe.verbs.status import Status
 
 

@@ -1,10 +1,14 @@
 """``tokpipe inspect``: an output's codes, columns and first clips, from a few of its shards."""
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
+from random import Random
 from typing import Any
 
-from tokpipe.reader import Output
+from tokpipe.errors import CorruptOutput
+from tokpipe.formats.shard_reader import ShardReader
+from tokpipe.reader import Clip, Output
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.usage import CodeUsage
 
@@ -12,10 +16,53 @@ _BAR = " ▁▂▃▄▅▆▇█"
 _BINS = 64
 
 
-def evenly_spread(total: int, number: int) -> list[int]:
-    """Return ``number`` of ``total`` positions, evenly spread; all of them if it is 0."""
-    chosen = min(number, total) or total
-    return [index * total // chosen for index in range(chosen)]
+class Sample:
+    """Counts over shards that are evenly spread over the output, fetched and verified."""
+
+    def __init__(self, output: Output, *, num_shards: int, num_clips: int, seed: int) -> None:
+        """``num_shards`` is 0 for all; ``seed`` selects ``num_clips`` clips to show."""
+        self.num_shards_of = len(output.shards)  # Shards of the output
+        self.num_shards = 0  # Shards that were counted
+        self.usage = CodeUsage(output.tokenizer.codebook_size)
+        self.frames_per_clip = Counter[int]()  # Number of clips by their number of frames
+        self.codes_per_clip = Counter[int]()
+        self.damaged: list[str] = []  # An error message for each shard that could not be counted
+        self.clips: list[Clip] = []
+        num_chosen = min(num_shards, self.num_shards_of) or self.num_shards_of
+        chosen = [index * self.num_shards_of // num_chosen for index in range(num_chosen)]
+        random = Random(seed)
+        for number, index in enumerate(chosen, 1):
+            info = output.shards[index]
+            # Later shards make up for earlier ones with too few clips.
+            wanted = num_clips * number // len(chosen) - len(self.clips)
+            try:
+                shard = output.verified_shard(info)
+                frames, codes = _count(shard, self.usage)
+                clip_ids = random.sample(list(frames), min(wanted, len(frames)))
+                self.clips += output.clips_of(info, shard, clip_ids)
+            except CorruptOutput as error:
+                self.damaged.append(str(error))
+                continue
+            self.num_shards += 1
+            self.frames_per_clip.update(frames.values())
+            self.codes_per_clip.update(codes.values())
+        self.num_clips = self.frames_per_clip.total()
+
+
+def _count(shard: ShardReader, usage: CodeUsage) -> tuple[Counter[str], Counter[str]]:
+    """Add a shard's codes to ``usage``; return the frames and the codes of each clip, by id."""
+    frames: Counter[str] = Counter()
+    codes: Counter[str] = Counter()
+    for group in range(shard.num_row_groups):
+        rows = shard.read_row_group(group, ["clip_id", "n_frames", "codes"])
+        blocks = rows.column("codes")
+        usage.update(blocks.flatten().to_numpy())
+        clip_ids = rows.column("clip_id").to_pylist()
+        lengths = rows.column("n_frames").to_pylist(), blocks.value_lengths().to_pylist()
+        for clip_id, num_frames, num_codes in zip(clip_ids, *lengths, strict=True):
+            frames[clip_id] += num_frames
+            codes[clip_id] += num_codes
+    return frames, codes
 
 
 class Inspection:
@@ -24,14 +71,10 @@ class Inspection:
     def __init__(self, output: Output, *, num_shards: int = 8, num_clips: int = 3) -> None:
         """Fetch and verify ``num_shards`` shards, evenly spread (0 for all)."""
         self.output = output
-        chosen = evenly_spread(len(output.shards), num_shards)
-        self.num_shards = len(chosen)
-        self.usage = CodeUsage(output.tokenizer.codebook_size)
-        for index in chosen:
-            shard = output.verified_shard(output.shards[index])
-            for group in range(shard.num_row_groups):
-                codes = shard.read_row_group(group, ["codes"]).column(0)
-                self.usage.update(codes.flatten().to_numpy())
+        sample = Sample(output, num_shards=num_shards, num_clips=0, seed=0)
+        if sample.damaged:
+            raise CorruptOutput(sample.damaged[0])
+        self.num_shards, self.usage = sample.num_shards, sample.usage
         self.clips = list(islice(output.clips(), num_clips))
 
     def to_dict(self) -> dict[str, Any]:
