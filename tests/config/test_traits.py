@@ -188,7 +188,7 @@ def test_patches_multiply_the_stride() -> None:
     [
         (lambda: native(decoder=Movq3DConfig()), "decoder.ch_mult has 4 levels but encoder"),
         (lambda: native(quantizer=GUMBEL), "takes 5 channels but encoder.z_channels=6"),
-        (lambda: native(quantizer=FSQConfig(kind="fsq", levels=(64,) * 11)), "is too large"),
+        (lambda: native(quantizer=FSQConfig(kind="fsq", levels=(2000,) * 6)), "is too large"),
         (
             lambda: kinds.Emu3Config(kind="emu3", weights=URI, attn_resolutions=(2,)),
             "names level 2, but attention is as wide as the last level, 3",
