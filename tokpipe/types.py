@@ -5,8 +5,9 @@ Shape letters: T frames, H rows and W columns of pixels; t, h, w the latent grid
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field
 
@@ -19,7 +20,12 @@ Stage = Literal["decode", "encode", "write"]
 # Constraints of what is read back from an output, which anybody may have written.
 Count = Annotated[int, Field(ge=0, le=2**40)]
 Positive = Annotated[int, Field(gt=0, le=2**31 - 1)]
+CodeDtype = Literal["uint16", "uint32", "uint64"]
+Codes: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32] | NDArray[np.uint64]"
 Side = Annotated[int, Field(gt=0, le=2**15 - 1)]  # Of a grid of codes, and a stride
+# Codes per position, and the sizes of their codebooks: not written where there is one code.
+PerPosition = Annotated[Side, Field(exclude_if=lambda c: c == 1)]
+Sizes = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(exclude_if=operator.not_)]
 _NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.parquet"
 SHARD_KEY, SIDE_TABLE_KEY, SHA256 = f"^shards/{_NAME}$", f"^clips/{_NAME}$", "^[0-9a-f]{64}$"
 Sha256 = Annotated[str, Field(pattern=SHA256)]
@@ -172,8 +178,8 @@ class EncodedClip(Travels):
 
     ref: ClipRef
     chunks: tuple[ChunkSpan, ...]
-    codes: tuple[NDArray[np.uint16] | NDArray[np.uint32], ...]
-    """One (t, h, w) array per chunk, in the dtype of the output."""
+    codes: tuple[Codes, ...]
+    """One (t, h, w) or (t, h, w, c) array per chunk, in the dtype of the output."""
     pts_s: NDArray[np.float64]
     fps: float
     backend: str
@@ -184,7 +190,7 @@ class EncodedClip(Travels):
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w). All clips in a shard have the same."""
-        _, h, w = self.codes[0].shape
+        h, w = self.codes[0].shape[1:3]
         return h, w
 
     @property

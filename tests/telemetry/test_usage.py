@@ -71,3 +71,10 @@ def test_invalid_codes_are_rejected_and_not_counted() -> None:
     assert found.num_codes == found.num_used == 0
     with pytest.raises(ValueError, match="codebook_size=0"):
         CodeUsage(0)
+
+
+def test_the_histogram_of_a_codebook_of_64_bits_does_not_overflow() -> None:
+    found = CodeUsage(2**63)
+    found.update(np.array([0, 2**62, 2**63 - 1], np.uint64))
+    assert found.histogram(4).tolist() == [1, 0, 1, 1]
+    assert found.num_used == 3

@@ -142,7 +142,7 @@ class LFQConfig(Frozen):
     """Lookup-free quantization, arXiv:2310.05737: one bit per channel."""
 
     kind: Literal["lfq"]
-    dim: Annotated[int, Field(ge=1, le=31)]
+    dim: Annotated[int, Field(ge=1, le=62)]
     """Channels of the latent, and bits of a code."""
     bit_order: Literal["big", "little"] = "big"
     """``big``: the first channel is the highest bit of a code; ``little``: the lowest."""

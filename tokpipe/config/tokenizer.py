@@ -98,9 +98,8 @@ class NativeConfig(TokenizerConfig):
         if needed != channels:
             found = f"quantizer takes {needed} channels but encoder.z_channels={channels}"
             raise ValueError(f"{found}: make them equal")
-        if (size := self.quantizer.codebook_size) > 2**32:
-            found = f"a codebook of {size} codes does not fit uint32"
-            raise ValueError(f"{found}: use at most {2**32}")
+        if (size := self.quantizer.codebook_size) > 2**63:
+            raise ValueError(f"a codebook of {size} codes is too large: use at most {2**63}")
         in_channels = self.encoder.in_channels
         if in_channels is not None and in_channels != self.pixel_channels:
             raise ValueError(

@@ -1,10 +1,12 @@
 """What a tokenizer declares about itself: all that planning, checking and reading codes need."""
 
+import operator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from tokpipe.config.base import Frozen
+from tokpipe.types import CodeDtype, PerPosition, Sizes
 
 Layout = Literal["BCTHW", "BTCHW", "BCHW"]
 
@@ -20,8 +22,21 @@ class TokenizerTraits(Frozen):
     """Frames per latent frame, after the first."""
     spatial_stride: PositiveInt
     """Pixels per latent row and column."""
-    codebook_size: Annotated[int, Field(ge=1, le=2**32)]
+    codebook_size: Annotated[int, Field(ge=1, le=2**63)]
     """Codes are 0 <= code < codebook_size."""
+    codes_per_position: PerPosition = 1
+    """Codes of each position of the latent: residual levels, codebooks, or all tokens of a frame
+    that has a single position. With more than one, codes are (t, h, w, c)."""
+    codebook_sizes: Sizes = ()
+    """Size of the codebook of each code of a position, if they differ. ``codebook_size`` is the
+    largest."""
+    frame_size: Annotated[
+        tuple[PositiveInt, PositiveInt] | None,
+        Field(
+            description="Height and width of frames, for a tokenizer that takes no others.",
+            exclude_if=operator.not_,
+        ),
+    ] = None
     first_frames: PositiveInt = 1
     """Frames that a chunk's first latent frame covers: 1 for a causal tokenizer, whose first
     latent frame is an image; ``temporal_stride`` for one that groups from the start."""
@@ -57,6 +72,14 @@ class TokenizerTraits(Frozen):
                 f"size_multiple={self.size_multiple} is not a multiple of spatial_stride="
                 f"{self.spatial_stride}, so latents would not cover the frame: correct one of them"
             )
+        if sizes := self.codebook_sizes:
+            given = len(sizes), max(sizes)
+            if given != (self.codes_per_position, self.codebook_size):
+                raise ValueError(
+                    f"codebook_sizes has {given[0]} codebooks, the largest of {given[1]}, but "
+                    f"codes_per_position={self.codes_per_position} and codebook_size="
+                    f"{self.codebook_size}: make them agree"
+                )
         low, high = self.value_range
         if not low < high:
             do = "list what 0 and 255 become, in this order"
@@ -69,9 +92,20 @@ class TokenizerTraits(Frozen):
         return self
 
     @property
-    def code_dtype(self) -> Literal["uint16", "uint32"]:
-        """The smaller of these types that holds every code."""
-        return "uint16" if self.codebook_size <= 65_536 else "uint32"
+    def code_dtype(self) -> CodeDtype:
+        """The smallest of these types that holds every code."""
+        is_long = self.codebook_size > 2**32
+        return "uint16" if self.codebook_size <= 2**16 else "uint64" if is_long else "uint32"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Size of the codebook of each code of a position."""
+        return self.codebook_sizes or (self.codebook_size,) * self.codes_per_position
+
+    def grid(self, height: int, width: int) -> tuple[int, ...]:
+        """Return the (h, w) codes of a latent frame; (h, w, c) for several per position."""
+        grid = (height // self.spatial_stride, width // self.spatial_stride)
+        return grid if self.codes_per_position == 1 else (*grid, self.codes_per_position)
 
     @property
     def side_multiple(self) -> int:
@@ -104,6 +138,9 @@ class TokenizerTraits(Frozen):
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError if a frame size would lose pixels at the edges, or is not accepted."""
+        if self.frame_size and self.frame_size != (height, width):
+            wanted = "{}x{}".format(*self.frame_size)
+            raise ValueError(f"frames of {height}x{width}: this tokenizer accepts only {wanted}")
         multiple = self.side_multiple
         what = "size multiple" if multiple != self.spatial_stride else "spatial stride"
         for side, pixels in (("height", height), ("width", width)):

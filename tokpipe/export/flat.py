@@ -57,9 +57,9 @@ def write_memmap(samples: Iterable[Sample], source: Source, folder: Path) -> Non
             total += length
     if source.template is None:
         (folder / "codes.bin").rename(folder / "video.bin")
-        height, width = grid or (0, 0)
-        square = {"s": height} if height == width else {}
-        source.describe(folder, num_images=total, **square, h=height, w=width)
+        shape = dict(zip("hwc", grid or (0, 0), strict=False))
+        square = {"s": shape["h"]} if shape["h"] == shape["w"] else {}
+        source.describe(folder, num_images=total, **square, **shape)
 
 
 def write_megatron(samples: Iterable[Sample], source: Source, folder: Path) -> None:

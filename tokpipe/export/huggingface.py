@@ -30,7 +30,7 @@ Each row has {arrays}; `metadata.json` says what they mean.
 `{fingerprint}` into pixels. So does the decoder of the tokenizer, {tokenizer}.
 Its weights have the hash `{weights}` and the license: {license}.
 """
-_CODES = '`row["codes"].reshape(row["shape"])`, codes (t, h, w)'
+_CODES = '`row["codes"].reshape(row["shape"])`, codes (t, h, w[, c])'
 _TOKENS = '`tokens`, `loss`, and `row["positions"].reshape(-1, 3)`'
 
 

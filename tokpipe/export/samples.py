@@ -25,8 +25,8 @@ class Sample:
     clip_id: str
     source_uri: str
     arrays: dict[str, NDArray[Any]]
-    """``codes`` (t, h, w). With a template ``tokens`` (n,), ``loss`` (n,), which is 1 where a model
-    should learn to predict the token, and ``positions`` (n, 3): t, h and w of codes."""
+    """``codes`` (t, h, w) or (t, h, w, c). With a template ``tokens`` (n,), ``loss`` (n,), which is
+    1 where a model should learn to predict the token, and ``positions`` (n, 3): t, h, w."""
     num_codes: int  # In the arrays
     sidecar: str  # JSON that describes the clip, for formats that have a place for it
 
@@ -100,8 +100,8 @@ class Source:
                 arrays = {
                     name: getattr(document, name).astype(kind) for name, kind in self.dtypes.items()
                 }
-                place = document.tokens - template.vocabulary.offsets[0]
-                num_codes = int(((place >= 0) & (place < template.vocabulary.sizes[0])).sum())
+                words = template.vocabulary
+                num_codes = int((words.uses[document.tokens] >= len(words.special)).sum())
             sidecar = json.dumps(about, default=str)
             yield Sample(clip.clip_id, clip.source_uri, arrays, num_codes, sidecar)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 import tokpipe
 from tokpipe.config.job import ChunkingConfig
@@ -25,7 +25,16 @@ from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.formats.checks import damaged, explained, sha256, too_new
 from tokpipe.formats.layout import shard_key, side_table_key
 from tokpipe.formats.tables import required
-from tokpipe.types import ChunkSpan, EncodedClip, Receipt, Side
+from tokpipe.types import (
+    ChunkSpan,
+    CodeDtype,
+    Codes,
+    EncodedClip,
+    PerPosition,
+    Receipt,
+    Side,
+    Sizes,
+)
 
 SHARD_FORMAT = 1
 """Goes up when an older reader could misread a newer shard; a new column is no such change."""
@@ -44,7 +53,7 @@ _METADATA_PREFIX = "tokpipe."
 class _Row(NamedTuple):
     clip: EncodedClip
     chunk: ChunkSpan
-    block: NDArray[np.uint16] | NDArray[np.uint32]  # (t, h, w)
+    block: Codes  # (t, h, w) or (t, h, w, c)
 
 
 _COLUMNS: dict[str, tuple[pa.DataType, Callable[[_Row], Any]]] = {
@@ -66,19 +75,39 @@ _COLUMNS: dict[str, tuple[pa.DataType, Callable[[_Row], Any]]] = {
     "t": (pa.int16(), lambda row: row.block.shape[0]),
     "h": (pa.int16(), lambda row: row.block.shape[1]),
     "w": (pa.int16(), lambda row: row.block.shape[2]),
+    "c": (pa.int16(), lambda row: row.block.shape[3]),  # 1 where it is absent
     "codes_crc32": (pa.uint32(), lambda row: codes_crc32(row.block)),
 }
 """The columns of a shard except ``codes``, and where their values come from."""
 
 
-def shard_schema(code_dtype: Literal["uint16", "uint32"]) -> pa.Schema:
+def shard_schema(code_dtype: CodeDtype, codes_per_position: int = 1) -> pa.Schema:
     """Return the Arrow schema of a shard. Every column is required.
 
     Codes are lists: every engine tried reads them correctly, unlike binary and tensor columns.
     """
     code = pa.field("element", pa.type_for_alias(code_dtype), nullable=False)
-    schema = required({name: kind for name, (kind, _) in _COLUMNS.items()})
+    names = _COLUMNS if codes_per_position > 1 else [name for name in _COLUMNS if name != "c"]
+    schema = required({name: _COLUMNS[name][0] for name in names})
     return schema.insert(len(schema) - 1, pa.field("codes", pa.list_(code), nullable=False))
+
+
+def first_outside(codes: NDArray[Any], sizes: Sequence[int]) -> tuple[int, int, int] | None:
+    """Return the flat place, code and codebook size of one code that its codebook does not have.
+
+    ``codes`` are (...), or (..., c) for c > 1 ``sizes``.
+    """
+    for number, size in enumerate(sizes):
+        part = codes if len(sizes) == 1 else codes[..., number]
+        if part.size and int(part.max()) >= size:
+            place = int(part.argmax())
+            return place * len(sizes) + number, int(part.flat[place]), size
+    return None
+
+
+def _parsed(value: object) -> object:
+    """Parse what key-value metadata, all of which is text, has of a list."""
+    return json.loads(value) if isinstance(value, str) else value
 
 
 class TokenizerSpec(BaseModel):
@@ -90,14 +119,17 @@ class TokenizerSpec(BaseModel):
     name: str
     weights_hash: str  # Covers encoder and quantizer; names the seed of random weights
     licence: str = ""  # License of the weights; empty if not declared
-    codebook_size: Annotated[int, Field(gt=0, le=2**32)]  # Codes are 0 <= code < codebook_size
-    code_dtype: Literal["uint16", "uint32"]
+    codebook_size: Annotated[int, Field(gt=0, le=2**63)]  # Codes are 0 <= code < codebook_size
+    code_dtype: CodeDtype
+    codes_per_position: PerPosition = 1  # c; with more than one, codes are (t, h, w, c)
+    codebook_sizes: Annotated[Sizes, BeforeValidator(_parsed)] = ()
+    """Size of the codebook of each code of a position, if they differ."""
     bit_order: Literal["big", "little", ""] = ""
     """For codes made of one bit per channel: whether the first is the highest. Otherwise empty."""
     temporal_stride: Side  # Frames per latent frame, after a chunk's first
     first_frames: Side = 1  # Frames that a chunk's first latent frame covers
     spatial_stride: Side  # Pixels per latent row and column
-    code_order: Literal["t,h,w"] = "t,h,w"
+    code_order: Literal["t,h,w", "t,h,w,c"] = "t,h,w"
     """Axes of a row's flat codes, slowest first."""
     chunk_policy: str
 
@@ -107,8 +139,12 @@ class TokenizerSpec(BaseModel):
     ) -> "TokenizerSpec":
         """Extract what a reader needs from a job."""
         traits = tokenizer.traits
-        same = "codebook_size", "code_dtype", "temporal_stride", "first_frames", "spatial_stride"
+        same = (
+            *("codebook_size", "code_dtype", "codes_per_position", "codebook_sizes"),
+            *("temporal_stride", "first_frames", "spatial_stride"),
+        )
         return cls(
+            code_order="t,h,w" if traits.codes_per_position == 1 else "t,h,w,c",
             name=tokenizer.name,
             weights_hash=weights_hash,
             licence=getattr(tokenizer, "licence", traits.licence) or "",
@@ -116,6 +152,16 @@ class TokenizerSpec(BaseModel):
             chunk_policy=chunking.policy,
             **{name: getattr(traits, name) for name in same},
         )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Size of the codebook of each code of a position."""
+        return self.codebook_sizes or (self.codebook_size,) * self.codes_per_position
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """What follows (t, h, w) in the shape of codes: (c,) for several per position."""
+        return () if self.codes_per_position == 1 else (self.codes_per_position,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +184,7 @@ class ShardFooter:
 
     def to_key_values(self) -> dict[str, str]:
         """Return key-value pairs that describe the codes to readers that have only the file."""
-        tokenizer = self.metadata.tokenizer.model_dump()
+        tokenizer = self.metadata.tokenizer.model_dump(mode="json")
         values: dict[str, Any] = {
             "format_version": SHARD_FORMAT,
             "version": tokpipe.__version__,
@@ -188,8 +234,8 @@ def _encoders(clips: Sequence[EncodedClip]) -> dict[str, int]:
     return dict(sorted(Counter(clip.encoder for clip in clips if clip.encoder).items()))
 
 
-def codes_crc32(codes: NDArray[np.uint16] | NDArray[np.uint32]) -> int:
-    """Return the CRC-32 of a block's little-endian code bytes, t slowest and w fastest."""
+def codes_crc32(codes: Codes) -> int:
+    """Return the CRC-32 of a block's little-endian code bytes, t slowest."""
     little_endian = np.ascontiguousarray(codes, dtype=codes.dtype.newbyteorder("<"))
     return zlib.crc32(little_endian.data)
 
@@ -213,7 +259,7 @@ def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
     """
     clips = sorted(clips, key=lambda clip: clip.ref.clip_id)
     _check_clips(clips, metadata.tokenizer)
-    schema = shard_schema(metadata.tokenizer.code_dtype)
+    schema = shard_schema(metadata.tokenizer.code_dtype, metadata.tokenizer.codes_per_position)
     groups = list(_row_groups(clips))
     options = _writer_options(schema, with_dictionary=_prefers_dictionary(groups[0], schema))
     footer = ShardFooter(
@@ -253,12 +299,12 @@ def _problem(clip: EncodedClip, first: EncodedClip, tokenizer: TokenizerSpec) ->
         next_frame += chunk.num_frames
         if block.dtype != tokenizer.code_dtype:
             return f"chunk {index} has codes of {block.dtype}, not {tokenizer.code_dtype}"
-        if block.ndim != 3 or block.size == 0:
-            return f"chunk {index} has codes of shape {block.shape}, not (t, h, w)"
-        if block.shape[1:] != first.grid:
-            return f"chunk {index} has a grid of {block.shape[1:]} in a shard of {first.grid}"
-        if (largest := int(block.max())) >= tokenizer.codebook_size:
-            return f"chunk {index} has code {largest} of a codebook of {tokenizer.codebook_size}"
+        if block.ndim < 3 or block.shape[3:] != tokenizer.axes or block.size == 0:
+            return f"chunk {index} has codes of shape {block.shape}, not {tokenizer.code_order}"
+        if block.shape[1:3] != first.grid:
+            return f"chunk {index} has a grid of {block.shape[1:3]} in a shard of {first.grid}"
+        if found := first_outside(block, tokenizer.sizes):
+            return f"chunk {index} has code {found[1]} of a codebook of {found[2]}"
     if next_frame != len(clip.pts_s):
         return f"its chunks cover {next_frame} of its {len(clip.pts_s)} frames"
     return None
@@ -278,7 +324,11 @@ def _row_groups(clips: Sequence[EncodedClip]) -> Iterator[list[_Row]]:
 
 
 def _table(rows: Sequence[_Row], schema: pa.Schema) -> pa.Table:
-    values = {name: [read(row) for row in rows] for name, (_, read) in _COLUMNS.items()}
+    values = {
+        name: [read(row) for row in rows]
+        for name, (_, read) in _COLUMNS.items()
+        if name in schema.names
+    }
     offsets = np.cumsum([0, *(row.block.size for row in rows)])
     codes = pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()),  # raises on overflow

@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.checks import as_damage, check_bytes, damaged, in_brief
-from tokpipe.formats.shard import ShardFooter, ShardMetadata, codes_crc32, shard_schema
+from tokpipe.formats.shard import (
+    ShardFooter,
+    ShardMetadata,
+    codes_crc32,
+    first_outside,
+    shard_schema,
+)
 from tokpipe.formats.tables import UNREADABLE, check_bounds, check_texts
-from tokpipe.types import Receipt
+from tokpipe.types import Codes, Receipt
 
 _CHECKED_WITH_CODES = ("t", "h", "w", "codes", "codes_crc32")
 
@@ -36,9 +41,9 @@ class Chunk:
     n_context_frames: int  # Frames that were encoded before them and whose codes were dropped
     first_is_image: bool  # The first latent frame covers 1 frame instead of ``temporal_stride``
     fps: float
-    codes: NDArray[np.uint16] | NDArray[np.uint32]
-    """(t, h, w), 0 <= code < codebook size. As a ``ShardReader`` yields it, a read-only view that
-    keeps its row group in memory."""
+    codes: Codes
+    """(t, h, w) or (t, h, w, c), 0 <= code < codebook size. As a ``ShardReader`` yields it, a
+    read-only view that keeps its row group in memory."""
 
 
 class ShardReader:
@@ -75,7 +80,9 @@ class ShardReader:
             schema = self._file.schema_arrow.remove_metadata()
         self.num_row_groups: int = self._file.num_row_groups
         self.footer = ShardFooter.of_key_values(uri, self._file.metadata.metadata or {})
-        if schema != shard_schema(self.footer.metadata.tokenizer.code_dtype):
+        self.tokenizer = self.footer.metadata.tokenizer
+        self.schema = shard_schema(self.tokenizer.code_dtype, self.tokenizer.codes_per_position)
+        if schema != self.schema:
             found = f"its columns are not those of a shard: {in_brief(schema.to_string())}"
             raise damaged(uri, found)
         if (found_rows := self._file.metadata.num_rows) != (num_rows := self.footer.num_rows):
@@ -86,7 +93,7 @@ class ShardReader:
 
         Row CRCs are checked when ``codes`` is among the columns.
         """
-        names = shard_schema("uint16").names if columns is None else list(columns)
+        names = self.schema.names if columns is None else list(columns)
         wanted = list(names)
         if self.verify and "codes" in names:
             wanted += [name for name in _CHECKED_WITH_CODES if name not in names]
@@ -106,12 +113,13 @@ class ShardReader:
         offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
         t, h, w, crcs = (batch.column(name).to_numpy() for name in ("t", "h", "w", "codes_crc32"))
         height, width = self.footer.grid
-        lengths = np.diff(offsets)
+        lengths, axes = np.diff(offsets), self.tokenizer.axes
         wrong_grid = (h != height) | (w != width) | (min(height, width) < 0)
-        wrong = wrong_grid | (t < 0) | (lengths != t.astype(np.int64) * height * width)
+        size = math.prod((height, width, *axes))
+        wrong = wrong_grid | (t < 0) | (lengths != t.astype(np.int64) * size)
         if wrong.any():
             row = int(wrong.argmax())
-            found = f"has {lengths[row]} codes for a grid of {(int(t[row]), height, width)}"
+            found = f"has {lengths[row]} codes for a grid of {(int(t[row]), height, width, *axes)}"
             if wrong_grid[row]:
                 found = f"has grid {(int(h[row]), int(w[row]))} in a shard of {height}x{width}"
             raise self._damaged_row(group, row, found)
@@ -121,10 +129,10 @@ class ShardReader:
             if (crc := codes_crc32(flat[start:end])) != wanted:
                 found = f"has codes of CRC-32 {crc:08x}, not {wanted:08x}"
                 raise self._damaged_row(group, row, found)
-        size = self.footer.metadata.tokenizer.codebook_size
-        if len(flat) and (largest := int(flat.max())) >= size:
-            row = int(np.searchsorted(offsets, int(flat.argmax()), side="right")) - 1
-            raise self._damaged_row(group, row, f"has code {largest} of a codebook of {size}")
+        if outside := first_outside(flat.reshape(-1, *axes), self.tokenizer.sizes):
+            place, code, size = outside
+            row = int(np.searchsorted(offsets, place, side="right")) - 1
+            raise self._damaged_row(group, row, f"has code {code} of a codebook of {size}")
 
     def _damaged_row(self, group: int, row: int, found: str) -> CorruptOutput:
         return damaged(self.uri, f"row {row} of row group {group} {found}")
@@ -134,7 +142,8 @@ class ShardReader:
         fields = [field for field in Chunk.__slots__ if field != "codes"]
         for group in range(self.num_row_groups) if groups is None else groups:
             batch = self.read_row_group(group)
-            codes, shapes = batch.column("codes"), batch.select(["t", "h", "w"]).to_pylist()
+            sides = [name for name in ("t", "h", "w", "c") if name in self.schema.names]
+            codes, shapes = batch.column("codes"), batch.select(sides).to_pylist()
             offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
             for row, record in enumerate(batch.select(fields).to_pylist()):
                 block, shape = flat[offsets[row] : offsets[row + 1]], tuple(shapes[row].values())

@@ -13,8 +13,9 @@ from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.reader.cache_folder import CacheFolder
 from tokpipe.reader.columns import ShardColumns, write_columns
 from tokpipe.reader.output import Output
-from tokpipe.reader.shard_codes import Codes, ShardCodes, write_shard_codes
+from tokpipe.reader.shard_codes import ShardCodes, write_shard_codes
 from tokpipe.storage.read_ahead import read_ahead
+from tokpipe.types import Codes
 
 _MAPPED_SHARDS = 16_384  # The kernel allows a process 65,530 maps
 _ROW_BYTES = 256  # What the columns of a chunk take at most, other than codes
@@ -156,7 +157,7 @@ class CodeCache:
                 info.uri,
                 info.sha256,
                 ".codes",
-                lambda path: ShardCodes(path, dtype.name, info.grid),
+                lambda path: ShardCodes(path, dtype.name, (*info.grid, *self.tokenizer.axes)),
                 lambda file: write_shard_codes(file, self.output.verified_shard(info)),
                 min_bytes=info.num_codes * dtype.itemsize,
             )

@@ -193,7 +193,7 @@ class Output:
     @property
     def schema(self) -> pa.Schema:
         """Arrow schema of shards, one row per chunk."""
-        return shard_schema(self.tokenizer.code_dtype)
+        return shard_schema(self.tokenizer.code_dtype, self.tokenizer.codes_per_position)
 
     def iter_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows of all shards, a row group at a time, as Arrow record batches."""

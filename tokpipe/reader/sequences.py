@@ -88,13 +88,13 @@ class TokenSequences:
         self.stream, self.length, self.order, self.drop_last = stream, length, order, drop_last
         self.cut, self.long, self.num_sequences, self.even = cut, long, num_sequences, even
         self.has_template = template is not None
-        size = stream.tokenizer.codebook_size
-        self.template = template or default_template(size, order)
+        sizes = stream.tokenizer.sizes
+        self.template = template or default_template(sizes, order)
         vocabulary = self.template.vocabulary
-        if vocabulary.pad is None or (vocabulary.sizes != size).any():
+        if vocabulary.pad is None or tuple(vocabulary.sizes) != sizes:
             raise ConfigError(
                 f"the template's vocabulary has codebooks of {vocabulary.sizes.tolist()} codes and "
-                f"pad={vocabulary.pad}, but the clips have codes below {size}, and sequences need "
+                f"pad={vocabulary.pad}, but those of the clips have {[*sizes]}, and sequences need "
                 "a pad token: set the size, and pad"
             )
         self.padding = vocabulary.pad
@@ -257,11 +257,11 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         self._open = None
 
 
-def default_template(codebook_size: int, order: FlattenOrder = "thw") -> Template:
+def default_template(sizes: tuple[int, ...], order: FlattenOrder = "thw") -> Template:
     """Return the template of sequences without one: a separator, then the codes, which are their
-    own tokens."""
-    special = {"separator": codebook_size, "padding": codebook_size + 1}
-    codes = [{"size": codebook_size, "offset": 0}]
+    own tokens. Those of a second codebook come after those of the first."""
+    special = {"separator": sum(sizes), "padding": sum(sizes) + 1}
+    codes = [{"size": size, "offset": sum(sizes[:i])} for i, size in enumerate(sizes)]
     vocabulary = Vocabulary(codes, special=special, pad="padding")
     return Template(f"{{separator}}{{codes:{order}}}", vocabulary, finds_shape=False)
 

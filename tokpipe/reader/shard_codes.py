@@ -5,11 +5,12 @@ part (8 bytes), magic (8 bytes). So ``numpy.memmap(path, "<u2", "r", shape=num_c
 codes too.
 """
 
+import math
 import struct
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,7 @@ from numpy.typing import NDArray
 
 from tokpipe.formats.shard import shard_schema
 from tokpipe.formats.shard_reader import ShardReader
-
-Codes: TypeAlias = "NDArray[np.uint16] | NDArray[np.uint32]"
+from tokpipe.types import Codes
 
 _MAGIC = b"tokcode1"
 _END = struct.Struct("<Q8s")
@@ -30,10 +30,10 @@ _COLUMNS = [name for name in shard_schema("uint16").names if name != "codes"]
 class ShardCodes:
     """The codes of one shard, chunk by chunk, over a memory-mapped file.
 
-    ``codes[i]`` is a read-only view of shape (t, h, w). It stays valid when the file is removed.
+    ``codes[i]`` is a read-only view of shape (t, *grid). It stays valid when the file is removed.
     """
 
-    def __init__(self, path: Path, code_dtype: str, grid: tuple[int, int]) -> None:
+    def __init__(self, path: Path, code_dtype: str, grid: tuple[int, ...]) -> None:
         """Map what ``write_shard_codes`` wrote.
 
         Raises:
@@ -57,7 +57,7 @@ class ShardCodes:
         self.grid = grid
         t = table.column("t").chunk(0).to_numpy()
         self._size = len(t)
-        starts: Any = np.append(0, np.cumsum(t, dtype=np.int64)) * (grid[0] * grid[1])
+        starts: Any = np.append(0, np.cumsum(t, dtype=np.int64)) * math.prod(grid)
         dtype = np.dtype(code_dtype).newbyteorder("<")
         self.flat: Codes = np.frombuffer(whole, dtype, int(starts[-1]))
         """All codes, chunk after chunk."""
@@ -83,8 +83,7 @@ class ShardCodes:
             block: Codes = self.blocks[index]
             return block
         t, start = self._t[index], self._starts[index]
-        height, width = self.grid
-        return self.flat[start : start + t * height * width].reshape(t, height, width)
+        return self.flat[start : start + t * math.prod(self.grid)].reshape(t, *self.grid)
 
     def __iter__(self) -> Iterator[Codes]:
         return map(self.__getitem__, range(self._size))

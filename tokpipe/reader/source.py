@@ -17,7 +17,8 @@ from tokpipe.reader.code_cache import CodeCache
 from tokpipe.reader.columns import check_columns, kept_clips
 from tokpipe.reader.order import EpochOrder, quotas
 from tokpipe.reader.output import Output
-from tokpipe.reader.shard_codes import Codes, ShardCodes
+from tokpipe.reader.shard_codes import ShardCodes
+from tokpipe.types import Codes
 
 _log = logging.getLogger(__name__)
 

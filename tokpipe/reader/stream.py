@@ -15,9 +15,8 @@ from tokpipe.reader.epochs import Epoch, Epochs
 from tokpipe.reader.follow import Supply
 from tokpipe.reader.order import EpochOrder, Even, MixRemaining, Remaining, Share
 from tokpipe.reader.ranks import Ranks
-from tokpipe.reader.shard_codes import Codes
 from tokpipe.reader.source import Ahead, Source, clips_per_epoch, fitted_window
-from tokpipe.types import Count, Positive
+from tokpipe.types import Codes, Count, Positive
 
 Sample = dict[str, Any]  # ``clip_id``, ``codes`` (t, h, w) as int64, and columns
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokpipe.formats.manifest import ManifestEntry
 from tokpipe.formats.shard_reader import Chunk
 from tokpipe.storage.store import Store
+from tokpipe.types import Codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,8 @@ class Clip:
     damage: str | None = None  # What is missing from a damaged clip, in words
 
     @property
-    def codes(self) -> NDArray[np.uint16] | NDArray[np.uint32]:
-        """(t, h, w) codes of all chunks, concatenated in time."""
+    def codes(self) -> Codes:
+        """(t, h, w) or (t, h, w, c) codes of all chunks, concatenated in time."""
         return np.concatenate([chunk.codes for chunk in self.chunks])
 
 

@@ -1,5 +1,6 @@
 """Clips of an output decoded again from their codes and sources, and encoded again."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -19,11 +20,10 @@ from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.reader import Chunk, Clip, Output
-from tokpipe.reader.shard_codes import Codes
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
-from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected
+from tokpipe.types import Codes, DecodedClip, EncodedClip, Failed, Rejected
 from tokpipe.weights.read import TokenizerWeights, read_weights
 
 
@@ -49,10 +49,11 @@ class Reconstructor:
         (``streaming``). Padding and context are cut off. Memory does not grow with the clip.
         """
         state: StreamState | None = None
-        before: NDArray[np.uint16] | NDArray[np.uint32] | None = None
+        before: Codes | None = None
         traits = self.tokenizer.traits
         for chunk in chunks:
-            num_pixels = chunk.codes.size * traits.temporal_stride * traits.spatial_stride**2
+            num_positions = math.prod(chunk.codes.shape[:3])
+            num_pixels = num_positions * traits.temporal_stride * traits.spatial_stride**2
             if 3 * num_pixels > 2 * MAX_CLIP_BYTES or (chunk.n_context_frames and before is None):
                 shape = "x".join(map(str, chunk.codes.shape))
                 found = f"{shape} codes, {chunk.n_context_frames} frames of context"
@@ -76,7 +77,7 @@ class Reconstructor:
                 raise damaged(f"clip {chunk.clip_id}", f"it has not {chunk.n_frames} frames")
             yield frames
 
-    def _on_device(self, codes: NDArray[np.uint16] | NDArray[np.uint32]) -> torch.Tensor:
+    def _on_device(self, codes: Codes) -> torch.Tensor:
         return torch.from_numpy(codes.astype(np.int64)).unsqueeze(0).to(self.device)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import CustomConfig, TokenizerConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault
+from tokpipe.formats.shard import first_outside
 from tokpipe.models.graphs import CudaGraphs, GraphedCall
 from tokpipe.models.group_norm import GroupNorm, working_kernels
 from tokpipe.models.process import computes, encoder_class, keep_freed_memory, make_repeatable
@@ -24,7 +25,7 @@ from tokpipe.models.tokenizers.native import NativeTokenizer
 from tokpipe.models.tokenizers.probe import Parity, probe
 from tokpipe.stages.chunks import plan_chunks
 from tokpipe.stages.device import Device, blaming_device, free_frames, trouble_of
-from tokpipe.types import ChunkSpan, DecodedClip, EncodedClip, EncoderPath, Failed, Rejected
+from tokpipe.types import ChunkSpan, Codes, DecodedClip, EncodedClip, EncoderPath, Failed, Rejected
 
 _log = logging.getLogger(__name__)
 
@@ -310,20 +311,20 @@ class EncodeStage:
             encoder=self.hardware,
         )
 
-    def _narrowed(
-        self, clip: DecodedClip, block: NDArray[np.int64]
-    ) -> NDArray[np.uint16] | NDArray[np.uint32]:
-        """(t, h, w) codes in the output's dtype, checked first because it would wrap silently."""
+    def _narrowed(self, clip: DecodedClip, block: NDArray[np.int64]) -> Codes:
+        """Return codes in the output's dtype, checked first because it would wrap silently."""
         low, high = int(block.min()), int(block.max())
-        size = self.tokenizer_config.traits.codebook_size
-        if low < 0 or high >= size:
+        traits = self.tokenizer_config.traits
+        outside = first_outside(block, traits.sizes)
+        if low < 0 or outside:
+            size = outside[2] if outside else traits.codebook_size
             raise RuntimeFault(
                 f"encode: clip {clip.ref.clip_id} got codes from {low} to {high}, but the codebook "
                 f"has 0 to {size - 1}. In the output they would look like valid codes. The "
                 f"tokenizer or the device {self.device} is at fault, not the clip: check the "
                 "device's memory, then run again"
             )
-        return block.astype(self.tokenizer_config.traits.code_dtype)
+        return block.astype(traits.code_dtype)
 
     def _rejection(self, clip: DecodedClip) -> Rejected | None:
         frames, height, width, _ = clip.frames.shape

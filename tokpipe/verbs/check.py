@@ -92,7 +92,7 @@ def _settings(job: JobConfig) -> Iterator[CheckResult]:
         "tokenizer",
         f"tokenizer {tokenizer.name} ({tokenizer.kind}): {traits.temporal_stride}x"
         f"{traits.spatial_stride}x{traits.spatial_stride} pixels per code, "
-        f"{traits.codebook_size:,} codes, {traits.code_dtype}",
+        f"{' + '.join(f'{size:,}' for size in traits.sizes)} codes, {traits.code_dtype}",
         {name: getattr(tokenizer, name) for name in ("name", "kind")}
         | {name: getattr(traits, name) for name in names},
     )

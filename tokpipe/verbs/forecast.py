@@ -146,7 +146,7 @@ def _amounts(
         for start, length in parts
         for span in plan_chunks(length, job.chunking, traits, first_frame=start)
     ]
-    codes_per_latent = math.prod(side // traits.spatial_stride for side in found.size)
+    codes_per_latent = math.prod(traits.grid(*found.size))
     return (
         len(parts) if pieces is None else 1,
         short,

@@ -42,7 +42,7 @@ class VideoTokenizer(nn.Module, ABC):
         """(B, T, H, W, 3) uint8 RGB -> (B, t, h, w) int64 codes, or ``NOT_FINITE``.
 
         T is ``first_frames + temporal_stride * k``, and then ``t = 1 + k``; H and W are multiples
-        of ``traits.side_multiple``.
+        of ``traits.side_multiple``. With several codes per position, codes are (B, t, h, w, c).
         """
         self._check_pixels(pixels)
         self.traits.check_num_frames(pixels.shape[1], "frames of a chunk")
@@ -176,22 +176,24 @@ class VideoTokenizer(nn.Module, ABC):
         """Check the result of ``_encode`` against the declared grid, but not its range."""
         clips, frames, height, width = pixels.shape[:4]
         latents = -(-frames // self.traits.temporal_stride)  # 1 + k of a first piece, too
-        stride = self.traits.spatial_stride
-        shape = [clips, latents, height // stride, width // stride]
+        shape = [clips, latents, *self.traits.grid(height, width)]
         call = f"encoding {frames} frames of {height}x{width}"
         return self._unfolded(codes, "integers", shape, call).long()
 
     def _checked_input_codes(self, codes: Tensor) -> Tensor:
         """(B, t, h, w) of any integer type -> int64."""
-        if codes.ndim != 4 or not _is_integer(codes) or not codes.numel():
+        stride = self.traits.spatial_stride
+        height, width = (side * stride for side in codes.shape[2:4]) if codes.ndim > 3 else (0, 0)
+        wanted = self.traits.grid(height, width)
+        if codes.shape[2:] != wanted or not _is_integer(codes) or not codes.numel():
+            axes = "".join(f", {c}" for c in wanted[2:])
             raise ValueError(
                 f"codes are {codes.dtype} of shape {tuple(codes.shape)}, but the tokenizer takes "
-                "at least one integer of (B, t, h, w)"
+                f"at least one integer of (B, t, h, w{axes})"
             )
         codes = codes.long()  # few operations support uint16, uint32 and uint64
-        check_range(codes, self.traits.codebook_size, "tokenizer")
-        stride = self.traits.spatial_stride
-        self.traits.check_size(codes.shape[2] * stride, codes.shape[3] * stride)
+        check_codes(codes, self.traits)
+        self.traits.check_size(height, width)
         return codes
 
     def _folded(self, given: Tensor) -> Tensor:
@@ -228,6 +230,13 @@ class VideoTokenizer(nn.Module, ABC):
                 "pixels: check the weights, or compute in float32"
             )
         return x.round_().clamp_(0, 255).to(torch.uint8).contiguous()
+
+
+def check_codes(codes: Tensor, traits: TokenizerTraits) -> None:
+    """Raise ValueError for int64 codes, at least one, that their codebooks do not have."""
+    parts = [codes] if len(traits.sizes) == 1 else codes.unbind(-1)
+    for part, size in zip(parts, traits.sizes, strict=True):
+        check_range(part, size, "tokenizer")
 
 
 def codes_or_not_finite(quantizer: Quantizer, latent: Tensor) -> Tensor:

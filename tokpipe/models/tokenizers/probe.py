@@ -18,7 +18,7 @@ from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import ConfigError, NodeTrouble
 from tokpipe.models.group_norm import plain_norms
 from tokpipe.models.process import encoder_class
-from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer
+from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer, check_codes
 from tokpipe.models.tokenizers.native import NativeTokenizer
 
 MOST_UNLIKE = 0.1
@@ -51,7 +51,8 @@ def probe(
     """
     traits = tokenizer.traits
     side = traits.side_multiple * -(-32 // traits.side_multiple)
-    height, width = size or (side, side if traits.square_only else side + traits.side_multiple)
+    wide = side if traits.square_only else side + traits.side_multiple
+    height, width = size or traits.frame_size or (side, wide)
     frames = traits.chunk_frames or traits.num_frames(2)
     noise = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, frames, height, width, 3), generator=noise)
@@ -59,11 +60,10 @@ def probe(
     call = f"encoding 2 clips of {frames} frames of {height}x{width}, in {tokenizer.dtype}"
     with _reported(what, call):
         codes, again, alone = map(tokenizer.encode, (pixels, pixels, pixels[1:]))
-        low, high = int(codes.min()), int(codes.max())
-        if low < 0 or high >= traits.codebook_size:
-            raise _Wrong(
-                f"codes from {low} to {high}, but its codebook has 0 to {traits.codebook_size - 1}"
-            )
+        try:
+            check_codes(codes, traits)
+        except ValueError as error:
+            raise _Wrong(str(error)) from error
         if not torch.equal(codes, again):
             raise _Wrong(
                 "different codes the second time: it must not sample, or keep state between calls"
@@ -192,7 +192,8 @@ def _wrong(found: str) -> NodeTrouble:
 def moving_picture(traits: TokenizerTraits, shape: tuple[int, int, int] | None = None) -> Tensor:
     """(1, T, H, W, 3) uint8, the same in every call; by default, two latent frames or a chunk."""
     side = traits.side_multiple * -(-96 // traits.side_multiple)
-    shape = shape or (traits.chunk_frames or traits.num_frames(2), side, side)
+    height, width = traits.frame_size or (side, side)
+    shape = shape or (traits.chunk_frames or traits.num_frames(2), height, width)
     points = [2 + size // cell for size, cell in zip(shape, (4, 6, 6), strict=True)]
     coarse = torch.rand((1, 3, *points), generator=torch.Generator().manual_seed(0))
     smooth = F.interpolate(coarse, shape, mode="trilinear", align_corners=True)
