@@ -53,10 +53,11 @@ class Scales(nn.Module):
         return torch.cat(codes, dim=1)[:, None, None].long()
 
     def decode(self, codes: Tensor) -> Tensor:
-        grey, parts = 0.0, codes[:, 0, 0].split([side**2 for side in self.sides], dim=1)
+        grey = torch.zeros(len(codes), 1, 32, 32, device=codes.device)
+        parts = codes[:, 0, 0].split([side**2 for side in self.sides], dim=1)
         for side, part in zip(self.sides, parts, strict=True):
-            grey = grey + F.interpolate(part.view(-1, 1, side, side) / 32 - 1, size=32)
-        return torch.as_tensor(grey).expand(-1, 3, -1, -1)
+            grey += F.interpolate(part.view(-1, 1, side, side) / 32 - 1, size=32)
+        return grey.expand(-1, 3, -1, -1)
 
 
 class TokenList(nn.Module):
@@ -90,5 +91,5 @@ class Codebooks(nn.Module):
         return (colours * self.get_buffer("most")).round().long()
 
     def decode(self, codes: Tensor) -> Tensor:
-        colours = (codes / self.get_buffer("most")).movedim(-1, 1)
+        colours: Tensor = (codes / self.get_buffer("most")).movedim(-1, 1)
         return colours.repeat_interleave(8, 3).repeat_interleave(8, 4)

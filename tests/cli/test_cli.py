@@ -23,7 +23,7 @@ from tokpipe.storage import Store
 
 REPORTING = {
     *("check", "plan", "status", "inspect", "decode", "rejected", "export", "audit", "clean"),
-    *("report", "ls"),
+    *("report", "ls", "verify"),
 }
 
 

@@ -29,8 +29,8 @@ ARROWS: dict[str, set[str]] = {
     "runtime": {"config", "formats", "plan", "stages", "storage", "weights"},
     "reader": {"config", "formats", "storage"},
     "verbs": {
-        *("config", "formats", "media", "plan", "reader", "sources", "stages", "storage"),
-        "weights",
+        *("config", "formats", "media", "models", "plan", "reader", "sources", "stages"),
+        *("storage", "weights"),
     },
     "reconstruct": {
         *("config", "formats", "media", "models", "plan", "reader", "stages", "weights")
@@ -48,7 +48,7 @@ ARROWS: dict[str, set[str]] = {
 
 HOMES: dict[str, set[str]] = {
     "ray": {"runtime"},
-    "torch": {"models", "reader", "reconstruct", "stages", "weights"},
+    "torch": {"models", "reader", "reconstruct", "stages", "verbs", "weights"},
     "decord": {"media"},
     "tokenizers": {"reader"},
     "transformers": {"models"},

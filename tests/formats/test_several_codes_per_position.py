@@ -31,8 +31,7 @@ def clip(sizes: tuple[int, ...] = SIZES, number: int = 0) -> EncodedClip:
         np.stack([rng.integers(0, size, block.shape) for size in sizes], axis=-1)
         for block in one.codes
     ]
-    dtype = one.codes[0].dtype
-    return replace(one, codes=tuple(block.astype(dtype) for block in blocks))
+    return replace(one, codes=tuple(block.astype(np.uint32) for block in blocks))
 
 
 def test_codes_of_several_codebooks_come_back_in_their_shape() -> None:

@@ -3,8 +3,8 @@
 Exit codes: 0 every planned clip is tokenized or rejected, within ``max_rejected_fraction``;
 1 a bug; 2 the job file, a source or an argument is wrong; 3 the output has another plan or
 fingerprint; 4 too many clips were rejected; 5 a store kept failing, or is unsafe; 6 another driver
-owns the output; 7 no progress is possible; 8 the output is damaged; 128 + n stopped by signal n,
-with all finished work committed.
+owns the output; 7 no progress is possible; 8 the output is damaged, or a tokenizer's codes are
+wrong; 128 + n stopped by signal n, with all finished work committed.
 """
 
 import os

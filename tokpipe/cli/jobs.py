@@ -5,11 +5,12 @@ import shlex
 import sys
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 
 from tokpipe.cli.arguments import Parser, Verb, job_of, positive
 from tokpipe.cli.output import Result, print_lines
-from tokpipe.errors import ConfigError
+from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.runtime import submitted
 from tokpipe.telemetry.human import json_line
 
@@ -236,3 +237,34 @@ class Convert(
         return convert(
             parsed.source, parsed.path, kind=parsed.kind, config=parsed.config, choices=choices
         )
+
+
+class Verify(Verb, example="tokpipe verify builtin://fsq-4x8x8"):
+    """Measure what a tokenizer computes with its weights.
+
+    Loads them strictly, encodes a chart and a clip in several ways, and decodes them. Exits with
+    code 8 if codes differ that must not.
+    """
+
+    def add_arguments(self, parser: Parser) -> None:
+        what = "a job file, a YAML file with a tokenizer section, or a checkpoint folder"
+        parser.add_argument("tokenizer", metavar="TOKENIZER", help=what)
+        what = "a video to encode (default: the chart, in motion)"
+        parser.add_argument("--clip", default="", metavar="FILE", help=what)
+        what = "size of frames"
+        parser.add_argument("--size", default=(), type=int, nargs=2, metavar=("H", "W"), help=what)
+        types = ["float32", "bfloat16", "float16"]
+        parser.add_argument("--dtype", choices=types, default=types[0], help="compute in this type")
+        what = "the authors' own code, to compare codes with it"
+        parser.add_argument("--reference", default="", metavar="MODULE:FUNCTION", help=what)
+        parser.add_device()
+        parser.add_json()
+
+    def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.verbs.verify import verify
+
+        names = ("device", "dtype", "size", "clip", "reference")
+        found = verify(parsed.tokenizer, **{name: getattr(parsed, name) for name in names})
+        text = yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=100)
+        print_lines([json_line(found)] if parsed.json else text.splitlines())
+        return CorruptOutput.exit_code if found["failed"] else 0

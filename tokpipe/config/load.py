@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tokpipe.config.base import Uri
-from tokpipe.config.checkpoint import read_local, resolve_checkpoint
+from tokpipe.config.checkpoint import CONFIG_NAME, read_local, resolve_checkpoint
 from tokpipe.config.explain import validate_settings
 from tokpipe.config.job import JobConfig, StoreOptions
 from tokpipe.config.strict_yaml import read_mapping
+from tokpipe.config.tokenizer import AnyTokenizer, TokenizerConfig
 from tokpipe.errors import ConfigError
 
 ReadFromStore = Callable[[str, StoreOptions], bytes]  # Reads the object at a URI
@@ -52,6 +53,20 @@ def load_output(path: str | Path) -> tuple[str, StoreOptions]:
         StoreOptions, data.get("storage", {}), name=f"{path}: storage", context=context
     )
     return uri, options
+
+
+def load_tokenizer(named: str, *, read: ReadFromStore) -> tuple[TokenizerConfig, StoreOptions]:
+    """Read a tokenizer and how to reach its weights, from a job file whose other sections may be
+    wrong, a YAML file with the keys of a tokenizer section, or a checkpoint folder at any URI."""
+    named = named.removesuffix(f"/{CONFIG_NAME}")  # of such a folder
+    path, root, data = Path(named), Path.cwd(), {"tokenizer": {"checkpoint": named}}
+    if path.suffix in (".yaml", ".yml"):
+        data, root = read_mapping(_read_text(path), named), project_root(path)
+    section, context = data.get("tokenizer", data), {"root": root, "environ": os.environ}
+    options = validate_settings(StoreOptions, data.get("storage", {}), name="storage")
+    if isinstance(section, dict) and "checkpoint" in section:
+        section, named = resolve_checkpoint(section, lambda uri: read(uri, options), context)
+    return validate_settings(AnyTokenizer, section, name=named, context=context), options
 
 
 def load_storage(path: Path | None) -> StoreOptions:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from tokpipe.errors import ConfigError
+
 # The type stubs lack the switches of single operations.
 _backends: Any = torch.backends
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -44,6 +46,17 @@ def make_repeatable() -> bool:
     for setting in changed:
         setattr(*setting)
     return bool(changed)
+
+
+def usable_device(name: str) -> torch.device:
+    """Return a device, for ``auto`` a GPU if there is one; ConfigError if torch cannot use it."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(1, device=name).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        problem = f"--device {name}: torch cannot use it here ({error}). Use cpu or auto"
+        raise ConfigError(problem) from error
 
 
 def computes(device: torch.device) -> bool:

@@ -16,6 +16,7 @@ from tokpipe.errors import ConfigError, NotFound, SourceError
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.media.quality import Frames, Quality
+from tokpipe.models.process import usable_device
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
 from tokpipe.plan import PlanReader, StoredPlan
@@ -30,7 +31,7 @@ from tokpipe.weights.read import TokenizerWeights, read_weights
 class Reconstructor:
     """The tokenizer of one output, with its decoder, on one device."""
 
-    def __init__(self, job: JobConfig, spec: TokenizerSpec, device: str) -> None:
+    def __init__(self, job: JobConfig, spec: TokenizerSpec, device: str | torch.device) -> None:
         weights = weights_of(job, spec, with_decoder=True)
         self.device = torch.device(device)
         self.tokenizer: VideoTokenizer = build_tokenizer(
@@ -107,16 +108,10 @@ class SideBySide(ExitStack):
         super().__init__()
         self._output = output
         self._job = output.trusted_job()
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.empty(1, device=device)
-        except (AssertionError, NotImplementedError, RuntimeError) as error:
-            problem = f"--device {device}: torch cannot use it here ({error}). Use cpu or auto"
-            raise ConfigError(problem) from error
+        usable = usable_device(device)
         self._reconstructor: Reconstructor | None = None
         with suppress(*() if needs_decoder else (ConfigError,)):
-            self._reconstructor = Reconstructor(self._job, output.tokenizer, device)
+            self._reconstructor = Reconstructor(self._job, output.tokenizer, usable)
 
     def blocks(self, clip: Clip, *, with_source: bool) -> Iterator[tuple[Frames, Frames | None]]:
         """Yield the (T, H, W, 3) frames of each chunk of a clip, and those of its source."""

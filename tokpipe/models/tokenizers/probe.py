@@ -43,32 +43,41 @@ def probe(
     with_decoder: bool,
     size: tuple[int, int] | None = None,
     device: torch.device | None = None,
-) -> None:
-    """Encode two clips of noise, together, again and alone; decode them if there is a decoder.
+    pixels: Tensor | None = None,
+) -> dict[str, float]:
+    """Encode two clips of noise, together and in other ways; decode them if there is a decoder.
 
     Messages call the tokenizer ``what``. ``size`` is (height, width), by default a few latents
-    high and, unless only squares are allowed, one more wide.
+    high and, unless only squares are allowed, one more wide. ``pixels`` (2, T, H, W, 3) take the
+    place of the noise. Returns the share of codes that each other way left the same.
     """
     traits = tokenizer.traits
-    side = traits.side_multiple * -(-32 // traits.side_multiple)
-    wide = side if traits.square_only else side + traits.side_multiple
-    height, width = size or traits.frame_size or (side, wide)
-    frames = traits.chunk_frames or traits.num_frames(2)
-    noise = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (2, frames, height, width, 3), generator=noise)
-    pixels = pixels.to(torch.uint8).to(device or "cpu")
+    if pixels is None:
+        side = traits.side_multiple * -(-32 // traits.side_multiple)
+        wide = side if traits.square_only else side + traits.side_multiple
+        height, width = size or traits.frame_size or (side, wide)
+        frames = traits.chunk_frames or traits.num_frames(2)
+        noise = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (2, frames, height, width, 3), generator=noise)
+        pixels = pixels.to(torch.uint8).to(device or "cpu")
+    _, frames, height, width, _ = pixels.shape
     call = f"encoding 2 clips of {frames} frames of {height}x{width}, in {tokenizer.dtype}"
+    same: dict[str, float] = {}
     with _reported(what, call):
-        codes, again, alone = map(tokenizer.encode, (pixels, pixels, pixels[1:]))
+        codes = tokenizer.encode(pixels)
         try:
             check_codes(codes, traits)
         except ValueError as error:
             raise _Wrong(str(error)) from error
-        if not torch.equal(codes, again):
+        same["again"] = equal_share(tokenizer.encode(pixels), codes)
+        if same["again"] < 1:
             raise _Wrong(
                 "different codes the second time: it must not sample, or keep state between calls"
             )
-        if _is_unlike(codes[1:], alone):
+        beside = tokenizer.encode(torch.cat([255 - pixels[:1], pixels[1:]]))
+        same["alone"] = equal_share(tokenizer.encode(pixels[1:]), codes[1:])
+        same["beside another clip"] = equal_share(beside[1:], codes[1:])
+        if same["alone"] < 1 - MOST_UNLIKE or same["beside another clip"] < 1:
             raise _Wrong(
                 "different codes for the second clip than alone: a clip's codes must not depend on "
                 "other clips of the batch"
@@ -77,11 +86,13 @@ def probe(
         with _reported(what, f"{call}, in pieces"):
             head, state = tokenizer.encode_piece(pixels[:, : traits.first_frames], None)
             tail, _ = tokenizer.encode_piece(pixels[:, traits.first_frames :], state)
-            if _is_unlike(codes, torch.cat([head, tail], dim=1)):
+            same["in pieces"] = equal_share(codes, torch.cat([head, tail], dim=1))
+            if same["in pieces"] < 1 - MOST_UNLIKE:
                 raise _Wrong("different codes than whole: declare why_not_streamable")
     if with_decoder:
         with _reported(what, f"decoding codes of shape {tuple(codes.shape)}"):
             tokenizer.decode(codes)
+    return same
 
 
 class _Wrong(Exception):
@@ -104,8 +115,8 @@ def _reported(what: str, call: str) -> Iterator[None]:
         raise ConfigError(f"{what}, probed by {call}, raised {text}. {remedy}") from error
 
 
-def _is_unlike(codes: Tensor, others: Tensor) -> bool:
-    return float((codes != others).float().mean()) > MOST_UNLIKE
+def equal_share(codes: Tensor, others: Tensor) -> float:
+    return float((codes == others).double().mean())
 
 
 class Parity:

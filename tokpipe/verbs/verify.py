@@ -1,0 +1,167 @@
+"""``tokpipe verify``: what a tokenizer computes with its weights, measured on two short clips."""
+
+import pkgutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from itertools import permutations
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+import tokpipe
+from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig
+from tokpipe.config.load import load_tokenizer
+from tokpipe.config.tokenizer import TokenizerConfig
+from tokpipe.errors import ConfigError
+from tokpipe.media.decoder import VideoDecoder
+from tokpipe.media.quality import psnr_db
+from tokpipe.models.process import encoder_class, make_repeatable, usable_device
+from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
+from tokpipe.models.tokenizers.custom import CustomTokenizer
+from tokpipe.models.tokenizers.native import NativeTokenizer
+from tokpipe.models.tokenizers.probe import FLOAT32_CHANGES, equal_share, moving_picture, probe
+from tokpipe.telemetry.usage import CodeUsage
+from tokpipe.weights.read import read_object, read_weights
+
+
+def verify(
+    named: str, *, device: str, dtype: str, size: Sequence[int], clip: str, reference: str
+) -> dict[str, Any]:
+    """Load a tokenizer strictly, encode and decode two clips, and return what is measured.
+
+    ``failed`` lists what must hold and does not. Empty arguments are left out: ``size`` is (height,
+    width), ``clip`` a video in place of the chart in motion, and ``reference`` a function that
+    docs/tokenizers.md describes.
+    """
+    config, storage = load_tokenizer(named, read=read_object)
+    on, traits = usable_device(device), config.traits
+    pixels = _pictures(config, size, clip).to(on)
+    weights = read_weights(config, storage, with_decoder=True)
+    keys: Any = config.decoder_keys
+    if keys and weights.encoding is not None:  # a conversion may have left the decoder out
+        keys = safetensors.torch.load(weights.encoding)
+    has_decoder = any(key.startswith(config.decoder_keys) for key in keys)
+    has_decoder |= weights.decoding is not None
+    decoding: Any = {"with_decoder": has_decoder, "decoder_weights": weights.decoding}
+    make_repeatable()
+
+    def built(dtype: str) -> VideoTokenizer:
+        tokenizer = build_tokenizer(config, weights.encoding, **decoding).to(on)
+        tokenizer.compute_in(getattr(torch, dtype))
+        return tokenizer
+
+    tokenizer, failed = built(dtype), list[str]()
+    if isinstance(tokenizer, CustomTokenizer):
+        has_decoder = callable(getattr(tokenizer.model, "decode", None))
+    found: dict[str, Any] = {
+        "tokenizer": f"{config.name} ({config.kind})",
+        "weights": weights.hash,
+        "parameters": sum(one.numel() for one in tokenizer.parameters()),
+        "traits": traits.model_dump(mode="json", exclude={"licence"}),
+        "has_decoder": has_decoder,
+        "computed": f"{dtype}, {torch.get_num_threads()} threads, {encoder_class(on)}",
+        "versions": f"tokpipe {tokpipe.__version__}, torch {torch.__version__}",
+        "pixels": list(pixels.shape),
+        "failed": failed,
+    }
+    try:
+        same = probe(tokenizer, "the tokenizer", with_decoder=has_decoder, pixels=pixels)
+    except ConfigError as error:
+        failed.append(str(error))
+        return found
+    if isinstance(tokenizer, NativeTokenizer) and on.type == "cpu":  # others may round otherwise
+        failed += [f"other codes {way}" for way, share in same.items() if share < 1]
+    codes = tokenizer.encode(pixels)
+    theirs, frames = _called(reference, pixels, codes) if reference else (codes, None)
+    for index, name in enumerate(("chart", "clip")):
+        usage = CodeUsage(traits.codebook_size)
+        usage.update(codes[index])
+        found[name] = {"codes": usage.num_codes, "distinct": usage.num_used}
+        found[name]["entropy_bits"] = round(usage.entropy_bits, 2)
+        if has_decoder:
+            (decoded,) = tokenizer.decode(codes[index : index + 1])
+            found[name]["psnr_db"] = _psnr(pixels[index], decoded)
+            if frames is not None:  # infinite, and so null, if all are equal
+                found[name]["psnr_db_of_reference"] = _psnr(frames[index], decoded)
+    types = {"float32", "bfloat16", "float16" if on.type == "cuda" else dtype}
+    for other in sorted(types - {dtype}):
+        with suppress(ConfigError, RuntimeError):  # not every tokenizer computes in every type
+            same[other] = equal_share(built(other).encode(pixels), codes)
+    found["same_codes"] = same
+    if reference:
+        same["reference"] = equal_share(theirs, codes)
+        found["first_differences"] = (theirs != codes).nonzero()[:3].tolist()
+        if same["reference"] < 1 - FLOAT32_CHANGES:
+            failed.append(f"other codes than those of {reference}")
+            found["same_codes_if"] = [
+                mistake
+                for mistake, others in _mistakes(tokenizer, pixels, codes)
+                if equal_share(others, theirs) >= 1 - FLOAT32_CHANGES
+            ]
+    return found
+
+
+def _psnr(frames: Tensor, decoded: Tensor) -> float | None:
+    mean = float(psnr_db(frames.cpu().numpy(), decoded.cpu().numpy()).mean())
+    return round(mean, 2) if isfinite(mean) else None
+
+
+def _pictures(config: TokenizerConfig, size: Sequence[int], clip: str) -> Tensor:
+    """(2, T, H, W, 3) uint8: a chart that stands still, and a clip or the chart in motion."""
+    traits, side = config.traits, config.traits.side_multiple
+    frames = traits.chunk_frames or traits.num_frames(1 + max(1, 16 // traits.temporal_stride))
+    usual = getattr(config, "probe_size", None) or traits.frame_size
+    height, width = size or usual or [side * -(-256 // side)] * 2
+    try:
+        traits.check_size(height, width)
+    except ValueError as error:
+        raise ConfigError(f"--size: {error}") from error
+    moving = chart = moving_picture(traits, (frames, height, width))
+    edges = chart[:, :, height // 2 :]
+    edges[:] = edges // 64 * 85
+    rows, columns = torch.arange(height // 8)[:, None], torch.arange(width)
+    small_print = ((rows // 3 * 7 ^ columns // 3 * 13) % 5 < 2).unsqueeze(2) * 255
+    chart[:, :, -len(rows) :] = small_print
+    if clip:
+        settings = SamplingConfig(max_clip_frames=frames), FramesConfig(size=(height, width))
+        with closing(VideoDecoder(DecodeConfig(), *settings)) as decoder:
+            shown = decoder.decode(Path(clip)).frames
+        moving = torch.from_numpy(shown[np.arange(frames).clip(max=len(shown) - 1)])[None]
+    return torch.cat([chart[:, :1].expand_as(chart), moving])
+
+
+def _called(reference: str, pixels: Tensor, codes: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The codes of a reference and, if it returns them too, its decoded frames."""
+    try:
+        with torch.inference_mode():
+            theirs = pkgutil.resolve_name(reference)(pixels.clone())
+        theirs, frames = theirs if isinstance(theirs, tuple) else (theirs, None)
+        theirs = torch.as_tensor(theirs, device=codes.device).long().reshape(codes.shape)
+        return theirs, None if frames is None else frames.reshape(pixels.shape)
+    except (Exception, SystemExit) as error:  # user code may raise anything
+        raise ConfigError(
+            f"--reference {reference}: {type(error).__name__}: {error}. Name a function that can "
+            f"be imported, takes uint8 {tuple(pixels.shape)} and returns {codes.numel()} codes"
+        ) from error
+
+
+def _mistakes(
+    tokenizer: VideoTokenizer, pixels: Tensor, codes: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield mistakes that are often made, and the codes that correcting them would lead to."""
+    traits = tokenizer.traits
+    bits = (traits.codebook_size - 1).bit_length()
+    flipped = sum(((codes >> bit) & 1) << (bits - 1 - bit) for bit in range(bits))
+    yield "the bits of each code are reversed", torch.as_tensor(flipped)
+    for axes in permutations(range(1, codes.ndim)):
+        order = ", ".join("bthwc"[axis] for axis in (0, *axes))
+        yield f"they are in the order ({order})", codes.permute(0, *axes).reshape(codes.shape)
+    for value_range in ((-1.0, 1.0), (0.0, 1.0), (-0.5, 0.5), (0.0, 255.0)):
+        tokenizer.traits = traits.model_copy(update={"value_range": value_range})
+        yield f"the tokenizer's value_range is {list(value_range)}", tokenizer.encode(pixels)
+    tokenizer.traits = traits
