@@ -68,7 +68,8 @@ class TokenList(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         bands = x.unflatten(3, (16, 4)).mean((2, 4, 5))  # (B, 3, 16)
-        return (bands.flatten(1) * 255).round().long()[:, None, None, None]
+        codes: Tensor = (bands.flatten(1) * 255).round().long()
+        return codes[:, None, None, None]
 
     def decode(self, codes: Tensor) -> Tensor:
         bands = codes.view(-1, 3, 16) / 255

@@ -18,7 +18,7 @@ from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import ConfigError, NodeTrouble
 from tokpipe.models.group_norm import plain_norms
 from tokpipe.models.process import encoder_class
-from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer, check_codes
+from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer, by_codebook
 from tokpipe.models.tokenizers.native import NativeTokenizer
 
 MOST_UNLIKE = 0.1
@@ -65,10 +65,12 @@ def probe(
     same: dict[str, float] = {}
     with _reported(what, call):
         codes = tokenizer.encode(pixels)
-        try:
-            check_codes(codes, traits)
-        except ValueError as error:
-            raise _Wrong(str(error)) from error
+        for part, codebook in by_codebook(codes, traits):
+            low, high = int(part.min()), int(part.max())
+            if low < 0 or high >= codebook:
+                raise _Wrong(
+                    f"codes from {low} to {high}, but its codebook has 0 to {codebook - 1}"
+                )
         same["again"] = equal_share(tokenizer.encode(pixels), codes)
         if same["again"] < 1:
             raise _Wrong(
