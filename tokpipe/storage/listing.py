@@ -10,12 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import bracex
 from fsspec.utils import glob_translate
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, NotFound, StorageError
 from tokpipe.identity import version_of
-from tokpipe.storage.braces import expand_braces
 from tokpipe.storage.client import Client, client_of, split_protocol
 from tokpipe.storage.left_out import LOOP, NO_MATCH, UNREADABLE, LeftOut, kind_of
 from tokpipe.storage.trouble import Trouble, classify
@@ -23,6 +23,9 @@ from tokpipe.storage.trouble import Trouble, classify
 _MAGIC = re.compile(r"[*?\[]")
 _STAR = re.escape("[^/]*")
 _LOOK_UP_THREADS = 16
+_MAX_ALTERNATIVES = 100_000
+_MAX_CHARS = 2**28  # Of all alternatives together
+_MAX_BRACES = 169  # They may be nested, and bracex is recursive
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +250,20 @@ class Listing:
                 yield listed.key, False, listed.version
         except NotImplementedError as error:
             raise _not_listable(self.uri) from error
+
+
+def expand_braces(text: str) -> list[str]:
+    """Return what ``{a,b}``, ``{000..999}`` and ``{0..9..3}`` stand for, in order, as in bash."""
+    try:
+        if text.count("{") > _MAX_BRACES:
+            raise bracex.ExpansionLimitException
+        limit = min(_MAX_ALTERNATIVES, _MAX_CHARS // (len(text) + 1))
+        return bracex.expand(text, keep_escapes=True, limit=limit, return_empty=True)
+    except bracex.ExpansionLimitException as error:
+        raise ConfigError(
+            f"{text[:1000]}: these braces stand for more than {_MAX_ALTERNATIVES:,} names, or for "
+            "very long ones, and each would be looked up. Use '*', which lists what is there"
+        ) from error
 
 
 def _not_listable(uri: str) -> ConfigError:
