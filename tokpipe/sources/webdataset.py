@@ -4,7 +4,6 @@ import functools
 import io
 import itertools
 import os
-import posixpath
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -33,7 +32,6 @@ _PENDING_CLIPS = 10_000
 _PENDING_TEXT_CHARS = 64 * 2**20
 _BATCH_ROWS = 8192
 _THREADS = 32
-_MAX_LINKS = 40  # That lead to each other, as on Linux
 
 
 @dataclass
@@ -45,9 +43,8 @@ class WebDatasetRows(RowSource):
     from the video. Member names identify clips and are never used as paths.
 
     As ``tar -i`` unpacks them, the last of several members with one name wins, and what follows
-    an end mark is read. A link stands for the member that it leads to. A video that cannot be read
-    in place (a sparse member, a link to nothing) is a row with a problem. Members of other kinds,
-    and texts without a video, are left out and counted.
+    an end mark is read. A video that has no data in one place (a link, a sparse member) is a row
+    with a problem. Members of other kinds, and texts without a video, are left out and counted.
 
     A cut or damaged tar yields its whole members, and one row with a problem for the rest.
     """
@@ -108,11 +105,9 @@ class _Row(NamedTuple):
     problem: str | None = None
 
 
-_Found = _Row | str | None
-"""Where the data of a member is, the name that it links to, or None if it is not in one place."""
-_Group = tuple[list[tuple[str, _Found, str]], dict[str, str]]
-"""Of one key: its videos, each with the target if it is a link, and its texts by what follows the
-key, such as ``txt``, or ``1.txt`` beside ``1.mp4``."""
+_Group = tuple[list[tuple[str, _Row]], dict[str, str]]
+"""Of one key: its videos, and its texts by what follows the key, such as ``txt``, or ``1.txt``
+beside ``1.mp4``."""
 
 
 class _Clips:
@@ -122,7 +117,6 @@ class _Clips:
         self.left_out = LeftOut()
         self._groups: defaultdict[str, _Group] = defaultdict(lambda: ([], {}))
         self._text_chars = 0
-        self._known: dict[str, _Found] = {}
 
     def rows(self, options: StoreOptions) -> Iterator[_Row]:
         problem = ""
@@ -144,45 +138,32 @@ class _Clips:
         key, ending = _split_name(name)
         ending = ending.lower()
         extension = ending.rpartition(".")[2]
-        found = self._known[_plain(name)] = self._find(member, file)
-        if len(self._known) > _PENDING_CLIPS:
-            del self._known[next(iter(self._known))]
         if key and extension in self._extensions and not member.isdir():
-            self._groups[key][0].append((name, found, member.linkname))
+            self._groups[key][0].append((name, self._find(member, file)))
             return
         if key and extension in ("txt", "json"):
             _, texts = self._groups[key]  # which keeps its place in the order, read or not
-            row = self._follow(found)
-            if row is not None and (size := row.member_size or 0) <= TEXT_BYTES:
+            if member.isreg() and not member.issparse() and member.size <= TEXT_BYTES:
                 if ending in texts:
                     self.left_out.add(OVERWRITTEN, name)
-                file.seek(row.member_offset or 0)
-                text = file.read(size).decode("utf-8", "replace")
+                file.seek(member.offset_data)
+                text = file.read(member.size).decode("utf-8", "replace")
                 self._text_chars += len(text) - len(texts.get(ending, ""))
                 texts[ending] = text
                 return
         if not member.isdir():
             self.left_out.add(kind_of(name), name)
 
-    def _find(self, member: tarfile.TarInfo, file: io.BufferedReader) -> _Found:
-        target = member.linkname
-        if member.islnk():  # to what its target is now, whatever has that name later
-            return self._follow(self._known.get(_plain(target))) or _plain(target)
-        if member.issym():
-            target = posixpath.join(posixpath.dirname(member.name), target)
-            return None if member.linkname.startswith("/") else _plain(target)
-        if not member.isreg() or member.issparse():
-            return None
-        file.seek(member.offset_data - tarfile.BLOCKSIZE)
-        head = file.read(min(tarfile.BLOCKSIZE + member.size, MEMBER_VERSION_BYTES))
-        return _Row("", self._uri, member.offset_data, member.size, version_of(head))
-
-    def _follow(self, found: _Found) -> _Row | None:
-        for _ in range(_MAX_LINKS):
-            if not isinstance(found, str):
-                return found
-            found = self._known.get(found)
-        return None
+    def _find(self, member: tarfile.TarInfo, file: io.BufferedReader) -> _Row:
+        """Return where a video is, or why it cannot be read in place."""
+        if member.isreg() and not member.issparse():
+            file.seek(member.offset_data - tarfile.BLOCKSIZE)
+            head = file.read(min(tarfile.BLOCKSIZE + member.size, MEMBER_VERSION_BYTES))
+            return _Row("", self._uri, member.offset_data, member.size, version_of(head))
+        what = "sparse, a device or a pipe, so it cannot be read in place"
+        if member.islnk() or member.issym():
+            what = f"a link to {member.linkname}; pack the files with tar -h --hard-dereference"
+        return _Row("", problem=printable(f"{self._uri}: its member {member.name} is {what}"))
 
     def _settled(self, *, is_last: bool = False) -> Iterator[_Row]:
         """Release the oldest keys while too much is held, and all of them at last."""
@@ -193,16 +174,11 @@ class _Clips:
             videos, texts = self._groups.pop(key)
             self._text_chars -= sum(map(len, texts.values()))
             unused = set(texts)
-            for name, found, target in videos:
+            for name, row in videos:
                 stem = _split_name(name)[1].lower().rpartition(".")[0]
                 own = (f"{stem}.{kind}" for kind in ("txt", "json"))
                 txt, json = (one if one in texts else one.rpartition(".")[2] for one in own)
                 unused -= {txt, json}
-                if (row := self._follow(found)) is None:
-                    what = "sparse, a device or a pipe, so it cannot be read in place"
-                    if target:
-                        what = f"a link to {target}, which is not in the tar"
-                    row = _Row("", problem=printable(f"{self._uri}: its member {name} is {what}"))
                 yield row._replace(
                     source_uri=f"{self._uri}#{printable(name)}",
                     key=printable(key),
@@ -283,8 +259,3 @@ def _split_name(name: str) -> tuple[str, str]:
     folder, slash, last = name.rpartition("/")
     stem, dot, ending = last.partition(".")
     return (folder + slash + stem, ending) if stem and dot else ("", "")
-
-
-def _plain(name: str) -> str:
-    """Return the name that a member is unpacked to, for comparison only."""
-    return posixpath.normpath(name).lstrip("/")
