@@ -54,6 +54,7 @@ HOMES: dict[str, set[str]] = {
     "transformers": {"models"},
     "av": {"media"},
     "pyarrow": {"audit", "export", "formats", "plan", "reader", "sources"},
+    "bracex": {"storage"},
     "fsspec": {"storage"},
     "s3fs": {"storage"},
     "botocore": {"storage"},

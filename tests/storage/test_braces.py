@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from tokpipe.errors import ConfigError
-from tokpipe.storage.braces import expand_braces
+from tokpipe.storage.listing import expand_braces
 
 TEXTS = [
     *("a{b,c}d", "{000..003}.tar", "a,b{1..3}x{y,z}", "x{,y}", "{a,}b{}", "é{ü,ö}", "{a b,c}"),
@@ -33,7 +33,7 @@ def test_webdataset_ranges_keep_their_order_and_their_zeros() -> None:
     assert len(names) == 8
 
 
-@pytest.mark.parametrize("text", ["{0..99999999999999999999}", "{0..999}{0..999}", "{a,b}" * 30])
+@pytest.mark.parametrize("text", ["{0..9999999999}", "{0..999}{0..999}", "{a,b}" * 30, "{" * 170])
 def test_too_many_alternatives_are_a_config_error(text: str) -> None:
     with pytest.raises(ConfigError, match=r"more than 100,000 names.* Use '\*'"):
         expand_braces(text)

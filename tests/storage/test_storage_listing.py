@@ -55,10 +55,10 @@ def test_globs_mean_the_same_in_every_store(root: str) -> None:
         assert matches == [Match(f"{root}/{name}") for name in sorted(found)], pattern
 
 
-def test_a_name_with_brackets_also_matches_literally(root: str) -> None:
-    Store(root, OPTIONS).put("[2019] trip.mp4", b"1")
-    uri = f"{root}/[2019] trip.mp4"
-    assert list(Listing(uri, OPTIONS)) == [Match(uri)]
+def test_a_bracket_is_written_in_brackets_in_every_store(root: str) -> None:
+    fill(root, ["[2019] trip/a.mp4", "2 trip/b.mp4"])
+    for pattern in ("[[]2019] trip/a.mp4", "[[]2019] trip/*.mp4"):
+        assert list(Listing(f"{root}/{pattern}", OPTIONS)) == [Match(f"{root}/[2019] trip/a.mp4")]
 
 
 def test_a_malformed_glob_is_a_config_error(root: str) -> None:
@@ -265,23 +265,30 @@ def test_names_that_are_missing_cost_a_store_no_listing(
     assert listing.left_out.counts == {NO_MATCH: 20}
 
 
-def test_names_with_wildcards_are_taken_literally_if_nothing_matches(root: str) -> None:
-    names = ["[2024] films/a.mp4", "[2024] films/b.mp4", "{a,b}/c.mp4", "what?.mp4"]
-    fill(root, names)
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_names_that_exist_on_disk_as_written_mean_themselves(scheme: str, tmp_path: Path) -> None:
+    names = ["[2024] films/a.mp4", "[2024] films/b.mp4", "{a,b}/c.mp4", "what?/d.mp4", "[x] {y,z}"]
+    others = ["2 films/a.mp4", "a/c.mp4", "whats/d.mp4", "x y", "x z"]
+    fill(str(tmp_path), [*names, *others])
     for uri, found in [
         ("[2024] films", names[:2]),
         ("[2024] films/*.mp4", names[:2]),
+        ("[2024] films/{a,z}.mp4", names[:1]),
         ("{a,b}/*.mp4", [names[2]]),
         ("{a,b}/c.mp4", [names[2]]),
-        ("what?.mp4", [names[3]]),
+        ("what?/*.mp4", [names[3]]),
+        ("[x] {y,z}", [names[4]]),
+        ("[2] films/*.mp4", others[:1]),
+        ("[x] {y,[z]}", others[3:]),
     ]:
-        assert names_in(folder_of(f"{root}/{uri}"), root) == found, uri
+        uris = [match.uri for match in folder_of(f"{scheme}{tmp_path}/{uri}")]
+        paths = [uri.removeprefix("file://") for uri in uris]
+        assert sorted(paths) == [f"{tmp_path}/{name}" for name in found], uri
 
 
-def test_accents_match_in_either_unicode_form(root: str) -> None:
-    fill(root, [f"{NFD}/a.mp4"])
-    for uri in (f"{root}/{NFC}", f"{root}/{NFC}/a.mp4", f"{root}/{NFC}/*.mp4"):
-        assert names_in(folder_of(uri), root) == [f"{NFD}/a.mp4"]
+def test_a_file_called_like_a_glob_does_not_hide_the_others(tmp_path: Path) -> None:
+    fill(str(tmp_path), ["*.mp4", "a.mp4"])
+    assert names_in(folder_of(f"{tmp_path}/*.mp4"), str(tmp_path)) == ["*.mp4", "a.mp4"]
 
 
 def test_videos_beside_a_glob_are_counted(root: str) -> None:
@@ -356,7 +363,7 @@ def test_wildcards_in_the_path_of_the_project_are_no_pattern(tmp_path: Path) -> 
             ("v/{a.mp4,b.MOV}", ["a.mp4", "b.MOV"]),
             ("v/[x].mp4", ["[x].mp4"]),
         ]:
-            listing = folder_of(f"{own}/{uri}", literal=own)
+            listing = folder_of(f"{own}/{uri}")
             assert names_in(listing, f"{own}/v") == sorted(found), (project, uri)
 
 

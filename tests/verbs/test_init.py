@@ -283,7 +283,7 @@ def test_a_folder_that_does_not_exist_is_an_error(
 ) -> None:
     (here / "videos").mkdir()
     assert main(["init", "vidoes"]) == 2
-    assert "did you mean videos?" in capsys.readouterr().err
+    assert f"{here} exists, but has no vidoes." in capsys.readouterr().err
 
 
 def test_a_job_file_is_never_overwritten_and_the_next_commands_are_printed(

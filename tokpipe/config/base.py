@@ -80,24 +80,6 @@ def _validate_uri(text: str, info: ValidationInfo) -> str:
     return _check_no_secret(text, info)
 
 
-class _Pattern(str):
-    """A resolved URI that knows which part of it is the project's own path."""
-
-    literal = ""
-
-
-def literal_part(uri: str) -> str:
-    """Return the leading folders of a ``PatternUri`` in which ``*`` and ``[`` mean themselves."""
-    return uri.literal if isinstance(uri, _Pattern) else ""
-
-
-def _validate_pattern(text: str, info: ValidationInfo) -> str:
-    pattern, root = _Pattern(_validate_uri(text, info)), (info.context or {}).get("root")
-    if root is not None and root.is_absolute() and pattern.startswith("/"):
-        pattern.literal = os.path.commonpath([root, pattern])
-    return pattern
-
-
 def _validate_template(text: str, info: ValidationInfo) -> str:
     if info.context == RECORDED:
         return text
@@ -126,9 +108,6 @@ def _check_no_secret(uri: str, info: ValidationInfo) -> str:
 
 Uri = Annotated[str, AfterValidator(_validate_uri)]
 """A path or fsspec URI. Relative paths start at the project; ``${VAR}`` is expanded."""
-
-PatternUri = Annotated[str, AfterValidator(_validate_pattern)]
-"""A ``Uri`` in which ``*``, ``?``, ``[...]`` and ``{...}`` stand for several names."""
 
 LogPath = Annotated[str | None, AfterValidator(_validate_log_path)]
 """A local path, ``-`` for standard error, or nothing."""

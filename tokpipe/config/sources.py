@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tokpipe.config.base import Frozen, PatternUri, Uri, UriTemplate
+from tokpipe.config.base import Frozen, Uri, UriTemplate
 
 VIDEO_EXTENSIONS = (
     *("mp4", "m4v", "mov", "qt", "3gp", "3gpp", "3g2", "f4v", "insv", "mkv", "webm", "mk3d"),
@@ -39,7 +39,7 @@ class FilesSource(Frozen):
     """One clip per file of a folder, or per file that matches a glob."""
 
     kind: Literal["files"]
-    uri: PatternUri
+    uri: Uri
     """A folder such as ``videos/``, whose videos of any extension are found at any depth; a glob
     such as ``s3://bucket/raw/**/*.mp4``; or one file. ``{a,b}`` and ``{000..999}`` expand."""
     on_change: OnChange = "reject"
@@ -49,7 +49,7 @@ class TableSource(Frozen):
     """One clip per row of a table: CSV, TSV, JSONL, JSON or Parquet, by file extension."""
 
     kind: Literal["table"]
-    uri: PatternUri
+    uri: Uri
     """The table, or a glob of tables with the same columns. Text is decompressed on the fly
     (``.gz``, ``.zst``, ``.bz2``)."""
     format: Literal["csv", "tsv", "jsonl", "json", "parquet"] | None = None
@@ -92,7 +92,7 @@ class WebDatasetSource(Frozen):
     """One clip per video in tar files, as video2dataset writes them."""
 
     kind: Literal["webdataset"]
-    uri: PatternUri
+    uri: Uri
     """A tar, or a glob of tars; ``{000..999}`` expands. Videos are read in place, by byte range."""
     video_extensions: tuple[str, ...] | None = None
     """Members with other extensions, in any case, are not clips. By default those that a folder

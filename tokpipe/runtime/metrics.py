@@ -84,15 +84,7 @@ METRICS: tuple[Metric, ...] = (
         "download_bytes",
     ),
     _counter("written_bytes", "Bytes of committed shards and their side tables.", "written_bytes"),
-    _counter("shards", "Committed shards.", "num_shards"),
-    _counter("commits", "Commits to the manifest.", "num_commits"),
     _counter("rejected_clips", "Clips whose rejection is committed.", "rejected", "reason"),
-    _counter(
-        "retried_clips",
-        "Retries of single clips, after the clip failed or a worker that held only it was lost.",
-        "retried",
-        "stage",
-    ),
     Metric(
         "tokpipe_stage_seconds",
         "counter",
@@ -132,7 +124,6 @@ METRICS: tuple[Metric, ...] = (
         "lost_actors",
         "stage",
     ),
-    _counter("lost_nodes", "Nodes that were lost with actors on them.", "num_lost_nodes"),
 )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from tokpipe.config.base import literal_part
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import VIDEO_EXTENSIONS, Source
 from tokpipe.sources.files import FilesRows
@@ -27,8 +26,7 @@ def open_sources(
     Files below ``output_uri`` are not part of a folder of videos.
     """
     listings = [
-        Listing(config.uri, options, _KINDS[config.kind][1], literal_part(config.uri), output_uri)
-        for config in configs
+        Listing(config.uri, options, _KINDS[config.kind][1], output_uri) for config in configs
     ]
     rows = []
     for index, (config, listing) in enumerate(zip(configs, listings, strict=True)):

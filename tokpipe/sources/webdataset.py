@@ -2,9 +2,7 @@
 
 import functools
 import io
-import itertools
 import os
-import posixpath
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -29,11 +27,8 @@ _CARRIED = pa.schema([("key", pa.string()), ("txt", pa.string()), ("json", pa.st
 _SCHEMA = pa.schema([*ROW_SCHEMA, *_CARRIED])
 _HEADER_BYTES = 4 * 2**20  # Maximum size of a header with a long name or pax records
 _WINDOW_BYTES = 128 * 1024  # Read at once: a header and the small members around it, in one request
-_PENDING_CLIPS = 10_000
-_PENDING_TEXT_CHARS = 64 * 2**20
 _BATCH_ROWS = 8192
 _THREADS = 32
-_MAX_LINKS = 40  # That lead to each other, as on Linux
 
 
 @dataclass
@@ -41,13 +36,12 @@ class WebDatasetRows(RowSource):
     """One row per member with a video extension, tar by tar, in the order of the tars' names.
 
     The texts ``KEY.txt`` and ``KEY.json`` of a video ``KEY.mp4`` become columns, where KEY is
-    the name up to the first dot of its last part. They may be up to ``_PENDING_CLIPS`` keys away
-    from the video. Member names identify clips and are never used as paths.
+    the name up to the first dot of its last part, wherever in the tar they are. Member names
+    identify clips and are never used as paths.
 
     As ``tar -i`` unpacks them, the last of several members with one name wins, and what follows
-    an end mark is read. A link stands for the member that it leads to. A video that cannot be read
-    in place (a sparse member, a link to nothing) is a row with a problem. Members of other kinds,
-    and texts without a video, are left out and counted.
+    an end mark is read. A video that has no data in one place (a link, a sparse member) is a row
+    with a problem. Members of other kinds, and texts without a video, are left out and counted.
 
     A cut or damaged tar yields its whole members, and one row with a problem for the rest.
     """
@@ -76,11 +70,8 @@ def find_members(uri: str, extension: str, options_json: str) -> dict[str, dict[
 
 def _index(uri: str, options: StoreOptions, extensions: set[str]) -> tuple[pa.Table, LeftOut]:
     clips = _Clips(uri, extensions)
-    rows, batches = clips.rows(options), []
-    while some := [row._asdict() for row in itertools.islice(rows, _BATCH_ROWS)]:
-        batches.append(pa.RecordBatch.from_pylist(some, _SCHEMA))
-    table, left_out = pa.Table.from_batches(batches, _SCHEMA), clips.left_out
-    return _last_of_each_name(table, left_out), left_out
+    table = pa.Table.from_pylist([row._asdict() for row in clips.rows(options)], _SCHEMA)
+    return _last_of_each_name(table, clips.left_out), clips.left_out
 
 
 def _last_of_each_name(rows: pa.Table, left_out: LeftOut) -> pa.Table:
@@ -108,11 +99,9 @@ class _Row(NamedTuple):
     problem: str | None = None
 
 
-_Found = _Row | str | None
-"""Where the data of a member is, the name that it links to, or None if it is not in one place."""
-_Group = tuple[list[tuple[str, _Found, str]], dict[str, str]]
-"""Of one key: its videos, each with the target if it is a link, and its texts by what follows the
-key, such as ``txt``, or ``1.txt`` beside ``1.mp4``."""
+_Group = tuple[list[tuple[str, _Row]], dict[str, str]]
+"""Of one key: its videos, and its texts by what follows the key, such as ``txt``, or ``1.txt``
+beside ``1.mp4``."""
 
 
 class _Clips:
@@ -121,8 +110,6 @@ class _Clips:
         self._extensions = extensions
         self.left_out = LeftOut()
         self._groups: defaultdict[str, _Group] = defaultdict(lambda: ([], {}))
-        self._text_chars = 0
-        self._known: dict[str, _Found] = {}
 
     def rows(self, options: StoreOptions) -> Iterator[_Row]:
         problem = ""
@@ -130,79 +117,17 @@ class _Clips:
             with Pinned(self._uri, options).open(_WINDOW_BYTES) as file:
                 for member in _members(file):
                     self._add(member, file)
-                    yield from self._settled()
         except _Damaged as error:
             problem = f"{self._uri} {error}"
         except (NotFound, AccessDenied) as error:
             problem = str(error)
-        yield from self._settled(is_last=True)
-        if problem:
-            yield _Row(self._uri, problem=problem)
-
-    def _add(self, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
-        name = member.name
-        key, ending = _split_name(name)
-        ending = ending.lower()
-        extension = ending.rpartition(".")[2]
-        found = self._known[_plain(name)] = self._find(member, file)
-        if len(self._known) > _PENDING_CLIPS:
-            del self._known[next(iter(self._known))]
-        if key and extension in self._extensions and not member.isdir():
-            self._groups[key][0].append((name, found, member.linkname))
-            return
-        if key and extension in ("txt", "json"):
-            _, texts = self._groups[key]  # which keeps its place in the order, read or not
-            row = self._follow(found)
-            if row is not None and (size := row.member_size or 0) <= TEXT_BYTES:
-                if ending in texts:
-                    self.left_out.add(OVERWRITTEN, name)
-                file.seek(row.member_offset or 0)
-                text = file.read(size).decode("utf-8", "replace")
-                self._text_chars += len(text) - len(texts.get(ending, ""))
-                texts[ending] = text
-                return
-        if not member.isdir():
-            self.left_out.add(kind_of(name), name)
-
-    def _find(self, member: tarfile.TarInfo, file: io.BufferedReader) -> _Found:
-        target = member.linkname
-        if member.islnk():  # to what its target is now, whatever has that name later
-            return self._follow(self._known.get(_plain(target))) or _plain(target)
-        if member.issym():
-            target = posixpath.join(posixpath.dirname(member.name), target)
-            return None if member.linkname.startswith("/") else _plain(target)
-        if not member.isreg() or member.issparse():
-            return None
-        file.seek(member.offset_data - tarfile.BLOCKSIZE)
-        head = file.read(min(tarfile.BLOCKSIZE + member.size, MEMBER_VERSION_BYTES))
-        return _Row("", self._uri, member.offset_data, member.size, version_of(head))
-
-    def _follow(self, found: _Found) -> _Row | None:
-        for _ in range(_MAX_LINKS):
-            if not isinstance(found, str):
-                return found
-            found = self._known.get(found)
-        return None
-
-    def _settled(self, *, is_last: bool = False) -> Iterator[_Row]:
-        """Release the oldest keys while too much is held, and all of them at last."""
-        while self._groups and (
-            is_last or len(self._groups) > _PENDING_CLIPS or self._text_chars > _PENDING_TEXT_CHARS
-        ):
-            key = next(iter(self._groups))
-            videos, texts = self._groups.pop(key)
-            self._text_chars -= sum(map(len, texts.values()))
+        for key, (videos, texts) in self._groups.items():
             unused = set(texts)
-            for name, found, target in videos:
+            for name, row in videos:
                 stem = _split_name(name)[1].lower().rpartition(".")[0]
                 own = (f"{stem}.{kind}" for kind in ("txt", "json"))
                 txt, json = (one if one in texts else one.rpartition(".")[2] for one in own)
                 unused -= {txt, json}
-                if (row := self._follow(found)) is None:
-                    what = "sparse, a device or a pipe, so it cannot be read in place"
-                    if target:
-                        what = f"a link to {target}, which is not in the tar"
-                    row = _Row("", problem=printable(f"{self._uri}: its member {name} is {what}"))
                 yield row._replace(
                     source_uri=f"{self._uri}#{printable(name)}",
                     key=printable(key),
@@ -211,6 +136,38 @@ class _Clips:
                 )
             for ending in unused:
                 self.left_out.add(kind_of(f"{key}.{ending}"), f"{key}.{ending}")
+        if problem:
+            yield _Row(self._uri, problem=problem)
+
+    def _add(self, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
+        name = member.name
+        key, ending = _split_name(name)
+        ending = ending.lower()
+        extension = ending.rpartition(".")[2]
+        if key and extension in self._extensions and not member.isdir():
+            self._groups[key][0].append((name, self._find(member, file)))
+            return
+        if key and extension in ("txt", "json"):
+            _, texts = self._groups[key]  # which keeps its place in the order, read or not
+            if member.isreg() and not member.issparse() and member.size <= TEXT_BYTES:
+                if ending in texts:
+                    self.left_out.add(OVERWRITTEN, name)
+                file.seek(member.offset_data)
+                texts[ending] = file.read(member.size).decode("utf-8", "replace")
+                return
+        if not member.isdir():
+            self.left_out.add(kind_of(name), name)
+
+    def _find(self, member: tarfile.TarInfo, file: io.BufferedReader) -> _Row:
+        """Return where a video is, or why it cannot be read in place."""
+        if member.isreg() and not member.issparse():
+            file.seek(member.offset_data - tarfile.BLOCKSIZE)
+            head = file.read(min(tarfile.BLOCKSIZE + member.size, MEMBER_VERSION_BYTES))
+            return _Row("", self._uri, member.offset_data, member.size, version_of(head))
+        what = "sparse, a device or a pipe, so it cannot be read in place"
+        if member.islnk() or member.issym():
+            what = f"a link to {member.linkname}; pack the files with tar -h --hard-dereference"
+        return _Row("", problem=printable(f"{self._uri}: its member {member.name} is {what}"))
 
 
 class _Damaged(Exception):
@@ -283,8 +240,3 @@ def _split_name(name: str) -> tuple[str, str]:
     folder, slash, last = name.rpartition("/")
     stem, dot, ending = last.partition(".")
     return (folder + slash + stem, ending) if stem and dot else ("", "")
-
-
-def _plain(name: str) -> str:
-    """Return the name that a member is unpacked to, for comparison only."""
-    return posixpath.normpath(name).lstrip("/")

@@ -1,32 +1,31 @@
 """Finds the files that a source's ``uri`` names, on local disk and in object stores."""
 
-import difflib
 import errno
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import bracex
 from fsspec.utils import glob_translate
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, NotFound, StorageError
 from tokpipe.identity import version_of
-from tokpipe.storage.braces import expand_braces
 from tokpipe.storage.client import Client, client_of, split_protocol
 from tokpipe.storage.left_out import LOOP, NO_MATCH, UNREADABLE, LeftOut, kind_of
 from tokpipe.storage.trouble import Trouble, classify
 
 _MAGIC = re.compile(r"[*?\[]")
-_WILDCARD = re.compile(r"[*?]")
 _STAR = re.escape("[^/]*")
-_NO_MAGIC = re.compile(r"(?!)")
 _LOOK_UP_THREADS = 16
+_MAX_ALTERNATIVES = 100_000
+_MAX_CHARS = 2**28  # Of all alternatives together
+_MAX_BRACES = 169  # They may be nested, and bracex is recursive
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +56,9 @@ class Listing:
     """The files that a URI names: one, those that a pattern matches, or those below a folder.
 
     ``*`` and ``?`` stay within one folder and also match a leading dot, as in object stores, except
-    for macOS's ``._`` files, which hold attributes; ``**`` crosses folders; braces expand. A
-    pattern that matches nothing is read again with brackets and braces as plain characters, and
-    then as an exact name (``[2019] trip.mp4``).
+    for macOS's ``._`` files, which hold attributes; ``**`` crosses folders; braces expand. Leading
+    folders, and a file's name with brackets or braces, mean themselves if they exist on disk as
+    written (``[2019] trip.mp4``). In stores, ``[[]`` stands for a bracket.
 
     Iterating looks into the store, and yields names in any order. One that two alternatives of a
     brace match comes twice. Local matches include pipes, dangling links and the like, for the
@@ -70,8 +69,6 @@ class Listing:
     options: StoreOptions
     known: Sequence[str] = ()
     """Extensions of the files that a folder source takes, and that are counted beside a glob."""
-    literal: str = ""
-    """Leading folders of ``uri`` in which wildcards mean themselves."""
     output_uri: str = ""
     """What is below it is not part of a folder."""
     left_out: LeftOut = field(default_factory=LeftOut, init=False)
@@ -99,102 +96,15 @@ class Listing:
     @cached_property
     def _reach(self) -> tuple[str, frozenset[str]]:
         """Return the folder in which files are looked for, and the kinds that are taken."""
-        written = self.uri[len(self.literal) :]
-        kinds = {kind_of(uri.rpartition("/")[2]) for uri in expand_braces(written)}
-        fixed = self.literal + re.split(r"[*?\[{]", written, maxsplit=1)[0]
+        literal, pattern = self._parts
+        kinds = {kind_of((literal + end).rpartition("/")[2]) for end in expand_braces(pattern)}
+        fixed = literal + re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
         folder = self.uri.rstrip("/") if fixed == self.uri else fixed.rpartition("/")[0]
         return f"{folder}/", frozenset(kinds) & self._known or self._known | kinds
 
-    @cached_property
-    def _client(self) -> Client:
-        return client_of(self.uri, self.options)
-
     def __iter__(self) -> Iterator[Match]:
-        unsuccessful = []
-        for uris, magic in self._readings():
-            self._parse(uris, magic)
-            self.left_out = LeftOut()
-            found = False
-            for match in self._matches():
-                found = True
-                yield match
-            if found:
-                return
-            unsuccessful.append(self.left_out)
-        self.left_out = max(unsuccessful, key=lambda left_out: sum(left_out.files.values()))
-
-    def explain_nothing(self) -> str:
-        """Return a sentence on what is there, after an iteration without a match."""
-        if self.left_out.counts.keys() - {NO_MATCH}:
-            return f"Found there instead: {self.left_out.text}."
-        client = self._client
-        if not client.can_list:
-            return "The server has no such file."
-        nearest = path = [*self._names, *(scan.folder for scan in self._scans)][0]
-        while nearest.strip("/") and not (
-            os.path.isdir(nearest)  # noqa: PTH112 (never raises)
-            if client.is_local
-            else any(True for _ in client.iter_objects(client.uri_of(nearest)))
-        ):
-            nearest = nearest.rpartition("/")[0]
-        missing = path[len(nearest) :].strip("/").partition("/")[0] or "such files"
-        names = {}
-        with suppress(OSError):  # a folder that may not be listed
-            there = os.listdir(nearest or "/") if client.is_local else ()  # noqa: PTH208
-            names = {name.lower(): name for name in there}
-        near = difflib.get_close_matches(missing.lower(), names, n=1)
-        hint = f": did you mean {names[near[0]]}?" if near else "."
-        return f"{client.uri_of(nearest or '/')} exists, but has no {missing}{hint}"
-
-    def _readings(self) -> Iterator[tuple[list[str], re.Pattern[str]]]:
-        """Yield what the URI may mean: URIs without braces, and the wildcards in them."""
-        fixed, as_written = self.uri[: len(self.literal)], self.uri[len(self.literal) :]
-        # The same accents may be other characters on disk: macOS used to write NFD.
-        forms = (unicodedata.normalize(form, as_written) for form in ("NFC", "NFD"))
-        for written in dict.fromkeys([as_written, *forms]):
-            expanded = [fixed + end for end in expand_braces(written)]
-            if not self._client.can_list:
-                if "*" in written or written.endswith("/"):
-                    raise _not_listable(self.uri)
-                yield expanded, _NO_MAGIC
-                continue
-            yield expanded, _MAGIC
-            if re.search(r"[\[{]", written):
-                yield [fixed + written], _WILDCARD
-            if _WILDCARD.search(written):
-                yield [fixed + written], _NO_MAGIC
-
-    def _parse(self, uris: list[str], magic: re.Pattern[str]) -> None:
-        self._names = {}
-        globs: dict[str, dict[str, str]] = {}
-        for uri in uris:
-            path = self._client.path_of(uri)
-            if wildcard := magic.search(path, len(self.literal)):
-                folder = path[: wildcard.start()].rpartition("/")[0]
-                globs.setdefault(folder, {})[path[len(folder) + 1 :]] = uri
-            else:
-                self._names[path] = uri
-        self._scans = [self._scan(*group, magic) for group in globs.items()]
-
-    def _scan(self, folder: str, globs: dict[str, str], magic: re.Pattern[str]) -> _Scan:
-        escaped = globs if magic is _MAGIC else [glob.replace("[", "[[]") for glob in globs]
-        try:
-            regex = re.compile("|".join(f"({_linear(glob_translate(glob))})" for glob in escaped))
-        except (ValueError, re.error) as error:
-            raise ConfigError(
-                f"{self.uri}: is not a valid glob ({error}). '*' and '?' match within one folder; "
-                "'**' must be a whole part of the path, as in videos/**/*.mp4"
-            ) from error
-        return _Scan(
-            folder,
-            list(globs.values()),
-            regex,
-            stem=os.path.commonprefix([magic.split(glob, 1)[0] for glob in globs]),  # noqa: RUF071
-            depth=max(math.inf if "**" in glob else 1 + glob.count("/") for glob in globs),
-            takes_folders=any(re.search(r"\.\w+$", glob) for glob in globs),
-        )
-
-    def _matches(self) -> Iterator[Match]:
+        self._parse()
+        self.left_out = LeftOut()
         unmatched = {*self._names.values(), *(uri for scan in self._scans for uri in scan.uris)}
         has_several = len(unmatched) > 1
         with ThreadPoolExecutor(_LOOK_UP_THREADS) as pool:
@@ -210,6 +120,67 @@ class Listing:
             yield from self._below(scan, unmatched)
         for uri in unmatched if has_several else ():
             self.left_out.add(NO_MATCH, uri)
+
+    def explain_nothing(self) -> str:
+        """Return a sentence on what is there, after an iteration without a match."""
+        if self.left_out.counts.keys() - {NO_MATCH}:
+            return f"Found there instead: {self.left_out.text}."
+        if not self._client.is_local:
+            return "The server has no such file."
+        literal, pattern = self._parts
+        missing = pattern.strip("/").partition("/")[0] or "such files"
+        return f"{self._client.path_of(literal)} exists, but has no {missing}."
+
+    @cached_property
+    def _client(self) -> Client:
+        return client_of(self.uri, self.options)
+
+    @cached_property
+    def _parts(self) -> tuple[str, str]:
+        """Split the URI into what exists on disk as written, which means itself, and a pattern."""
+        protocol, path = split_protocol(self.uri)
+        there = path if protocol == "file" else ""
+        while there and not (
+            os.path.isdir(there)  # noqa: PTH112 (never raises)
+            or (os.path.lexists(there) and not re.search(r"[*?][^/]*$", there))
+        ):
+            there = there.rpartition("/")[0]
+        at = len(self.uri) - len(path) + len(there)
+        return self.uri[:at], self.uri[at:]
+
+    def _parse(self) -> None:
+        literal, pattern = self._parts
+        can_list = self._client.can_list
+        if not can_list and ("*" in pattern or pattern.endswith("/")):
+            raise _not_listable(self.uri)
+        self._names = {}
+        globs: dict[str, dict[str, str]] = {}
+        for end in expand_braces(pattern):
+            path = self._client.path_of(literal + end)
+            start = len(path) - len(end.rstrip("/"))
+            if can_list and (wildcard := _MAGIC.search(path, start)):
+                folder = path[: wildcard.start()].rpartition("/")[0]
+                globs.setdefault(folder, {})[path[len(folder) + 1 :]] = literal + end
+            else:
+                self._names[path] = literal + end
+        self._scans = [self._scan(*group) for group in globs.items()]
+
+    def _scan(self, folder: str, globs: dict[str, str]) -> _Scan:
+        try:
+            regex = re.compile("|".join(f"({_linear(glob_translate(glob))})" for glob in globs))
+        except (ValueError, re.error) as error:
+            raise ConfigError(
+                f"{self.uri}: is not a valid glob ({error}). '*' and '?' match within one folder; "
+                "'**' must be a whole part of the path, as in videos/**/*.mp4"
+            ) from error
+        return _Scan(
+            folder,
+            list(globs.values()),
+            regex,
+            stem=os.path.commonprefix([_MAGIC.split(glob, 1)[0] for glob in globs]),  # noqa: RUF071
+            depth=max(math.inf if "**" in glob else 1 + glob.count("/") for glob in globs),
+            takes_folders=any(re.search(r"\.\w+$", glob) for glob in globs),
+        )
 
     def _look_up(self, uri: str) -> Match | None:
         path = self._client.path_of(uri)
@@ -279,6 +250,20 @@ class Listing:
                 yield listed.key, False, listed.version
         except NotImplementedError as error:
             raise _not_listable(self.uri) from error
+
+
+def expand_braces(text: str) -> list[str]:
+    """Return what ``{a,b}``, ``{000..999}`` and ``{0..9..3}`` stand for, in order, as in bash."""
+    try:
+        if text.count("{") > _MAX_BRACES:
+            raise bracex.ExpansionLimitException
+        limit = min(_MAX_ALTERNATIVES, _MAX_CHARS // (len(text) + 1))
+        return bracex.expand(text, keep_escapes=True, limit=limit, return_empty=True)
+    except bracex.ExpansionLimitException as error:
+        raise ConfigError(
+            f"{text[:1000]}: these braces stand for more than {_MAX_ALTERNATIVES:,} names, or for "
+            "very long ones, and each would be looked up. Use '*', which lists what is there"
+        ) from error
 
 
 def _not_listable(uri: str) -> ConfigError:

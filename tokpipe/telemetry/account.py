@@ -50,17 +50,13 @@ class Account:
     num_extra_clips: int = 0
     """Clips beyond one per plan row, from sources that are cut into several clips."""
     rejected: Mapping[str, int] = field(default_factory=dict)  # Committed rejections by reason
-    num_frames: int = 0  # Frames of committed clips; the same for codes, bytes and shards below
+    num_frames: int = 0  # Frames of committed clips; the same for codes and bytes below
     num_codes: int = 0
     written_bytes: int = 0
-    num_shards: int = 0
-    num_commits: int = 0
     download_bytes: int = 0  # Bytes of sources that decoders fetched, or found on local disk
     marked: Mapping[str, int] = field(default_factory=dict)  # Encoded clips by mark
-    retried: Mapping[str, int] = field(default_factory=dict)  # Retries of single clips, by stage
     lost_actors: Mapping[str, int] = field(default_factory=dict)
     """Actors that died, or were killed at a deadline, while they were up, by stage."""
-    num_lost_nodes: int = 0  # Nodes that were lost while actors on them were up
 
     def __add__(self, other: "Account") -> "Account":
         return self._plus(other, 1)

@@ -118,7 +118,7 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
 
 def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Return sections for what is at a URI, below it or matches it, and problems of tables."""
-    listing = Listing(uri, _OPTIONS, known=VIDEO_EXTENSIONS, literal="" if "://" in uri else uri)
+    listing = Listing(uri, _OPTIONS, known=VIDEO_EXTENSIONS)
     num_videos = sum(1 for _ in listing)
     is_glob = bool(re.search(r"[*?{]", uri)) and not (listing.folder or os.path.lexists(uri))
     is_file = is_glob or (num_videos == 1 and not listing.folder)
@@ -128,11 +128,9 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
     names = [uri] if is_file else list(beside)
     patterns = {}
     for name in names:
-        # A pattern may hold the name of a folder with characters that are special in patterns.
         match = TABLE_ENDING.search(name) or re.search(r"(?i)\.(tar)$", name)
         if match and (is_file or match[1].lower() != "json"):
-            folder = re.sub(r"([*?[])", r"[\1]", uri)
-            patterns[match[1].lower()] = uri if is_file else f"{folder}/**/*{match[0]}"
+            patterns[match[1].lower()] = uri if is_file else f"{uri}/**/*{match[0]}"
     found: list[dict[str, Any]] = []
     columns: list[str] = []
     problems = []

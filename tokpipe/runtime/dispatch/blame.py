@@ -78,7 +78,6 @@ class Blame:
         ref, stage, reason, message = failed.ref, lease.stage, failed.reason, failed.message
         if (strikes := self._strike(lease)) >= self._max_attempts:
             return Rejected(ref, stage, reason, message, failed.backend, strikes, failed.error)
-        self._out.count("retried", by=stage)
         self._out.note(
             "clip_retried",
             f"{stage}: {ref.source_uri} will be tried again: {message}",

@@ -135,7 +135,6 @@ class Fleet:
         """Their nodes are draining: they finish what they hold, and no longer count."""
         self._none_up_since: dict[Stage, float] = {}
         self._draining: frozenset[NodeId] = frozenset()
-        self._lost_nodes: set[NodeId] = set()
         self._slow: set[str] = set()  # Why encoders have been slow
         self._counted_until: float | None = None
 
@@ -284,9 +283,6 @@ class Fleet:
         self.remove(event.actor, kill=False)
         if actor.up:
             self._out.count("lost_actors", by=actor.stage)
-            if event.node_lost and actor.node is not None and actor.node not in self._lost_nodes:
-                self._lost_nodes.add(actor.node)
-                self._out.count("num_lost_nodes")
         elif not event.node_lost:
             self.starts.failed(actor.stage, message, died=True)
         return actor

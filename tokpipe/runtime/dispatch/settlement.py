@@ -99,8 +99,6 @@ class Settlement:
             num_frames=sum(one.num_frames for one in receipts),
             num_codes=sum(one.num_codes for one in receipts),
             written_bytes=sum(one.size_bytes + one.side_table_size_bytes for one in receipts),
-            num_shards=len(receipts),
-            num_commits=1,
         )
         self._useful_s = 0.0
         account = self._out.account + self._committing
