@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import os
 import tarfile
 from collections import defaultdict
@@ -27,6 +28,8 @@ _CARRIED = pa.schema([("key", pa.string()), ("txt", pa.string()), ("json", pa.st
 _SCHEMA = pa.schema([*ROW_SCHEMA, *_CARRIED])
 _HEADER_BYTES = 4 * 2**20  # Maximum size of a header with a long name or pax records
 _WINDOW_BYTES = 128 * 1024  # Read at once: a header and the small members around it, in one request
+_PENDING_CLIPS = 10_000
+_PENDING_TEXT_CHARS = 64 * 2**20
 _BATCH_ROWS = 8192
 _THREADS = 32
 
@@ -36,8 +39,8 @@ class WebDatasetRows(RowSource):
     """One row per member with a video extension, tar by tar, in the order of the tars' names.
 
     The texts ``KEY.txt`` and ``KEY.json`` of a video ``KEY.mp4`` become columns, where KEY is
-    the name up to the first dot of its last part, wherever in the tar they are. Member names
-    identify clips and are never used as paths.
+    the name up to the first dot of its last part. They may be up to ``_PENDING_CLIPS`` keys away
+    from the video. Member names identify clips and are never used as paths.
 
     As ``tar -i`` unpacks them, the last of several members with one name wins, and what follows
     an end mark is read. A video that has no data in one place (a link, a sparse member) is a row
@@ -70,8 +73,11 @@ def find_members(uri: str, extension: str, options_json: str) -> dict[str, dict[
 
 def _index(uri: str, options: StoreOptions, extensions: set[str]) -> tuple[pa.Table, LeftOut]:
     clips = _Clips(uri, extensions)
-    table = pa.Table.from_pylist([row._asdict() for row in clips.rows(options)], _SCHEMA)
-    return _last_of_each_name(table, clips.left_out), clips.left_out
+    rows, batches = clips.rows(options), []
+    while some := [row._asdict() for row in itertools.islice(rows, _BATCH_ROWS)]:
+        batches.append(pa.RecordBatch.from_pylist(some, _SCHEMA))
+    table, left_out = pa.Table.from_batches(batches, _SCHEMA), clips.left_out
+    return _last_of_each_name(table, left_out), left_out
 
 
 def _last_of_each_name(rows: pa.Table, left_out: LeftOut) -> pa.Table:
@@ -110,6 +116,7 @@ class _Clips:
         self._extensions = extensions
         self.left_out = LeftOut()
         self._groups: defaultdict[str, _Group] = defaultdict(lambda: ([], {}))
+        self._text_chars = 0
 
     def rows(self, options: StoreOptions) -> Iterator[_Row]:
         problem = ""
@@ -117,25 +124,12 @@ class _Clips:
             with Pinned(self._uri, options).open(_WINDOW_BYTES) as file:
                 for member in _members(file):
                     self._add(member, file)
+                    yield from self._settled()
         except _Damaged as error:
             problem = f"{self._uri} {error}"
         except (NotFound, AccessDenied) as error:
             problem = str(error)
-        for key, (videos, texts) in self._groups.items():
-            unused = set(texts)
-            for name, row in videos:
-                stem = _split_name(name)[1].lower().rpartition(".")[0]
-                own = (f"{stem}.{kind}" for kind in ("txt", "json"))
-                txt, json = (one if one in texts else one.rpartition(".")[2] for one in own)
-                unused -= {txt, json}
-                yield row._replace(
-                    source_uri=f"{self._uri}#{printable(name)}",
-                    key=printable(key),
-                    txt=texts.get(txt),
-                    json=texts.get(json),
-                )
-            for ending in unused:
-                self.left_out.add(kind_of(f"{key}.{ending}"), f"{key}.{ending}")
+        yield from self._settled(is_last=True)
         if problem:
             yield _Row(self._uri, problem=problem)
 
@@ -153,7 +147,9 @@ class _Clips:
                 if ending in texts:
                     self.left_out.add(OVERWRITTEN, name)
                 file.seek(member.offset_data)
-                texts[ending] = file.read(member.size).decode("utf-8", "replace")
+                text = file.read(member.size).decode("utf-8", "replace")
+                self._text_chars += len(text) - len(texts.get(ending, ""))
+                texts[ending] = text
                 return
         if not member.isdir():
             self.left_out.add(kind_of(name), name)
@@ -168,6 +164,29 @@ class _Clips:
         if member.islnk() or member.issym():
             what = f"a link to {member.linkname}; pack the files with tar -h --hard-dereference"
         return _Row("", problem=printable(f"{self._uri}: its member {member.name} is {what}"))
+
+    def _settled(self, *, is_last: bool = False) -> Iterator[_Row]:
+        """Release the oldest keys while too much is held, and all of them at last."""
+        while self._groups and (
+            is_last or len(self._groups) > _PENDING_CLIPS or self._text_chars > _PENDING_TEXT_CHARS
+        ):
+            key = next(iter(self._groups))
+            videos, texts = self._groups.pop(key)
+            self._text_chars -= sum(map(len, texts.values()))
+            unused = set(texts)
+            for name, row in videos:
+                stem = _split_name(name)[1].lower().rpartition(".")[0]
+                own = (f"{stem}.{kind}" for kind in ("txt", "json"))
+                txt, json = (one if one in texts else one.rpartition(".")[2] for one in own)
+                unused -= {txt, json}
+                yield row._replace(
+                    source_uri=f"{self._uri}#{printable(name)}",
+                    key=printable(key),
+                    txt=texts.get(txt),
+                    json=texts.get(json),
+                )
+            for ending in unused:
+                self.left_out.add(kind_of(f"{key}.{ending}"), f"{key}.{ending}")
 
 
 class _Damaged(Exception):
