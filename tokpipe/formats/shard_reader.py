@@ -1,6 +1,5 @@
 """Reads shards, and checks their footer, pages, row CRCs, order and code range."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -44,14 +43,13 @@ class Chunk:
 class ShardReader:
     """One shard, read row group by row group.
 
-    ``verify`` checks each row group as it is read. It covers neither the footer nor the parts of
-    the file that are not read: for those, first compare the file with the manifest
-    (``check_bytes``).
+    Each row group is checked as it is read: page checksums, row CRCs, code range and shapes. That
+    covers neither the footer nor the parts of the file that are not read: for those, first compare
+    the file with the manifest (``check_bytes``).
 
     Args:
         uri: for messages.
         source: the file's bytes, or an open file that pyarrow can seek in.
-        verify: check page checksums, row CRCs, code range and shapes.
         page_checksums: False skips page checksums, which are redundant once the bytes were
             compared with the manifest.
 
@@ -59,15 +57,12 @@ class ShardReader:
         CorruptOutput: the footer is damaged or not a shard's. Methods raise it for damaged rows.
     """
 
-    def __init__(
-        self, uri: str, source: Any, *, verify: bool = True, page_checksums: bool = True
-    ) -> None:
+    def __init__(self, uri: str, source: Any, *, page_checksums: bool = True) -> None:
         self.uri = uri
-        self.verify = verify
         with as_damage(uri, "it does not open as a shard", *UNREADABLE):
             self._file = pq.ParquetFile(
                 pa.BufferReader(source) if isinstance(source, bytes) else source,
-                page_checksum_verification=verify and page_checksums,
+                page_checksum_verification=page_checksums,
                 # Joins the columns of a row group into few requests.
                 pre_buffer=True,
             )
@@ -82,13 +77,13 @@ class ShardReader:
             raise damaged(uri, f"it has {found_rows} rows, but its footer says {num_rows}")
 
     def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
-        """Return one row group as a single record batch, checked if ``verify``.
+        """Return one row group as a single record batch.
 
-        Row CRCs are checked when ``codes`` is among the columns.
+        Codes are checked if they are among the columns.
         """
         names = shard_schema("uint16").names if columns is None else list(columns)
         wanted = list(names)
-        if self.verify and "codes" in names:
+        if "codes" in names:
             wanted += [name for name in _CHECKED_WITH_CODES if name not in names]
         with as_damage(self.uri, f"row group {group} cannot be read", *UNREADABLE):
             table = self._file.read_row_group(group, columns=wanted)
@@ -97,7 +92,7 @@ class ShardReader:
         if len(batches) != 1:
             raise damaged(self.uri, f"row group {group} has no rows")
         batch = batches[0]
-        if self.verify and "codes" in names:
+        if "codes" in names:
             self._check_codes(group, batch)
         return batch.select(names)
 
@@ -134,14 +129,11 @@ class ShardReader:
         fields = [field for field in Chunk.__slots__ if field != "codes"]
         for group in range(self.num_row_groups) if groups is None else groups:
             batch = self.read_row_group(group)
-            codes, shapes = batch.column("codes"), batch.select(["t", "h", "w"]).to_pylist()
+            codes, t = batch.column("codes"), batch.column("t").to_pylist()
             offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
             for row, record in enumerate(batch.select(fields).to_pylist()):
-                block, shape = flat[offsets[row] : offsets[row + 1]], tuple(shapes[row].values())
-                if min(shape) < 0 or block.size != math.prod(shape):
-                    found = f"has {block.size} codes for a grid of {shape}"
-                    raise self._damaged_row(group, row, found)
-                yield Chunk(**record, codes=block.reshape(shape))
+                block = flat[offsets[row] : offsets[row + 1]]
+                yield Chunk(**record, codes=block.reshape(t[row], *self.footer.grid))
 
     def clips(self) -> Iterator[tuple[Chunk, ...]]:
         """Yield the rows of each clip, complete and in order."""

@@ -31,7 +31,7 @@ class CodeCache:
     in the same way.
 
     Args:
-        output: what to read. Shards are verified even if it was opened with ``verify=False``.
+        output: what to read.
         folder: on a local disk. A code takes 2 bytes there, or 4 if there are more than 65,536.
         max_bytes: limit on the size of the folder, not counting files that are being written. The
             least recently opened files are removed; their space is free once no process maps them.
