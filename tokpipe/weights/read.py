@@ -12,6 +12,8 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.config.tokenizer import CosmosDVConfig, NativeConfig, TokenizerConfig
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.storage import Store
+from tokpipe.storage.client import client_of
+from tokpipe.storage.hub import local_copy
 
 Tensors = Mapping[str, Mapping[str, Any]]
 """By name: ``dtype`` (as safetensors spells it), ``shape`` and ``data`` (little-endian bytes)."""
@@ -102,7 +104,7 @@ def find_weights(uri: str, options: StoreOptions) -> int:
 def _locate(uri: str, options: StoreOptions) -> tuple[Store, str]:
     if uri.startswith(BUILTIN):
         uri = str(builtin_path(uri))
-    folder, slash, key = uri.rpartition("/")
+    folder, slash, key = local_copy(client_of(uri, options), uri).rpartition("/")
     return Store(folder if slash else ".", options), key
 
 
