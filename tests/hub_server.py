@@ -68,6 +68,11 @@ class Hub:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def storage(self) -> dict[str, Any]:
+        """The ``storage`` section of a job that finds this server; a user sets HF_ENDPOINT."""
+        return {"options": {"hf": {"endpoint": self.endpoint}}, "deadline_s": 30.0}
+
     def repository(self, name: str) -> Repository:
         return self.repositories.setdefault(name, Repository())
 

@@ -74,7 +74,7 @@ def tokpipe(hub: Hub, tmp_path: Path, ray_folder: Path) -> Tokpipe:
 def state_of(tokenizer: dict[str, Any], folder: Path, factor: float = 1.0) -> bytes:
     """safetensors of a tokenizer with random weights, its first bias changed by a factor."""
     job = write_job(folder / "random.yaml", files(folder), str(folder / "x"), tokenizer=tokenizer)
-    state = build_tokenizer(load_job(job).tokenizer, None).state_dict()
+    state = build_tokenizer(load_job(job).tokenizer, None, with_decoder=True).state_dict()
     state["encoder.conv_in.conv.weight"] *= factor
     return safetensors.torch.save(state)
 
@@ -167,6 +167,36 @@ def test_a_job_that_is_resumed_reads_the_commits_that_it_started_with(
     assert not with_secret(tmp_path)
     assert not with_secret(ray_folder)
     assert TOKEN not in printed
+
+
+@pytest.mark.ray
+def test_a_job_runs_offline_with_a_tokenizer_from_the_cache(
+    hub: Hub, tokpipe: Tokpipe, tmp_path: Path
+) -> None:
+    (tmp_path / "videos").mkdir()
+    write_videos(tmp_path / "videos", 2, num_frames=9)
+    weights = state_of(WITH_DECODER, tmp_path)
+    folder = {"config.yaml": json.dumps(WITH_DECODER).encode(), "model.safetensors": weights}
+    commit = hub.repository("ann/tok").commit(folder)
+    job = write_job(
+        tmp_path / "job.yaml",
+        files(tmp_path / "videos"),
+        str(tmp_path / "out"),
+        tokenizer={"checkpoint": "hf://ann/tok"},
+    )
+    code, printed = tokpipe("run", job, HF_HUB_OFFLINE="1")
+    assert code == 2, printed
+    assert "hf://ann/tok/config.yaml: is not in this machine's cache" in printed
+    assert not hub.requests
+    code, printed = tokpipe("check", job)
+    assert code == 0, printed
+    hub.requests.clear()
+    code, printed = tokpipe("run", job, HF_HUB_OFFLINE="1")
+    assert code == 0, printed
+    assert not hub.requests
+    record = json.loads((tmp_path / "out/job.json").read_text())["job"]
+    assert record["tokenizer"]["weights"] == f"hf://ann/tok@{commit}/model.safetensors"
+    assert_complete(job_as_recorded(tmp_path, record))
 
 
 def job_as_recorded(folder: Path, record: dict[str, Any]) -> Path:

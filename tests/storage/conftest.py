@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
-from tests.hub_server import Hub, running_hub
 from tests.s3_server import S3Server
 from tests.storage.fault_proxy import FaultProxy
 from tokpipe.config.job import StoreOptions
@@ -27,13 +25,3 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
     with FaultProxy(s3_server.endpoint) as proxy:
         yield proxy
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A stand-in for the Hugging Face Hub, an empty cache for it, and no token."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with running_hub() as hub:
-        yield hub

@@ -30,8 +30,8 @@ FILES = {
 DATASET = "datasets/ann/set"
 
 
-def options_of(hub: Hub, deadline_s: float = 30.0) -> StoreOptions:
-    return StoreOptions(options={"hf": {"endpoint": hub.endpoint}}, deadline_s=deadline_s)
+def options_of(hub: Hub) -> StoreOptions:
+    return StoreOptions.model_validate(hub.storage)
 
 
 def new_client(hub: Hub) -> Client:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +87,8 @@ def _to_safetensors(tensors: Tensors) -> bytes:
 
 def read_object(uri: str, options: StoreOptions, setting: str = "") -> bytes:
     """Return the bytes at ``uri``, in any store or ``builtin://``; errors name ``setting``."""
-    store, key = _locate(uri, options)
     try:
+        store, key = _locate(uri, options)
         return store.get(key)
     except NotFound as error:
         raise _missing(uri, setting) from error
@@ -95,10 +96,11 @@ def read_object(uri: str, options: StoreOptions, setting: str = "") -> bytes:
 
 def find_weights(uri: str, options: StoreOptions) -> int:
     """Return the size of ``tokenizer.weights`` in bytes; ConfigError if there is no file."""
-    store, key = _locate(uri, options)
-    if (size := store.size(key)) is None:
-        raise _missing(uri, "tokenizer.weights")
-    return size
+    with suppress(NotFound):
+        store, key = _locate(uri, options)
+        if (size := store.size(key)) is not None:
+            return size
+    raise _missing(uri, "tokenizer.weights")
 
 
 def _locate(uri: str, options: StoreOptions) -> tuple[Store, str]:
