@@ -61,6 +61,7 @@ class Hub:
     failures: list[Failure] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     """``METHOD path`` of each, without its query."""
+    num_sent: int = 0  # Bytes of files
     leaks: list[str] = field(default_factory=list)
     """Requests to the other host that had a token."""
 
@@ -141,7 +142,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             elif found := _BUCKET.match(path):
                 self.bucket(*found.groups())
             elif found := _API.match(path):
-                self.api(*found.groups(), parse_qs(url.query))
+                self.api(parse_qs(url.query), *found.groups())
             elif found := _OF_BUCKET.match(path):
                 files = self.hub.buckets[found[1]]
                 if unquote(found[2]) not in files:
@@ -176,6 +177,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             size = len(data)
             data, status = data[start : end + 1], 206
             headers["Content-Range"] = f"bytes {start}-{start + len(data) - 1}/{size}"
+        self.hub.num_sent += len(data) * (self.command != "HEAD")
         self.answer(status, data, headers)
 
     def may_read(self, repository: Repository) -> bool:
@@ -195,12 +197,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def api(
         self,
+        query: dict[str, list[str]],
         kind: str,
         name: str,
         verb: str | None,
         revision: str | None,
         path: str | None,
-        query: dict[str, list[str]],
     ) -> None:
         repository, sha = self.found(kind, name, revision or "main")
         if verb != "tree":

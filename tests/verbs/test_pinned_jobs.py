@@ -112,8 +112,7 @@ def test_two_commits_of_one_repository_are_looked_up_again(hub: Hub, tmp_path: P
     }
     sources = [{"kind": "files", "uri": f"hf://{SET}@{name}/*.mp4"} for name in tags]
     path = tmp_path / "job.yaml"
-    settings = {"storage": hub.storage}
-    write_job(path, sources, str(tmp_path / "out"), **settings)
+    write_job(path, sources, str(tmp_path / "out"), storage=hub.storage)
     job = load_pinned(path)
     assert [one.uri for one in job.sources] == [f"hf://{SET}@{sha}/*.mp4" for sha in tags.values()]
     run_without_ray(job)
@@ -130,10 +129,9 @@ def test_the_commit_of_a_program_is_not_taken_from_a_record(hub: Hub, tmp_path: 
     del found[CHECKSUM]
     record.write_text(json.dumps(seal(found)))
     program = {"kind": "cosmos_dv", "variant": "4x8x8", "weights": "hf://ann/tok/encoder.jit"}
-    size = {"chunking": {"chunk_frames": 9}}
     good = hub.repository("ann/tok").commit({"encoder.jit": b"good"})
     as_a_new_process()
-    job = load_pinned(make_job(hub, tmp_path, tokenizer=program, **size))
+    job = load_pinned(make_job(hub, tmp_path, tokenizer=program, chunking={"chunk_frames": 9}))
     assert uris_of(job) == (f"hf://ann/tok@{good}/encoder.jit", f"hf://{SET}@{videos}/*.mp4")
     # A safetensors file holds no program, so its commit is kept.
     assert uris_of(load_pinned(make_job(hub, tmp_path)))[0] == f"hf://ann/tok@{evil}/w.safetensors"

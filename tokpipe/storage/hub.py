@@ -20,14 +20,14 @@ def pinned_name(client: Any, uri: str, known: Callable[[], Mapping[str, str]] = 
     if not (found := _REPOSITORY.match(name)):
         return name  # of a bucket; or the request for it says what is wrong
     root, kind, repository, revision = found.groups()
-    commit = revision or ""
-    if not _COMMIT.fullmatch(commit):
-        commit = known().get(root) or client.commits.get((root, revision), "")
+    branch = commit = unquote(revision or "main")
+    if not _COMMIT.fullmatch(branch):
+        commit = known().get(root) or client.commits.get((root, branch), "")
     if not commit:
-        ask, branch = client.fs._api.resolve_revision, unquote(revision or "main")
+        ask = client.fs._api.resolve_revision
         where = {"repo_type": kind, "revision": branch}
         found_there = client.run("finding its commit", uri, lambda _: ask(repository, **where))
-        commit = client.commits[root, revision] = found_there.resolved
+        commit = client.commits[root, branch] = found_there.resolved
     return f"{root}@{commit}{name[found.end() :]}"
 
 
