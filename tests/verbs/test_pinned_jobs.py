@@ -29,6 +29,7 @@ from tokpipe.formats.sealed_json import CHECKSUM, seal
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.reader import open_output
 from tokpipe.runtime.assemble import JobOutput
+from tokpipe.runtime.submit import Package
 from tokpipe.storage import client
 from tokpipe.verbs.locate import load_pinned
 
@@ -101,6 +102,22 @@ def test_branches_become_commits_and_a_started_output_keeps_them(hub: Hub, tmp_p
 def as_a_new_process() -> None:
     """Forget clients, which remember what branches named."""
     client._client.cache_clear()
+
+
+def test_what_is_submitted_names_commits_and_holds_no_token(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.token = "hf_" + "s3cret" * 6
+    weights, videos, _ = fill(hub, tmp_path)
+    hub.repository(SET).is_private = hub.repository("ann/tok").is_private = True
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    path = make_job(hub, tmp_path)
+    package = Package(path, load_pinned(path), [], ["HF_ENDPOINT=https://hub.example"])
+    assert f"hf://ann/tok@{weights}/w.safetensors" in package.text
+    assert f"hf://{SET}@{videos}/*.mp4" in package.text
+    assert hub.token not in f"{package.text} {package.variables} {package.entrypoint}"
+    with pytest.raises(ConfigError, match="HF_TOKEN is secret"):
+        Package(path, load_pinned(path), [], ["HF_TOKEN"])
 
 
 def test_two_commits_of_one_repository_are_looked_up_again(hub: Hub, tmp_path: Path) -> None:
