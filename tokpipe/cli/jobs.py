@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tokpipe.cli.arguments import Parser, Verb, job_of, positive
 from tokpipe.cli.output import Result, print_lines
+from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.runtime import submitted
 from tokpipe.telemetry.human import json_line
@@ -215,8 +216,8 @@ class Convert(
     """
 
     def add_arguments(self, parser: Parser) -> None:
-        what = "a .ckpt, .pt or .pth file written by torch.save, or a .safetensors file"
-        parser.add_argument("source", type=Path, metavar="CKPT", help=what)
+        what = "a .ckpt, .pt or .pth file of torch.save, or a .safetensors file; a path or hf://..."
+        parser.add_argument("ckpt", metavar="CKPT", help=what)
         parser.add_target("FOLDER", "where to write")
         settings = parser.add_mutually_exclusive_group(required=True)
         what = "derive the settings from the weights' shapes"
@@ -231,12 +232,13 @@ class Convert(
         parser.add_argument("--drop", action="append", default=[], metavar="PREFIX", help=what)
 
     def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.storage.client import client_of
+        from tokpipe.storage.hub import local_copy
         from tokpipe.weights.convert import Choices, convert
 
+        source = Path(local_copy(client_of(parsed.ckpt, StoreOptions()), parsed.ckpt))
         choices = Choices(parsed.state, parsed.ema, parsed.strip, tuple(parsed.drop))
-        return convert(
-            parsed.source, parsed.path, kind=parsed.kind, config=parsed.config, choices=choices
-        )
+        return convert(source, parsed.path, kind=parsed.kind, config=parsed.config, choices=choices)
 
 
 class Verify(Verb, example="tokpipe verify builtin://fsq-4x8x8"):
