@@ -230,11 +230,11 @@ def test_patches_multiply_the_stride() -> None:
         ),
         (lambda: vqgan(preset="movqgan-67m", ch=33), "ch=33 times ch_mult=1"),
         (
-            lambda: vqgan(quantizer="lfq"),
+            lambda: vqgan(preset="ibq-1024", quantizer="lfq"),
             r"attn_resolutions=\[16\] is not Open-MAGVIT2",
         ),
         (lambda: vqgan(preset="open-magvit2-256", embed_dim=14), "z_channels=18, embed_dim=14"),
-        (lambda: vqgan(), "quantizer"),
+        (lambda: vqgan(), "quantizer\n  Field required"),
         (lambda: custom("a.b"), "'a.b' does not name a class"),
         (lambda: custom(probe_size=(9, 8)), "height 9 is not a multiple"),
     ],

@@ -220,9 +220,7 @@ class Convert(Verb, example="tokpipe convert movqgan_270M.ckpt --kind vqgan -o t
         what = "derive the settings from the weights' shapes"
         settings.add_argument("--kind", choices=["vqgan", "movqgan", "emu3"], help=what)
         what = "take the settings of this preset of kind vqgan"
-        settings.add_argument(
-            "--preset", dest="kind", choices=[*PRESETS], metavar="NAME", help=what
-        )
+        settings.add_argument("--preset", dest="kind", choices=PRESETS, metavar="NAME", help=what)
         what = "read the settings from a tokenizer section"
         settings.add_argument("--config", type=Path, metavar="YAML", help=what)
         parser.add_text("--state", "KEY", "entry of the checkpoint that holds the weights")

@@ -18,7 +18,6 @@ from pydantic import (
 
 from tokpipe.config.base import Frozen, Uri
 from tokpipe.config.native_parts import (
-    AttentionSizes,
     ChannelMultiples,
     Encoder3DConfig,
     FinestChannels,
@@ -150,7 +149,8 @@ class NativeConfig(TokenizerConfig):
 class VQGANConfig(Levels, TokenizerConfig):
     """An image tokenizer of the VQGAN family, for images or for the frames of a video one by one.
 
-    ``preset`` names a published one. ``kind: movqgan`` is short for ``preset: movqgan-270m``.
+    ``preset`` names a published one, and sets all that is required here. ``kind: movqgan`` is short
+    for ``preset: movqgan-270m``.
     """
 
     decoder_keys: ClassVar[tuple[str, ...]] = ("decoder.", "post_quant_conv.")
@@ -161,19 +161,17 @@ class VQGANConfig(Levels, TokenizerConfig):
     weights: Uri
     """safetensors with the published keys; `tokpipe convert` makes it from a .ckpt."""
     quantizer: Literal["vq", "ibq", "vq_cosine", "gumbel", "lfq"]
-    """How a code is found, unless a preset says it. ``vq``: the nearest code vector. ``ibq``: that
+    """How a code is found. ``vq``: the nearest code vector. ``ibq``: that
     of the greatest dot product. ``vq_cosine``: of the greatest cosine; the decoder takes vectors of
     length 1, as in LlamaGen. ``gumbel``: the greatest of one logit per code. ``lfq``: one bit per
     channel, the first the lowest, with the networks of Open-MAGVIT2."""
     decoder: Literal["plain", "movq"] = "plain"
     """``movq``: norms of the decoder read the code vectors, as in SBER-MoVQGAN."""
-    ch_mult: ChannelMultiples = (1, 1, 2, 2, 4)
-    attn_resolutions: AttentionSizes = (16,)
-    z_channels: PositiveInt = 256
+    z_channels: PositiveInt
     """Channels between the encoder and ``quant_conv``."""
-    embed_dim: PositiveInt = 256
+    embed_dim: PositiveInt
     """Channels of a code vector."""
-    codebook_size: Annotated[int, Field(ge=1, le=2**31)] = 16_384
+    codebook_size: Annotated[int, Field(ge=1, le=2**31)]
     licence: Licence = None
 
     @model_validator(mode="before")

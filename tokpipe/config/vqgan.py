@@ -18,7 +18,7 @@ RENAMED: dict[str, dict[str, str]] = _PUBLISHED["renamed"]
 def proved_settings(keys: Collection[str]) -> dict[str, tuple[tuple[str, ...], str]]:
     """Return, by setting, the values that keys of published weights allow, and a key that shows it.
 
-    Keys of the encoder alone allow more, and none tells ``vq`` from ``ibq``.
+    No key tells ``vq`` from ``ibq``.
     """
     proved: dict[str, tuple[tuple[str, ...], str]] = {}
     for part, setting, *values in _PUBLISHED["keys"]["signs"]:
@@ -28,10 +28,7 @@ def proved_settings(keys: Collection[str]) -> dict[str, tuple[tuple[str, ...], s
 
 
 def check_keys(config: Any, keys: Collection[str], source: str) -> None:
-    """Raise WeightsMismatch if keys contradict settings, also keys of a decoder that is not built.
-
-    Of the kinds with published keys, only ``vqgan`` is for weights of more than one family.
-    """
+    """Raise WeightsMismatch if keys, also those of a decoder not built, contradict settings."""
     proved = proved_settings(keys) if config.kind == "vqgan" else {}
     for setting, (values, key) in proved.items():
         if (own := getattr(config, setting)) not in values:

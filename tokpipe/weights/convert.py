@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tokpipe.config.base import RECORDED
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.config.explain import in_yaml, validate_settings
 from tokpipe.config.strict_yaml import read_mapping
-from tokpipe.config.tokenizer import AnyTokenizer, TokenizerConfig, VQGANConfig
+from tokpipe.config.tokenizer import AnyTokenizer, TokenizerConfig
 from tokpipe.config.vqgan import PRESETS, proved_settings
 from tokpipe.errors import ConfigError
 from tokpipe.storage.local_files import write_file
@@ -82,8 +81,8 @@ def convert(
         {**section, "weights": str(source)},
         name=f"{config or source} does not describe a tokenizer",
     )
-    if isinstance(parsed, VQGANConfig) and parsed.preset is not None:
-        yield f"{source}: settings of preset {parsed.preset}, quantizer {parsed.quantizer}"
+    if preset := section.get("preset"):
+        yield f"{source}: {parsed.kind} with the settings of preset {preset}"
     # safetensors takes neither strided views nor tensors that share memory, such as tied weights.
     copies = {key: one.detach().resolve_neg().contiguous().clone() for key, one in state.items()}
     data = safetensors.torch.save(copies)
@@ -244,41 +243,39 @@ def _infer(kind: str, state: Mapping[str, Tensor], source: Path) -> dict[str, An
     is_emu3 = kind == "emu3"
     renamed = (Emu3Tokenizer if is_emu3 else VQGANTokenizer).renamed(state)
     shapes = {key: tuple(tensor.shape) for key, tensor in renamed.items()}
-    proved = {name: values for name, (values, _) in proved_settings(state).items()}
-    codebook = "embed" if proved.get("quantizer") == ("gumbel",) else "embedding"
     try:
         down = "encoder.down_block.down" if is_emu3 else "encoder.down"
         ch, mult, blocks, attention = _levels(shapes, down)
         z = shapes["encoder.conv_out.weight"][0]
-        is_lfq = proved.get("quantizer") == ("lfq",)
-        size, dim = (2**z, z) if is_lfq else shapes[f"quantize.{codebook}.weight"]
+        codebooks = [key for key in shapes if re.fullmatch(r"quantize\.embed\w*\.weight", key)]
+        size, dim = shapes[codebooks[0]] if codebooks else (2**z, z)
     except (KeyError, ValueError, IndexError) as error:
         raise ConfigError(
             f"{source} is not a checkpoint of kind {kind}: it has no {error} of the right shape; "
             f"its keys are {_some(shapes)}. Select the entry with --state and remove a key prefix "
             "with --strip, or pass its settings with --config"
         ) from error
-    section = {"kind": kind, "num_res_blocks": blocks, "embed_dim": dim, "codebook_size": size}
+    section = {"num_res_blocks": blocks, "embed_dim": dim, "codebook_size": size}
     if is_emu3:
-        names = {"base_channels": ch, "channel_multiplier": mult}
+        names = {"kind": kind, "base_channels": ch, "channel_multiplier": mult}
         return {**section, **names, "attn_resolutions": attention}
-    section |= {"kind": "vqgan", "ch": ch, "ch_mult": mult, "z_channels": z}
+    section |= {"ch": ch, "ch_mult": mult, "z_channels": z}
     section["attn_resolutions"] = [256 >> level for level in attention]
-    if kind == "movqgan" or proved.get("decoder") == ("movq",):
+    proved = {name: values for name, (values, _) in proved_settings(state).items()}
+    if kind == "movqgan":
         proved |= {"decoder": ("movq",), "quantizer": ("vq",)}
-    allowed = {**{name: (value,) for name, value in section.items()}, **proved}
-    for preset in PRESETS:
-        named = {"kind": "vqgan", "preset": preset, "weights": "-"}
-        found = VQGANConfig.model_validate(named, context=RECORDED).model_dump(mode="json")
-        if all(found[name] in values for name, values in allowed.items()):
+    for preset, published in PRESETS.items():
+        agrees = all(published[name] in values for name, values in proved.items())
+        if agrees and {**published, **section} == published:
             return {"kind": "vqgan", "preset": preset}
     section |= {name: " or ".join(values) for name, values in proved.items()}
-    if len(proved["quantizer"]) > 1:
+    if len(proved.get("quantizer", ())) != 1:
         raise ConfigError(
             f"{source}: these weights are of no preset, and their keys do not show how a code is "
-            f"found, without which codes are wrong. Pass --config with {in_yaml(section)}"
+            "found, without which codes are wrong. Pass --config with "
+            f"{in_yaml({'kind': 'vqgan', **section})}"
         )
-    return section
+    return {"kind": "vqgan", **section}
 
 
 def _levels(shapes: dict[str, tuple[int, ...]], down: str) -> tuple[int, list[int], int, list[int]]:

@@ -16,10 +16,8 @@ from tokpipe.models.blocks import ResnetBlock
 from tokpipe.models.group_norm import group_norm
 from tokpipe.models.levels import Levels, Pyramid
 from tokpipe.models.networks_2d import Decoder, Encoder
-from tokpipe.models.operations import Conv2d, Conv3d, check_input, same_conv2d, silu
+from tokpipe.models.operations import Conv2d, Conv3d, same_conv2d, silu
 from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
-
-_SEARCHES = {"vq": "nearest", "ibq": "dot", "vq_cosine": "cosine"}
 
 
 class VQGANTokenizer(VideoTokenizer):
@@ -85,7 +83,8 @@ def _quantizer(config: VQGANConfig) -> Quantizer:
         quantizer = LFQ(dim, bit_order="little")
         quantizer.register_buffer("mask", quantizer.mask, persistent=False)  # as in Open-MAGVIT2
         return quantizer
-    return VectorQuantizer(size, dim, search=_SEARCHES[config.quantizer])
+    search = {"vq": "nearest", "ibq": "dot", "vq_cosine": "cosine"}[config.quantizer]
+    return VectorQuantizer(size, dim, search=search)
 
 
 def _renamed(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> dict[str, Tensor]:
@@ -101,58 +100,51 @@ _block = partial(ResnetBlock, dropout=0.0, temb_channels=0, make_conv=_conv, mak
 
 
 def _mid_block(pyramid: Pyramid) -> nn.Sequential:
-    width = pyramid.widths[-1]
-    blocks = (_block(in_channels=width, out_channels=width) for _ in range(pyramid.num_res_blocks))
-    return nn.Sequential(*blocks)
-
-
-def _halving(channels: int, _with_conv: bool) -> Conv2d:
-    return Conv2d(channels, channels, 3, stride=2, padding=1)
+    widths = [pyramid.widths[-1]] * pyramid.num_res_blocks
+    return nn.Sequential(*(_block(in_channels=width, out_channels=width) for width in widths))
 
 
 class _MAGVIT2Encoder(nn.Module):
-    """Images to latents: each level but the last halves rows and columns."""
+    """Images to latents, without attention and with few biases."""
 
     def __init__(self, pyramid: Pyramid, *, in_channels: int, z_channels: int) -> None:
         super().__init__()
+        halve = partial(Conv2d, kernel_size=3, stride=2, padding=1)
         self.conv_in = _conv(in_channels, pyramid.ch, 3)
-        self.down = Levels("down", pyramid, _block, nn.Identity, _halving)
+        self.down = Levels("down", pyramid, _block, nn.Identity, lambda c, _: halve(c, c))
         self.mid_block = _mid_block(pyramid)
         self.norm_out = group_norm(pyramid.widths[-1])
         self.conv_out = Conv2d(pyramid.widths[-1], z_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) in [-1, 1] -> (B, z_channels, H / s, W / s)."""
-        check_input(x, self.conv_in, "x")
         h = self.mid_block(self.down(self.conv_in(x)))
         return self.conv_out(silu(self.norm_out(h)))
 
 
 class _MAGVIT2Decoder(nn.Module):
-    """Latents to images: each level but the last doubles rows and columns.
+    """Latents to images.
 
-    Before each level a group norm is scaled and shifted by the latent's standard deviation and
-    mean over the image.
+    Each level starts with a group norm, scaled and shifted by the latent's deviation and mean.
     """
 
     def __init__(self, pyramid: Pyramid, *, out_ch: int, z_channels: int) -> None:
         super().__init__()
-        finest, *others = pyramid.widths
-        self.conv_in = Conv2d(z_channels, pyramid.widths[-1], 3, padding=1)
+        widths, linear = pyramid.widths, partial(nn.Linear, z_channels)
+        self.conv_in = Conv2d(z_channels, widths[-1], 3, padding=1)
         self.mid_block = _mid_block(pyramid)
         self.up = Levels("up", pyramid, _block, nn.Identity, _DepthToSpace, more_up=0)
-        given = [*others, pyramid.widths[-1]]
-        adaptive = [{key: nn.Linear(z_channels, n) for key in ("gamma", "beta")} for n in given]
-        self.adaptive = nn.ModuleList(nn.ModuleDict(layers) for layers in adaptive)
-        self.norm_out = group_norm(finest)
-        self.conv_out = Conv2d(finest, out_ch, 3, padding=1)
+        pairs = ({"gamma": linear(n), "beta": linear(n)} for n in [*widths[1:], widths[-1]])
+        self.adaptive = nn.ModuleList(map(nn.ModuleDict, pairs))
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = Conv2d(widths[0], out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, z_channels, h, w) -> (B, out_ch, s h, s w), about [-1, 1]; NaN if h w is 1."""
         h = self.mid_block(self.conv_in(z))
-        spread, mean = (z.flatten(2).var(-1) + 1e-6).sqrt(), z.mean((2, 3))
+        deviation, mean = (z.flatten(2).var(-1) + 1e-6).sqrt(), z.mean((2, 3))
         for level, layers in zip(self.up.in_order(), list(self.adaptive)[::-1], strict=True):
-            scale, shift = layers.gamma(spread), layers.beta(mean)  # type: ignore[operator]
+            scale, shift = layers.gamma(deviation), layers.beta(mean)  # type: ignore[operator]
             h = F.group_norm(h.contiguous(), 32, eps=1e-6)
             h = h * scale[..., None, None] + shift[..., None, None]
             for block in level.block:
