@@ -135,6 +135,7 @@ def test_outputs_of_kind_movqgan_keep_their_fingerprint() -> None:
     config = kinds.VQGANConfig.model_validate(old)
     assert config.codes_settings() == recorded
     assert (config.kind, config.name, config.decoder) == ("vqgan", "sber-movqgan", "movq")
+    assert config.preset is None, "it is another model than that of the preset"
     full = kinds.VQGANConfig.model_validate({**recorded, "weights": URI, "name": "mine"})
     assert full.codes_settings() == recorded
     assert vqgan(preset="movqgan-102m").codes_settings() == recorded

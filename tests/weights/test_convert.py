@@ -276,7 +276,7 @@ def test_a_preset_is_named_to_convert(tmp_path: Path, capsys: pytest.CaptureFixt
     command = ["convert", str(tmp_path / "m.ckpt"), "--preset", "janus", "-o", str(tmp_path / "o")]
     assert main(command) == 2, "these are smaller"
     printed = capsys.readouterr()
-    assert "m.ckpt: vqgan with the settings of preset janus" in printed.out
+    assert "m.ckpt: preset janus, quantizer vq_cosine" in printed.out
     assert "m.ckpt: the weights do not fit VQGANTokenizer: missing decoder." in printed.err
     assert _infer("janus", {}, Path("m")) == {"kind": "vqgan", "preset": "janus"}
 

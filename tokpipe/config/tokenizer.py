@@ -149,8 +149,8 @@ class NativeConfig(TokenizerConfig):
 class VQGANConfig(Levels, TokenizerConfig):
     """An image tokenizer of the VQGAN family, for images or for the frames of a video one by one.
 
-    ``preset`` names a published one, and sets all that is required here. ``kind: movqgan`` is short
-    for ``preset: movqgan-270m``.
+    ``preset`` names a published one, and sets all that is required here. ``kind: movqgan`` sets
+    what ``preset: movqgan-270m`` does.
     """
 
     decoder_keys: ClassVar[tuple[str, ...]] = ("decoder.", "post_quant_conv.")
@@ -180,7 +180,7 @@ class VQGANConfig(Levels, TokenizerConfig):
         if not isinstance(data, dict):
             return data
         if data.get("kind") == "movqgan":
-            data = {"preset": "movqgan-270m", **data, "kind": "vqgan"}
+            data = {**PRESETS["movqgan-270m"], **data, "kind": "vqgan"}
         if (name := str(data.get("preset"))) in PRESETS:
             data = {"name": name, **PRESETS[name], **data}
         # Strict models take a list for a tuple from JSON only.

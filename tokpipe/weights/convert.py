@@ -81,8 +81,8 @@ def convert(
         {**section, "weights": str(source)},
         name=f"{config or source} does not describe a tokenizer",
     )
-    if preset := section.get("preset"):
-        yield f"{source}: {parsed.kind} with the settings of preset {preset}"
+    if preset := PRESETS.get(section.get("preset", "")):
+        yield f"{source}: preset {section['preset']}, quantizer {preset['quantizer']}"
     # safetensors takes neither strided views nor tensors that share memory, such as tied weights.
     copies = {key: one.detach().resolve_neg().contiguous().clone() for key, one in state.items()}
     data = safetensors.torch.save(copies)
