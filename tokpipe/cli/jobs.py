@@ -11,6 +11,7 @@ from rich.console import Console
 from tokpipe.cli.arguments import Parser, Verb, job_of, positive
 from tokpipe.cli.output import Result, print_lines
 from tokpipe.config.job import StoreOptions
+from tokpipe.config.vqgan import PRESETS
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.runtime import submitted
 from tokpipe.telemetry.human import json_line
@@ -207,9 +208,7 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
         return newest.exit_code
 
 
-class Convert(
-    Verb, example="tokpipe convert movqgan_270M.ckpt --kind movqgan -o tokenizers/movqgan"
-):
+class Convert(Verb, example="tokpipe convert movqgan_270M.ckpt --kind vqgan -o tokenizers/movqgan"):
     """Make a checkpoint folder from a training checkpoint.
 
     The folder holds config.yaml and model.safetensors. Code in the checkpoint is never run.
@@ -221,7 +220,9 @@ class Convert(
         parser.add_target("FOLDER", "where to write")
         settings = parser.add_mutually_exclusive_group(required=True)
         what = "derive the settings from the weights' shapes"
-        settings.add_argument("--kind", choices=["movqgan", "emu3"], help=what)
+        settings.add_argument("--kind", choices=["vqgan", "movqgan", "emu3"], help=what)
+        what = "take the settings of this preset of kind vqgan"
+        settings.add_argument("--preset", dest="kind", choices=PRESETS, metavar="NAME", help=what)
         what = "read the settings from a tokenizer section"
         settings.add_argument("--config", type=Path, metavar="YAML", help=what)
         parser.add_text("--state", "KEY", "entry of the checkpoint that holds the weights")

@@ -11,6 +11,7 @@ from typing import Any
 from tokpipe.config.checkpoint import BUILTIN, builtin_path
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.tokenizer import CosmosDVConfig, NativeConfig, TokenizerConfig
+from tokpipe.config.vqgan import check_keys
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.storage import Store
 from tokpipe.storage.client import client_of
@@ -60,6 +61,7 @@ def encoding_tensors(uri: str, data: bytes, config: TokenizerConfig) -> Tensors:
             "Run `tokpipe convert` on other kinds of checkpoint; copy this file again if it was "
             "cut short"
         ) from error
+    check_keys(config, [name for name, _ in tensors], uri)
     return {name: one for name, one in tensors if not name.startswith(config.decoder_keys)}
 
 
