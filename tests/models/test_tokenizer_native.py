@@ -284,6 +284,27 @@ def test_codes_that_do_not_fit_are_rejected(codes: torch.Tensor, problem: str) -
         built(config_of()).decode(codes)
 
 
+@pytest.mark.parametrize(
+    ("part", "setting"), [("encoder", "pad_mode"), ("decoder", "add_conv_pad_mode")]
+)
+def test_weights_need_the_constant_padding_that_they_were_trained_with(
+    part: str, setting: str
+) -> None:
+    plain = config_of()
+    for mode in ("constant", "constant_causal", "constant_published"):
+        update = {setting: mode, **({"add_conv": True} if part == "decoder" else {})}
+        changed = getattr(plain, part).model_copy(update=update)
+        config = plain.model_copy(update={part: changed})
+        weights = file_of(built(config).state_dict())  # random ones need no choice
+        if mode == "constant":
+            with pytest.raises(ConfigError, match=rf"{part}\..* has pad_mode='constant'"):
+                build_tokenizer(config, weights, with_decoder=True)
+        else:
+            build_tokenizer(config, weights, with_decoder=True)
+        if part == "decoder":
+            build_tokenizer(config, weights)  # without the decoder there is nothing to choose
+
+
 def test_a_decoder_must_be_configured_and_requested() -> None:
     with pytest.raises(ConfigError, match="has no decoder section"):
         build_tokenizer(config_of(decoder=None), None, with_decoder=True)

@@ -53,10 +53,15 @@ class Levels(Frozen):
         return int(2 ** (len(self.ch_mult) - 1))
 
 
+PadMode = Literal["first", "constant", "reflect", "constant_causal", "constant_published"]
+
+
 class _Levels3D(Levels):
-    pad_mode: Literal["first", "constant", "reflect"] = "first"
-    """Padding in front of the first frame: ``first`` repeats it, ``constant`` is zero,
-    ``reflect`` mirrors the frames after it."""
+    pad_mode: PadMode = "first"
+    """Padding in front of the first frame: ``first`` repeats it, ``constant_causal`` is zero,
+    ``reflect`` mirrors the frames after it. ``constant_published`` is what published code computes
+    under ``constant``: zeros in the wrong places ([models.md](models.md)). So with ``weights``,
+    ``constant`` is not enough; without, it is ``constant_causal``."""
 
 
 class Encoder3DConfig(_Levels3D):
@@ -89,6 +94,8 @@ class Movq3DConfig(_Levels3D):
     kind: Literal["movq_3d"] = "movq_3d"
     add_conv: bool = False
     """Norms convolve the code vectors before they use them."""
+    add_conv_pad_mode: PadMode = "constant"
+    """``pad_mode`` of these convolutions; published decoders had ``constant_published``."""
     post_quant_conv: bool = False
     """Convolve the code vectors before the first layer."""
 

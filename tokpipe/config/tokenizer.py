@@ -115,6 +115,12 @@ class NativeConfig(TokenizerConfig):
             )
         return self
 
+    def codes_settings(self) -> dict[str, Any]:
+        settings = super().codes_settings()
+        if self.encoder.pad_mode == "constant_causal":  # only the name is newer than some outputs
+            settings["encoder"]["pad_mode"] = "constant"
+        return settings
+
     @property
     def pixel_channels(self) -> int:
         """Channels of a patch of RGB pixels."""
@@ -128,10 +134,10 @@ class NativeConfig(TokenizerConfig):
                 "under tokenizer.norm=clip each norm computes statistics over all frames of a "
                 "chunk, so no codes are known before the last frame"
             )
-        elif self.encoder.pad_mode == "reflect":
+        elif self.encoder.pad_mode in ("reflect", "constant_published"):
             why_not_streamable = (
-                "under encoder.pad_mode=reflect the first frames depend on later frames, which "
-                "may not be decoded yet"
+                f"under encoder.pad_mode={self.encoder.pad_mode} frames depend on later frames, "
+                "which may not be decoded yet"
             )
         return TokenizerTraits(
             temporal_stride=self.encoder.temporal_compress_times,

@@ -7,25 +7,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokpipe.models.arguments import DECODER_ONLY, live, passes_on_to
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D, silu_conv
-from tokpipe.models.causal_conv import CausalConv3d, PadMode
+from tokpipe.models.causal_conv import NOT_CAUSAL, CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm, group_norm
-from tokpipe.models.levels import Levels, MidBlocks, Pyramid, passes_on_to
+from tokpipe.models.levels import Levels, MidBlocks, Pyramid
 from tokpipe.models.operations import check_input
 from tokpipe.models.process import tf32_convolutions
-from tokpipe.models.spatial_norm import SpatialNorm3D, block_norm
+from tokpipe.models.spatial_norm import norm_of_clips
 from tokpipe.models.streaming import Stream, StreamState
+
+_VANILLA = {"attn_type": ("vanilla", "vanilla-xformers"), "use_linear_attn": (False,)}
+
+
+def check_whole_clip(use_cp: bool) -> None:
+    """Raise ValueError if ``use_cp`` means that this rank has only some frames of a clip."""
+    group = torch.distributed
+    if use_cp and group.is_available() and group.is_initialized() and group.get_world_size() > 1:
+        raise ValueError(
+            "use_cp=True: under context parallelism each rank has some frames of a clip, and would "
+            "need those of the rank before: pass whole clips, or pieces in turn to stream()"
+        )
 
 
 class Network3D(nn.Module):
     """What the 3D encoder and decoder share: strides, and whether clips can come in pieces."""
 
-    def __init__(
-        self, pyramid: Pyramid, temporal_compress_times: int, pad_mode: PadMode, norm: Norm
-    ) -> None:
+    def __init__(self, pyramid: Pyramid, temporal_compress_times: int, norm: Norm) -> None:
         super().__init__()
         self.norm = norm
-        self.pad_mode = pad_mode
         self.temporal_stride = temporal_compress_times
         self.spatial_stride = pyramid.spatial_stride
         powers = [2**level for level in range(len(pyramid.ch_mult))]
@@ -45,10 +55,11 @@ class Network3D(nn.Module):
                 "piece differs from the same frames of the whole clip; only norm='frame' avoids "
                 "that, and it needs weights that were trained with it"
             )
-        if self.pad_mode == "reflect":
+        modes = (part.pad_mode for part in self.modules() if isinstance(part, CausalConv3d))
+        if (mode := next((one for one in modes if one in NOT_CAUSAL), None)) is not None:
             return (
-                "pad_mode='reflect' shows frame 0 the frames after it, which may be in a later "
-                "piece; 'first' and 'constant' do not"
+                f"pad_mode={mode!r} {NOT_CAUSAL[mode]}, which may be in a later piece; 'first' and "
+                "'constant' do not"
             )
         return None
 
@@ -64,7 +75,7 @@ class Network3D(nn.Module):
         if (reason := self.why_not_streamable) is not None:
             raise ValueError(f"this network cannot take a clip in pieces: {reason}")
         stream = Stream(self, state)
-        return self(x, stream), stream.state()
+        return self(x, stream=stream), stream.state()
 
 
 class Encoder3D(Network3D):
@@ -99,8 +110,8 @@ class Encoder3D(Network3D):
         norm: Norm = "clip",
         **shape: Any,
     ) -> None:
-        pyramid = Pyramid(**shape)
-        super().__init__(pyramid, temporal_compress_times, pad_mode, norm)
+        pyramid = Pyramid(**live(shape, *DECODER_ONLY, "gather_norm", **_VANILLA))
+        super().__init__(pyramid, temporal_compress_times, norm)
         block = partial(
             ResnetBlock3D, dropout=pyramid.dropout, temb_channels=0, pad_mode=pad_mode, norm=norm
         )
@@ -141,8 +152,12 @@ class Encoder3D(Network3D):
                 part.weight.data = weight.contiguous(memory_format=torch.channels_last_3d)
         self.is_narrow = dtype != torch.float32
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        """(B, in_channels, T, H, W) in [-1, 1] -> (B, z, 1 + (T-1)//r, H//s, W//s)."""
+    def forward(self, x: Tensor, use_cp: bool = False, stream: Stream | None = None) -> Tensor:
+        """(B, in_channels, T, H, W) in [-1, 1] -> (B, z, 1 + (T-1)//r, H//s, W//s).
+
+        ``use_cp`` has no effect, as published, but is an error where there are several ranks.
+        """
+        check_whole_clip(use_cp)
         check_input(x, self.conv_in.conv)
         frames, height, width = x.shape[2:]
         if min(height, width) < self.spatial_stride:
@@ -181,7 +196,8 @@ class MOVQDecoder3D(Network3D):
     The input, of ``zq_ch`` channels, is also the latent that the norms read. With
     ``post_quant_conv``, a causal 3x3x3 convolution turns it into ``z_channels`` for the decoder
     itself; without it both widths must be equal. ``add_conv`` adds a causal convolution to each
-    norm, which sees zeros before frame 0 whatever the ``pad_mode``.
+    norm, padded by ``add_conv_pad_mode`` whatever the ``pad_mode``. Published code has no such
+    argument; to load its weights, choose ``constant_published`` (see ``CausalConv3d``).
 
     One latent frame becomes one frame, and ``1 + j`` become ``1 + r * j``, with
     ``r = temporal_compress_times``. What is causal depends on ``pad_mode`` and ``norm`` as in
@@ -201,6 +217,7 @@ class MOVQDecoder3D(Network3D):
         give_pre_end: bool = False,
         zq_ch: int | None = None,
         add_conv: bool = False,
+        add_conv_pad_mode: PadMode = "constant",
         pad_mode: PadMode = "first",
         temporal_compress_times: int = 4,
         post_quant_conv: bool = False,
@@ -214,11 +231,12 @@ class MOVQDecoder3D(Network3D):
                 "same latent, which cannot have two widths. Leave zq_ch out, or convert one into "
                 "the other with post_quant_conv=True"
             )
-        pyramid = Pyramid(**shape)
+        pyramid = Pyramid(**live(shape, "gather_norm", tanh_out=(False,), **_VANILLA))
         finest, coarsest = pyramid.widths[0], pyramid.widths[-1]
-        super().__init__(pyramid, temporal_compress_times, pad_mode, norm)
+        super().__init__(pyramid, temporal_compress_times, norm)
         self.give_pre_end = give_pre_end
         latent: dict[str, Any] = {"zq_ch": zq_ch, "add_conv": add_conv, "norm": norm}
+        latent["add_conv_pad_mode"] = add_conv_pad_mode
         block = partial(
             ResnetBlock3D, dropout=pyramid.dropout, temb_channels=0, pad_mode=pad_mode, **latent
         )
@@ -231,14 +249,19 @@ class MOVQDecoder3D(Network3D):
             *("up", pyramid, block, partial(AttnBlock2D, **latent), Upsample3D),
             temporal_stride=temporal_compress_times,
         )
-        self.norm_out = block_norm(finest, zq_ch, add_conv, norm, SpatialNorm3D)
+        self.norm_out = norm_of_clips(norm, add_conv_pad_mode)(finest, zq_ch, add_conv)
         self.conv_out = CausalConv3d(finest, out_ch, 3, pad_mode)
 
-    def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
+    def get_last_layer(self) -> Tensor:
+        """The weight of ``conv_out``, whose gradient is used to balance losses."""
+        return self.conv_out.conv.weight
+
+    def forward(self, z: Tensor, use_cp: bool = False, stream: Stream | None = None) -> Tensor:
         """(B, zq_ch, t, h, w) -> (B, out_ch, 1 + r(t-1), s*h, s*w), about [-1, 1], not clamped.
 
-        ``s`` is ``2 ** (len(ch_mult) - 1)``.
+        ``s`` is ``2 ** (len(ch_mult) - 1)``; ``use_cp`` as in ``Encoder3D``.
         """
+        check_whole_clip(use_cp)
         check_input(z, (self.post_quant_conv or self.conv_in).conv, "z")
         h: Tensor = z if self.post_quant_conv is None else self.post_quant_conv(z, stream)
         h = self.mid(self.conv_in(h, stream), None, z, stream)

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokpipe.models.arguments import passes_on_to
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import GroupNorm, Norm, gpu_kernels, is_fused
-from tokpipe.models.levels import passes_on_to
 from tokpipe.models.operations import Conv2d, Conv3d, as_weights, attention, same_conv2d, silu
-from tokpipe.models.spatial_norm import SpatialNorm, SpatialNorm3D, block_norm, normalized
+from tokpipe.models.spatial_norm import SpatialNorm, block_norm, norm_of_clips, normalized
 from tokpipe.models.streaming import Stream
 
 AttnType = Literal["vanilla", "vanilla-xformers", "linear", "none"]
@@ -126,10 +126,15 @@ class ResnetBlock3D(ResnetBlock):
 
     @passes_on_to(ResnetBlock)
     def __init__(
-        self, *, pad_mode: PadMode = "constant", norm: Norm = "clip", **arguments: Any
+        self,
+        *,
+        pad_mode: PadMode = "constant",
+        norm: Norm = "clip",
+        add_conv_pad_mode: PadMode = "constant",
+        **arguments: Any,
     ) -> None:
         super().__init__(
-            make_norm=partial(block_norm, norm=norm, make_spatial=SpatialNorm3D),
+            make_norm=norm_of_clips(norm, add_conv_pad_mode),
             make_conv=partial(CausalConv3d, pad_mode=pad_mode),
             make_nin=Conv3d,
             **arguments,
@@ -168,18 +173,16 @@ class AttnBlock(nn.Module):
     formed with their scale of C^-0.5, so they overflow float16 later than unscaled ones.
     """
 
-    spatial_norm = SpatialNorm
-
     def __init__(
         self,
         in_channels: int,
         zq_ch: int | None = None,
         add_conv: bool = False,
         *,
-        norm: Norm = "clip",
+        make_norm: Callable[..., Any] = block_norm,
     ) -> None:
         super().__init__()
-        self.norm = block_norm(in_channels, zq_ch, add_conv, norm, self.spatial_norm)
+        self.norm = make_norm(in_channels, zq_ch, add_conv)
         self.q = Conv2d(in_channels, in_channels, 1)
         self.k = Conv2d(in_channels, in_channels, 1)
         self.v = Conv2d(in_channels, in_channels, 1)
@@ -201,7 +204,17 @@ class AttnBlock2D(AttnBlock):
     Frames do not attend to each other, but the norm before it may span them.
     """
 
-    spatial_norm = SpatialNorm3D
+    def __init__(
+        self,
+        in_channels: int,
+        zq_ch: int | None = None,
+        add_conv: bool = False,
+        *,
+        norm: Norm = "clip",
+        add_conv_pad_mode: PadMode = "constant",
+    ) -> None:
+        make_norm = norm_of_clips(norm, add_conv_pad_mode)
+        super().__init__(in_channels, zq_ch, add_conv, make_norm=make_norm)
 
 
 def make_attn(

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokpipe.models.arguments import CLIPS_ONLY, DECODER_ONLY, live, passes_on_to
 from tokpipe.models.blocks import AttnType, Downsample, ResnetBlock, Upsample, make_attn
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Factory, Levels, MidBlocks, Pyramid, passes_on_to
+from tokpipe.models.levels import Factory, Levels, MidBlocks, Pyramid
 from tokpipe.models.operations import Conv2d, check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 
@@ -60,7 +61,7 @@ class Encoder(nn.Module):
         **shape: Any,
     ) -> None:
         super().__init__()
-        pyramid = Pyramid2D(**shape)
+        pyramid = Pyramid2D(**live(shape, *DECODER_ONLY, *CLIPS_ONLY))
         block = partial(ResnetBlock, dropout=pyramid.dropout, temb_channels=0)
         attn = pyramid.attention()
         channels = pyramid.widths[-1]
@@ -127,7 +128,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.give_pre_end = give_pre_end
         self.tanh_out = tanh_out
-        pyramid = Pyramid2D(**shape)
+        pyramid = Pyramid2D(**live(shape, *CLIPS_ONLY, post_quant_conv=(False,)))
         latent: dict[str, Any] = {} if zq_ch is None else {"zq_ch": zq_ch, "add_conv": add_conv}
         block = partial(self._make_resblock(), temb_channels=0, dropout=pyramid.dropout, **latent)
         attn = pyramid.attention(self._make_attn(), **latent)
@@ -207,10 +208,6 @@ class MOVQDecoder(Decoder):
     def __init__(self, *, z_channels: int, zq_ch: int | None = None, **arguments: Any) -> None:
         zq_ch = z_channels if zq_ch is None else zq_ch
         super().__init__(z_channels=z_channels, zq_ch=zq_ch, **arguments)
-
-
-AutoencoderEncoder = Encoder
-AutoencoderDecoder = Decoder
 
 
 _STEPS = re.compile(r"(conv|norm)_(in|out)|mid\.\w+|(down|up)\.\d+\.\w+(\.\d+)?")

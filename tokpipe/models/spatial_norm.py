@@ -62,7 +62,8 @@ class SpatialNorm3D(SpatialNorm):
     """``SpatialNorm`` of clips, f (B, C_f, T, H, W), with causal convolutions.
 
     The first frame of ``zq`` is resized to the first of ``f``, the others to the others.
-    ``pad_mode`` is that of the convolutions; the other arguments are those of ``SpatialNorm``.
+    ``pad_mode`` is that of the convolution of ``add_conv``; the other arguments are those of
+    ``SpatialNorm``.
     """
 
     def __init__(
@@ -91,13 +92,9 @@ def block_norm(
     zq_ch: int | None,
     add_conv: bool,
     norm: Norm = "clip",
-    make_spatial: type[SpatialNorm] = SpatialNorm,
+    make_spatial: Callable[..., SpatialNorm] = SpatialNorm,
 ) -> GroupNorm | SpatialNorm:
-    """A plain norm over 32 groups of channels, or with ``zq_ch`` one that reads the latent.
-
-    The convolution of ``add_conv`` sees zeros before frame 0 whatever the decoder's pad mode: the
-    published blocks do not pass it on.
-    """
+    """A plain norm over 32 groups of channels, or with ``zq_ch`` one that reads the latent."""
     if zq_ch is not None:
         return make_spatial(channels, zq_ch, group_norm, add_conv=add_conv, norm=norm)
     if add_conv:
@@ -106,6 +103,12 @@ def block_norm(
             "does not read. Pass zq_ch, or leave add_conv out"
         )
     return group_norm(channels, norm)
+
+
+def norm_of_clips(norm: Norm, add_conv_pad_mode: PadMode) -> Callable[..., Any]:
+    """``block_norm`` for clips. Its convolution has a pad mode of its own, as published."""
+    make_spatial = partial(SpatialNorm3D, pad_mode=add_conv_pad_mode)
+    return partial(block_norm, norm=norm, make_spatial=make_spatial)
 
 
 def normalized(

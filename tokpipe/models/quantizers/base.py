@@ -6,7 +6,8 @@ in any batch.
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,21 @@ class Quantizer(nn.Module, ABC):
         self.codebook_size = codebook_size
         self.dim = dim
         self.latent_dim = dim if latent_dim is None else latent_dim
+        self._constants: dict[str, Tensor] = {}
+
+    def register_constant(self, name: str, value: Tensor | None, persistent: bool = True) -> None:
+        """Add a buffer that the arguments determine. It survives the meta device."""
+        if value is not None:
+            self._constants[name] = value
+            value = value.to(torch.empty(0).device)
+        self.register_buffer(name, value, persistent=persistent)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in self._constants.items():
+            # Or to_empty(), which follows construction on the meta device, would lose it.
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
 
     @abstractmethod
     def codes_of(self, latent: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tokpipe.models.arguments import live, nothing
 from tokpipe.models.process import exact_float32_products
 from tokpipe.models.quantizers.base import Quantized, Quantizer, project, search, straight_through
 
@@ -63,7 +64,7 @@ class CodebookQuantizer(Quantizer):
         super().__init__(num_used + extra, dim, latent_dim)
         self.num_vectors = num_vectors
         self.unknown_index = unknown_index
-        self.register_buffer("used", used)
+        self.register_constant("used", used)
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Published form of ``vectors_of``: indices of any shape -> (..., dim).
@@ -136,8 +137,10 @@ class NearestQuantizer(CodebookQuantizer):
     def _vectors(self, codes: Tensor) -> Tensor:
         return F.embedding(self._codes_to_entries(codes), self.embedding.weight).float()
 
-    def forward(self, latent: Tensor) -> Quantized:
-        """(B, dim, ...) -> vectors, codes, loss."""
+    def forward(self, latent: Tensor, **gumbel: Any) -> Quantized:
+        """(B, dim, ...) -> vectors, codes, loss. ``gumbel``: as in ``GumbelQuantizer``, unused."""
+        no = (False,)
+        nothing(**live(gumbel, temp=(None, 1.0), rescale_logits=no, return_logits=no))
         entries = self._nearest_entries(latent)
         latent = latent.float()
         vectors = self.embedding(entries).float().movedim(-1, 1)
@@ -174,8 +177,10 @@ class VectorQuantizer(NearestQuantizer):
         unknown_index: UnknownIndex = "random",
         sane_index_shape: bool = False,
         legacy: bool = True,
+        **others: Any,
     ) -> None:
-        super().__init__(n_e, e_dim, remap=remap, unknown_index=unknown_index)
+        others = live(others, "log_perplexity", "loss_key", embedding_weight_norm=(False,))
+        super().__init__(n_e, e_dim, remap=remap, unknown_index=unknown_index, **others)
         self.beta = beta
         self.sane_index_shape = sane_index_shape
         self.legacy = legacy
@@ -189,10 +194,6 @@ class VectorQuantizer(NearestQuantizer):
 
     def _flat(self, codes: Tensor) -> Tensor:
         return codes if self.sane_index_shape else super()._flat(codes)
-
-
-VectorQuantizer2 = VectorQuantizer
-"""The published name of the class with all these arguments."""
 
 
 class EMACodebook(nn.Embedding):
@@ -274,6 +275,7 @@ class EMAVectorQuantizer(NearestQuantizer):
         eps: float = 1e-5,
         remap: Remap | None = None,
         unknown_index: UnknownIndex = "random",
+        loss_key: str = "loss/vq",
     ) -> None:
         super().__init__(n_embed, embedding_dim, remap=remap, unknown_index=unknown_index)
         self.beta = beta
@@ -312,10 +314,10 @@ class GumbelQuantizer(CodebookQuantizer):
         temp_init: float = 1.0,
         remap: Remap | None = None,
         unknown_index: UnknownIndex = "random",
+        **others: Any,
     ) -> None:
-        super().__init__(
-            n_embed, embedding_dim, latent_dim=num_hiddens, remap=remap, unknown_index=unknown_index
-        )
+        others = live(others, "use_vqinterface", "loss_key") | {"latent_dim": num_hiddens}
+        super().__init__(n_embed, embedding_dim, remap=remap, unknown_index=unknown_index, **others)
         self.straight_through = straight_through
         self.kl_weight = kl_weight
         self.temperature = _positive(temp_init)
@@ -342,8 +344,9 @@ class GumbelQuantizer(CodebookQuantizer):
     def _vectors(self, codes: Tensor) -> Tensor:
         return F.embedding(self._codes_to_entries(codes), self.embed.weight).float()
 
-    def forward(self, latent: Tensor, temp: float | None = None) -> Quantized:
+    def forward(self, latent: Tensor, temp: float | None = None, **others: Any) -> Quantized:
         """(B, num_hiddens, ...) -> vectors, codes, loss. ``temp`` overrides ``temp_init``."""
+        nothing(**live(others, return_logits=(False,)))  # which logits_of returns
         temp = self.temperature if temp is None else _positive(temp)
         logits = self.logits_of(latent).movedim(1, -1)
         shares = logits.softmax(-1)
