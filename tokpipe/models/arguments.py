@@ -1,47 +1,44 @@
-"""Arguments of published networks: who takes which, and what the others do with them."""
+"""Arguments of published classes: shown, and accepted where they have no effect."""
 
 from collections.abc import Callable, Sequence
-from inspect import Signature, signature
-from typing import Any, TypeVar
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Any, TypeVar, cast
 
-Init = TypeVar("Init", bound=Callable[..., None])
+Call = TypeVar("Call", bound=Callable[..., Any])
 
-DECODER_ONLY = ("give_pre_end", "tanh_out", "zq_ch", "add_conv", "post_quant_conv")
-"""What the config that an encoder shares with its decoder has for the decoder."""
-
-CLIPS_ONLY = ("pad_mode", "temporal_compress_times", "gather_norm")
-"""What configs of 3D networks have in addition."""
+ENCODER_ONLY = ("in_channels", "double_z")
+DECODER_ONLY = ("out_ch", "give_pre_end", "tanh_out", "zq_ch", "add_conv", "post_quant_conv")
+"""What the config that an encoder and its decoder share has for one of them."""
 
 
-def live(given: dict[str, Any], *dead: str, **neutral: Sequence[Any]) -> dict[str, Any]:
-    """The arguments that matter, of those that published code accepts.
+def takes(
+    *dead: str, as_well_as: Callable[..., Any] | None = None, **neutral: Sequence[Any]
+) -> Callable[[Call], Call]:
+    """A decorator: accept arguments that published code swallows or has no other value for.
 
-    It swallows whatever it does not use. Here the ``dead`` ones, which concern parts that do not
-    exist, may have any value, and ``neutral`` ones those values that ask for nothing else.
-
-    Raises:
-        ValueError: another value of a neutral argument.
+    ``dead`` ones may have any value, since they concern parts that do not exist here; ``neutral``
+    ones a value, or one of a type, that asks for nothing else, or there is a ValueError. With
+    ``as_well_as``, the signature shows its arguments and these in place of ``**``.
     """
-    for name, values in neutral.items():
-        if given.get(name, values[0]) not in values:
-            raise ValueError(
-                f"{name}={given[name]!r}: there is nothing of the kind here, where published code "
-                f"may ignore it without a word: leave it out, or pass {values[0]!r}"
-            )
-    return {key: value for key, value in given.items() if key not in (*dead, *neutral)}
 
+    def decorate(call: Call) -> Call:
+        @wraps(call)
+        def accepting(*args: Any, **given: Any) -> Any:
+            for name, values in neutral.items():
+                value = given.get(name, values[0])
+                if value not in values and type(value) not in values:
+                    raise ValueError(
+                        f"{name}={value!r}: there is nothing of the kind here, where published "
+                        f"code may ignore it without a word: leave it out, or pass {values[0]!r}"
+                    )
+            return call(*args, **{k: v for k, v in given.items() if k not in (*dead, *neutral)})
 
-def nothing() -> None:
-    """Called with what ``live`` leaves over, raises a TypeError that names it."""
+        if as_well_as is not None:
+            own = {k: v for k, v in signature(call).parameters.items() if v.kind != v.VAR_KEYWORD}
+            more = [v for k, v in signature(as_well_as).parameters.items() if k not in own]
+            more += [Parameter(k, Parameter.KEYWORD_ONLY, default=None) for k in (*dead, *neutral)]
+            accepting.__signature__ = Signature([*own.values(), *more])  # type: ignore[attr-defined]
+        return cast(Call, accepting)
 
-
-def passes_on_to(other: Callable[..., Any]) -> Callable[[Init], Init]:
-    """In the signature of a constructor, show the arguments of ``other`` in place of ``**``."""
-
-    def shown(init: Init) -> Init:
-        own = {k: v for k, v in signature(init).parameters.items() if v.kind != v.VAR_KEYWORD}
-        more = [v for k, v in signature(other).parameters.items() if k not in own]
-        init.__signature__ = Signature([*own.values(), *more])  # type: ignore[attr-defined]
-        return init
-
-    return shown
+    return decorate

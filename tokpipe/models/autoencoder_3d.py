@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokpipe.models.arguments import DECODER_ONLY, live, passes_on_to
+from tokpipe.models.arguments import DECODER_ONLY, ENCODER_ONLY, takes
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D, silu_conv
 from tokpipe.models.causal_conv import NOT_CAUSAL, CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm, group_norm
 from tokpipe.models.levels import Levels, MidBlocks, Pyramid
 from tokpipe.models.operations import check_input
 from tokpipe.models.process import tf32_convolutions
-from tokpipe.models.spatial_norm import norm_of_clips
+from tokpipe.models.spatial_norm import block_norm
 from tokpipe.models.streaming import Stream, StreamState
 
 _VANILLA = {"attn_type": ("vanilla", "vanilla-xformers"), "use_linear_attn": (False,)}
@@ -58,8 +58,8 @@ class Network3D(nn.Module):
         modes = (part.pad_mode for part in self.modules() if isinstance(part, CausalConv3d))
         if (mode := next((one for one in modes if one in NOT_CAUSAL), None)) is not None:
             return (
-                f"pad_mode={mode!r} {NOT_CAUSAL[mode]}, which may be in a later piece; 'first' and "
-                "'constant' do not"
+                f"pad_mode={mode!r} {NOT_CAUSAL[mode]} the frames after it, which may be in a "
+                "later piece; 'first' and 'constant' do not"
             )
         return None
 
@@ -82,9 +82,8 @@ class Encoder3D(Network3D):
     """Pixels to latents: each level but the last halves space, the first ones time as well.
 
     Arguments (see ``Pyramid``) and state_dict keys are as published, so public checkpoints load
-    unchanged; frames of any size are accepted. ``out_ch`` is for the decoder, which shares these
-    arguments. ``double_z`` returns ``2 * z_channels``, mean and log-variance, for tokenizers
-    without a codebook.
+    unchanged; frames of any size are accepted. ``double_z`` returns ``2 * z_channels``, mean and
+    log-variance, for tokenizers without a codebook.
 
     With ``r = temporal_compress_times`` and ``s = 2 ** (len(ch_mult) - 1)``, one frame becomes one
     latent frame, and ``1 + r * j`` frames become ``1 + j``. As published, other lengths above
@@ -97,11 +96,10 @@ class Encoder3D(Network3D):
     Source: CogVideo's ``Encoder3D``, after MAGVIT-v2, arXiv:2310.05737.
     """
 
-    @passes_on_to(Pyramid)
+    @takes(*DECODER_ONLY, "gather_norm", as_well_as=Pyramid, **_VANILLA)
     def __init__(
         self,
         *,
-        out_ch: int | None = None,
         in_channels: int,
         z_channels: int,
         double_z: bool = True,
@@ -110,7 +108,7 @@ class Encoder3D(Network3D):
         norm: Norm = "clip",
         **shape: Any,
     ) -> None:
-        pyramid = Pyramid(**live(shape, *DECODER_ONLY, "gather_norm", **_VANILLA))
+        pyramid = Pyramid(**shape)
         super().__init__(pyramid, temporal_compress_times, norm)
         block = partial(
             ResnetBlock3D, dropout=pyramid.dropout, temb_channels=0, pad_mode=pad_mode, norm=norm
@@ -158,14 +156,8 @@ class Encoder3D(Network3D):
         ``use_cp`` has no effect, as published, but is an error where there are several ranks.
         """
         check_whole_clip(use_cp)
-        check_input(x, self.conv_in.conv)
-        frames, height, width = x.shape[2:]
-        if min(height, width) < self.spatial_stride:
-            raise ValueError(
-                f"frames of {height}x{width} are smaller than one latent, which covers "
-                f"{self.spatial_stride}x{self.spatial_stride}: use larger frames"
-            )
-        stride = self.temporal_stride
+        check_input(x, self.conv_in.conv, smallest=self.spatial_stride)
+        frames, stride = x.shape[2], self.temporal_stride
         if stream is None and 1 < frames <= stride:
             raise ValueError(
                 f"{frames} frames do not fill the second latent frame, which covers {stride} "
@@ -189,15 +181,14 @@ class Encoder3D(Network3D):
 class MOVQDecoder3D(Network3D):
     """Latents to pixels: each level but the last doubles space, the coarsest ones time as well.
 
-    Arguments (see ``Pyramid``) and state_dict keys are the published ones: those of ``Encoder3D``,
-    where ``in_channels`` and ``double_z`` are for the encoder. ``give_pre_end`` returns the
-    features before the last norm.
+    Arguments (see ``Pyramid``) and state_dict keys are the published ones. ``give_pre_end`` returns
+    the features before the last norm.
 
     The input, of ``zq_ch`` channels, is also the latent that the norms read. With
     ``post_quant_conv``, a causal 3x3x3 convolution turns it into ``z_channels`` for the decoder
     itself; without it both widths must be equal. ``add_conv`` adds a causal convolution to each
-    norm, padded by ``add_conv_pad_mode`` whatever the ``pad_mode``. Published code has no such
-    argument; to load its weights, choose ``constant_published`` (see ``CausalConv3d``).
+    norm, padded by ``add_conv_pad_mode`` whatever the ``pad_mode``. Weights that published code
+    trained need ``constant_published``: see ``CausalConv3d``.
 
     One latent frame becomes one frame, and ``1 + j`` become ``1 + r * j``, with
     ``r = temporal_compress_times``. What is causal depends on ``pad_mode`` and ``norm`` as in
@@ -206,14 +197,12 @@ class MOVQDecoder3D(Network3D):
     ``post_quant_conv``.
     """
 
-    @passes_on_to(Pyramid)
+    @takes(*ENCODER_ONLY, "gather_norm", tanh_out=(False,), as_well_as=Pyramid, **_VANILLA)
     def __init__(
         self,
         *,
         out_ch: int,
-        in_channels: int | None = None,
         z_channels: int,
-        double_z: bool | None = None,
         give_pre_end: bool = False,
         zq_ch: int | None = None,
         add_conv: bool = False,
@@ -231,7 +220,7 @@ class MOVQDecoder3D(Network3D):
                 "same latent, which cannot have two widths. Leave zq_ch out, or convert one into "
                 "the other with post_quant_conv=True"
             )
-        pyramid = Pyramid(**live(shape, "gather_norm", tanh_out=(False,), **_VANILLA))
+        pyramid = Pyramid(**shape)
         finest, coarsest = pyramid.widths[0], pyramid.widths[-1]
         super().__init__(pyramid, temporal_compress_times, norm)
         self.give_pre_end = give_pre_end
@@ -249,7 +238,7 @@ class MOVQDecoder3D(Network3D):
             *("up", pyramid, block, partial(AttnBlock2D, **latent), Upsample3D),
             temporal_stride=temporal_compress_times,
         )
-        self.norm_out = norm_of_clips(norm, add_conv_pad_mode)(finest, zq_ch, add_conv)
+        self.norm_out = block_norm(finest, zq_ch, add_conv, norm, add_conv_pad_mode)
         self.conv_out = CausalConv3d(finest, out_ch, 3, pad_mode)
 
     def get_last_layer(self) -> Tensor:

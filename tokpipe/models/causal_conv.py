@@ -6,18 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.arguments import live
+from tokpipe.models.arguments import takes
 from tokpipe.models.group_norm import GroupNorm
 from tokpipe.models.operations import Conv3d
 from tokpipe.models.streaming import Stream
 
 PadMode = Literal["first", "constant", "reflect", "constant_causal", "constant_published"]
 
-NOT_CAUSAL = {
-    "reflect": "shows frame 0 the frames after it",
-    "constant_published": "shows every frame the one after it",
-}
-"""What pad modes do that makes them unfit for clips in pieces."""
+NOT_CAUSAL = {"reflect": "shows frame 0", "constant_published": "shows every frame"}
+"""Pad modes under which frames see later ones."""
 
 
 class CausalConv3d(nn.Module):
@@ -43,6 +40,7 @@ class CausalConv3d(nn.Module):
     Source: MAGVIT-v2, arXiv:2310.05737; arguments and keys as in CogVideo.
     """
 
+    @takes("padding_mode", padding=(0,))
     def __init__(
         self,
         chan_in: int,
@@ -75,7 +73,8 @@ class CausalConv3d(nn.Module):
         is_published = pad_mode == "constant_published"
         self.past_frames = 0 if is_published else past
         # Of columns, rows and frames, where published code means frames, columns and rows.
-        self.published_padding = (past, 0, columns, columns, rows, rows) if is_published else None
+        mistaken = (past, 0, columns, columns, rows, rows)
+        self.pad = nn.ConstantPad3d(mistaken, 0) if is_published else nn.Identity()
         self.conv = Conv3d(
             chan_in,
             chan_out,
@@ -83,7 +82,7 @@ class CausalConv3d(nn.Module):
             stride=(stride, 1, 1),
             padding=0 if is_published else (0, rows, columns),
             dilation=(dilation, 1, 1),
-            **live(options, "padding_mode", padding=(0, (0, 0, 0))),
+            **options,
         )
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
@@ -96,7 +95,7 @@ class CausalConv3d(nn.Module):
             x = torch.cat([self._past(x, stream), x], dim=2)
             if stream is not None:
                 stream.keep(x, self.past_frames)
-        return self.conv(self._padded(x))
+        return self.conv(self.pad(x))
 
     def silu_input(
         self,
@@ -125,25 +124,17 @@ class CausalConv3d(nn.Module):
             padded[:, :, :past] = self._past(present, stream)
             if stream is not None:
                 stream.keep(padded, past)
-        return self._padded(padded)
+        return self.pad(padded)
 
     def _check_frames(self, x: Tensor, stream: Stream | None) -> None:
         frames, stride = x.shape[2], self.conv.stride[0]
         if frames < stride:
             raise ValueError(f"{frames} frames do not fill one output of stride {stride}")
-        if stream is not None and self.pad_mode in NOT_CAUSAL:
-            raise ValueError(
-                f"pad_mode={self.pad_mode!r} {NOT_CAUSAL[self.pad_mode]}, which may be in a later "
-                "piece: the outputs would depend on the cuts. Use 'first' or 'constant'"
-            )
         if stream is not None and frames % stride:
             raise ValueError(
                 f"a piece of {frames} frames ends within an output of stride {stride}, which would "
                 f"be lost: cut the clip at multiples of {stride}"
             )
-
-    def _padded(self, x: Tensor) -> Tensor:
-        return x if self.published_padding is None else F.pad(x, self.published_padding)
 
     def _past(self, x: Tensor, stream: Stream | None) -> Tensor:
         """(B, C_in, T, H, W) -> (B, C_in, past_frames, H, W)."""

@@ -81,12 +81,15 @@ def as_weights(layer: nn.Module, x: Tensor) -> Tensor:
     return x.to(layer.weight.dtype)
 
 
-def check_input(x: Tensor, conv: nn.Conv2d | nn.Conv3d, name: str = "x") -> None:
+def check_input(
+    x: Tensor, conv: nn.Conv2d | nn.Conv3d, name: str = "x", *, smallest: int = 1
+) -> None:
     """Reject an input that a network's first convolution would reject less clearly, or misread.
 
     Raises:
-        ValueError: another number of dimensions or channels, an empty input, or a dtype other
-            than that of the weights, unless autocast converts it (floating point only).
+        ValueError: another number of dimensions or channels, an empty input, one with fewer than
+            ``smallest`` rows or columns, or a dtype other than that of the weights, unless
+            autocast converts it (floating point only).
     """
     dims, dtype = conv.weight.ndim, conv.weight.dtype
     fits = x.ndim == dims and x.shape[1] == conv.in_channels and x.numel()
@@ -97,6 +100,11 @@ def check_input(x: Tensor, conv: nn.Conv2d | nn.Conv3d, name: str = "x") -> None
         raise ValueError(
             f"{name} is {x.dtype} of {tuple(x.shape)}, but the network takes {dtype} of "
             f"(B, {conv.in_channels}, {sizes}), none of them 0: convert or reshape it"
+        )
+    if min(x.shape[-2:]) < smallest:
+        raise ValueError(
+            f"frames of {x.shape[-2]}x{x.shape[-1]} are smaller than one latent, which covers "
+            f"{smallest}x{smallest}: use larger ones"
         )
 
 

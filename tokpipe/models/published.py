@@ -48,11 +48,10 @@ def load_published(
     for name, part in module.named_modules():
         if isinstance(part, CausalConv3d) and part.is_ambiguous:
             raise ConfigError(
-                f"{source}: convolution {name or type(module).__name__} has pad_mode='constant', "
-                "under which published code pads in the wrong places. Weights do not say for which "
-                "padding they were trained, and with the other one results are meaningless. Choose "
-                "pad_mode (for add_conv: add_conv_pad_mode) 'constant_published' for weights that "
-                "published code trained, 'constant_causal' for weights trained here"
+                f"{source}: {name or 'the convolution'} has pad_mode='constant', which published "
+                "code mistakes. Weights are useless under another padding than they were trained "
+                "with. Choose pad_mode (for add_conv: add_conv_pad_mode) 'constant_published' for "
+                "weights that published code trained, 'constant_causal' for weights trained here"
             )
     wanted = module.state_dict()
     if any(value.is_meta for value in wanted.values()):
@@ -101,11 +100,9 @@ def as_published(
     """What the published class ``name`` returns, in its order, from what a quantizer returned.
 
     - ``VectorQuantizer2``, ``GumbelQuantize``: (vectors, loss, (None, None, codes)).
-    - ``VectorQuantizer``, ``EMAVectorQuantizer``, ``GumbelQuantizer``: (vectors, log), where the
-      log has the loss under ``loss_key`` and the codes under ``min_encoding_indices``,
-      ``encoding_indices`` or ``indices``. The first two also have the ``perplexity`` of the batch
-      and its ``cluster_usage``, the number of distinct codes. EMA's one-hot ``encodings`` are
-      left out: ``F.one_hot(codes, codebook_size)``.
+    - ``VectorQuantizer``, ``EMAVectorQuantizer``, ``GumbelQuantizer``: (vectors, log). The log has
+      the loss, the codes by their published key, and the ``perplexity`` and number of distinct
+      codes, ``cluster_usage``, of the batch. EMA's one-hot ``encodings`` are left out.
     - ``FSQ``: (vectors, codes), the codes int32. ``LFQ``: (vectors, codes, loss).
     """
     vectors, codes, loss = result
@@ -115,12 +112,9 @@ def as_published(
         return result if name == "LFQ" else (vectors, codes.int())
     if name not in _CODES_IN_LOG:
         raise ValueError(f"{name=}: use the name of a published quantizer, as listed in the docs")
-    log = {loss_key: loss, _CODES_IN_LOG[name]: codes}
-    if name != "GumbelQuantizer":
-        shares = codes.unique(return_counts=True)[1] / codes.numel()
-        log["perplexity"] = shares.pow(-shares).prod()
-        log["cluster_usage"] = torch.tensor(len(shares), device=codes.device)
-    return vectors, log
+    shares = codes.unique(return_counts=True)[1] / codes.numel()
+    usage = {"perplexity": shares.pow(-shares).prod(), "cluster_usage": torch.tensor(len(shares))}
+    return vectors, {loss_key: loss, _CODES_IN_LOG[name]: codes, **usage}
 
 
 def _renamed(key: str, table: Mapping[str, str]) -> str:

@@ -92,23 +92,23 @@ def block_norm(
     zq_ch: int | None,
     add_conv: bool,
     norm: Norm = "clip",
-    make_spatial: Callable[..., SpatialNorm] = SpatialNorm,
+    add_conv_pad_mode: PadMode | None = None,
 ) -> GroupNorm | SpatialNorm:
-    """A plain norm over 32 groups of channels, or with ``zq_ch`` one that reads the latent."""
+    """A plain norm over 32 groups of channels, or with ``zq_ch`` one that reads the latent.
+
+    ``add_conv_pad_mode`` is for clips. Published decoders leave it at ``constant`` whatever their
+    own pad mode.
+    """
     if zq_ch is not None:
-        return make_spatial(channels, zq_ch, group_norm, add_conv=add_conv, norm=norm)
+        of_clips = partial(SpatialNorm3D, pad_mode=add_conv_pad_mode or "constant")
+        make = of_clips if add_conv_pad_mode else SpatialNorm
+        return make(channels, zq_ch, group_norm, add_conv=add_conv, norm=norm)
     if add_conv:
         raise ValueError(
             "add_conv=True without zq_ch: the convolution applies to the latent, which this norm "
             "does not read. Pass zq_ch, or leave add_conv out"
         )
     return group_norm(channels, norm)
-
-
-def norm_of_clips(norm: Norm, add_conv_pad_mode: PadMode) -> Callable[..., Any]:
-    """``block_norm`` for clips. Its convolution has a pad mode of its own, as published."""
-    make_spatial = partial(SpatialNorm3D, pad_mode=add_conv_pad_mode)
-    return partial(block_norm, norm=norm, make_spatial=make_spatial)
 
 
 def normalized(

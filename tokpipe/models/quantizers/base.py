@@ -48,12 +48,12 @@ class Quantizer(nn.Module, ABC):
         self.latent_dim = dim if latent_dim is None else latent_dim
         self._constants: dict[str, Tensor] = {}
 
-    def register_constant(self, name: str, value: Tensor | None, persistent: bool = True) -> None:
-        """Add a buffer that the arguments determine. It survives the meta device."""
+    def register_constant(self, name: str, value: Any, *, persistent: bool = True) -> None:
+        """Add a buffer of integers that the arguments determine. It survives the meta device."""
+        self.register_buffer(name, None, persistent)
         if value is not None:
-            self._constants[name] = value
-            value = value.to(torch.empty(0).device)
-        self.register_buffer(name, value, persistent=persistent)
+            self._constants[name] = torch.as_tensor(value, device="cpu")
+            setattr(self, name, self._constants[name].to(torch.empty(0).device))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

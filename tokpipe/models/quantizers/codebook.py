@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tokpipe.models.arguments import live, nothing
+from tokpipe.models.arguments import takes
 from tokpipe.models.process import exact_float32_products
 from tokpipe.models.quantizers.base import Quantized, Quantizer, project, search, straight_through
 
@@ -137,10 +137,9 @@ class NearestQuantizer(CodebookQuantizer):
     def _vectors(self, codes: Tensor) -> Tensor:
         return F.embedding(self._codes_to_entries(codes), self.embedding.weight).float()
 
-    def forward(self, latent: Tensor, **gumbel: Any) -> Quantized:
-        """(B, dim, ...) -> vectors, codes, loss. ``gumbel``: as in ``GumbelQuantizer``, unused."""
-        no = (False,)
-        nothing(**live(gumbel, temp=(None, 1.0), rescale_logits=no, return_logits=no))
+    @takes(temp=(None, 1.0), rescale_logits=(False,), return_logits=(False,))
+    def forward(self, latent: Tensor) -> Quantized:
+        """(B, dim, ...) -> vectors, codes, loss."""
         entries = self._nearest_entries(latent)
         latent = latent.float()
         vectors = self.embedding(entries).float().movedim(-1, 1)
@@ -168,6 +167,7 @@ class VectorQuantizer(NearestQuantizer):
     without ``legacy``, which is ``legacy=False`` here.
     """
 
+    @takes("log_perplexity", "loss_key", embedding_weight_norm=(False,))
     def __init__(
         self,
         n_e: int,
@@ -177,10 +177,8 @@ class VectorQuantizer(NearestQuantizer):
         unknown_index: UnknownIndex = "random",
         sane_index_shape: bool = False,
         legacy: bool = True,
-        **others: Any,
     ) -> None:
-        others = live(others, "log_perplexity", "loss_key", embedding_weight_norm=(False,))
-        super().__init__(n_e, e_dim, remap=remap, unknown_index=unknown_index, **others)
+        super().__init__(n_e, e_dim, remap=remap, unknown_index=unknown_index)
         self.beta = beta
         self.sane_index_shape = sane_index_shape
         self.legacy = legacy
@@ -266,6 +264,7 @@ class EMAVectorQuantizer(NearestQuantizer):
 
     embedding: EMACodebook
 
+    @takes("loss_key")
     def __init__(
         self,
         n_embed: int,
@@ -275,7 +274,6 @@ class EMAVectorQuantizer(NearestQuantizer):
         eps: float = 1e-5,
         remap: Remap | None = None,
         unknown_index: UnknownIndex = "random",
-        loss_key: str = "loss/vq",
     ) -> None:
         super().__init__(n_embed, embedding_dim, remap=remap, unknown_index=unknown_index)
         self.beta = beta
@@ -304,6 +302,7 @@ class GumbelQuantizer(CodebookQuantizer):
     Source: arXiv:1611.01144, and github.com/karpathy/deep-vector-quantization.
     """
 
+    @takes("use_vqinterface", "loss_key")
     def __init__(
         self,
         num_hiddens: int,
@@ -314,10 +313,10 @@ class GumbelQuantizer(CodebookQuantizer):
         temp_init: float = 1.0,
         remap: Remap | None = None,
         unknown_index: UnknownIndex = "random",
-        **others: Any,
     ) -> None:
-        others = live(others, "use_vqinterface", "loss_key") | {"latent_dim": num_hiddens}
-        super().__init__(n_embed, embedding_dim, remap=remap, unknown_index=unknown_index, **others)
+        super().__init__(
+            n_embed, embedding_dim, latent_dim=num_hiddens, remap=remap, unknown_index=unknown_index
+        )
         self.straight_through = straight_through
         self.kl_weight = kl_weight
         self.temperature = _positive(temp_init)
@@ -344,9 +343,9 @@ class GumbelQuantizer(CodebookQuantizer):
     def _vectors(self, codes: Tensor) -> Tensor:
         return F.embedding(self._codes_to_entries(codes), self.embed.weight).float()
 
-    def forward(self, latent: Tensor, temp: float | None = None, **others: Any) -> Quantized:
+    @takes(return_logits=(False,))  # which logits_of returns
+    def forward(self, latent: Tensor, temp: float | None = None) -> Quantized:
         """(B, num_hiddens, ...) -> vectors, codes, loss. ``temp`` overrides ``temp_init``."""
-        nothing(**live(others, return_logits=(False,)))  # which logits_of returns
         temp = self.temperature if temp is None else _positive(temp)
         logits = self.logits_of(latent).movedim(1, -1)
         shares = logits.softmax(-1)

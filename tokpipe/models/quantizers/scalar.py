@@ -3,13 +3,13 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokpipe.models.arguments import live, nothing
+from tokpipe.models.arguments import takes
 from tokpipe.models.process import exact_float32_products
 from tokpipe.models.quantizers.base import Quantized, Quantizer, project, straight_through
 
@@ -102,20 +102,19 @@ class FSQ(ScalarQuantizer):
     The code is a mixed-radix number whose first channel is the lowest digit. Vectors lie in
     [-1, 1], before ``project_out`` if there is one. Gradients pass straight through the rounding,
     but not the squashing. There is no loss. ``dim``, ``num_codebooks`` and
-    ``keep_num_codebooks_dim``: see ``ScalarQuantizer``. ``scale`` has no effect, as published.
-    Source: arXiv:2309.15505.
+    ``keep_num_codebooks_dim``: see ``ScalarQuantizer``. Source: arXiv:2309.15505.
     """
 
     levels: Tensor
     place_values: Tensor
 
+    @takes("scale")
     def __init__(
         self,
         levels: Sequence[int],
         dim: int | None = None,
         num_codebooks: int = 1,
         keep_num_codebooks_dim: bool | None = None,
-        scale: float | None = None,
     ) -> None:
         levels = tuple(levels)
         if not levels or min(levels) < 2:
@@ -128,8 +127,8 @@ class FSQ(ScalarQuantizer):
         super().__init__(math.prod(levels), len(levels), dim, num_codebooks, keep_num_codebooks_dim)
         place_values = [math.prod(levels[:channel]) for channel in range(len(levels))]
         # Integers, which .to(bfloat16) leaves alone; not persistent, as published.
-        for name, value in (("levels", levels), ("place_values", place_values)):
-            self.register_constant(name, torch.tensor(value, device="cpu"), persistent=False)
+        self.register_constant("levels", levels, persistent=False)
+        self.register_constant("place_values", place_values, persistent=False)
 
     def bounded(self, latent: Tensor) -> Tensor:
         """The values before rounding: (B, dim, ...) -> (B, codebook_dim * n, ...) float32.
@@ -189,6 +188,7 @@ class LFQ(ScalarQuantizer):
 
     mask: Tensor
 
+    @takes(straight_through_activation=(None, nn.Identity), frac_per_sample_entropy=(1.0,))
     def __init__(
         self,
         dim: int | None = None,
@@ -200,11 +200,7 @@ class LFQ(ScalarQuantizer):
         keep_num_codebooks_dim: bool | None = None,
         codebook_scale: float = 1.0,
         bit_order: Literal["big", "little"] = "big",
-        **others: Any,
     ) -> None:
-        if isinstance(others.get("straight_through_activation"), nn.Identity):
-            del others["straight_through_activation"]
-        others = live(others, straight_through_activation=(None,), frac_per_sample_entropy=(1.0,))
         if codebook_size is not None:
             if codebook_size < 2 or codebook_size & (codebook_size - 1):
                 raise ValueError(f"{codebook_size=}: must be a power of two, one bit per channel")
@@ -219,15 +215,13 @@ class LFQ(ScalarQuantizer):
             raise ValueError(f"{codebook_scale=}: must be above 0")
         if bit_order not in ("big", "little"):
             raise ValueError(f"{bit_order=}: use 'big' (first channel highest) or 'little'")
-        super().__init__(
-            2**num_bits, num_bits, dim, num_codebooks, keep_num_codebooks_dim, **others
-        )
+        super().__init__(2**num_bits, num_bits, dim, num_codebooks, keep_num_codebooks_dim)
         self.entropy_loss_weight = entropy_loss_weight
         self.commitment_loss_weight = commitment_loss_weight
         self.diversity_gamma = diversity_gamma
         self.codebook_scale = codebook_scale
-        mask = 2 ** torch.arange(num_bits, device="cpu")
-        self.register_constant("mask", mask.flip(0) if bit_order == "big" else mask)
+        mask = [2**bit for bit in range(num_bits)]
+        self.register_constant("mask", mask[::-1] if bit_order == "big" else mask)
 
     def _codes(self, inner: Tensor) -> Tensor:
         """Zero counts as negative."""
@@ -237,12 +231,12 @@ class LFQ(ScalarQuantizer):
         signs = ((codes.unsqueeze(-1) & self.mask) != 0).float() * 2 - 1
         return signs * self.codebook_scale
 
-    def forward(self, latent: Tensor, inv_temperature: float = 100.0, **others: Any) -> Quantized:
+    @takes(return_loss_breakdown=(False,), mask=(None,))
+    def forward(self, latent: Tensor, inv_temperature: float = 100.0) -> Quantized:
         """(B, dim, ...) -> vectors, codes, loss.
 
         ``inv_temperature`` sharpens the soft codes of the entropy loss.
         """
-        nothing(**live(others, return_loss_breakdown=(False,), mask=(None,)))
         inner = self._inner(latent)
         codes = self._codes(inner.detach())
         vectors = self._inner_vectors(codes)

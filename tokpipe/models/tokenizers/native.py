@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -83,16 +84,12 @@ class NativeTokenizer(VideoTokenizer):
     def _input_dtype(self) -> torch.dtype:
         return self.encoder.conv_in.conv.weight.dtype
 
-    def _patched(self, x: Tensor) -> Tensor:
+    def _patched(self, x: Tensor, shuffle: Callable[..., Tensor] = F.pixel_unshuffle) -> Tensor:
         """(B, 3, T, H, W) -> (B, 3 p p, T, H/p, W/p): colour, then row, then column of a patch."""
-        if self.patch_size == 1:
-            return x
-        return F.pixel_unshuffle(x.transpose(1, 2), self.patch_size).transpose(1, 2)
+        return x if (p := self.patch_size) == 1 else shuffle(x.transpose(1, 2), p).transpose(1, 2)
 
     def _unpatched(self, x: Tensor) -> Tensor:
-        if self.patch_size == 1:
-            return x
-        return F.pixel_shuffle(x.transpose(1, 2), self.patch_size).transpose(1, 2)
+        return self._patched(x, F.pixel_shuffle)
 
 
 def _quantizer(config: QuantizerConfig) -> Quantizer:
