@@ -146,6 +146,20 @@ def test_the_two_names_of_zeros_before_the_first_frame_are_one_in_the_fingerprin
     }
 
 
+def test_settings_that_earlier_outputs_do_not_have_are_hashed_where_they_were_set() -> None:
+    plain = hashed(parse(JOB))["tokenizer"]
+    assert set(plain) == {"kind", "encoder", "quantizer", "patch_size", "norm"}
+    assert set(plain["quantizer"]) == {"kind", "levels"}
+    for old, new, (section, name) in (
+        ("    ch: 32", "    ch: 32\n    resamp_with_conv: false", ("encoder", "resamp_with_conv")),
+        ("    kind: fsq", "    kind: fsq\n    num_codebooks: 1\n    dim: 6", ("quantizer", "dim")),
+    ):
+        found = hashed(parse(JOB.replace(old, new)))["tokenizer"]
+        assert set(found[section]) == {*plain[section], name}
+    with_conv = hashed(parse(JOB.replace("  encoder:", "  quant_conv: true\n  encoder:")))
+    assert with_conv["tokenizer"] == {**plain, "quant_conv": True}
+
+
 def test_logs_are_local_and_do_not_change_the_fingerprint() -> None:
     for written, meant in (
         ("logs/run.jsonl", "/project/logs/run.jsonl"),

@@ -72,6 +72,17 @@ class TokenizerConfig(Frozen):
         return ()
 
 
+_ADDED: dict[str, Any] = {
+    "quant_conv": False,
+    "resamp_with_conv": True,
+    "remap": None,
+    "unknown_index": "random",
+    "num_codebooks": 1,
+    "dim": None,
+    "num_bits": None,
+}
+
+
 class NativeConfig(TokenizerConfig):
     """tokpipe's own encoder, quantizer and decoder, in any combination of their settings."""
 
@@ -82,11 +93,13 @@ class NativeConfig(TokenizerConfig):
     """Only needed to decode; codes do not depend on it."""
     patch_size: Literal[1, 2, 4] = 1
     """Fold squares of this many pixels per side into channels before the encoder."""
+    quant_conv: bool = False
+    """Convert the encoder's channels to those of the quantizer, by a 1x1x1 convolution."""
     norm: Literal["clip", "frame"] = "clip"
     """Whether the norms of encoder and decoder compute their statistics over all frames of a
     chunk, as published, or over each frame separately, which makes the tokenizer streamable."""
     weights: Uri | None = None
-    """safetensors with keys ``encoder.*``, ``quantizer.*`` and, with a decoder, ``decoder.*``.
+    """safetensors with keys ``encoder.*``, ``quant_conv.*``, ``quantizer.*``, ``decoder.*``.
     Without it, weights are random, from ``seed``."""
     seed: int = 0
     """Seed of the random weights that are used without ``weights``, for tests and demos."""
@@ -95,10 +108,10 @@ class NativeConfig(TokenizerConfig):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         needed, channels = self.quantizer.latent_dim, self.encoder.z_channels
-        if needed != channels:
+        if needed != channels and not self.quant_conv:
             found = f"quantizer takes {needed} channels but encoder.z_channels={channels}"
-            raise ValueError(f"{found}: make them equal")
-        if (size := self.quantizer.codebook_size) > 2**32:
+            raise ValueError(f"{found}: make them equal, or set quant_conv")
+        if (size := self.quantizer.num_codes) > 2**32:
             found = f"a codebook of {size} codes does not fit uint32"
             raise ValueError(f"{found}: use at most {2**32}")
         in_channels = self.encoder.in_channels
@@ -117,7 +130,12 @@ class NativeConfig(TokenizerConfig):
 
     def codes_settings(self) -> dict[str, Any]:
         settings = super().codes_settings()
-        if self.encoder.pad_mode == "constant_causal":  # only the name is newer than some outputs
+        # Outputs of earlier versions have none of these settings, and one name of the pad mode.
+        for section in (settings, settings["encoder"], settings["quantizer"]):
+            for name, default in _ADDED.items():
+                if section.get(name, default) == default:
+                    section.pop(name, None)
+        if self.encoder.pad_mode == "constant_causal":
             settings["encoder"]["pad_mode"] = "constant"
         return settings
 
@@ -142,7 +160,7 @@ class NativeConfig(TokenizerConfig):
         return TokenizerTraits(
             temporal_stride=self.encoder.temporal_compress_times,
             spatial_stride=self.encoder.spatial_stride * self.patch_size,
-            codebook_size=self.quantizer.codebook_size,
+            codebook_size=self.quantizer.num_codes,
             bit_order=self.quantizer.bit_order if isinstance(self.quantizer, LFQConfig) else None,
             why_not_streamable=why_not_streamable,
         )
