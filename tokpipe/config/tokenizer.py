@@ -72,15 +72,13 @@ class TokenizerConfig(Frozen):
         return ()
 
 
-_ADDED: dict[str, Any] = {
+_NEW: Any = {
     "quant_conv": False,
     "resamp_with_conv": True,
-    "remap": None,
-    "unknown_index": "random",
     "num_codebooks": 1,
-    "dim": None,
-    "num_bits": None,
+    "unknown_index": "random",
 }
+"""Defaults of settings that earlier outputs do not have; those of others are None."""
 
 
 class NativeConfig(TokenizerConfig):
@@ -130,12 +128,10 @@ class NativeConfig(TokenizerConfig):
 
     def codes_settings(self) -> dict[str, Any]:
         settings = super().codes_settings()
-        # Outputs of earlier versions have none of these settings, and one name of the pad mode.
         for section in (settings, settings["encoder"], settings["quantizer"]):
-            for name, default in _ADDED.items():
-                if section.get(name, default) == default:
-                    section.pop(name, None)
-        if self.encoder.pad_mode == "constant_causal":
+            for name in [k for k, v in section.items() if v is None or _NEW.get(k) == v]:
+                del section[name]
+        if self.encoder.pad_mode == "constant_causal":  # only a name
             settings["encoder"]["pad_mode"] = "constant"
         return settings
 

@@ -21,7 +21,7 @@ _VANILLA = {"attn_type": ("vanilla", "vanilla-xformers"), "use_linear_attn": (Fa
 
 
 def check_whole_clip(use_cp: bool) -> None:
-    """Raise ValueError if ``use_cp`` means that this rank has only some frames of a clip."""
+    """Raise ValueError if ``use_cp``, which has no other effect, means parts of clips on ranks."""
     group = torch.distributed
     if use_cp and group.is_available() and group.is_initialized() and group.get_world_size() > 1:
         raise ValueError(
@@ -151,10 +151,7 @@ class Encoder3D(Network3D):
         self.is_narrow = dtype != torch.float32
 
     def forward(self, x: Tensor, use_cp: bool = False, stream: Stream | None = None) -> Tensor:
-        """(B, in_channels, T, H, W) in [-1, 1] -> (B, z, 1 + (T-1)//r, H//s, W//s).
-
-        ``use_cp`` has no effect, as published, but is an error where there are several ranks.
-        """
+        """(B, in_channels, T, H, W) in [-1, 1] -> (B, z, 1 + (T-1)//r, H//s, W//s)."""
         check_whole_clip(use_cp)
         check_input(x, self.conv_in.conv, smallest=self.spatial_stride)
         frames, stride = x.shape[2], self.temporal_stride
@@ -248,7 +245,7 @@ class MOVQDecoder3D(Network3D):
     def forward(self, z: Tensor, use_cp: bool = False, stream: Stream | None = None) -> Tensor:
         """(B, zq_ch, t, h, w) -> (B, out_ch, 1 + r(t-1), s*h, s*w), about [-1, 1], not clamped.
 
-        ``s`` is ``2 ** (len(ch_mult) - 1)``; ``use_cp`` as in ``Encoder3D``.
+        ``s`` is ``2 ** (len(ch_mult) - 1)``.
         """
         check_whole_clip(use_cp)
         check_input(z, (self.post_quant_conv or self.conv_in).conv, "z")

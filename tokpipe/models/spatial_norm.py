@@ -62,8 +62,7 @@ class SpatialNorm3D(SpatialNorm):
     """``SpatialNorm`` of clips, f (B, C_f, T, H, W), with causal convolutions.
 
     The first frame of ``zq`` is resized to the first of ``f``, the others to the others.
-    ``pad_mode`` is that of the convolution of ``add_conv``; the other arguments are those of
-    ``SpatialNorm``.
+    ``pad_mode`` is that of the convolutions; the other arguments are those of ``SpatialNorm``.
     """
 
     def __init__(
@@ -96,8 +95,7 @@ def block_norm(
 ) -> GroupNorm | SpatialNorm:
     """A plain norm over 32 groups of channels, or with ``zq_ch`` one that reads the latent.
 
-    ``add_conv_pad_mode`` is for clips. Published decoders leave it at ``constant`` whatever their
-    own pad mode.
+    ``add_conv_pad_mode`` is for clips; published decoders leave it at ``constant``.
     """
     if zq_ch is not None:
         of_clips = partial(SpatialNorm3D, pad_mode=add_conv_pad_mode or "constant")

@@ -49,7 +49,7 @@ class Quantizer(nn.Module, ABC):
         self._constants: dict[str, Tensor] = {}
 
     def register_constant(self, name: str, value: Any, *, persistent: bool = True) -> None:
-        """Add a buffer of integers that the arguments determine. It survives the meta device."""
+        """Add a buffer of integers that the arguments determine; ``to_empty()`` leaves it alone."""
         self.register_buffer(name, None, persistent)
         if value is not None:
             self._constants[name] = torch.as_tensor(value, device="cpu")
@@ -58,7 +58,6 @@ class Quantizer(nn.Module, ABC):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in self._constants.items():
-            # Or to_empty(), which follows construction on the meta device, would lose it.
             setattr(self, name, value.to(getattr(self, name).device))
         return self
 
