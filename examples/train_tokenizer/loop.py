@@ -226,7 +226,7 @@ class _Log:
     def _start(self) -> None:
         self.sums: Counter[str] = Counter()
         self.count = 0
-        self.usage = CodeUsage(self.config.tokenizer.quantizer.codebook_size)
+        self.usage = CodeUsage(self.config.tokenizer.quantizer.num_codes)
         self.started_s = time.monotonic()
 
     def add(self, step: int, measured: dict[str, Any]) -> None:

@@ -131,6 +131,35 @@ def test_the_rule_for_decoders_is_part_of_the_fingerprint_and_patch_releases_are
         assert (found == hashed(parse(JOB))) == is_same
 
 
+def test_the_two_names_of_zeros_before_the_first_frame_are_one_in_the_fingerprint() -> None:
+    """Outputs of earlier versions, which only knew ``constant``, can be continued."""
+    jobs = {
+        name: parse(JOB.replace("    ch: 32", f"    ch: 32\n    pad_mode: {name}"))
+        for name in ("first", "constant", "constant_causal", "constant_published")
+    }
+    found = {name: hashed(job)["tokenizer"]["encoder"]["pad_mode"] for name, job in jobs.items()}
+    assert found == {name: name for name in jobs} | {"constant_causal": "constant"}
+    assert hashed(jobs["first"]) == hashed(parse(JOB))
+    assert set(hashed(parse(JOB))["tokenizer"]["encoder"]) == {
+        *("kind", "ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution"),
+        *("pad_mode", "z_channels", "temporal_compress_times"),
+    }
+
+
+def test_settings_that_earlier_outputs_do_not_have_are_hashed_where_they_were_set() -> None:
+    plain = hashed(parse(JOB))["tokenizer"]
+    assert set(plain) == {"kind", "encoder", "quantizer", "patch_size", "norm"}
+    assert set(plain["quantizer"]) == {"kind", "levels"}
+    for old, new, (section, name) in (
+        ("    ch: 32", "    ch: 32\n    resamp_with_conv: false", ("encoder", "resamp_with_conv")),
+        ("    kind: fsq", "    kind: fsq\n    num_codebooks: 1\n    dim: 6", ("quantizer", "dim")),
+    ):
+        found = hashed(parse(JOB.replace(old, new)))["tokenizer"]
+        assert set(found[section]) == {*plain[section], name}
+    with_conv = hashed(parse(JOB.replace("  encoder:", "  quant_conv: true\n  encoder:")))
+    assert with_conv["tokenizer"] == {**plain, "quant_conv": True}
+
+
 def test_logs_are_local_and_do_not_change_the_fingerprint() -> None:
     for written, meant in (
         ("logs/run.jsonl", "/project/logs/run.jsonl"),

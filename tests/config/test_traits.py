@@ -207,8 +207,9 @@ def test_settings_that_affect_codes_are_in_the_fingerprint() -> None:
 def test_native_tokenizers_with_frame_norms_are_streamable() -> None:
     assert native(norm="frame").traits.why_not_streamable is None
     assert "norm=clip" in str(native().traits.why_not_streamable)
-    reflected = native(norm="frame", encoder=encoder(pad_mode="reflect"))
-    assert "reflect" in str(reflected.traits.why_not_streamable)
+    for mode in ("reflect", "constant_published"):
+        ahead = native(norm="frame", encoder=encoder(pad_mode=mode))
+        assert f"encoder.pad_mode={mode} frames" in str(ahead.traits.why_not_streamable)
 
 
 def test_patches_multiply_the_stride() -> None:

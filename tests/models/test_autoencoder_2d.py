@@ -43,7 +43,7 @@ def test_the_last_latent_sees_the_leftover_row() -> None:
 def test_images_too_small_for_one_latent_are_rejected() -> None:
     encoder = small(Encoder, ch_mult=(1, 1, 1))
     assert encoder(torch.zeros(1, 3, 4, 4)).shape == (1, 4, 1, 1)
-    with pytest.raises(ValueError, match=r"images of 3x8 are halved .* at least 4 rows"):
+    with pytest.raises(ValueError, match=r"frames of 3x8 are smaller .* covers 4x4"):
         encoder(torch.zeros(1, 3, 3, 8))
 
 

@@ -9,6 +9,7 @@ from tests.models import golden_fixtures as golden
 from tests.models.networks import small
 from tokpipe.models.autoencoder_3d import MOVQDecoder3D
 from tokpipe.models.blocks import AttnBlock2D, ResnetBlock3D, Upsample3D
+from tokpipe.models.causal_conv import PadMode
 from tokpipe.models.group_norm import FrameGroupNorm, GroupNorm, Norm, group_norm
 from tokpipe.models.spatial_norm import SpatialNorm3D
 
@@ -79,17 +80,20 @@ def test_a_group_of_a_single_value_becomes_the_bias_in_any_batch(norm: Norm) -> 
         torch.testing.assert_close(found.flatten(1), wanted, atol=1e-3, rtol=0)
 
 
-def test_the_convolution_of_a_spatial_norm_sees_zeros_before_the_first_frame() -> None:
-    """By default, and in every decoder, which does not pass its pad mode on."""
-    for norm in (
-        SpatialNorm3D(32, 4, add_conv=True, num_groups=32),
-        small_decoder(add_conv=True, pad_mode="first").norm_out,
-        AttnBlock2D(32, 4, add_conv=True).norm,
-        ResnetBlock3D(in_channels=32, dropout=0.0, zq_ch=4, add_conv=True, pad_mode="first").norm1,
+@pytest.mark.parametrize("mode", ["constant", "constant_published", "first"])
+def test_the_convolutions_of_spatial_norms_have_a_pad_mode_of_their_own(mode: PadMode) -> None:
+    """As published, where it is ``constant`` whatever the pad mode of the decoder."""
+    more: dict[str, Any] = {} if mode == "constant" else {"add_conv_pad_mode": mode}
+    shape: dict[str, Any] = {"in_channels": 32, "zq_ch": 4, "add_conv": True}
+    decoder = small_decoder(add_conv=True, pad_mode="reflect", attn_resolutions=(32,), **more)
+    for part in (
+        decoder,
+        AttnBlock2D(**shape, **more),
+        ResnetBlock3D(**shape, dropout=0.0, pad_mode="reflect", **more),
     ):
-        assert isinstance(norm, SpatialNorm3D)
-        assert norm.conv is not None
-        assert norm.conv.pad_mode == "constant"
+        norms = [one for one in part.modules() if isinstance(one, SpatialNorm3D)]
+        assert norms
+        assert {one.conv.pad_mode for one in norms if one.conv is not None} == {mode}
 
 
 def test_a_spatial_norm_accepts_any_norm_and_checks_its_arguments() -> None:

@@ -64,16 +64,19 @@ def inputs(name: str, batch: int) -> list[Tensor]:
     return [*given, torch.arange(3, 3 + batch) * 100] if name == "UNet" else given
 
 
+CAUSAL_CONV_CASES = ["constant", "constant_published", "first", "reflect"]
 ENCODER_3D_CASES = ["constant_t9", "first_t1", "first_t9", "first_t16_attn", "reflect_t9"]
 
 
 @pytest.mark.parametrize(
     ("case", "cls", "more"),
     [
-        *((f"causal_conv3d_{mode}", CausalConv3d, ()) for mode in ("constant", "first", "reflect")),
+        *((f"causal_conv3d_{mode}", CausalConv3d, ()) for mode in CAUSAL_CONV_CASES),
         *((f"encoder_3d_{case}", Encoder3D, ()) for case in ENCODER_3D_CASES),
+        ("encoder_3d_constant_published", Encoder3D, ()),
         ("movq_decoder_3d", MOVQDecoder3D, ()),
         ("movq_decoder_3d_post_quant_conv", MOVQDecoder3D, ()),
+        ("movq_decoder_3d_add_conv", MOVQDecoder3D, ()),
         ("vqvae_encoder_2d", Encoder, ()),
         ("vqvae_decoder_2d", Decoder, ()),
         ("movq_decoder_2d", MOVQDecoder, ()),
@@ -255,7 +258,7 @@ def test_networks_that_cannot_be_built_are_rejected(name: str) -> None:
     [
         ("MOVQDecoder", "attn_type", "linear", "attn_type='linear' has no norm .* zq_ch=4"),
         ("MOVQDecoder", "zq_channels", 4, "zq_channels"),
-        ("MOVQDecoder3D", "tanh_out", False, "tanh_out"),
+        ("MOVQDecoder3D", "tanh_out", True, "tanh_out"),
         ("MOVQDecoder3D", "attn_type", False, "attn_type"),
         ("UNet", "z_channels", 4, "z_channels"),
         ("Encoder", "attn_type", "vanila", r"attn_type='vanila': use 'vanilla'"),
@@ -287,7 +290,7 @@ LFQ_OF_TWO = partial(LFQ, codebook_size=4, num_codebooks=2, keep_num_codebooks_d
     ("build", "problem"),
     [
         (partial(CausalConv3d, 3, 4, 2), r"kernel_size=2.*last two odd"),
-        (lambda: CausalConv3d(3, 4, 3, "replicate"), r"pad_mode='replicate': use 'first'"),  # type: ignore[arg-type]
+        (lambda: CausalConv3d(3, 4, 3, "replicate"), r"pad_mode='replicate': use one of"),  # type: ignore[arg-type]
         (partial(CausalConv3d, 3, 4, 3, stride=4), "stride=4 is longer than the 3 frames"),
         (partial(AttnBlock, 32, add_conv=True), r"add_conv=True without zq_ch.*Pass zq_ch"),
         (partial(AttnBlock2D, 32, add_conv=True), "add_conv=True without zq_ch"),

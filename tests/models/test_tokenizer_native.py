@@ -24,6 +24,7 @@ from tokpipe.config.native_parts import (
 )
 from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError, WeightsMismatch
+from tokpipe.models import FSQ as FSQQuantizer  # noqa: N811
 from tokpipe.models.blocks import ResnetBlock3D
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer
@@ -39,7 +40,14 @@ QUANTIZERS = [
     VQConfig(kind="vq", codebook_size=50, codebook_dim=4),
     VQConfig(kind="ema_vq", codebook_size=50, codebook_dim=4),
     GumbelConfig(kind="gumbel", codebook_size=50, codebook_dim=4, latent_dim=6),
+    FSQConfig(kind="fsq", levels=(3, 5), num_codebooks=2),
+    FSQConfig(kind="fsq", levels=(8, 5, 5), dim=6),
+    LFQConfig(kind="lfq", dim=5, num_bits=8, bit_order="little"),
+    VQConfig(kind="vq", codebook_size=50, codebook_dim=4, remap=(7, 2, 49), unknown_index="extra"),
+    VQConfig(kind="ema_vq", codebook_size=50, codebook_dim=4, remap=(7, 2, 49), unknown_index=1),
+    GumbelConfig(kind="gumbel", codebook_size=50, codebook_dim=4, latent_dim=6, remap=(9, 0, 8)),
 ]
+"""The last seven with settings that were added later."""
 
 
 def config_of(quantizer: Any = FSQ, **changes: Any) -> NativeConfig:
@@ -69,7 +77,7 @@ def test_encode_gives_the_codes_of_the_normalised_pixels(quantizer: Any) -> None
     codes = tokenizer.encode(pixels)
     assert codes.shape == (2, 3, 4, 6)
     assert codes.dtype == torch.int64
-    assert 0 <= codes.min() <= codes.max() < quantizer.codebook_size
+    assert 0 <= codes.min() <= codes.max() < quantizer.num_codes
     x = torch.from_numpy((pixels.numpy().astype(np.float64) / 127.5 - 1).astype(np.float32))
     with torch.no_grad():
         latent = tokenizer.encoder(x.permute(0, 4, 1, 2, 3))
@@ -79,8 +87,8 @@ def test_encode_gives_the_codes_of_the_normalised_pixels(quantizer: Any) -> None
 @pytest.mark.parametrize("quantizer", [FSQ, LFQ, VQ], ids=lambda q: q.kind)
 def test_random_weights_spread_a_video_over_many_codes(quantizer: Any, real_pixels: Tensor) -> None:
     codes = build_tokenizer(small_native(quantizer), None).encode(real_pixels)
-    counts = torch.bincount(codes.flatten(), minlength=quantizer.codebook_size)
-    used = min(quantizer.codebook_size, codes.numel())
+    counts = torch.bincount(codes.flatten(), minlength=quantizer.num_codes)
+    used = min(quantizer.num_codes, codes.numel())
     assert (counts > 0).sum() > used / 5
     assert counts.max() < codes.numel() / 10
 
@@ -174,7 +182,7 @@ def test_every_quantizer_encodes_and_decodes(quantizer: Any, patch_size: int) ->
     pixels = noise(2, 5, 8, 16, 3)
     codes = tokenizer.encode(pixels)
     assert codes.shape == (2, 3, 4 // patch_size, 8 // patch_size)
-    assert 0 <= codes.min() <= codes.max() < quantizer.codebook_size
+    assert 0 <= codes.min() <= codes.max() < quantizer.num_codes
     shown = tokenizer.decode(codes.to(torch.uint16))
     assert shown.shape == pixels.shape
     assert shown.dtype == torch.uint8
@@ -282,6 +290,81 @@ def test_overflow_in_float16_gets_no_code_and_no_pixels() -> None:
 def test_codes_that_do_not_fit_are_rejected(codes: torch.Tensor, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         built(config_of()).decode(codes)
+
+
+def test_codes_of_several_codebooks_are_the_digits_of_one() -> None:
+    whole = built(config_of(FSQConfig(kind="fsq", levels=(3, 5), num_codebooks=2, dim=6))).quantizer
+    parts = FSQQuantizer((3, 5), dim=6, num_codebooks=2)
+    parts.load_state_dict(whole.state_dict())
+    latent = torch.randn(2, 6, 3, 4, 4)
+    low, high = parts.codes_of(latent).unbind(-1)
+    assert torch.equal(whole.codes_of(latent), low + 15 * high)
+    vectors = parts.vectors_of(torch.stack([low, high], -1))
+    torch.testing.assert_close(whole.vectors_of(low + 15 * high), vectors)
+
+
+def test_entries_out_of_use_get_the_code_that_the_job_names() -> None:
+    every = VQConfig(kind="vq", codebook_size=50, codebook_dim=4)
+    found = {}
+    for unknown in (1, "extra"):
+        used = every.model_copy(update={"remap": (7, 2, 49), "unknown_index": unknown})
+        config = config_of(used)
+        assert config.traits.codebook_size == 3 + (unknown == "extra")
+        found[unknown] = built(config).encode(noise(1, 5, 16, 16, 3))
+    entries = built(config_of(every)).encode(noise(1, 5, 16, 16, 3))
+    for code, entry in enumerate((7, 2, 49)):
+        assert torch.equal(found["extra"] == code, entries == entry)
+    assert torch.equal(found[1], found["extra"].where(found["extra"] < 3, 1))
+
+
+def test_a_convolution_converts_the_channels_of_the_encoder() -> None:
+    encoder = small_native(FSQ).encoder.model_copy(update={"z_channels": 7})
+    config = config_of(encoder=encoder, quant_conv=True, norm="frame")
+    tokenizer, pixels = built(config), noise(1, 5, 8, 8, 3)
+    assert tokenizer.state_dict()["quant_conv.weight"].shape == (3, 7, 1, 1, 1)
+    codes = tokenizer.encode(pixels)
+    first, state = tokenizer.encode_piece(pixels[:, :3], None)
+    second, _ = tokenizer.encode_piece(pixels[:, 3:], state)
+    assert torch.equal(torch.cat([first, second], 1), codes)
+    with pytest.raises(ValueError, match=r"z_channels=7: make them equal, or set quant_conv"):
+        config_of(encoder=encoder)
+    again = build_tokenizer(config, file_of(tokenizer.state_dict()))
+    again.compute_in(torch.bfloat16)
+    assert (again.encode(pixels) == codes).float().mean() > 0.6
+
+
+def test_sizes_change_without_convolutions_where_the_job_says_so() -> None:
+    plain = config_of()
+    update = {"resamp_with_conv": False}
+    config = plain.model_copy(
+        update={
+            part: getattr(plain, part).model_copy(update=update) for part in ("encoder", "decoder")
+        }
+    )
+    keys = set(built(plain).state_dict()) - set(built(config).state_dict())
+    assert {key.split(".")[0] for key in keys} == {"encoder", "decoder"}
+    assert all("sample.conv" in key for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting"), [("encoder", "pad_mode"), ("decoder", "add_conv_pad_mode")]
+)
+def test_weights_need_the_constant_padding_that_they_were_trained_with(
+    part: str, setting: str
+) -> None:
+    plain = config_of()
+    for mode in ("constant", "constant_causal", "constant_published"):
+        update = {setting: mode, **({"add_conv": True} if part == "decoder" else {})}
+        changed = getattr(plain, part).model_copy(update=update)
+        config = plain.model_copy(update={part: changed})
+        weights = file_of(built(config).state_dict())  # random ones need no choice
+        if mode == "constant":
+            with pytest.raises(ConfigError, match=rf"{part}\..* has pad_mode='constant'"):
+                build_tokenizer(config, weights, with_decoder=True)
+        else:
+            build_tokenizer(config, weights, with_decoder=True)
+        if part == "decoder":
+            build_tokenizer(config, weights)  # without the decoder there is nothing to choose
 
 
 def test_a_decoder_must_be_configured_and_requested() -> None:

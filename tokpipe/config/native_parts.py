@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tokpipe.config.base import Frozen
 
@@ -53,10 +53,17 @@ class Levels(Frozen):
         return int(2 ** (len(self.ch_mult) - 1))
 
 
+PadMode = Literal["first", "constant", "reflect", "constant_causal", "constant_published"]
+
+
 class _Levels3D(Levels):
-    pad_mode: Literal["first", "constant", "reflect"] = "first"
-    """Padding in front of the first frame: ``first`` repeats it, ``constant`` is zero,
-    ``reflect`` mirrors the frames after it."""
+    pad_mode: PadMode = "first"
+    """Padding in front of the first frame: ``first`` repeats it, ``constant_causal`` is zero,
+    ``reflect`` mirrors the frames after it. ``constant_published`` is what published code computes
+    under ``constant``: zeros in the wrong places ([models.md](models.md)). So with ``weights``,
+    ``constant`` is not enough; without, it is ``constant_causal``."""
+    resamp_with_conv: bool = True
+    """Convolve where the size changes, rather than average or repeat."""
 
 
 class Encoder3DConfig(_Levels3D):
@@ -89,17 +96,35 @@ class Movq3DConfig(_Levels3D):
     kind: Literal["movq_3d"] = "movq_3d"
     add_conv: bool = False
     """Norms convolve the code vectors before they use them."""
+    add_conv_pad_mode: PadMode = "constant"
+    """``pad_mode`` of these convolutions; published decoders had ``constant_published``."""
     post_quant_conv: bool = False
     """Convolve the code vectors before the first layer."""
 
 
-class VQConfig(Frozen):
+class _Codebook(Frozen):
+    codebook_size: PositiveInt
+    codebook_dim: PositiveInt
+    """Channels of a code vector, which the decoder takes."""
+    remap: tuple[NonNegativeInt, ...] | None = None
+    """Entries of the codebook in use; codes are positions in this list."""
+    unknown_index: Literal["random", "extra"] | NonNegativeInt = "random"
+    """Code of other entries: a position in ``remap``, ``extra`` for one more code, or ``random``
+    for the entry modulo the length of ``remap``."""
+
+    @property
+    def num_codes(self) -> int:
+        """How many codes there are."""
+        if self.remap is None:
+            return self.codebook_size
+        return len(self.remap) + (self.unknown_index == "extra")
+
+
+class VQConfig(_Codebook):
     """Nearest code vector of a learned codebook, arXiv:1711.00937; ``ema_vq``: learned by moving
     averages."""
 
     kind: Literal["vq", "ema_vq"]
-    codebook_size: PositiveInt
-    codebook_dim: PositiveInt
 
     @property
     def latent_dim(self) -> int:
@@ -107,13 +132,10 @@ class VQConfig(Frozen):
         return self.codebook_dim
 
 
-class GumbelConfig(Frozen):
+class GumbelConfig(_Codebook):
     """Argmax of one logit per code, arXiv:1611.01144."""
 
     kind: Literal["gumbel"]
-    codebook_size: PositiveInt
-    codebook_dim: PositiveInt
-    """Channels of a code vector, which the decoder takes."""
     latent_dim: PositiveInt
     """Channels of the latent, which are projected to the logits."""
 
@@ -126,14 +148,19 @@ class FSQConfig(Frozen):
         8, 8, 8, 5, 5, 5,
     )  # fmt: skip
     """Values that each channel is rounded to."""
+    num_codebooks: PositiveInt = 1
+    """Groups of channels with these levels, whose codes form one; the first counts least."""
+    dim: PositiveInt | None = None
+    """Channels of the latent and of code vectors, if they are projected to those that are rounded,
+    and back."""
 
     @property
-    def codebook_size(self) -> int:
-        return math.prod(self.levels)
+    def num_codes(self) -> int:
+        return int(math.prod(self.levels) ** self.num_codebooks)
 
     @property
     def codebook_dim(self) -> int:
-        return len(self.levels)
+        return self.dim or len(self.levels) * self.num_codebooks
 
     latent_dim = codebook_dim
 
@@ -143,13 +170,15 @@ class LFQConfig(Frozen):
 
     kind: Literal["lfq"]
     dim: Annotated[int, Field(ge=1, le=62)]
-    """Channels of the latent, and bits of a code."""
+    """Channels of the latent, and bits of a code unless ``num_bits`` says otherwise."""
+    num_bits: Annotated[int, Field(ge=1, le=62)] | None = None
+    """Bits of a code, if the channels are projected to them, and back."""
     bit_order: Literal["big", "little"] = "big"
     """``big``: the first channel is the highest bit of a code; ``little``: the lowest."""
 
     @property
-    def codebook_size(self) -> int:
-        return int(2**self.dim)
+    def num_codes(self) -> int:
+        return int(2 ** (self.num_bits or self.dim))
 
     @property
     def codebook_dim(self) -> int:

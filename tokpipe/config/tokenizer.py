@@ -72,6 +72,15 @@ class TokenizerConfig(Frozen):
         return ()
 
 
+_NEW: Any = {
+    "quant_conv": False,
+    "resamp_with_conv": True,
+    "num_codebooks": 1,
+    "unknown_index": "random",
+}
+"""Defaults of settings that earlier outputs do not have; those of others are None."""
+
+
 class NativeConfig(TokenizerConfig):
     """tokpipe's own encoder, quantizer and decoder, in any combination of their settings."""
 
@@ -82,11 +91,13 @@ class NativeConfig(TokenizerConfig):
     """Only needed to decode; codes do not depend on it."""
     patch_size: Literal[1, 2, 4] = 1
     """Fold squares of this many pixels per side into channels before the encoder."""
+    quant_conv: bool = False
+    """Convert the encoder's channels to those of the quantizer, by a 1x1x1 convolution."""
     norm: Literal["clip", "frame"] = "clip"
     """Whether the norms of encoder and decoder compute their statistics over all frames of a
     chunk, as published, or over each frame separately, which makes the tokenizer streamable."""
     weights: Uri | None = None
-    """safetensors with keys ``encoder.*``, ``quantizer.*`` and, with a decoder, ``decoder.*``.
+    """safetensors with keys ``encoder.*``, ``quant_conv.*``, ``quantizer.*``, ``decoder.*``.
     Without it, weights are random, from ``seed``."""
     seed: int = 0
     """Seed of the random weights that are used without ``weights``, for tests and demos."""
@@ -95,10 +106,10 @@ class NativeConfig(TokenizerConfig):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         needed, channels = self.quantizer.latent_dim, self.encoder.z_channels
-        if needed != channels:
+        if needed != channels and not self.quant_conv:
             found = f"quantizer takes {needed} channels but encoder.z_channels={channels}"
-            raise ValueError(f"{found}: make them equal")
-        if (size := self.quantizer.codebook_size) > 2**63:
+            raise ValueError(f"{found}: make them equal, or set quant_conv")
+        if (size := self.quantizer.num_codes) > 2**63:
             raise ValueError(f"a codebook of {size} codes is too large: use at most {2**63}")
         in_channels = self.encoder.in_channels
         if in_channels is not None and in_channels != self.pixel_channels:
@@ -114,6 +125,15 @@ class NativeConfig(TokenizerConfig):
             )
         return self
 
+    def codes_settings(self) -> dict[str, Any]:
+        settings = super().codes_settings()
+        for section in (settings, settings["encoder"], settings["quantizer"]):
+            for name in [k for k, v in section.items() if v is None or _NEW.get(k) == v]:
+                del section[name]
+        if self.encoder.pad_mode == "constant_causal":  # only a name
+            settings["encoder"]["pad_mode"] = "constant"
+        return settings
+
     @property
     def pixel_channels(self) -> int:
         """Channels of a patch of RGB pixels."""
@@ -127,15 +147,15 @@ class NativeConfig(TokenizerConfig):
                 "under tokenizer.norm=clip each norm computes statistics over all frames of a "
                 "chunk, so no codes are known before the last frame"
             )
-        elif self.encoder.pad_mode == "reflect":
+        elif self.encoder.pad_mode in ("reflect", "constant_published"):
             why_not_streamable = (
-                "under encoder.pad_mode=reflect the first frames depend on later frames, which "
-                "may not be decoded yet"
+                f"under encoder.pad_mode={self.encoder.pad_mode} frames depend on later frames, "
+                "which may not be decoded yet"
             )
         return TokenizerTraits(
             temporal_stride=self.encoder.temporal_compress_times,
             spatial_stride=self.encoder.spatial_stride * self.patch_size,
-            codebook_size=self.quantizer.codebook_size,
+            codebook_size=self.quantizer.num_codes,
             bit_order=self.quantizer.bit_order if isinstance(self.quantizer, LFQConfig) else None,
             why_not_streamable=why_not_streamable,
         )

@@ -7,25 +7,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokpipe.models.arguments import DECODER_ONLY, ENCODER_ONLY, takes
 from tokpipe.models.blocks import AttnBlock2D, DownSample3D, ResnetBlock3D, Upsample3D, silu_conv
-from tokpipe.models.causal_conv import CausalConv3d, PadMode
+from tokpipe.models.causal_conv import NOT_CAUSAL, CausalConv3d, PadMode
 from tokpipe.models.group_norm import Norm, group_norm
-from tokpipe.models.levels import Levels, MidBlocks, Pyramid, passes_on_to
+from tokpipe.models.levels import Levels, MidBlocks, Pyramid
 from tokpipe.models.operations import check_input
 from tokpipe.models.process import tf32_convolutions
-from tokpipe.models.spatial_norm import SpatialNorm3D, block_norm
+from tokpipe.models.spatial_norm import block_norm
 from tokpipe.models.streaming import Stream, StreamState
+
+_VANILLA = {"attn_type": ("vanilla", "vanilla-xformers"), "use_linear_attn": (False,)}
+
+
+def check_whole_clip(use_cp: bool) -> None:
+    """Raise ValueError if ``use_cp``, which has no other effect, means parts of clips on ranks."""
+    group = torch.distributed
+    if use_cp and group.is_available() and group.is_initialized() and group.get_world_size() > 1:
+        raise ValueError(
+            "use_cp=True: under context parallelism each rank has some frames of a clip, and would "
+            "need those of the rank before: pass whole clips, or pieces in turn to stream()"
+        )
 
 
 class Network3D(nn.Module):
     """What the 3D encoder and decoder share: strides, and whether clips can come in pieces."""
 
-    def __init__(
-        self, pyramid: Pyramid, temporal_compress_times: int, pad_mode: PadMode, norm: Norm
-    ) -> None:
+    def __init__(self, pyramid: Pyramid, temporal_compress_times: int, norm: Norm) -> None:
         super().__init__()
         self.norm = norm
-        self.pad_mode = pad_mode
         self.temporal_stride = temporal_compress_times
         self.spatial_stride = pyramid.spatial_stride
         powers = [2**level for level in range(len(pyramid.ch_mult))]
@@ -45,10 +55,11 @@ class Network3D(nn.Module):
                 "piece differs from the same frames of the whole clip; only norm='frame' avoids "
                 "that, and it needs weights that were trained with it"
             )
-        if self.pad_mode == "reflect":
+        modes = (part.pad_mode for part in self.modules() if isinstance(part, CausalConv3d))
+        if (mode := next((one for one in modes if one in NOT_CAUSAL), None)) is not None:
             return (
-                "pad_mode='reflect' shows frame 0 the frames after it, which may be in a later "
-                "piece; 'first' and 'constant' do not"
+                f"pad_mode={mode!r} {NOT_CAUSAL[mode]} the frames after it, which may be in a "
+                "later piece; 'first' and 'constant' do not"
             )
         return None
 
@@ -64,16 +75,15 @@ class Network3D(nn.Module):
         if (reason := self.why_not_streamable) is not None:
             raise ValueError(f"this network cannot take a clip in pieces: {reason}")
         stream = Stream(self, state)
-        return self(x, stream), stream.state()
+        return self(x, stream=stream), stream.state()
 
 
 class Encoder3D(Network3D):
     """Pixels to latents: each level but the last halves space, the first ones time as well.
 
     Arguments (see ``Pyramid``) and state_dict keys are as published, so public checkpoints load
-    unchanged; frames of any size are accepted. ``out_ch`` is for the decoder, which shares these
-    arguments. ``double_z`` returns ``2 * z_channels``, mean and log-variance, for tokenizers
-    without a codebook.
+    unchanged; frames of any size are accepted. ``double_z`` returns ``2 * z_channels``, mean and
+    log-variance, for tokenizers without a codebook.
 
     With ``r = temporal_compress_times`` and ``s = 2 ** (len(ch_mult) - 1)``, one frame becomes one
     latent frame, and ``1 + r * j`` frames become ``1 + j``. As published, other lengths above
@@ -86,11 +96,10 @@ class Encoder3D(Network3D):
     Source: CogVideo's ``Encoder3D``, after MAGVIT-v2, arXiv:2310.05737.
     """
 
-    @passes_on_to(Pyramid)
+    @takes(*DECODER_ONLY, "gather_norm", as_well_as=Pyramid, **_VANILLA)
     def __init__(
         self,
         *,
-        out_ch: int | None = None,
         in_channels: int,
         z_channels: int,
         double_z: bool = True,
@@ -100,7 +109,7 @@ class Encoder3D(Network3D):
         **shape: Any,
     ) -> None:
         pyramid = Pyramid(**shape)
-        super().__init__(pyramid, temporal_compress_times, pad_mode, norm)
+        super().__init__(pyramid, temporal_compress_times, norm)
         block = partial(
             ResnetBlock3D, dropout=pyramid.dropout, temb_channels=0, pad_mode=pad_mode, norm=norm
         )
@@ -141,16 +150,11 @@ class Encoder3D(Network3D):
                 part.weight.data = weight.contiguous(memory_format=torch.channels_last_3d)
         self.is_narrow = dtype != torch.float32
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+    def forward(self, x: Tensor, use_cp: bool = False, stream: Stream | None = None) -> Tensor:
         """(B, in_channels, T, H, W) in [-1, 1] -> (B, z, 1 + (T-1)//r, H//s, W//s)."""
-        check_input(x, self.conv_in.conv)
-        frames, height, width = x.shape[2:]
-        if min(height, width) < self.spatial_stride:
-            raise ValueError(
-                f"frames of {height}x{width} are smaller than one latent, which covers "
-                f"{self.spatial_stride}x{self.spatial_stride}: use larger frames"
-            )
-        stride = self.temporal_stride
+        check_whole_clip(use_cp)
+        check_input(x, self.conv_in.conv, smallest=self.spatial_stride)
+        frames, stride = x.shape[2], self.temporal_stride
         if stream is None and 1 < frames <= stride:
             raise ValueError(
                 f"{frames} frames do not fill the second latent frame, which covers {stride} "
@@ -174,14 +178,14 @@ class Encoder3D(Network3D):
 class MOVQDecoder3D(Network3D):
     """Latents to pixels: each level but the last doubles space, the coarsest ones time as well.
 
-    Arguments (see ``Pyramid``) and state_dict keys are the published ones: those of ``Encoder3D``,
-    where ``in_channels`` and ``double_z`` are for the encoder. ``give_pre_end`` returns the
-    features before the last norm.
+    Arguments (see ``Pyramid``) and state_dict keys are the published ones. ``give_pre_end`` returns
+    the features before the last norm.
 
     The input, of ``zq_ch`` channels, is also the latent that the norms read. With
     ``post_quant_conv``, a causal 3x3x3 convolution turns it into ``z_channels`` for the decoder
     itself; without it both widths must be equal. ``add_conv`` adds a causal convolution to each
-    norm, which sees zeros before frame 0 whatever the ``pad_mode``.
+    norm, padded by ``add_conv_pad_mode`` whatever the ``pad_mode``. Weights that published code
+    trained need ``constant_published``: see ``CausalConv3d``.
 
     One latent frame becomes one frame, and ``1 + j`` become ``1 + r * j``, with
     ``r = temporal_compress_times``. What is causal depends on ``pad_mode`` and ``norm`` as in
@@ -190,17 +194,16 @@ class MOVQDecoder3D(Network3D):
     ``post_quant_conv``.
     """
 
-    @passes_on_to(Pyramid)
+    @takes(*ENCODER_ONLY, "gather_norm", tanh_out=(False,), as_well_as=Pyramid, **_VANILLA)
     def __init__(
         self,
         *,
         out_ch: int,
-        in_channels: int | None = None,
         z_channels: int,
-        double_z: bool | None = None,
         give_pre_end: bool = False,
         zq_ch: int | None = None,
         add_conv: bool = False,
+        add_conv_pad_mode: PadMode = "constant",
         pad_mode: PadMode = "first",
         temporal_compress_times: int = 4,
         post_quant_conv: bool = False,
@@ -216,9 +219,10 @@ class MOVQDecoder3D(Network3D):
             )
         pyramid = Pyramid(**shape)
         finest, coarsest = pyramid.widths[0], pyramid.widths[-1]
-        super().__init__(pyramid, temporal_compress_times, pad_mode, norm)
+        super().__init__(pyramid, temporal_compress_times, norm)
         self.give_pre_end = give_pre_end
         latent: dict[str, Any] = {"zq_ch": zq_ch, "add_conv": add_conv, "norm": norm}
+        latent["add_conv_pad_mode"] = add_conv_pad_mode
         block = partial(
             ResnetBlock3D, dropout=pyramid.dropout, temb_channels=0, pad_mode=pad_mode, **latent
         )
@@ -231,14 +235,19 @@ class MOVQDecoder3D(Network3D):
             *("up", pyramid, block, partial(AttnBlock2D, **latent), Upsample3D),
             temporal_stride=temporal_compress_times,
         )
-        self.norm_out = block_norm(finest, zq_ch, add_conv, norm, SpatialNorm3D)
+        self.norm_out = block_norm(finest, zq_ch, add_conv, norm, add_conv_pad_mode)
         self.conv_out = CausalConv3d(finest, out_ch, 3, pad_mode)
 
-    def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
+    def get_last_layer(self) -> Tensor:
+        """The weight of ``conv_out``, whose gradient is used to balance losses."""
+        return self.conv_out.conv.weight
+
+    def forward(self, z: Tensor, use_cp: bool = False, stream: Stream | None = None) -> Tensor:
         """(B, zq_ch, t, h, w) -> (B, out_ch, 1 + r(t-1), s*h, s*w), about [-1, 1], not clamped.
 
         ``s`` is ``2 ** (len(ch_mult) - 1)``.
         """
+        check_whole_clip(use_cp)
         check_input(z, (self.post_quant_conv or self.conv_in).conv, "z")
         h: Tensor = z if self.post_quant_conv is None else self.post_quant_conv(z, stream)
         h = self.mid(self.conv_in(h, stream), None, z, stream)

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokpipe.models.arguments import takes
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import GroupNorm, Norm, gpu_kernels, is_fused
-from tokpipe.models.levels import passes_on_to
 from tokpipe.models.operations import Conv2d, Conv3d, as_weights, attention, same_conv2d, silu
-from tokpipe.models.spatial_norm import SpatialNorm, SpatialNorm3D, block_norm, normalized
+from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 from tokpipe.models.streaming import Stream
 
 AttnType = Literal["vanilla", "vanilla-xformers", "linear", "none"]
@@ -124,12 +124,17 @@ class ResnetBlock(nn.Module):
 class ResnetBlock3D(ResnetBlock):
     """``ResnetBlock`` of clips, with causal 3x3x3 convolutions."""
 
-    @passes_on_to(ResnetBlock)
+    @takes(as_well_as=ResnetBlock)
     def __init__(
-        self, *, pad_mode: PadMode = "constant", norm: Norm = "clip", **arguments: Any
+        self,
+        *,
+        pad_mode: PadMode = "constant",
+        norm: Norm = "clip",
+        add_conv_pad_mode: PadMode = "constant",
+        **arguments: Any,
     ) -> None:
         super().__init__(
-            make_norm=partial(block_norm, norm=norm, make_spatial=SpatialNorm3D),
+            make_norm=partial(block_norm, norm=norm, add_conv_pad_mode=add_conv_pad_mode),
             make_conv=partial(CausalConv3d, pad_mode=pad_mode),
             make_nin=Conv3d,
             **arguments,
@@ -168,7 +173,7 @@ class AttnBlock(nn.Module):
     formed with their scale of C^-0.5, so they overflow float16 later than unscaled ones.
     """
 
-    spatial_norm = SpatialNorm
+    pad_mode: PadMode | None = None
 
     def __init__(
         self,
@@ -177,9 +182,12 @@ class AttnBlock(nn.Module):
         add_conv: bool = False,
         *,
         norm: Norm = "clip",
+        add_conv_pad_mode: PadMode | None = None,
     ) -> None:
         super().__init__()
-        self.norm = block_norm(in_channels, zq_ch, add_conv, norm, self.spatial_norm)
+        self.norm = block_norm(
+            in_channels, zq_ch, add_conv, norm, add_conv_pad_mode or self.pad_mode
+        )
         self.q = Conv2d(in_channels, in_channels, 1)
         self.k = Conv2d(in_channels, in_channels, 1)
         self.v = Conv2d(in_channels, in_channels, 1)
@@ -201,7 +209,7 @@ class AttnBlock2D(AttnBlock):
     Frames do not attend to each other, but the norm before it may span them.
     """
 
-    spatial_norm = SpatialNorm3D
+    pad_mode = "constant"
 
 
 def make_attn(

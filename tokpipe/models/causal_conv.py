@@ -1,16 +1,20 @@
 """Convolution over time in which the present never sees the future."""
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokpipe.models.arguments import takes
 from tokpipe.models.group_norm import GroupNorm
 from tokpipe.models.operations import Conv3d
 from tokpipe.models.streaming import Stream
 
-PadMode = Literal["first", "constant", "reflect"]
+PadMode = Literal["first", "constant", "reflect", "constant_causal", "constant_published"]
+
+NOT_CAUSAL = {"reflect": "shows frame 0", "constant_published": "shows every frame"}
+"""Pad modes under which frames see later ones."""
 
 
 class CausalConv3d(nn.Module):
@@ -20,15 +24,23 @@ class CausalConv3d(nn.Module):
     comes before frame 0:
 
     - ``first``: copies of frame 0, so a single frame is a valid clip. Causal.
-    - ``constant``: zeros. Causal.
+    - ``constant``, ``constant_causal``: zeros. Causal.
     - ``reflect``: frames 1, 2, ... mirrored, after zeros where the clip is too short. Not causal at
       the start, since frame 0 sees the mirrored frames.
+    - ``constant_published``: what published code computes under ``constant``. Its padding is in
+      the wrong order: a 3x3x3 kernel gets two columns of zeros on the left, and a frame of them
+      before and after the clip. Not causal, shifted in width, and kernels that are not cubes
+      change the number of frames, rows and columns.
+
+    ``load_published`` refuses weights under ``constant``, whose meaning has to be chosen first:
+    ``constant_causal`` or ``constant_published``.
 
     Rows and columns are padded with zeros on both sides. ``stride`` and ``dilation`` only apply to
-    time. Source: MAGVIT-v2, arXiv:2310.05737; arguments and keys as in CogVideo, except that its
-    ``constant`` pads width instead of time.
+    time. ``options`` are those of ``nn.Conv3d``, such as ``groups``, ``bias`` and ``dtype``.
+    Source: MAGVIT-v2, arXiv:2310.05737; arguments and keys as in CogVideo.
     """
 
+    @takes("padding_mode", padding=(0,))
     def __init__(
         self,
         chan_in: int,
@@ -38,6 +50,7 @@ class CausalConv3d(nn.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
+        **options: Any,
     ) -> None:
         super().__init__()
         kernel = (kernel_size,) * 3 if isinstance(kernel_size, int) else tuple(kernel_size)
@@ -46,22 +59,30 @@ class CausalConv3d(nn.Module):
                 f"kernel_size={kernel_size}: rows and columns are padded equally on both sides, "
                 "which needs three sizes with the last two odd"
             )
-        if pad_mode not in ("first", "constant", "reflect"):
-            raise ValueError(f"pad_mode={pad_mode!r}: use 'first', 'constant' or 'reflect'")
-        self.past_frames = dilation * (kernel[0] - 1) + 1 - stride
-        if self.past_frames < 0:
+        if pad_mode not in get_args(PadMode):
+            raise ValueError(f"pad_mode={pad_mode!r}: use one of {get_args(PadMode)}")
+        past = dilation * (kernel[0] - 1) + 1 - stride
+        rows, columns = kernel[1] // 2, kernel[2] // 2
+        if past < 0:
             raise ValueError(
                 f"stride={stride} is longer than the {dilation * (kernel[0] - 1) + 1} frames that "
                 "the kernel spans, so it would skip frame 0: use a smaller stride"
             )
         self.pad_mode = pad_mode
+        self.is_ambiguous = pad_mode == "constant" and any((past, rows, columns))
+        is_published = pad_mode == "constant_published"
+        self.past_frames = 0 if is_published else past
+        # Of columns, rows and frames, where published code means frames, columns and rows.
+        mistaken = (past, 0, columns, columns, rows, rows)
+        self.pad = nn.ConstantPad3d(mistaken, 0) if is_published else nn.Identity()
         self.conv = Conv3d(
             chan_in,
             chan_out,
             kernel,
             stride=(stride, 1, 1),
-            padding=(0, kernel[1] // 2, kernel[2] // 2),
+            padding=0 if is_published else (0, rows, columns),
             dilation=(dilation, 1, 1),
+            **options,
         )
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
@@ -74,7 +95,7 @@ class CausalConv3d(nn.Module):
             x = torch.cat([self._past(x, stream), x], dim=2)
             if stream is not None:
                 stream.keep(x, self.past_frames)
-        return self.conv(x)
+        return self.conv(self.pad(x))
 
     def silu_input(
         self,
@@ -103,17 +124,12 @@ class CausalConv3d(nn.Module):
             padded[:, :, :past] = self._past(present, stream)
             if stream is not None:
                 stream.keep(padded, past)
-        return padded
+        return self.pad(padded)
 
     def _check_frames(self, x: Tensor, stream: Stream | None) -> None:
         frames, stride = x.shape[2], self.conv.stride[0]
         if frames < stride:
             raise ValueError(f"{frames} frames do not fill one output of stride {stride}")
-        if stream is not None and self.pad_mode == "reflect":
-            raise ValueError(
-                "pad_mode='reflect' shows frame 0 the frames after it, which may be in a later "
-                "piece: the outputs would depend on the cuts. Use 'first' or 'constant'"
-            )
         if stream is not None and frames % stride:
             raise ValueError(
                 f"a piece of {frames} frames ends within an output of stride {stride}, which would "

@@ -42,7 +42,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape."""
-        if not is_fused(x):
+        if self.weight is None or not is_fused(x):  # None: affine=False
             return self._by_torch(x)
         last = x.movedim(1, -1)
         y = torch.empty(last.shape, dtype=x.dtype, device=x.device).movedim(-1, 1)
@@ -78,7 +78,7 @@ class GroupNorm(nn.GroupNorm):
         return y
 
     def _by_torch(self, x: Tensor) -> Tensor:
-        given = as_weights(self, x)
+        given = x if self.weight is None else as_weights(self, x)
         # Contiguous: the kernel for other layouts sums in an order that depends on the threads.
         y = torch.group_norm(given.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
         return y if given is x else y.to(x.dtype)

@@ -5,14 +5,12 @@ Attribute names are state_dict keys: an interface.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from inspect import Signature, signature
 from itertools import zip_longest
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from torch import Tensor, nn
 
 Factory: TypeAlias = Callable[..., nn.Module]
-Init = TypeVar("Init", bound=Callable[..., None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +45,6 @@ class Pyramid:
     def widths(self) -> list[int]:
         """Channels of each level, from fine to coarse."""
         return [self.ch * multiple for multiple in self.ch_mult]
-
-
-def passes_on_to(other: Callable[..., Any]) -> Callable[[Init], Init]:
-    """In the signature of a constructor, show the arguments of ``other`` in place of ``**``."""
-
-    def shown(init: Init) -> Init:
-        own = {k: v for k, v in signature(init).parameters.items() if v.kind != v.VAR_KEYWORD}
-        more = [v for k, v in signature(other).parameters.items() if k not in own]
-        init.__signature__ = Signature([*own.values(), *more])  # type: ignore[attr-defined]
-        return init
-
-    return shown
 
 
 class Level(nn.Module):

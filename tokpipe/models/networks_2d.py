@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokpipe.models.arguments import DECODER_ONLY, ENCODER_ONLY, takes
 from tokpipe.models.blocks import AttnType, Downsample, ResnetBlock, Upsample, make_attn
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Factory, Levels, MidBlocks, Pyramid, passes_on_to
+from tokpipe.models.levels import Factory, Levels, MidBlocks, Pyramid
 from tokpipe.models.operations import Conv2d, check_input, silu
 from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
 
@@ -34,13 +35,15 @@ class Pyramid2D(Pyramid):
         return partial(make, attn_type=attn_type, **arguments)
 
 
+_CLIPS_ONLY = ("pad_mode", "temporal_compress_times", "gather_norm")
+
+
 class Encoder(nn.Module):
     """Images to latents: each level but the last halves rows and columns.
 
     Arguments (see ``Pyramid2D``) and state_dict keys are as published, so public checkpoints load
-    unchanged; images of any size are accepted. The middle always has attention. ``out_ch`` is for
-    the decoder, which shares these arguments. ``double_z`` returns ``2 * z_channels``, mean and
-    log-variance, for tokenizers without a codebook.
+    unchanged; images of any size are accepted. The middle always has attention. ``double_z``
+    returns ``2 * z_channels``, mean and log-variance, for tokenizers without a codebook.
 
     An image's latent does not depend on the other images of its batch. Sizes that are not
     multiples of ``s`` are rounded down, as published: 33 rows give as many latent rows as 32, the
@@ -49,11 +52,10 @@ class Encoder(nn.Module):
     ``Encoder`` of ``sgm.modules.diffusionmodules.model``.
     """
 
-    @passes_on_to(Pyramid2D)
+    @takes(*DECODER_ONLY, *_CLIPS_ONLY, as_well_as=Pyramid2D)
     def __init__(
         self,
         *,
-        out_ch: int | None = None,
         in_channels: int,
         z_channels: int,
         double_z: bool = True,
@@ -82,12 +84,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) in [-1, 1] -> (B, z or 2z, H // s, W // s)."""
-        check_input(x, self.conv_in, "x")
-        if min(x.shape[2:]) < self.spatial_stride:
-            raise ValueError(
-                f"images of {x.shape[2]}x{x.shape[3]} are halved to nothing: pass at least "
-                f"{self.spatial_stride} rows and columns, which make one position of the latent"
-            )
+        check_input(x, self.conv_in, smallest=self.spatial_stride)
         h = self.mid(self.down(self.conv_in(x)))
         return self.conv_out(silu(self.norm_out(h)))
 
@@ -95,9 +92,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents to images: each level but the last doubles rows and columns.
 
-    Arguments (see ``Pyramid2D``) and state_dict keys are the published ones: those of ``Encoder``,
-    where ``in_channels`` and ``double_z`` are for the encoder. ``give_pre_end`` returns the
-    ``ch * ch_mult[0]`` features before the last norm; ``tanh_out`` bounds the pixels to (-1, 1).
+    Arguments (see ``Pyramid2D``) and state_dict keys are the published ones. ``give_pre_end``
+    returns the ``ch * ch_mult[0]`` features before the last norm; ``tanh_out`` bounds the pixels to
+    (-1, 1).
     With ``zq_ch`` every norm is scaled and shifted by a second latent of that many channels, to
     which ``add_conv`` adds a 3x3 convolution in each norm: see ``MOVQDecoder``.
 
@@ -110,14 +107,12 @@ class Decoder(nn.Module):
     ``Decoder`` of ``sgm.modules.diffusionmodules.model``.
     """
 
-    @passes_on_to(Pyramid2D)
+    @takes(*ENCODER_ONLY, *_CLIPS_ONLY, as_well_as=Pyramid2D, post_quant_conv=(False,))
     def __init__(
         self,
         *,
         out_ch: int,
-        in_channels: int | None = None,
         z_channels: int,
-        double_z: bool | None = None,
         give_pre_end: bool = False,
         tanh_out: bool = False,
         zq_ch: int | None = None,
@@ -203,14 +198,10 @@ class MOVQDecoder(Decoder):
     Source: arXiv:2209.09002, as CogVideo's ``movq_modules.MOVQDecoder``.
     """
 
-    @passes_on_to(Decoder)
+    @takes(as_well_as=Decoder)
     def __init__(self, *, z_channels: int, zq_ch: int | None = None, **arguments: Any) -> None:
         zq_ch = z_channels if zq_ch is None else zq_ch
         super().__init__(z_channels=z_channels, zq_ch=zq_ch, **arguments)
-
-
-AutoencoderEncoder = Encoder
-AutoencoderDecoder = Decoder
 
 
 _STEPS = re.compile(r"(conv|norm)_(in|out)|mid\.\w+|(down|up)\.\d+\.\w+(\.\d+)?")
@@ -248,7 +239,7 @@ class UNet(nn.Module):
     Source: arXiv:2006.11239; ``Model`` of CogVideo's ``sgm.modules.diffusionmodules.model``.
     """
 
-    @passes_on_to(Pyramid2D)
+    @takes(as_well_as=Pyramid2D)
     def __init__(
         self,
         *,

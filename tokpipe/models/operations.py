@@ -24,6 +24,7 @@ def conv3d(
     stride: tuple[int, ...] = (1, 1, 1),
     padding: tuple[int, ...] = (0, 0, 0),
     dilation: tuple[int, ...] = (1, 1, 1),
+    groups: int = 1,
 ) -> Tensor:
     """``F.conv3d``, but on CPUs always by oneDNN.
 
@@ -46,10 +47,10 @@ def conv3d(
             # The same sums, rounded once at the end. PyTorch's kernel takes 130 times as long.
             x, weight, bias = _converted(torch.float32, x, weight, bias)
         y: Tensor = torch.mkldnn_convolution(
-            *(_channels_last(x), _channels_last(weight), bias, padding, stride, dilation, 1)
+            *(_channels_last(x), _channels_last(weight), bias, padding, stride, dilation, groups)
         )
         return y.to(dtype)
-    return F.conv3d(x, weight, bias, stride, padding, dilation)
+    return F.conv3d(x, weight, bias, stride, padding, dilation, groups)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -80,12 +81,15 @@ def as_weights(layer: nn.Module, x: Tensor) -> Tensor:
     return x.to(layer.weight.dtype)
 
 
-def check_input(x: Tensor, conv: nn.Conv2d | nn.Conv3d, name: str = "x") -> None:
+def check_input(
+    x: Tensor, conv: nn.Conv2d | nn.Conv3d, name: str = "x", *, smallest: int = 1
+) -> None:
     """Reject an input that a network's first convolution would reject less clearly, or misread.
 
     Raises:
-        ValueError: another number of dimensions or channels, an empty input, or a dtype other
-            than that of the weights, unless autocast converts it (floating point only).
+        ValueError: another number of dimensions or channels, an empty input, one with fewer than
+            ``smallest`` rows or columns, or a dtype other than that of the weights, unless
+            autocast converts it (floating point only).
     """
     dims, dtype = conv.weight.ndim, conv.weight.dtype
     fits = x.ndim == dims and x.shape[1] == conv.in_channels and x.numel()
@@ -97,18 +101,22 @@ def check_input(x: Tensor, conv: nn.Conv2d | nn.Conv3d, name: str = "x") -> None
             f"{name} is {x.dtype} of {tuple(x.shape)}, but the network takes {dtype} of "
             f"(B, {conv.in_channels}, {sizes}), none of them 0: convert or reshape it"
         )
+    if min(x.shape[-2:]) < smallest:
+        raise ValueError(
+            f"frames of {x.shape[-2]}x{x.shape[-1]} are smaller than one latent, which covers "
+            f"{smallest}x{smallest}: use larger ones"
+        )
 
 
 class Conv3d(nn.Conv3d):
-    """``nn.Conv3d`` computed by ``conv3d``: zero padding, one group."""
+    """``nn.Conv3d`` computed by ``conv3d``: zero padding."""
 
     def forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
         """(B, C_in, T, H, W) -> (B, C_out, T', H', W')."""
         padding, bias = self.padding, self.bias if with_bias else None
         assert not isinstance(padding, str)
-        return conv3d(
-            x, self.weight, bias, stride=self.stride, padding=padding, dilation=self.dilation
-        )
+        how = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
+        return conv3d(x, self.weight, bias, **how, groups=self.groups)
 
 
 class Conv2d(nn.Conv2d):

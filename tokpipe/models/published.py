@@ -1,12 +1,21 @@
-"""Strict loading of published weights."""
+"""The published interface: strict loading of weights, and what quantizers return."""
 
 import reprlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokpipe.errors import WeightsMismatch
+from tokpipe.errors import ConfigError, WeightsMismatch
+from tokpipe.models.causal_conv import CausalConv3d
+from tokpipe.models.quantizers.base import Quantized
+
+_CODES_IN_LOG = {
+    "VectorQuantizer": "min_encoding_indices",
+    "EMAVectorQuantizer": "encoding_indices",
+    "GumbelQuantizer": "indices",
+}
 
 MAX_NAMED = 8
 """Keys of each kind of problem in a message; the attributes of the error have all of them."""
@@ -33,8 +42,17 @@ def load_published(
     Raises:
         WeightsMismatch: a key is missing, unexpected, of another shape or kind of number, not
             finite in the module's dtype, or a constant of another value. Its attributes name all.
+        ConfigError: a convolution has ``pad_mode="constant"``, which has two meanings.
         ValueError: the module is on the meta device, which has no memory to fill.
     """
+    for name, part in module.named_modules():
+        if isinstance(part, CausalConv3d) and part.is_ambiguous:
+            raise ConfigError(
+                f"{source}: {name or 'the convolution'} has pad_mode='constant', which published "
+                "code mistakes. Weights are useless under another padding than they were trained "
+                "with. Choose pad_mode (for add_conv: add_conv_pad_mode) 'constant_published' for "
+                "weights that published code trained, 'constant_causal' for weights trained here"
+            )
     wanted = module.state_dict()
     if any(value.is_meta for value in wanted.values()):
         raise ValueError(
@@ -74,6 +92,29 @@ def load_published(
             misfits=misfits,
         )
     module.load_state_dict({key: value for key, (_, value) in given.items()})
+
+
+def as_published(
+    result: Quantized, name: str = "VectorQuantizer2", *, loss_key: str = "loss/vq"
+) -> tuple[Any, ...]:
+    """What the published class ``name`` returns, in its order, from what a quantizer returned.
+
+    - ``VectorQuantizer2``, ``GumbelQuantize``: (vectors, loss, (None, None, codes)).
+    - ``VectorQuantizer``, ``EMAVectorQuantizer``, ``GumbelQuantizer``: (vectors, log). The log has
+      the loss, the codes by their published key, and the ``perplexity`` and number of distinct
+      codes, ``cluster_usage``, of the batch. EMA's one-hot ``encodings`` are left out.
+    - ``FSQ``: (vectors, codes), the codes int32. ``LFQ``: (vectors, codes, loss).
+    """
+    vectors, codes, loss = result
+    if name in ("VectorQuantizer2", "GumbelQuantize"):
+        return vectors, loss, (None, None, codes)
+    if name in ("FSQ", "LFQ"):
+        return result if name == "LFQ" else (vectors, codes.int())
+    if name not in _CODES_IN_LOG:
+        raise ValueError(f"{name=}: use the name of a published quantizer, as listed in the docs")
+    shares = codes.unique(return_counts=True)[1] / codes.numel()
+    usage = {"perplexity": shares.pow(-shares).prod(), "cluster_usage": torch.tensor(len(shares))}
+    return vectors, {loss_key: loss, _CODES_IN_LOG[name]: codes, **usage}
 
 
 def _renamed(key: str, table: Mapping[str, str]) -> str:

@@ -91,15 +91,16 @@ def block_norm(
     zq_ch: int | None,
     add_conv: bool,
     norm: Norm = "clip",
-    make_spatial: type[SpatialNorm] = SpatialNorm,
+    add_conv_pad_mode: PadMode | None = None,
 ) -> GroupNorm | SpatialNorm:
     """A plain norm over 32 groups of channels, or with ``zq_ch`` one that reads the latent.
 
-    The convolution of ``add_conv`` sees zeros before frame 0 whatever the decoder's pad mode: the
-    published blocks do not pass it on.
+    ``add_conv_pad_mode`` is for clips; published decoders leave it at ``constant``.
     """
     if zq_ch is not None:
-        return make_spatial(channels, zq_ch, group_norm, add_conv=add_conv, norm=norm)
+        of_clips = partial(SpatialNorm3D, pad_mode=add_conv_pad_mode or "constant")
+        make = of_clips if add_conv_pad_mode else SpatialNorm
+        return make(channels, zq_ch, group_norm, add_conv=add_conv, norm=norm)
     if add_conv:
         raise ValueError(
             "add_conv=True without zq_ch: the convolution applies to the latent, which this norm "

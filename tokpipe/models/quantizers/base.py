@@ -6,7 +6,8 @@ in any batch.
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,20 @@ class Quantizer(nn.Module, ABC):
         self.codebook_size = codebook_size
         self.dim = dim
         self.latent_dim = dim if latent_dim is None else latent_dim
+        self._constants: dict[str, Tensor] = {}
+
+    def register_constant(self, name: str, value: Any, *, persistent: bool = True) -> None:
+        """Add a buffer of integers that the arguments determine; ``to_empty()`` leaves it alone."""
+        self.register_buffer(name, None, persistent)
+        if value is not None:
+            self._constants[name] = torch.as_tensor(value, device="cpu")
+            setattr(self, name, self._constants[name].to(torch.empty(0).device))
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in self._constants.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
 
     @abstractmethod
     def codes_of(self, latent: Tensor) -> Tensor:

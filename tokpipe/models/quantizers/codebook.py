@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tokpipe.models.arguments import takes
 from tokpipe.models.process import exact_float32_products
 from tokpipe.models.quantizers.base import Quantized, Quantizer, project, search, straight_through
 
@@ -63,7 +64,7 @@ class CodebookQuantizer(Quantizer):
         super().__init__(num_used + extra, dim, latent_dim)
         self.num_vectors = num_vectors
         self.unknown_index = unknown_index
-        self.register_buffer("used", used)
+        self.register_constant("used", used)
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Published form of ``vectors_of``: indices of any shape -> (..., dim).
@@ -149,6 +150,7 @@ class NearestQuantizer(CodebookQuantizer):
         vectors = F.embedding(self._codes_to_entries(codes), self.embedding.weight)
         return self._scaled(vectors, dim=-1)
 
+    @takes(temp=(None, 1.0), rescale_logits=(False,), return_logits=(False,))
     def forward(self, latent: Tensor) -> Quantized:
         """(B, dim, ...) -> vectors, codes, loss."""
         latent = self._scaled(latent)
@@ -179,6 +181,7 @@ class VectorQuantizer(NearestQuantizer):
     without ``legacy``, which is ``legacy=False`` here.
     """
 
+    @takes("log_perplexity", "loss_key", embedding_weight_norm=(False,))
     def __init__(
         self,
         n_e: int,
@@ -206,10 +209,6 @@ class VectorQuantizer(NearestQuantizer):
 
     def _flat(self, codes: Tensor) -> Tensor:
         return codes if self.sane_index_shape else super()._flat(codes)
-
-
-VectorQuantizer2 = VectorQuantizer
-"""The published name of the class with all these arguments."""
 
 
 class EMACodebook(nn.Embedding):
@@ -282,6 +281,7 @@ class EMAVectorQuantizer(NearestQuantizer):
 
     embedding: EMACodebook
 
+    @takes("loss_key")
     def __init__(
         self,
         n_embed: int,
@@ -319,6 +319,7 @@ class GumbelQuantizer(CodebookQuantizer):
     Source: arXiv:1611.01144, and github.com/karpathy/deep-vector-quantization.
     """
 
+    @takes("use_vqinterface", "loss_key")
     def __init__(
         self,
         num_hiddens: int,
@@ -359,6 +360,7 @@ class GumbelQuantizer(CodebookQuantizer):
     def _vectors(self, codes: Tensor) -> Tensor:
         return F.embedding(self._codes_to_entries(codes), self.embed.weight).float()
 
+    @takes(return_logits=(False,))  # which logits_of returns
     def forward(self, latent: Tensor, temp: float | None = None) -> Quantized:
         """(B, num_hiddens, ...) -> vectors, codes, loss. ``temp`` overrides ``temp_init``."""
         temp = self.temperature if temp is None else _positive(temp)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokpipe.models.arguments import takes
 from tokpipe.models.process import exact_float32_products
 from tokpipe.models.quantizers.base import Quantized, Quantizer, project, straight_through
 
@@ -107,6 +108,7 @@ class FSQ(ScalarQuantizer):
     levels: Tensor
     place_values: Tensor
 
+    @takes("scale")
     def __init__(
         self,
         levels: Sequence[int],
@@ -125,8 +127,8 @@ class FSQ(ScalarQuantizer):
         super().__init__(math.prod(levels), len(levels), dim, num_codebooks, keep_num_codebooks_dim)
         place_values = [math.prod(levels[:channel]) for channel in range(len(levels))]
         # Integers, which .to(bfloat16) leaves alone; not persistent, as published.
-        self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        self.register_buffer("place_values", torch.tensor(place_values), persistent=False)
+        self.register_constant("levels", levels, persistent=False)
+        self.register_constant("place_values", place_values, persistent=False)
 
     def bounded(self, latent: Tensor) -> Tensor:
         """The values before rounding: (B, dim, ...) -> (B, codebook_dim * n, ...) float32.
@@ -186,6 +188,7 @@ class LFQ(ScalarQuantizer):
 
     mask: Tensor
 
+    @takes(straight_through_activation=(None, nn.Identity), frac_per_sample_entropy=(1.0,))
     def __init__(
         self,
         dim: int | None = None,
@@ -217,8 +220,8 @@ class LFQ(ScalarQuantizer):
         self.commitment_loss_weight = commitment_loss_weight
         self.diversity_gamma = diversity_gamma
         self.codebook_scale = codebook_scale
-        mask = 2 ** torch.arange(num_bits)
-        self.register_buffer("mask", mask.flip(0) if bit_order == "big" else mask)
+        mask = [2**bit for bit in range(num_bits)]
+        self.register_constant("mask", mask[::-1] if bit_order == "big" else mask)
 
     def _codes(self, inner: Tensor) -> Tensor:
         """Zero counts as negative."""
@@ -228,6 +231,7 @@ class LFQ(ScalarQuantizer):
         signs = ((codes.unsqueeze(-1) & self.mask) != 0).float() * 2 - 1
         return signs * self.codebook_scale
 
+    @takes(return_loss_breakdown=(False,), mask=(None,))
     def forward(self, latent: Tensor, inv_temperature: float = 100.0) -> Quantized:
         """(B, dim, ...) -> vectors, codes, loss.
 

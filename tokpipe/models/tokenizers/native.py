@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError
 from tokpipe.models import FSQ, LFQ, EMAVectorQuantizer, GumbelQuantizer, Quantizer, VectorQuantizer
 from tokpipe.models.autoencoder_3d import Encoder3D, MOVQDecoder3D
+from tokpipe.models.operations import Conv3d
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
 
@@ -19,10 +22,10 @@ from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
 class NativeTokenizer(VideoTokenizer):
     """Causal 3D encoder, quantizer and, if there is one, MoVQ decoder.
 
-    Keys of the state_dict are ``encoder.*``, ``quantizer.*`` and ``decoder.*``. ``compute_in``
-    applies to the decoder and most of the encoder's work; the quantizer stays float32. Squares of
-    ``patch_size`` pixels become channels before the encoder, by ``pixel_unshuffle``, and pixels
-    again after the decoder.
+    Keys of the state_dict are ``encoder.*``, ``quant_conv.*``, ``quantizer.*`` and ``decoder.*``.
+    ``compute_in`` applies to the decoder and most of the encoder's work; the quantizer stays
+    float32. Squares of ``patch_size`` pixels become channels before the encoder, by
+    ``pixel_unshuffle``, and pixels again after the decoder.
     """
 
     def __init__(self, config: NativeConfig, *, with_decoder: bool) -> None:
@@ -34,6 +37,8 @@ class NativeTokenizer(VideoTokenizer):
             double_z=False,
             norm=config.norm,
         )
+        channels = config.encoder.z_channels, config.quantizer.latent_dim
+        self.quant_conv = Conv3d(*channels, 1) if config.quant_conv else nn.Identity()
         self.quantizer = _quantizer(config.quantizer)
         self.decoder: MOVQDecoder3D | None = None
         if with_decoder:
@@ -52,7 +57,7 @@ class NativeTokenizer(VideoTokenizer):
 
     def latent_of(self, x: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> (B, z, t, h, w) for the quantizer. With gradients."""
-        return self.encoder(self._patched(x))
+        return self.quant_conv(self.encoder(self._patched(x)))
 
     def frames_of(self, vectors: Tensor) -> Tensor:
         """Code vectors (B, z, t, h, w) -> (B, 3, T, H, W), about [-1, 1]. With gradients."""
@@ -63,7 +68,7 @@ class NativeTokenizer(VideoTokenizer):
 
     def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         latent, after = self.encoder.stream(self._patched(x), state)
-        return codes_or_not_finite(self.quantizer, latent), after
+        return codes_or_not_finite(self.quantizer, self.quant_conv(latent)), after
 
     def _decode(self, codes: Tensor) -> Tensor:
         return self.frames_of(self._vectors(codes))
@@ -83,30 +88,27 @@ class NativeTokenizer(VideoTokenizer):
     def _input_dtype(self) -> torch.dtype:
         return self.encoder.conv_in.conv.weight.dtype
 
-    def _patched(self, x: Tensor) -> Tensor:
+    def _patched(self, x: Tensor, shuffle: Callable[..., Tensor] = F.pixel_unshuffle) -> Tensor:
         """(B, 3, T, H, W) -> (B, 3 p p, T, H/p, W/p): colour, then row, then column of a patch."""
-        if self.patch_size == 1:
-            return x
-        return F.pixel_unshuffle(x.transpose(1, 2), self.patch_size).transpose(1, 2)
+        return x if (p := self.patch_size) == 1 else shuffle(x.transpose(1, 2), p).transpose(1, 2)
 
     def _unpatched(self, x: Tensor) -> Tensor:
-        if self.patch_size == 1:
-            return x
-        return F.pixel_shuffle(x.transpose(1, 2), self.patch_size).transpose(1, 2)
+        return self._patched(x, F.pixel_shuffle)
 
 
 def _quantizer(config: QuantizerConfig) -> Quantizer:
     if isinstance(config, FSQConfig):
-        return FSQ(config.levels)
+        return FSQ(config.levels * config.num_codebooks, config.dim)
     if isinstance(config, LFQConfig):
-        return LFQ(config.dim, bit_order=config.bit_order)
+        return LFQ(config.dim, config.num_codes, bit_order=config.bit_order)
     size, dim = config.codebook_size, config.codebook_dim
+    remap: dict[str, Any] = config.model_dump(include={"remap", "unknown_index"})
     if isinstance(config, GumbelConfig):
-        return GumbelQuantizer(config.latent_dim, dim, size)
+        return GumbelQuantizer(config.latent_dim, dim, size, **remap)
     if config.kind == "ema_vq":
-        return EMAVectorQuantizer(size, dim, beta=0.25)
+        return EMAVectorQuantizer(size, dim, beta=0.25, **remap)
     # The loss of the paper; the published default is a mistake that only old runs need.
-    return VectorQuantizer(size, dim, legacy=False)
+    return VectorQuantizer(size, dim, legacy=False, **remap)
 
 
 def hashed_seed(seed: int, name: object) -> int:
