@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.load import load_output
-from tokpipe.config.sources import TABLE_EXTENSIONS, VIDEO_EXTENSIONS
+from tokpipe.config.sources import MEDIA_EXTENSIONS, TABLE_EXTENSIONS
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.storage import Store
@@ -19,7 +19,7 @@ _INSIDE = {JOB_RECORD, "plan", "manifest", "shards", "clips"}
 """Names below an output's prefix; nothing is deeper than two more levels."""
 _SHOWN = 4
 _OF_JOBS = (".yaml", ".yml")
-_DATA = {f".{one}" for one in (*VIDEO_EXTENSIONS, *TABLE_EXTENSIONS, "tar")}
+_DATA = {f".{one}" for one in (*MEDIA_EXTENSIONS["both"], *TABLE_EXTENSIONS, "tar")}
 
 
 def find_output(named: str, options: StoreOptions | None = None) -> Store:
