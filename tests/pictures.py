@@ -1,5 +1,6 @@
 """Pictures of every kind that tests need, written by Pillow, and colour profiles made by hand."""
 
+import itertools
 import struct
 import zlib
 from pathlib import Path
@@ -71,19 +72,35 @@ def with_size(picture: bytes, height: int, width: int) -> bytes:
 def profile(space: str, gamma: float, primaries: Any = SRGB) -> bytes:
     """An ICC profile (version 2) of a display or of grey, with one gamma."""
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    if space != "RGB ":
+        return _profile(b"mntr", space, "XYZ ", {b"kTRC": curve})
+    tags = {name: _xyz(*one) for name, one in zip(_COLORANTS, primaries, strict=True)}
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    return _profile(b"mntr", space, "XYZ ", tags)
+
+
+def ink_profile(black: float) -> bytes:
+    """An ICC profile of CMYK whose inks have no colour and are as dark as L* = ``black``."""
+    same = bytes(range(256))
+    corners = itertools.product((0, 1), repeat=4)
+    colours = (bytes([round(2.55 * (black if any(inks) else 100)), 128, 128]) for inks in corners)
+    matrix = struct.pack(">9i", *(65536 * (place % 4 == 0) for place in range(9)))
+    lut = (
+        b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix + 4 * same + b"".join(colours) + 3 * same
+    )
+    return _profile(b"prtr", "CMYK", "Lab ", {b"A2B0": lut})
+
+
+def _profile(kind: bytes, space: str, connection: str, tags: dict[bytes, bytes]) -> bytes:
     text = b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(78)
-    tags = {b"desc": text + bytes(-len(text) % 4), b"wtpt": _xyz(0.9642, 1.0, 0.8249)}
+    tags = tags | {b"desc": text, b"wtpt": _xyz(0.9642, 1.0, 0.8249)}
     tags |= {b"cprt": b"text" + bytes(4) + b"none"}
-    if space == "RGB ":
-        tags |= {name: _xyz(*one) for name, one in zip(_COLORANTS, primaries, strict=True)}
-        tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
-    else:
-        tags |= {b"kTRC": curve}
     table, data, at = b"", b"", 132 + 12 * len(tags)
     for name, value in tags.items():
+        value += bytes(-len(value) % 4)
         table += name + struct.pack(">II", at + len(data), len(value))
         data += value
-    head = bytes(8) + struct.pack(">I", 0x02400000) + b"mntr" + space.encode() + b"XYZ "
+    head = bytes(8) + struct.pack(">I", 0x02400000) + kind + space.encode() + connection.encode()
     head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28)
     head += _xyz(0.9642, 1.0, 0.8249)[8:] + bytes(48)
     whole = head + struct.pack(">I", len(tags)) + table + data

@@ -17,6 +17,7 @@ from tests.pictures import (
     EXTENSIONS,
     as_srgb,
     drawn,
+    ink_profile,
     profile,
     with_chunk,
     with_size,
@@ -39,9 +40,10 @@ def decode(lab: Lab, path: Path, media: Media = IMAGE, **settings: Any) -> Video
 
 def shown(lab: Lab, path: Path, media: Media = IMAGE, **settings: Any) -> NDArray[np.int64]:
     """(H, W, 3) of the one frame of a picture."""
-    frames = decode(lab, path, media, **settings).frames.astype(np.int64)
+    frames = decode(lab, path, media, **settings).frames
     assert len(frames) == 1
-    return frames[0]
+    picture: NDArray[np.int64] = frames[0].astype(np.int64)
+    return picture
 
 
 def reason(lab: Lab, path: Path, media: Media = IMAGE, **settings: Any) -> tuple[str, str]:
@@ -245,6 +247,20 @@ def test_alpha_and_grey_have_profiles_too(lab: Lab) -> None:
         two = Image.merge("LA", [Image.fromarray(grey), Image.new("L", (64, 48), 255)])
         path = write_picture(lab.folder / f"{space.strip()}-a.png", two, icc_profile=icc)
         assert np.abs(shown(lab, path) - wanted).max() <= 2, space
+
+
+def test_inks_have_profiles_too(lab: Lab) -> None:
+    inks = np.zeros((48, 64, 4), np.uint8)
+    inks[24:] = 0, 0, 0, 128
+    image, icc = Image.fromarray(inks, mode="CMYK"), ink_profile(black=20)
+    video = decode(lab, write_picture(lab.folder / "a.jpg", image, icc_profile=icc))
+    assert list(video.marks) == ["picture"]
+    assert (video.frames[0, :20] >= 253).all()
+    # L* = 60 is 28.1 % of the light, of which L* = 20 (3.0 %) becomes black: 25.9 %.
+    assert np.abs(video.frames[0, 28:].astype(int) - 139).max() <= 3
+    video = decode(lab, write_picture(lab.folder / "b.jpg", image, icc_profile=profile("RGB ", 2)))
+    assert list(video.marks) == ["picture", "bad_profile"]
+    assert np.abs(video.frames[0, 28:].astype(int) - 127).max() <= 2
 
 
 @pytest.mark.parametrize(

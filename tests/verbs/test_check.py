@@ -84,6 +84,23 @@ def one_with(lines: list[str], *words: str) -> str:
 # --- sources ---
 
 
+def test_pictures_need_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_picture(tmp_path / "v/a.png", drawn())
+    (tmp_path / "fake/PIL").mkdir(parents=True)
+    (tmp_path / "fake/PIL/__init__.py").write_text("raise ImportError('no Pillow here')")
+    monkeypatch.syspath_prepend(str(tmp_path / "fake"))
+    source = {"kind": "files", "uri": f"{tmp_path}/v", "media": "image"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    assert main(["check", str(job)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "pictures need Pillow, which does not load (no Pillow here)" in said
+    assert "pip install 'tokpipe[images]' on every node" in said
+    with pytest.raises(ConfigError, match="pictures need Pillow"):
+        run_without_ray(load_job(job))
+
+
 def test_pictures_are_opened_and_counted(tmp_path: Path, videos: Path) -> None:
     for number in range(3):
         write_picture(tmp_path / f"v/{number}.png", drawn(number))
