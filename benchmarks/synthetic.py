@@ -87,7 +87,8 @@ def begin_output(folder: Path, num_rows: int) -> Begun:
     store = Store(job.output.uri, job.storage)
     plan = write_plan(job, store, "driver")
     weights_hash = read_weights(job.tokenizer, job.storage).hash
-    decoders = decoder_versions(job.decode)  # as a run that resumes it will find them
+    # As a run that resumes it will find them.
+    decoders = decoder_versions(job.decode, job.has_pictures)
     settings = fingerprint_settings(job, weights_hash=weights_hash, device="cpu", decoders=decoders)
     record = job_record.write_once(
         store,

@@ -59,6 +59,16 @@ class ArchiveMember(Travels):
     column: str | None = None
 
 
+class Media(NamedTuple):
+    """What the files of a source may be, by its settings of these names."""
+
+    media: str = "video"
+    animation_as_picture: bool = False
+
+
+VIDEO = Media()
+
+
 @dataclass(frozen=True, slots=True)
 class WorkItem(Travels):
     """One clip to make: a plan row, or one segment of a row whose source is cut.
@@ -87,6 +97,7 @@ class WorkItem(Travels):
     allowed: tuple[str, ...] | None = ()
     """Prefixes below which web requests for it have to stay. With none, any public address is
     allowed, and with None also that which the job's author wrote."""
+    media: Media = VIDEO
 
 
 @dataclass(frozen=True, slots=True)

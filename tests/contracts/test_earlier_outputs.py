@@ -66,6 +66,19 @@ def test_a_batch_that_was_recorded_before_it_could_be_auto_is_continued(
         job_record.check_resumable(store, record, changed, "w", {"av": "18.1"})
 
 
+def test_an_output_of_before_there_were_pictures_is_resumed(output: Output) -> None:
+    store = Store(str(WRITTEN_BY_0_1_0), StoreOptions())
+    assert "media" not in output.record.job["sources"][0]
+    job = output.record.recorded_job(store.uri)
+    codes = fingerprint_settings(job, weights_hash="w", device="cpu", decoders={"av": "18.1"})
+    record = output.record.model_copy(update={"settings": codes})
+    job_record.check_resumable(store, record, job, "w", {"av": "18.1"})
+    sources = [one.model_copy(update={"media": "both"}) for one in job.sources]
+    changed = job.model_copy(update={"sources": tuple(sources)})
+    with pytest.raises(PlanMismatch, match="sources"):
+        job_record.check_resumable(store, record, changed, "w", {"av": "18.1"})
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_export_works(name: str, output: Output, tmp_path: Path) -> None:
     exported = export_output(output, name, tmp_path / "export")

@@ -53,6 +53,7 @@ HOMES: dict[str, set[str]] = {
     "tokenizers": {"reader"},
     "transformers": {"models"},
     "av": {"media"},
+    "PIL": {"media"},
     "pyarrow": {"audit", "export", "formats", "plan", "reader", "sources"},
     "bracex": {"storage"},
     "fsspec": {"storage"},

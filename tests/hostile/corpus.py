@@ -42,7 +42,7 @@ DAMAGED = NOT_OPENED | {"too_large", "too_many_pixels", "too_short", "gap"}
 REASONS = DAMAGED | {
     *("access_denied", "bad_row", "bad_uri", "crashed", "empty", "missing", "not_a_file"),
     *("changed", "timeout", "unreachable"),
-    *("animation", "cover_art", "encrypted", "still_picture"),
+    *("animation", "cover_art", "encrypted", "not_a_picture", "still_picture"),
 }
 """Every reason for which a clip of the corpus may be rejected."""
 
@@ -73,7 +73,7 @@ def video_cases(count: int, seed: int) -> list[VideoCase]:
     Generated case k depends only on ``seed`` and k.
     """
     named = named_cases()
-    kinds = itertools.product(_FORMATS, _DAMAGE)
+    kinds = itertools.product(_FORMATS, DAMAGE)
     order = sorted(kinds, key=lambda kind: random.Random(f"{kind}").random())
     generated = [_damaged(seed, number, *order[number % len(order)]) for number in range(count)]
     return [*named, *generated][: max(count, len(named))]
@@ -171,7 +171,7 @@ def _splice(data: bytearray, rng: random.Random) -> None:
     data[rng.randrange(1, len(data)) :] = other[rng.randrange(1, len(other)) :]
 
 
-_DAMAGE: dict[str, Damage] = {
+DAMAGE: dict[str, Damage] = {
     "cut": _cut,
     "lost head": _lose_head,
     "bits flipped in the header": _flip(
@@ -195,7 +195,7 @@ _DAMAGE: dict[str, Damage] = {
 def _damaged(seed: int, number: int, kind: str, damage: str) -> VideoCase:
     def make(path: Path) -> None:
         data = bytearray(whole(kind))
-        _DAMAGE[damage](data, random.Random(f"{seed} {number}"))
+        DAMAGE[damage](data, random.Random(f"{seed} {number}"))
         path.write_bytes(data)
 
     name = f"g{number:04} {damage} {kind}".replace(" ", "_")

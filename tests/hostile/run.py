@@ -156,10 +156,10 @@ def corpus_job(folder: Path, cases: Sequence[VideoCase], tables: Sequence[TableC
         own = folder / "tables" / table.name.replace(".", "_")
         own.mkdir(parents=True)
         sources.append(table.make(own))
-    return write_job(folder / "job.yaml", sources, str(folder / "out"), **_SETTINGS)
+    return write_job(folder / "job.yaml", sources, str(folder / "out"), **SETTINGS)
 
 
-_SETTINGS: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "on_duplicate": "keep_first",
     "frames": {"size": [32, 32], "fit": "stretch"},
     "decode": {"deadline_s": DEADLINE_S, "memory_bytes": DECODER_BYTES},
@@ -180,7 +180,7 @@ def decode_corpus(
     """
     job = load_job(job_path)
     store = Store(f"{job_path.parent}/plan", job.storage)
-    reader = PlanReader(store, write_plan(job, store, "1"))
+    reader = PlanReader(store, write_plan(job, store, "1"), job.sources)
     items = reader.items(range(reader.num_rows))
     by_name = {case.name: case for case in cases}
     outcomes: Outcomes = {}
@@ -313,7 +313,7 @@ def run_corpus_job(
         job_path.parent / "good.yaml",
         {"kind": "files", "uri": f"{job_path.parent}/videos/clip???.mp4"},
         f"{job_path.parent}/good",
-        **_SETTINGS,
+        **SETTINGS,
     )
     code, printed = run(good_job, address)
     if code != 0:

@@ -70,7 +70,7 @@ def resume(out: Path, job: JobConfig) -> tuple[int, str]:
     console = Console(file=io.StringIO())
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("tokpipe.runtime.assemble.decoder_versions", lambda _: {"av": "18.1.0"})
+            patch.setattr("tokpipe.runtime.assemble.decoder_versions", lambda *_: {"av": "18.1.0"})
             found = JobOutput(moved)
         assert found.record is not None
         assert found.log_context

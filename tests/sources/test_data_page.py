@@ -11,6 +11,7 @@ import yaml
 
 from tests.hub_server import Hub
 from tests.pages import REPOSITORY, blocks_of, commands_of
+from tests.pictures import drawn, write_picture
 from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.config.sources import VIDEO_EXTENSIONS
@@ -32,6 +33,7 @@ CLIPS = {
     "lerobot/meta/episodes/*/*.parquet": 2,  # episodes of 2 s
     "videos/*.tar": 2 * 3,
     "hf://datasets/my-org/clips/**/*.mp4": 2 * 3,
+    "pictures/": 3 + 3,  # three pictures and a video
 }
 
 
@@ -44,6 +46,9 @@ def test_every_source_on_the_page_has_its_clips(
         path = tmp_path / "videos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(SAMPLE, path)
+    for name in ("a.jpg", "b.png", "deep/c.gif"):
+        write_picture(tmp_path / "pictures" / name, drawn())
+    shutil.copy(SAMPLE, tmp_path / "pictures/d.mp4")
     shutil.copytree(REPOSITORY / "tests/cases/lerobot", tmp_path / "lerobot")
     path = tmp_path / "lerobot/videos/observation.images.top/chunk-000/file-000.mp4"
     path.parent.mkdir(parents=True)

@@ -1,6 +1,7 @@
 """``tokpipe check``: what it finds out on this machine, and what it admits it did not look at."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,7 @@ from tests.end_to_end.jobs import (
     write_video,
 )
 from tests.formats.formats_helpers import claimed
+from tests.pictures import drawn, write_picture
 from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.config.job import StoreOptions
@@ -80,6 +82,38 @@ def one_with(lines: list[str], *words: str) -> str:
 
 
 # --- sources ---
+
+
+def test_pictures_need_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_picture(tmp_path / "v/a.png", drawn())
+    (tmp_path / "fake/PIL").mkdir(parents=True)
+    (tmp_path / "fake/PIL/__init__.py").write_text("raise ImportError('no Pillow here')")
+    monkeypatch.syspath_prepend(str(tmp_path / "fake"))
+    source = {"kind": "files", "uri": f"{tmp_path}/v", "media": "image"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    assert main(["check", str(job)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "pictures need Pillow, which does not load (no Pillow here)" in said
+    assert "pip install 'tokpipe[images]' on every node" in said
+    with pytest.raises(ConfigError, match="pictures need Pillow"):
+        run_without_ray(load_job(job))
+
+
+def test_pictures_are_opened_and_counted(tmp_path: Path, videos: Path) -> None:
+    for number in range(3):
+        write_picture(tmp_path / f"v/{number}.png", drawn(number))
+    (tmp_path / "v/3.png").write_bytes(b"text")
+    shutil.copy(videos / "0.mp4", tmp_path / "v")
+    lines = found(tmp_path, {"kind": "files", "uri": f"{tmp_path}/v", "media": "image"})
+    assert one_with(lines, "4 rows", "left out: 1 file: 1 .mp4 (0.mp4)")
+    assert one_with(lines, "opened 4 pictures: rejected 1 (not_a_picture 1)")
+    assert not [line for line in lines if "after the first frame" in line]
+    lines = found(tmp_path, {"kind": "files", "uri": f"{tmp_path}/v", "media": "both"})
+    assert one_with(lines, "opened 4 files: ")
+    lines = found(tmp_path, {"kind": "files", "uri": f"{tmp_path}/v"})
+    assert one_with(lines, "left out: 4 files: 4 .png", "To take pictures as well, set media: both")
 
 
 def test_a_sample_is_opened_and_the_rest_is_admitted(videos: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.end_to_end.jobs import WITH_DECODER, files, run_without_ray, write_job, write_video
+from tests.pictures import drawn, write_picture
 from tests.stages.test_fit import PUBLISHED
 from tokpipe.config import JobConfig, load_job
 from tokpipe.errors import ConfigError
@@ -35,11 +36,13 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, num_frames in enumerate(LENGTHS):
         write_video(folder / f"{number}.mp4", num_frames, seed=number)
     (folder / "broken.mp4").write_bytes(b"no video")
+    write_picture(folder / "picture.png", drawn()).rename(folder / "picture.mp4")
     return folder
 
 
 def job_of(videos: Path, folder: Path, **changes: Any) -> JobConfig:
-    return load_job(write_job(folder / "job.yaml", files(videos), str(folder / "out"), **changes))
+    source = {**files(videos), "media": "both"}
+    return load_job(write_job(folder / "job.yaml", source, str(folder / "out"), **changes))
 
 
 @pytest.mark.parametrize("least", [1, 3])

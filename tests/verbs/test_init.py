@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import S3Bucket
 from tests.end_to_end.jobs import assert_complete, output_of, run_without_ray, write_video
+from tests.pictures import drawn, write_animation, write_picture
 from tokpipe.cli import main
 from tokpipe.config import JobConfig, load_job
 from tokpipe.config.job import StoreOptions
@@ -67,6 +68,29 @@ def test_a_folder_of_phone_videos_gets_buckets_of_its_shapes(here: Path) -> None
     run_without_ray(job)
     assert_complete(job)
     assert output_of(job).totals.num_clips == 3
+
+
+def test_a_folder_of_pictures_gets_a_source_of_pictures(here: Path) -> None:
+    for name, size in (("a.JPG", (96, 128)), ("x/b.png", (128, 96)), ("x/c.gif", (96, 96))):
+        path = write_picture(here / "p" / name.lower(), drawn(0, *size))
+        path.rename(here / "p" / name)
+    job = checked("p/")
+    assert uris(job) == [("files", str(here / "p"))]
+    assert job.sources[0].media == "image"
+    assert job.frames.buckets == ((128, 168), (168, 128), (128, 128))
+    assert checked("p/*.JPG", here / "glob.yaml").sources[0].media == "image"
+    assert checked("p/x/b.png", here / "one.yaml").sources[0].media == "image"
+
+
+def test_pictures_beside_videos_are_left_out(here: Path) -> None:
+    write_video(here / "v/a.mp4", 20)
+    write_picture(here / "v/a.jpg", drawn())
+    path, (note,) = write_job("v")
+    assert load_job(path).sources[0].media == "video"
+    assert "left out: 1 file: 1 .jpg (a.jpg)" in note
+    (here / "g").mkdir()
+    write_animation(here / "g/a.gif", 20)
+    assert checked("g").sources[0].media == "video"
 
 
 def test_videos_of_one_shape_get_one_size_and_no_more_frames_than_they_have(here: Path) -> None:
@@ -260,9 +284,10 @@ def test_paths_hold_from_wherever_the_job_file_is(project: bool, here: Path) -> 
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        ((), "v: found no videos, tables or tars"),
-        (("notes.txt", "b.jpg"), "2 files: 1 .jpg (b.jpg), 1 .txt (notes.txt)"),
-        (("a.mp4",), "none of 1 videos can be opened, such as"),
+        ((), "v: found no videos, pictures, tables or tars"),
+        (("notes.txt", "b.heic"), "2 files: 1 .heic (b.heic), 1 .txt (notes.txt)"),
+        (("a.mp4",), "none of 1 files can be opened, such as"),
+        (("a.jpg",), "none of 1 files can be opened, such as"),
         (("a.csv",), "a.csv"),
         (("a.tar",), "a.tar"),
     ],

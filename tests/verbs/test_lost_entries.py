@@ -72,7 +72,7 @@ def test_a_missing_entry_is_damage_for_every_verb(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(runs, "decoder_versions", lambda _: {"av": "18.1.0"})
+    monkeypatch.setattr(runs, "decoder_versions", lambda *_: {"av": "18.1.0"})
     monkeypatch.chdir(tmp_path)
     job = tmp_path / "job.yaml"
     job.write_text(json.dumps(output.record.job))

@@ -289,6 +289,10 @@ class JobConfig(Frozen):
     """The job fails (exit code 4), early if it can, if a larger fraction of the planned clips is
     rejected. With 1.0 any number may be."""
 
+    @property
+    def has_pictures(self) -> bool:
+        return any(source.media != "video" for source in self.sources)
+
     @model_validator(mode="after")
     def _sizes_fill_the_latent_grid(self) -> Self:
         for height, width in self.frames.sizes:

@@ -16,6 +16,14 @@ VIDEO_EXTENSIONS = (
 )
 """What a folder of videos is searched for, in lower case: the containers that decoders open."""
 
+_PICTURES = ("jpg", "jpeg", "png", "webp", "avif")
+MEDIA_EXTENSIONS = {
+    "video": VIDEO_EXTENSIONS,
+    "image": (*_PICTURES, "gif"),
+    "both": (*VIDEO_EXTENSIONS, *_PICTURES),
+}
+"""What a folder is searched for, by the ``media`` of its source."""
+
 TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "parq")
 """Endings of tables in a folder. A ``.json`` there is mostly something else."""
 
@@ -25,27 +33,38 @@ TABLE_ENDING = re.compile(
 )
 
 
-OnChange = Annotated[
-    Literal["reject", "accept"],
-    Field(
-        description="What happens to clips whose source is not what was planned: a file or object "
-        "that was replaced, a tar that was packed again. They are rejected as ``changed``, or made "
-        "from what has the name now. May change when a job is resumed."
-    ),
-]
+class _Source(Frozen):
+    kind: str
+    uri: Uri
+    media: Literal["video", "image", "both"] = "video"
+    """What becomes clips. A picture (JPEG, PNG, WebP, AVIF, GIF) becomes a clip of one frame,
+    whatever ``sampling`` says. Under ``both``, the content of each file decides. See
+    [data.md](data.md#pictures)."""
+    animation_as_picture: bool = False
+    """Take the first frame of an animated GIF, WebP, PNG or AVIF as a picture. Otherwise ``media:
+    image`` rejects it, and ``both`` reads it as a video."""
+    on_change: Literal["reject", "accept"] = "reject"
+    """What happens to clips whose source is not what was planned: a file or object that was
+    replaced, a tar that was packed again. They are rejected as ``changed``, or made from what has
+    the name now. May change when a job is resumed."""
+
+    @model_validator(mode="after")
+    def _animations_can_be_pictures(self) -> Self:
+        if self.animation_as_picture and self.media == "video":
+            raise ValueError("animation_as_picture needs pictures: set media: image or both")
+        return self
 
 
-class FilesSource(Frozen):
+class FilesSource(_Source):
     """One clip per file of a folder, or per file that matches a glob."""
 
     kind: Literal["files"]
     uri: Uri
     """A folder such as ``videos/``, whose videos of any extension are found at any depth; a glob
     such as ``s3://bucket/raw/**/*.mp4``; or one file. ``{a,b}`` and ``{000..999}`` expand."""
-    on_change: OnChange = "reject"
 
 
-class TableSource(Frozen):
+class TableSource(_Source):
     """One clip per row of a table: CSV, TSV, JSONL, JSON or Parquet, by file extension."""
 
     kind: Literal["table"]
@@ -74,7 +93,6 @@ class TableSource(Frozen):
     rejected, and so is any path with ``..`` in it, and any redirect elsewhere. By default videos
     may be in any remote store or at public web addresses, and a local table's videos may also be
     below its own folder, but nowhere else on this machine."""
-    on_change: OnChange = "reject"
 
     @model_validator(mode="after")
     def _one_way_to_a_uri(self) -> Self:
@@ -88,7 +106,7 @@ class TableSource(Frozen):
         return self
 
 
-class WebDatasetSource(Frozen):
+class WebDatasetSource(_Source):
     """One clip per video in tar files, as video2dataset writes them."""
 
     kind: Literal["webdataset"]
@@ -97,7 +115,6 @@ class WebDatasetSource(Frozen):
     video_extensions: tuple[str, ...] | None = None
     """Members with other extensions, in any case, are not clips. By default those that a folder
     of files is searched for."""
-    on_change: OnChange = "reject"
 
 
 Source = Annotated[FilesSource | TableSource | WebDatasetSource, Field(discriminator="kind")]

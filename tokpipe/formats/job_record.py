@@ -146,7 +146,9 @@ def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
     # Not allowed_prefixes, which are checked while planning, nor on_change, which decides about
     # clips and not rows.
     left_out = ("allowed_prefixes", "on_change")
-    sources = [{k: v for k, v in one.items() if k not in left_out} for one in job["sources"]]
+    # Earlier versions had no pictures.
+    known = [{"media": "video", "animation_as_picture": False, **one} for one in job["sources"]]
+    sources = [{k: v for k, v in one.items() if k not in left_out} for one in known]
     return {"dataset": job["dataset"], "on_duplicate": job["on_duplicate"], "sources": sources}
 
 

@@ -30,7 +30,7 @@ from tokpipe.media.container import check_regular_file
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
 from tokpipe.media.timeline import Timeline, read_timeline
-from tokpipe.types import Cut
+from tokpipe.types import Cut, Media
 
 _F_SETSIG = 10  # from Linux's <fcntl.h>; Python's fcntl module lacks it
 _MAX_TIMELINES = 4  # The timeline of a three-hour video takes about 20 MB
@@ -88,13 +88,14 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
     if request["only_probe"]:
         wire.send(channel, {"done": clip.probed})
         return
-    for name in request["backends"]:
+    names = ["pillow"] if clip.is_picture else request["backends"]
+    for name in names:
         wire.send(channel, {"trying": name, "num_segments": clip.num_segments})
         os.lseek(2, 0, os.SEEK_SET)
         try:
             clip.decode(name, memory)
         except (SourceError, MemoryError):
-            if name == request["backends"][-1]:
+            if name == names[-1]:
                 raise
             continue
         wire.send(channel, {"done": {**clip.description, "backend": name}}, memory)
@@ -120,7 +121,9 @@ class _Clip:
         self.salvage: bool = request["salvage"]
         self.min_frames: int = request["min_clip_frames"]
         version = check_regular_file(self.path)
-        self.timeline = timeline = _timeline(self.path, self.file_name, self.salvage, version)
+        asked = self.file_name, self.salvage, Media(*request["media"])
+        timeline = _timeline(self.path, *asked, version)
+        self.timeline, self.is_picture = timeline, timeline.is_picture
         span = {name: request[name] for name in ("start_s", "end_s", "fps", "segment")}
         selection = timeline.select(**span, cut=Cut(*request["cut"]))
         num_segments, expected = selection.num_segments, request["num_segments"]
@@ -131,7 +134,7 @@ class _Clip:
         self.wanted = selection.indices
         is_clip = request["segment_is"] == "clip"
         clip_frames = len(self.wanted) if is_clip else selection.num_frames
-        if clip_frames < self.min_frames:
+        if clip_frames < self.min_frames and not self.is_picture:
             found = f"the span has {clip_frames} frames of a video of {timeline.end_s:.3f} s"
             least = f"sampling.min_clip_frames is {self.min_frames}"
             raise SourceError("too_short", f"{found}; {least}")
@@ -152,6 +155,7 @@ class _Clip:
             "size": size,
             "source_size": (rows, round(columns * shown_aspect)),
             "source_fps": timeline.average_fps,
+            "is_picture": self.is_picture,
         }
         self.description = {
             "num_segments": num_segments,
@@ -191,13 +195,18 @@ class _Clip:
                 "damage": f"the clip ends after {num} of {len(self.wanted)} frames: {error}",
             }
         hdr = "tonemapped" if self.framing.hdr == "tonemap" else "hdr"
-        marks = ["interlaced"] * any(tags.is_interlaced for tags in task.painted)
+        marks = task.marks + ["interlaced"] * any(tags.is_interlaced for tags in task.painted)
         self.description["marks"] = marks + [hdr] * any(tags.is_hdr for tags in task.painted)
 
 
 @functools.lru_cache(_MAX_TIMELINES)
-def _timeline(path: Path, file_name: str, salvage: bool, version: tuple[int, ...]) -> Timeline:
-    return read_timeline(path, file_name, salvage=salvage)
+def _timeline(
+    path: Path, file_name: str, salvage: bool, media: Media, version: tuple[int, ...]
+) -> Timeline:
+    picture: Timeline | None = None
+    if media.media != "video":
+        picture = load_backend("pillow").find_picture(path, media)
+    return picture or read_timeline(path, file_name, salvage=salvage)
 
 
 def _die_with_parent(lifeline_fd: int) -> None:

@@ -26,6 +26,7 @@ _FORMATS = (
 )
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"BM", b"\0\0\0\x0cJXL")
 """How files in JPEG, PNG, TIFF, BMP and JPEG XL begin."""
+AS_PICTURE = ". If its source has pictures, set media: both or image"
 # How files begin, by their first four bytes, of which FFmpeg may not read all if joined.
 _HEADERS = {
     b"FLV\x01": rb"FLV\x01.\0\0\0\x09\0{4}",
@@ -34,8 +35,8 @@ _HEADERS = {
     b"nut/": rb"nut/multimedia container\0",
     b"\x89PNG": rb"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR",
 }
-_MAX_PIXELS = 12_288 * 8_192  # FFmpeg's own limit lets a GIF of 89 bytes take 6 GB
-_LIMITS = {"max_pixels": str(_MAX_PIXELS)}
+MAX_PIXELS = 12_288 * 8_192  # FFmpeg's own limit lets a GIF of 89 bytes take 6 GB
+_LIMITS = {"max_pixels": str(MAX_PIXELS)}
 _ALLOWED = {"format_whitelist": _FORMATS, "protocol_whitelist": "file,concat,subfile"}
 _DOLBY_ONLY = r"^ +DOVI configuration record: .*profile: (5|(?:10|20)(?=,.* compatibility id: 0)),"
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -219,7 +220,8 @@ def _not_opened(path: Path, error: Exception) -> SourceError:
     if head[8:16] == b"WEBPVP8X" and head[20] & 2:
         return SourceError("animation", "the file is an animated WebP, which FFmpeg does not read")
     if head[8:12] == b"WEBP" or head.startswith(_PICTURES):
-        return SourceError("still_picture", f"the file is a picture that begins {head[:12]!r}")
+        found = f"the file is a picture that begins {head[:12]!r}{AS_PICTURE}"
+        return SourceError("still_picture", found)
     if head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3":
         found = f"the file starts like a video but its index cannot be read ({_words(error)})"
         return SourceError("truncated", f"{found}: it was cut short, or never finished")
@@ -233,7 +235,7 @@ def damaged(what: str, error: Exception) -> SourceError:
         raise error
     size = r"'IMGUTILS', 'Picture size (\d+x\d+) (is invalid|exceeds)"
     if found := re.search(size, str(getattr(error, "log", None))):  # its code says less
-        most = f"which is more than {_MAX_PIXELS:,} pixels, so it could take all memory"
+        most = f"which is more than {MAX_PIXELS:,} pixels, so it could take all memory"
         return SourceError("too_many_pixels", f"a frame claims to be {found[1]} in size, {most}")
     return SourceError("corrupt", f"{what} ({_words(error)})")
 

@@ -18,7 +18,7 @@ from tokpipe.errors import RuntimeFault, SourceError
 from tokpipe.media import wire
 from tokpipe.media.child_process import ChildProcess, how_it_died
 from tokpipe.storage.fetch import LocalVideo
-from tokpipe.types import Cut
+from tokpipe.types import VIDEO, Cut, Media
 
 _log = logging.getLogger(__name__)
 _File = Path | LocalVideo
@@ -49,6 +49,7 @@ class Probe:
     size: tuple[int, int]  # (height, width) of the frames
     source_size: tuple[int, int]  # (height, width) of the video as it is shown, in square pixels
     source_fps: float
+    is_picture: bool = False
 
 
 class _Lost(SourceError):
@@ -82,6 +83,7 @@ class VideoDecoder:
         self._config = decode
         self._versions = versions
         self._backends = decode.backends if backends is None else tuple(backends)
+        self._has_pictures = "pillow" in (versions or ())
         cut = pieces or Cut(sampling.max_clip_frames, sampling.max_clip_frames)
         self._settings = {
             **sampling.model_dump(include={"fps", "min_clip_frames"}),
@@ -100,7 +102,8 @@ class VideoDecoder:
     def start(self) -> ChildProcess:
         """Start the child unless it runs; raises what ``ChildProcess`` does."""
         if self._child is None:
-            self._child = ChildProcess(self._config.memory_bytes, self._backends, self._versions)
+            decoders = (*self._backends, *["pillow"] * self._has_pictures)
+            self._child = ChildProcess(self._config.memory_bytes, decoders, self._versions)
         return self._child
 
     def decode(
@@ -111,14 +114,15 @@ class VideoDecoder:
         end_s: float | None = None,
         segment: int = 0,
         num_segments: int | None = None,
+        media: Media = VIDEO,
     ) -> Video:
-        """Decode one segment of a span of a local file.
+        """Decode one segment of a span of a local file, or a picture, which has neither.
 
         Raises:
             SourceError: the clip cannot be decoded, through its own fault.
             RuntimeFault: the child does not start, or keeps being killed from outside.
         """
-        asked = {"segment": segment, "num_segments": num_segments}
+        asked = {"segment": segment, "num_segments": num_segments, "media": media}
         video, fd = self._answer(file, {"start_s": start_s, "end_s": end_s, **asked})
         shape = video.pop("shape")
         try:
@@ -130,10 +134,16 @@ class VideoDecoder:
         return Video(pixels.reshape(shape), pts_s, **video)
 
     def probe(
-        self, file: _File, *, start_s: float | None = None, end_s: float | None = None
+        self,
+        file: _File,
+        *,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        media: Media = VIDEO,
     ) -> Probe:
         """Read the container of a local file without decoding it; raises as ``decode`` does."""
-        probe, _ = self._answer(file, {"start_s": start_s, "end_s": end_s, "only_probe": True})
+        asked = {"media": media, "only_probe": True}
+        probe, _ = self._answer(file, {"start_s": start_s, "end_s": end_s, **asked})
         sizes = {name: tuple(probe[name]) for name in ("size", "source_size")}
         return Probe(**{**probe, **sizes})
 
@@ -149,6 +159,9 @@ class VideoDecoder:
             file = LocalVideo(file.absolute())
         path, names = file.path, {"path": os.fspath(file.path), "file_name": file.file_name}
         request = {**self._settings, **asked, **names}
+        if asked["media"] != VIDEO and not self._has_pictures:
+            self.close()  # The next child loads Pillow as well
+            self._has_pictures = True
         backends = self._backends
         outside_kills = 0
         while True:
@@ -165,9 +178,9 @@ class VideoDecoder:
                     )
             except _Lost as lost:
                 # The next backend gets a fresh process.
-                rest = backends[backends.index(lost.backend) + 1 :] if lost.backend else ()
-                if not rest:
+                if lost.backend not in backends[:-1]:
                     raise
+                rest = backends[backends.index(lost.backend) + 1 :]
                 _log.info("%s: %s by %s; trying %s", path, lost.reason, lost.backend, rest[0])
                 backends = rest
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tokpipe.errors import SourceError
 from tokpipe.media.colour import Tags, tags_of
 from tokpipe.media.container import (
+    AS_PICTURE,
     count_clean_joins,
     damaged,
     decoder_of,
@@ -93,6 +94,7 @@ class Timeline:
     codec: str
     num_video_streams: int
     damage: str | None = None  # What is missing from a damaged file that is used nevertheless
+    is_picture: bool = False  # One frame without a time, whatever the span and the rate
 
     def __len__(self) -> int:
         return len(self.times_s)
@@ -117,6 +119,8 @@ class Timeline:
         within the span is taken once. Segment ``j`` has the outputs ``cut.bounds(j)``. A span that
         begins before the first frame begins with it: until then there is nothing on screen.
         """
+        if self.is_picture:
+            return Selection(np.zeros(1, np.int64), 1, 1)
         times_s, first_s = self.times_s, float(self.times_s[0])
         start = first_s if start_s is None else max(start_s, first_s)
         end = self.end_s if end_s is None else min(end_s, self.end_s)
@@ -187,7 +191,8 @@ def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> 
     if not pts or first is None:
         raise damage or SourceError("no_video", "the video stream has no frame that can be decoded")
     if name in ("gif", "apng") and len(pts) == 1:
-        raise SourceError("still_picture", "the file has one picture and is not animated")
+        found = f"the file has one picture and is not animated{AS_PICTURE}"
+        raise SourceError("still_picture", found)
     if hole:
         shown = int(np.argmax(np.diff(pts) >= hole)) + 1
         where = f"{float(hole * unit):.3g} s of frames are missing after frame {shown - 1}"

@@ -14,6 +14,7 @@ from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
 from tokpipe.reader import Clip, Output
 from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.reconstruct.frames import SideBySide
+from tokpipe.telemetry.human import counted
 
 GRID_FRAMES = 8  # Frames in an image
 
@@ -36,7 +37,7 @@ class Decoded:
         first = f", the first of {num:,} clips whose source matches" if num > 1 else ""
         yield f"clip {self.clip.clip_id} of {self.clip.source_uri}{first}"
         size, codes = f"{height}x{width}", f"{self.clip.codes.size:,} codes"
-        yield f"{self.num_frames} frames of {size} from {codes}: {self.path}"
+        yield f"{counted(self.num_frames, 'frame')} of {size} from {codes}: {self.path}"
         if (quality := self.quality) is not None:
             values = f"PSNR {quality.psnr_db:.2f} dB, SSIM {quality.ssim:.4f}"
             yield f"against the source: {values} (means over frames)"

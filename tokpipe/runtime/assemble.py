@@ -83,7 +83,7 @@ class JobOutput:
             self.record = job_record.read(self.store)
         self.weights = read_weights(job.tokenizer, job.storage)
         if self.record is not None:
-            found = decoder_versions(job.decode)
+            found = decoder_versions(job.decode, job.has_pictures)
             job_record.check_resumable(self.store, self.record, job, self.weights.hash, found)
             self.state = load_state(self.store, self.record.num_rows)
 
@@ -127,7 +127,7 @@ class JobOutput:
             encode = job.encode.model_copy(update={"batch_chunks": rows})
             job = job.model_copy(update={"encode": encode})
             say(console, f"encode.batch_chunks: {rows}; {why}")
-        found = decoder_versions(job.decode)
+        found = decoder_versions(job.decode, job.has_pictures)
         settings = fingerprint_settings(
             job, weights_hash=weights_hash, device=device, decoders=found
         )

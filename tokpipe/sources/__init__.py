@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.sources import VIDEO_EXTENSIONS, Source
+from tokpipe.config.sources import MEDIA_EXTENSIONS, Source
 from tokpipe.sources.files import FilesRows
 from tokpipe.sources.rows import RowSource
 from tokpipe.sources.table import EXTENSIONS, TableRows
@@ -11,11 +11,11 @@ from tokpipe.sources.webdataset import WebDatasetRows
 from tokpipe.storage.listing import Listing
 
 _KINDS: dict[str, tuple[type[RowSource], Sequence[str]]] = {
-    "files": (FilesRows, VIDEO_EXTENSIONS),
+    "files": (FilesRows, ()),
     "table": (TableRows, EXTENSIONS),
     "webdataset": (WebDatasetRows, ("tar",)),
 }
-"""By kind: the rows of a source, and the extensions of its files."""
+"""By kind: the rows of a source, and the extensions of its files; of media, if there are none."""
 
 
 def open_sources(
@@ -25,9 +25,10 @@ def open_sources(
 
     Files below ``output_uri`` are not part of a folder of videos.
     """
-    listings = [
-        Listing(config.uri, options, _KINDS[config.kind][1], output_uri) for config in configs
-    ]
+    listings = []
+    for config in configs:
+        known = _KINDS[config.kind][1] or MEDIA_EXTENSIONS[config.media]
+        listings.append(Listing(config.uri, options, known, output_uri))
     rows = []
     for index, (config, listing) in enumerate(zip(configs, listings, strict=True)):
         listing.share(listings[:index], listings[index + 1 :])

@@ -43,7 +43,7 @@ class FilesRows(RowSource):
             names = [printable(match.uri) for match in some]
             for match, name in zip(some, names, strict=True):
                 if match.is_folder:
-                    problems[name] = f"{name} is a folder, not a video file"
+                    problems[name] = f"{name} is a folder, not a file"
                 elif name != match.uri:
                     problems[name] = f"the file name {name} is not valid UTF-8; rename the file"
             if not chunks:

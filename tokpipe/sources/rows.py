@@ -13,7 +13,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.formats.shard import shard_schema
 from tokpipe.formats.side_table import OWN_COLUMNS
 from tokpipe.storage.listing import Listing
-from tokpipe.types import ArchiveMember, WorkItem
+from tokpipe.types import VIDEO, ArchiveMember, Media, WorkItem
 
 ROW_SCHEMA = pa.schema(
     [
@@ -73,8 +73,8 @@ class RowSource(ABC):
             f"{self.label}: nothing matches {self.listing.uri}, so the job would have no clips. "
             f"{self.listing.explain_nothing()} Check the path and the kind of the source: files "
             "takes a folder of videos at any depth, or a glob; table and webdataset take a file or "
-            "a glob. In a glob, '**' crosses folders, '*' does not, case matters, and '[[]' stands "
-            "for a bracket."
+            "a glob, and pictures need media: image or both. In a glob, '**' crosses folders, '*' "
+            "does not, case matters, and '[[]' stands for a bracket."
         )
 
     def matching_uris(self) -> list[str]:
@@ -144,6 +144,7 @@ def items_of(table: pa.Table, rows: Sequence[int], source: Source | None = None)
         for name in ("row_id", *ROW_SCHEMA.names)
     ]
     follows = source is not None and source.on_change == "accept"
+    media = VIDEO if source is None else Media(source.media, source.animation_as_picture)
     items = []
     for row, row_id, uri, archive_uri, *place, version, start_s, end_s, problem in zip(
         rows, *columns, strict=True
@@ -153,5 +154,6 @@ def items_of(table: pa.Table, rows: Sequence[int], source: Source | None = None)
         if member is None and isinstance(source, TableSource):
             allowed = source.allowed_prefixes or ()
         known: dict[str, Any] = {"version": version, "follows": follows, "allowed": allowed}
-        items.append(WorkItem(row, row_id, uri, member, start_s, end_s, problem=problem, **known))
+        known |= {"problem": problem, "media": media}
+        items.append(WorkItem(row, row_id, uri, member, start_s, end_s, **known))
     return items

@@ -380,7 +380,7 @@ def _from_text(values: pa.Array) -> tuple[pa.Array, pa.Array]:
     return seconds, is_neither
 
 
-_IS_VIDEO = re.compile(rf"(?is).*\.({'|'.join(sources.VIDEO_EXTENSIONS)})(\?.*)?$")
+_IS_VIDEO = re.compile(rf"(?is).*\.({'|'.join(sources.MEDIA_EXTENSIONS['both'])})(\?.*)?$")
 _IS_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SPAN = re.compile(
     r"(?i)(?:clip_?|t_?)?(?:(start|begin|from)|end|stop|to)(?:_?(?:s|sec|seconds|time))?"

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.sources import VIDEO_EXTENSIONS, WebDatasetSource
+from tokpipe.config.sources import MEDIA_EXTENSIONS, WebDatasetSource
 from tokpipe.errors import AccessDenied, NotFound
 from tokpipe.identity import MEMBER_VERSION_BYTES, version_of
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, printable
@@ -55,7 +55,7 @@ class WebDatasetRows(RowSource):
         return _CARRIED
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        extensions = self.config.video_extensions or VIDEO_EXTENSIONS
+        extensions = self.config.video_extensions or MEDIA_EXTENSIONS[self.config.media]
         wanted = {extension.lower().lstrip(".") for extension in extensions}
         index = functools.partial(_index, options=self.options, extensions=wanted)
         # Reading headers is waiting for small answers, so many tars are read at the same time.

@@ -84,13 +84,14 @@ class DecodeStage:
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
         """Return what decoding the item's row would produce; raises as ``process`` does."""
         probe = partial(self._decoder.probe, start_s=item.start_s, end_s=item.end_s)
-        return self._tried(item, probe)
+        return self._tried(item, partial(probe, media=item.media))
 
     def _decode(self, item: WorkItem) -> DecodedClip | Rejected | Failed:
         segment, num_segments = item.segment, item.num_segments
         if self.pieces is not None:
             segment, num_segments = item.piece, item.num_pieces
         ask = partial(self._decoder.decode, start_s=item.start_s, end_s=item.end_s)
+        ask = partial(ask, media=item.media)
         found = self._tried(
             item, lambda file: (ask(file, segment=segment, num_segments=num_segments), file)
         )
@@ -191,8 +192,8 @@ def ref_of(item: WorkItem, sampling: SamplingConfig, found_segments: int | None 
 
 
 @cache
-def decoder_versions(config: DecodeConfig) -> dict[str, str]:
+def decoder_versions(config: DecodeConfig, has_pictures: bool) -> dict[str, str]:
     """What a decoding child loads here: package metadata may describe other modules."""
-    child = ChildProcess(config.memory_bytes, config.backends)
+    child = ChildProcess(config.memory_bytes, (*config.backends, *["pillow"] * has_pictures))
     child.kill()
     return child.versions

@@ -14,6 +14,7 @@ import numpy as np
 
 from tokpipe.config.checkpoint import BUILTIN
 from tokpipe.config.job import JobConfig
+from tokpipe.config.sources import MEDIA_EXTENSIONS
 from tokpipe.config.tokenizer import CustomConfig
 from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
@@ -128,6 +129,8 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
     columns, example = source.carried().names, redact(rows.items[0].source_uri)
     carried = f", carrying {', '.join(columns)}" if columns else ""
     left_out = f"; left out: {there}" if (there := source.listing.left_out.text) else ""
+    if any(f" .{one} (" in left_out for one in MEDIA_EXTENSIONS["image"]):
+        left_out += ". To take pictures as well, set media: both"
     count = "more than " * (not rows.is_complete) + counted(rows.num_rows, "row")
     yield CheckResult(
         "source",
@@ -153,8 +156,9 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
 def _videos(job: JobConfig, source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
     """Decode the first frame of each sampled video."""
     num_good, short = rows.num_rows - rows.num_problems, source.label.partition(" ")[0]
+    noun = {"video": "video", "image": "picture", "both": "file"}[source.config.media]
     if not find_spec("av"):
-        yield _not_checked(f"videos of {short}", "PyAV is not installed here")
+        yield _not_checked(f"{noun}s of {short}", "PyAV is not installed here")
         return
     # A clip's length is checked whole, but only its first frame is decoded.
     with DecodeStage(job.sampling, job.frames, job.decode, job.storage, _FIRST_FRAME) as stage:
@@ -164,13 +168,13 @@ def _videos(job: JobConfig, source: RowSource, rows: RowSample) -> Iterator[Chec
     example = redact(f"{bad[0].ref.source_uri}: {bad[0].message}") if bad else None
     if bad and len(bad) == len(found):
         raise ConfigError(
-            f"{source.label}: opened {len(found)} of its videos, and none can be decoded "
+            f"{source.label}: opened {len(found)} of its {noun}s, and none can be decoded "
             f"({counts_text(reasons)}), such as {example}. A run would reject most of its clips, "
-            "if not all: correct the source, or its access to the videos"
+            f"if not all: correct the source, or its access to the {noun}s"
         )
     text = f"rejected {len(bad)} ({counts_text(reasons)}), such as {example}" if bad else "all fine"
     facts = {"label": source.label, "num_opened": len(found), "reasons": reasons}
-    opened = f"  opened {counted(len(found), 'video')}: {text}"
+    opened = f"  opened {counted(len(found), noun)}: {text}"
     yield CheckResult("videos", opened, {**facts, "example": example})
     share = 1 - (1 - len(bad) / len(found)) * num_good / rows.num_rows
     if share > job.max_rejected_fraction:
@@ -179,10 +183,11 @@ def _videos(job: JobConfig, source: RowSource, rows: RowSample) -> Iterator[Chec
             f"ends with exit code 4: max_rejected_fraction is {job.max_rejected_fraction:g}"
         )
     if num_good > len(found):
-        left = f"{num_good - len(found):,} of {num_good:,} videos of {short}"
+        left = f"{num_good - len(found):,} of {num_good:,} {noun}s of {short}"
         yield _not_checked(left, "only a sample was opened; --sample N opens more")
-    later = f"what comes after the first frame of each video of {short}"
-    yield _not_checked(later, "decoding all takes long")
+    if source.config.media != "image":
+        later = f"what comes after the first frame of each video of {short}"
+        yield _not_checked(later, "decoding all takes long")
 
 
 def _trial(job: JobConfig) -> Generator[CheckResult, None, TokenizerWeights | None]:
@@ -226,7 +231,7 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
         if weights is None or not find_spec("av"):
             yield _not_checked(f"whether {uri} has the settings of this job", "see above")
         else:
-            decoders = decoder_versions(job.decode)
+            decoders = decoder_versions(job.decode, job.has_pictures)
             job_record.check_resumable(store, existing.record, job, weights.hash, decoders)
         found = Status(existing)
         done, rows = found.num_rows_done, found.num_rows

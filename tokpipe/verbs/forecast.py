@@ -138,7 +138,8 @@ def _amounts(
     bounds = map(cut.bounds, range(found.num_segments))
     parts = [(start, min(stop, found.num_frames) - start) for start, stop in bounds]
     if pieces is None:  # each part is a clip, so its chunks count from its first frame
-        parts = [(0, length) for _, length in parts if length >= sampling.min_clip_frames]
+        least = 1 if found.is_picture else sampling.min_clip_frames
+        parts = [(0, length) for _, length in parts if length >= least]
     if short := found.num_segments - len(parts):
         reasons["too_short"] += 1
     spans = [

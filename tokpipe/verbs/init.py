@@ -5,6 +5,7 @@ import os
 import re
 import statistics
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 from tokpipe.config import JobConfig, parse_job, project_root
 from tokpipe.config.explain import in_yaml
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.sources import TABLE_ENDING, VIDEO_EXTENSIONS, TableSource
+from tokpipe.config.sources import MEDIA_EXTENSIONS, TABLE_ENDING, TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.media.decoder import Probe
 from tokpipe.plan import RowSample
@@ -24,6 +25,7 @@ from tokpipe.sources.rows import RowSource
 from tokpipe.sources.table import EXTENSIONS, TableRows, guess_columns
 from tokpipe.sources.uris import example_prefix
 from tokpipe.stages.decode import DecodeStage
+from tokpipe.storage.left_out import kind_of
 from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact
@@ -37,7 +39,7 @@ _STRIDE = 8
 _LONGEST = 2.4  # Longer pictures are cropped
 _FPS = 8
 _COMMENTS = {
-    "files": "  # All videos here; of a folder also those in the folders below it.\n",
+    "files": "  # All of them here; of a folder also those in the folders below it.\n",
     "table": "  # A clip per row. The other columns go to the output too.\n",
     "webdataset": "  # A clip per video in these tars. Its .txt and .json go to the output too.\n",
 }
@@ -80,7 +82,7 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
     """
     plain = target.removeprefix("file://")
     uri = plain.rstrip("/") if "://" in plain else os.path.normpath(Path(plain).absolute())
-    endings = "|".join((*EXTENSIONS, "tar", *VIDEO_EXTENSIONS))
+    endings = "|".join((*EXTENSIONS, "tar", *MEDIA_EXTENSIONS["both"]))
     stem = re.sub(rf"(?i)(\.({endings}))+$", "", uri.rpartition("/")[2])
     # After the job file if there is one: two jobs of one folder do not share an output.
     name = re.sub(r"[^\w.-]+", "-", path.stem if path else stem).strip("-.") or "videos"
@@ -118,10 +120,10 @@ def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
 
 def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Return sections for what is at a URI, below it or matches it, and problems of tables."""
-    listing = Listing(uri, _OPTIONS, known=VIDEO_EXTENSIONS)
-    num_videos = sum(1 for _ in listing)
+    listing = Listing(uri, _OPTIONS, known=MEDIA_EXTENSIONS["both"])
+    kinds = Counter(kind_of(match.uri)[1:] for match in listing)
     is_glob = bool(re.search(r"[*?{]", uri)) and not (listing.folder or os.path.lexists(uri))
-    is_file = is_glob or (num_videos == 1 and not listing.folder)
+    is_file = is_glob or (kinds.total() == 1 and not listing.folder)
     found_names = (some[0] for some in listing.left_out.names.values())
     # An earlier output's tables are no list of videos.
     beside = (name for name in found_names if not is_inside_output(f"{uri.rstrip('/')}/{name}"))
@@ -147,8 +149,12 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
         embedded = {"uri_column": rows.media[0]} if rows.media else {}
         if guessed := guess_columns(head, folder) or embedded:
             found.append({"kind": "table", "uri": table, **guessed})
-    if not found and (num_videos or is_glob) and not (is_file and patterns):
-        found.append({"kind": "files", "uri": uri if is_file else f"{uri}/"})
+    if not found and (kinds or is_glob) and not (is_file and patterns):
+        # A folder of videos may hold previews of them, and most GIFs are animations.
+        kinds = kinds or Counter([kind_of(uri)[1:]])
+        is_image = {"gif"} != kinds.keys() <= {*MEDIA_EXTENSIONS["image"]}
+        media = {"media": "image"} if is_image else {}
+        found.append({"kind": "files", "uri": uri if is_file else f"{uri}/", **media})
     if "tar" in patterns and not any(source["kind"] == "table" for source in found):
         found.append({"kind": "webdataset", "uri": patterns["tar"]})
     if not found and problems:
@@ -161,7 +167,7 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
         )
     if not found:
         raise ConfigError(
-            f"{uri}: found no videos, tables or tars of videos. {listing.explain_nothing()}"
+            f"{uri}: found no videos, pictures, tables or tars of them. {listing.explain_nothing()}"
         )
     return found, problems
 
@@ -193,7 +199,7 @@ def _probe(job: JobConfig, source: RowSource, near: str) -> tuple[str, str, list
         example = redact(f"{bad[0].ref.source_uri}: {bad[0].message}")
         if not probes:
             raise ConfigError(
-                f"{source.label}: none of {len(found)} videos can be opened, such as {example}"
+                f"{source.label}: none of {len(found)} files can be opened, such as {example}"
             )
         more += f"; {len(bad)} of {len(found)} tried cannot be opened, such as {example}"
     return count, more, probes
@@ -202,7 +208,7 @@ def _probe(job: JobConfig, source: RowSource, near: str) -> tuple[str, str, list
 def _text(
     target: str, name: str, sources: Sequence[dict[str, Any]], probes: Sequence[Probe]
 ) -> str:
-    fps = max((probe.source_fps for probe in probes), default=0.0)
+    fps = max((probe.source_fps for probe in probes if not probe.is_picture), default=0.0)
     about_fps = f"Videos here have up to {fps:.3g} frames/s. " if fps else ""
     sections = []
     for one in sources:

@@ -33,6 +33,7 @@ class Task:
     painted: set[Tags] = field(default_factory=set)
     """What the frames in ``out`` say about themselves, which decides about marks."""
     file_name: str = ""  # For ``open_video``
+    marks: list[str] = field(default_factory=list)  # What else users of the clip should know
     num_written: int = 0  # First frames in ``out`` that are right and whole, whatever was raised
 
 
@@ -41,6 +42,11 @@ def load_backend(name: str) -> Any:
     try:
         return import_module(name if "." in name else f"{__name__}.{name}")
     except (ImportError, OSError, RuntimeError) as error:  # shared libraries raise all of them
+        if name == "pillow":
+            do = "pip install 'tokpipe[images]' on every node, or set media: video for all sources"
+            raise ConfigError(
+                f"pictures need Pillow, which does not load ({error}); {do}"
+            ) from error
         do = "install it and the libraries that it needs on every node, or name another backend"
         raise ConfigError(f"decode.backend: {name} does not load ({error}); {do}") from error
 
