@@ -228,7 +228,11 @@ def test_time_limits_and_placement_that_cannot_work_are_rejected(
         ("encode.device ", "x", "encode: unknown key 'device '; did you mean 'device'?"),
         ("sampling.max-clip-frames", 8, "unknown key 'max-clip-frames'; did you mean 'max_clip"),
         ("batch_size", 4, "unknown key 'batch_size'; the keys here are"),
-        ("sources.0.folder", "x", "unknown key 'folder'; the keys here are: kind, on_change, uri"),
+        (
+            "sources.0.folder",
+            "x",
+            "unknown key 'folder'; the keys here are: animation_as_picture, kind, media, on_change, uri",
+        ),
         ("Sampling", {}, "unknown key 'Sampling'; did you mean 'sampling'?"),
     ],
 )
