@@ -127,24 +127,14 @@ def test_two_keys_renamed_to_one_are_rejected() -> None:
     assert error.misfits == {"scale": "is the new name of both scale and kernel"}
 
 
-@pytest.mark.parametrize(
-    ("given", "advice"),
-    [
-        ({f"model.{key}": value for key, value in weights().items()}, r"rename=\{'model': ''\}$"),
-        ({"epoch": 3, "state_dict": weights()}, "pass its entry 'state_dict'$"),
-        ({}, "Build the model with the settings of the weights, or rename the keys$"),
-    ],
-)
-def test_the_message_says_how_the_keys_would_fit(given: dict[str, Any], advice: str) -> None:
-    assert rejection(given).missing == tuple(sorted(weights()))
-    with pytest.raises(WeightsMismatch, match=advice):
-        load_published(Small(), given)
-
-
-def test_the_message_says_under_what_name_a_part_would_fit() -> None:
-    whole = nn.ModuleDict({"small": Small(), "other": nn.Linear(2, 2)})
-    with pytest.raises(WeightsMismatch, match=r"below 'small': rename=\{'': 'small'\}$"):
-        load_published(whole, weights())
+@pytest.mark.parametrize("given", [{}, {"epoch": 3, "state_dict": weights()}])
+def test_the_message_says_what_to_do(given: dict[str, Any]) -> None:
+    error = rejection(given)
+    assert error.missing == tuple(sorted(weights()))
+    assert str(error).endswith(
+        "Build the model with the settings of the weights, pass the entry of a checkpoint that "
+        "holds them, or rename the keys"
+    )
 
 
 def test_batch_counters_are_not_constants() -> None:

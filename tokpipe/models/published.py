@@ -85,8 +85,9 @@ def load_published(
         ]
         raise WeightsMismatch(
             f"{source}: the weights do not fit {type(module).__name__}: {'; '.join(problems)}. "
-            "Nothing was loaded, since a half-loaded model returns noise. "
-            f"{_advice(missing, unexpected)}",
+            "Nothing was loaded, since a half-loaded model returns noise. Build the model with the "
+            "settings of the weights, pass the entry of a checkpoint that holds them, or rename "
+            "the keys",
             missing=missing,
             unexpected=unexpected,
             misfits=misfits,
@@ -150,23 +151,3 @@ def _some(problems: Iterable[str]) -> list[str]:
     named = list(problems)
     more = [f"{len(named) - MAX_NAMED} more such"] if len(named) > MAX_NAMED else []
     return named[:MAX_NAMED] + more
-
-
-def _advice(missing: list[str], unexpected: list[str]) -> str:
-    """What to do, in particular where one extra or missing prefix explains every key."""
-    if "state_dict" in unexpected:
-        return "This is a whole training checkpoint: pass its entry 'state_dict'"
-    if prefix := _prefix(missing, unexpected):
-        return f"Every missing key exists below {prefix!r}: rename={ {prefix: ''} }"
-    if prefix := _prefix(unexpected, missing):
-        return f"Every unexpected key is missing below {prefix!r}: rename={ {'': prefix} }"
-    return "Build the model with the settings of the weights, or rename the keys"
-
-
-def _prefix(bare: list[str], prefixed: list[str]) -> str | None:
-    """The prefix, up to its dot, under which all ``bare`` keys are among the ``prefixed`` ones."""
-    for key in prefixed if bare else ():
-        prefix = key.removesuffix(f".{bare[0]}")
-        if prefix != key and {f"{prefix}.{name}" for name in bare} <= set(prefixed):
-            return prefix
-    return None
