@@ -189,25 +189,14 @@ def test_the_example_equals_its_reference(verified: Any, tmp_path: Path) -> None
     assert found["same_codes"]["reference"] == 1
     assert "bfloat16" not in found["same_codes"]  # the class has no compute_in
     assert found["first_differences"] == []
-    assert "same_codes_if" not in found
 
 
-@pytest.mark.parametrize(
-    ("reference", "reason"),
-    [
-        ("reversed_bits", "the bits of each code are reversed"),
-        ("columns_first", "they are in the order (b, t, w, h)"),
-        ("other_range", "the tokenizer's value_range is [-1.0, 1.0]"),
-    ],
-)
-def test_a_reference_that_differs_fails_and_the_likely_reason_is_named(
-    reference: str, reason: str, verified: Any, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("reference", ["reversed_bits", "columns_first", "other_range"])
+def test_a_reference_that_differs_fails(reference: str, verified: Any, tmp_path: Path) -> None:
     found = verified(section(tmp_path), "--reference", f"{PARTS}:{reference}", exit_code=8)
     assert found["failed"] == [f"other codes than those of {PARTS}:{reference}"]
     assert found["same_codes"]["reference"] < 0.9
     assert len(found["first_differences"]) == 3
-    assert found["same_codes_if"] == [reason]
 
 
 def test_a_few_codes_may_round_otherwise_and_are_shown(verified: Any, tmp_path: Path) -> None:
@@ -320,7 +309,7 @@ def test_the_page_shows_what_is_printed(verified: Any) -> None:
         assert found[clip].keys() == printed[clip].keys()
         assert abs(found[clip]["psnr_db"] - printed[clip]["psnr_db"]) < 0.1
     assert found["same_codes"].keys() == printed["same_codes"].keys()
-    assert all(f"`{key}`" in page.read_text() for key in ("first_differences", "same_codes_if"))
+    assert "`first_differences`" in page.read_text()
 
 
 def test_the_text_names_neither_machine_nor_user_nor_paths(
