@@ -209,7 +209,7 @@ def test_native_tokenizers_with_frame_norms_are_streamable() -> None:
     assert "norm=clip" in str(native().traits.why_not_streamable)
     for mode in ("reflect", "constant_published"):
         ahead = native(norm="frame", encoder=encoder(pad_mode=mode))
-        assert f"encoder.pad_mode={mode} frames" in str(ahead.traits.why_not_streamable)
+        assert f"encoder.pad_mode={mode} codes" in str(ahead.traits.why_not_streamable)
 
 
 def test_patches_multiply_the_stride() -> None:

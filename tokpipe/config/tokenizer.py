@@ -142,15 +142,10 @@ class NativeConfig(TokenizerConfig):
     @property
     def traits(self) -> TokenizerTraits:
         why_not_streamable = None
-        if self.norm == "clip":
+        if self.norm == "clip" or self.encoder.pad_mode in ("reflect", "constant_published"):
             why_not_streamable = (
-                "under tokenizer.norm=clip each norm computes statistics over all frames of a "
-                "chunk, so no codes are known before the last frame"
-            )
-        elif self.encoder.pad_mode in ("reflect", "constant_published"):
-            why_not_streamable = (
-                f"under encoder.pad_mode={self.encoder.pad_mode} frames depend on later frames, "
-                "which may not be decoded yet"
+                f"under tokenizer.norm={self.norm} and encoder.pad_mode={self.encoder.pad_mode} "
+                "codes depend on later frames, which may not be decoded yet"
             )
         return TokenizerTraits(
             temporal_stride=self.encoder.temporal_compress_times,

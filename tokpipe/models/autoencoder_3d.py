@@ -46,23 +46,6 @@ class Network3D(nn.Module):
                 f"use one of {powers}"
             )
 
-    @property
-    def why_not_streamable(self) -> str | None:
-        """Why ``stream`` raises for this network, or None if it does not."""
-        if self.norm != "frame":
-            return (
-                f"norm={self.norm!r} takes statistics over all frames, later ones included, so a "
-                "piece differs from the same frames of the whole clip; only norm='frame' avoids "
-                "that, and it needs weights that were trained with it"
-            )
-        modes = (part.pad_mode for part in self.modules() if isinstance(part, CausalConv3d))
-        if (mode := next((one for one in modes if one in NOT_CAUSAL), None)) is not None:
-            return (
-                f"pad_mode={mode!r} {NOT_CAUSAL[mode]} the frames after it, which may be in a "
-                "later piece; 'first' and 'constant' do not"
-            )
-        return None
-
     def stream(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         """Process one piece of a clip, continuing from the state of the piece before it.
 
@@ -72,8 +55,13 @@ class Network3D(nn.Module):
         ``forward`` of the whole clip, for any cuts, in memory that does not grow with its length.
         Gradients do not cross pieces.
         """
-        if (reason := self.why_not_streamable) is not None:
-            raise ValueError(f"this network cannot take a clip in pieces: {reason}")
+        modes = {part.pad_mode for part in self.modules() if isinstance(part, CausalConv3d)}
+        if self.norm != "frame" or modes & NOT_CAUSAL:
+            raise ValueError(
+                "this network cannot take a clip in pieces, since frames depend on later ones "
+                f"under norm={self.norm!r} and pad_mode {' or '.join(sorted(modes))}: it needs "
+                "weights that were trained with norm='frame' and pad_mode 'first' or 'constant'"
+            )
         stream = Stream(self, state)
         return self(x, stream=stream), stream.state()
 
@@ -155,17 +143,11 @@ class Encoder3D(Network3D):
         check_whole_clip(use_cp)
         check_input(x, self.conv_in.conv, smallest=self.spatial_stride)
         frames, stride = x.shape[2], self.temporal_stride
-        if stream is None and 1 < frames <= stride:
+        starts = stream is None or stream.is_first
+        if 1 < frames <= stride if stream is None else (frames - starts) % stride:
             raise ValueError(
-                f"{frames} frames do not fill the second latent frame, which covers {stride} "
-                f"frames after the first: pass 1 frame, or repeat the last one up to {1 + stride}"
-            )
-        if stream is not None and (frames - stream.is_first) % stride:
-            which, alone = ("the first", "1 frame plus ") if stream.is_first else ("a later", "")
-            raise ValueError(
-                f"{which} piece of a clip has {frames} frames and ends within a latent frame of "
-                f"{stride}, so the next piece would start inside it. Pass {alone}a multiple of "
-                f"{stride}"
+                f"{frames} frames do not fill their last latent frame, which covers {stride}: pass "
+                f"{'1 frame plus ' if starts else ''}a multiple of {stride}"
             )
         with tf32_convolutions(x.device) if self.is_narrow else nullcontext():
             h = self.conv_in(x, stream)

@@ -13,7 +13,7 @@ from tokpipe.models.streaming import Stream
 
 PadMode = Literal["first", "constant", "reflect", "constant_causal", "constant_published"]
 
-NOT_CAUSAL = {"reflect": "shows frame 0", "constant_published": "shows every frame"}
+NOT_CAUSAL = {"reflect", "constant_published"}
 """Pad modes under which frames see later ones."""
 
 
