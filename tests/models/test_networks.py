@@ -263,7 +263,7 @@ def test_networks_that_cannot_be_built_are_rejected(name: str) -> None:
         ("UNet", "z_channels", 4, "z_channels"),
         ("Encoder", "attn_type", "vanila", r"attn_type='vanila': use 'vanilla'"),
         ("Decoder", "attn_type", "vanila", r"attn_type='vanila': use 'vanilla'"),
-        ("UNet", "attn_type", "memory-efficient-cross-attn", "published code returns linear"),
+        ("UNet", "attn_type", "memory-efficient-cross-attn", "attn_type='mem.* use 'vanilla'"),
         ("Encoder3D", "norm", "layer", r"norm='layer': use 'clip' .* or 'frame'"),
         ("MOVQDecoder3D", "norm", "layer", r"norm='layer': use 'clip' .* or 'frame'"),
         ("Encoder3D", "temporal_compress_times", 4, r"times=4 .* one of \[1, 2\]"),

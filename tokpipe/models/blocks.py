@@ -243,13 +243,9 @@ def make_attn(
         return LinearAttention(in_channels, heads=1, dim_head=in_channels)
     if attn_type == "none":
         return nn.Identity()
-    remedy = "use 'vanilla', 'vanilla-xformers', 'linear' or 'none'"
-    if attn_type == "memory-efficient-cross-attn":
-        remedy = (
-            "published code returns linear attention for this name. For weights trained with it "
-            "(keys to_qkv and to_out) use 'linear', for attention among all positions 'vanilla'"
-        )
-    raise ValueError(f"attn_type={attn_type!r}: {remedy}")
+    raise ValueError(
+        f"attn_type={attn_type!r}: use 'vanilla', 'vanilla-xformers', 'linear' or 'none'"
+    )
 
 
 class LinearAttention(nn.Module):
