@@ -155,14 +155,11 @@ class VideoTokenizer(nn.Module, ABC):
             )
 
     def _check_pixels(self, pixels: Tensor) -> None:
-        if pixels.dtype != torch.uint8 or pixels.ndim != 5 or pixels.shape[-1] != 3:
+        fits = pixels.dtype == torch.uint8 and pixels.ndim == 5 and pixels.shape[-1] == 3
+        if not fits or not pixels.numel():
             raise ValueError(
                 f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}, but the "
-                "tokenizer takes uint8 of (B, T, H, W, 3)"
-            )
-        if not pixels.numel():
-            raise ValueError(
-                f"pixels of shape {tuple(pixels.shape)}: the clip is empty, pass at least one frame"
+                "tokenizer takes uint8 of (B, T, H, W, 3), none of them 0"
             )
         self.traits.check_size(*pixels.shape[2:4])
 

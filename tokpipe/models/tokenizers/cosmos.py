@@ -51,13 +51,8 @@ class CosmosDVTokenizer(VideoTokenizer):
         self._prove_on_cpu()
 
     def _encode(self, x: Tensor) -> Tensor:
-        outputs = self.encoder(x)
-        if not isinstance(outputs, tuple | list) or not outputs:
-            raise TypeError(
-                f"its encoder returned a {type(outputs).__name__}, not (indices, code vectors, "
-                "loss): it is not the encoder of a discrete tokenizer"
-            )
-        return outputs[0]
+        codes: Tensor = self.encoder(x)[0]
+        return codes
 
     def _decode(self, codes: Tensor) -> Tensor:
         return self._needed(self.decoder)(codes.int())

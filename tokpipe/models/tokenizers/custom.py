@@ -2,7 +2,6 @@
 
 import importlib.util
 import symtable
-from collections.abc import Callable
 from importlib.machinery import PathFinder
 from typing import Any
 
@@ -27,6 +26,7 @@ class CustomTokenizer(VideoTokenizer):
         self.name = config.implementation
         what = f"tokenizer.implementation {self.name}"
         kind = _imported(self.name, what)
+        self.model: Any
         try:
             self.model = kind(**config.arguments)
         except (Exception, SystemExit) as error:  # user code may raise anything
@@ -40,31 +40,24 @@ class CustomTokenizer(VideoTokenizer):
         probe(self, what, with_decoder=with_decoder, size=config.probe_size)
 
     def _encode(self, x: Tensor) -> Tensor:
-        return self.model.encode(x)  # type: ignore[operator]
+        codes: Tensor = self.model.encode(x)
+        return codes
 
     def _decode(self, codes: Tensor) -> Tensor:
-        return self._method("decode(codes)")(codes)
+        floats: Tensor = self.model.decode(codes)
+        return floats
 
     def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         if self.traits.layout == "BCHW" and not hasattr(self.model, "encode_piece"):
             return super()._encode_piece(x, state)
-        codes, tensors = self._method("encode_piece(x, state)")(x, self._tensors(state))
+        codes, tensors = self.model.encode_piece(x, self._tensors(state))
         return codes, StreamState(self.name, tuple(tensors))
 
     def _decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         if self.traits.layout == "BCHW" and not hasattr(self.model, "decode_piece"):
             return super()._decode_piece(codes, state)
-        floats, tensors = self._method("decode_piece(codes, state)")(codes, self._tensors(state))
+        floats, tensors = self.model.decode_piece(codes, self._tensors(state))
         return floats, StreamState(self.name, tuple(tensors))
-
-    def _method(self, call: str) -> Callable[..., Any]:
-        method: Callable[..., Any] | None = getattr(self.model, call.partition("(")[0], None)
-        if method is None:
-            raise ValueError(
-                f"{self.name} has no method {call}: add it, or name another class; "
-                "docs/tokenizers.md has an example"
-            )
-        return method
 
     def _tensors(self, state: StreamState | None) -> tuple[Tensor, ...] | None:
         if state is None:
@@ -100,8 +93,6 @@ def _imported(path: str, what: str) -> type[nn.Module]:
             f"{what}: {name} in {module_name} is {described}, but must be a subclass of "
             "torch.nn.Module: correct the path"
         )
-    if not hasattr(found, "encode"):
-        raise ConfigError(f"{what}: has no method encode(x): add it, or name another class")
     return found
 
 
