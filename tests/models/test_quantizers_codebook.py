@@ -191,12 +191,12 @@ def test_the_entries_in_use_come_from_a_file_as_published_or_from_memory(tmp_pat
 @pytest.mark.parametrize(
     ("remap", "problem"),
     [
-        ([], r"remap: holds float64 of shape \(0,\)"),
-        ([[1, 2]], r"of shape \(1, 2\), .* the entries in use are a list"),
-        ([0.5], "remap: holds float64"),
-        ([0, 40], "names entries 0 to 40, but the codebook has 0 to 39"),
-        ([-1, 4], "names entries -1 to 4"),
-        ([4, 5, 4], "names an entry twice"),
+        ([], r"remap: \[\] of float64, .* at least one of the integers 0 to 39, each once"),
+        ([[1, 2]], r"remap: \[\[1, 2\]\] of int64, .* the entries in use are a list"),
+        ([0.5], r"remap: \[0.5\] of float64"),
+        ([0, 40], r"remap: \[0, 40\] of int64, .* the integers 0 to 39"),
+        ([-1, 4], r"remap: \[-1, 4\]"),
+        ([4, 5, 4], r"remap: \[4, 5, 4\] .* each once"),
     ],
 )
 def test_invalid_entries_in_use_are_rejected(remap: Any, problem: str, tmp_path: Path) -> None:

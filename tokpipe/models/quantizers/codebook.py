@@ -103,17 +103,11 @@ def _used_entries(remap: Remap, num_vectors: int) -> Tensor:
         raise ValueError(
             f"{where}: not a .npy file of integers ({error}): use numpy.save"
         ) from error
-    problem = None
-    if used.ndim != 1 or not used.size or used.dtype.kind not in "iu":
-        problem = f"holds {used.dtype} of shape {used.shape}"
-    elif used.min() < 0 or used.max() >= num_vectors:
-        problem = f"names entries {used.min()} to {used.max()}"
-    elif len(np.unique(used)) != len(used):
-        problem = "names an entry twice"
-    if problem is not None:
+    entries = used.tolist() if used.ndim == 1 and used.dtype.kind in "iu" else []
+    if not entries or len(set(entries).intersection(range(num_vectors))) < len(entries):
         raise ValueError(
-            f"{where}: {problem}, but the codebook has 0 to {num_vectors - 1}, and the entries in "
-            "use are a list of at least one of these integers, each once"
+            f"{where}: {used.tolist()!s:.60} of {used.dtype}, but the entries in use are a list of "
+            f"at least one of the integers 0 to {num_vectors - 1}, each once"
         )
     return torch.from_numpy(used.astype(np.int64))
 
