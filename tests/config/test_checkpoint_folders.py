@@ -137,7 +137,7 @@ def test_an_unusable_config_is_named(tmp_path: Path, section: object, problem: s
         ({"checkpoint": "nowhere"}, r"nowhere/config.yaml cannot be read: No such file"),
         ({"checkpoint": "fsq-4x8x8"}, "Built-in checkpoints: builtin://fsq-4x8x8"),
         ({"checkpoint": "small", "name": "mine"}, "name next to it could contradict"),
-        ({"checkpoint": 3}, "tokenizer.checkpoint: 3 must be the path or URI of a checkpoint"),
+        ({"checkpoint": 3}, "tokenizer.checkpoint: found 3; write '3'"),
         ({"checkpoint": "${NOWHERE}"}, "environment variable NOWHERE is not set"),
         ({"checkpoint": "builtin://other"}, "builtin://other/config.yaml cannot be read"),
         ({"checkpoint": "builtin://../../config"}, "does not name a built-in checkpoint"),

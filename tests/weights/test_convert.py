@@ -174,8 +174,6 @@ AVERAGES = {"a.b.c": torch.ones(1), "a.bc": torch.ones(1), "model_ema.abc": torc
         ({"state_dict": {"w": 3}}, {}, "among its weights, w is a int. Only dense tensors"),
         (W, {}, "is not a checkpoint of kind movqgan: it has no 'encoder"),
         (W, {"kind": "emu3"}, "is not a checkpoint of kind emu3"),
-        (W, {"choices": Choices(strip="x.")}, "no key begins with 'x.', so --strip"),
-        (W, {"choices": Choices(drop=("x.",))}, "begins with 'x.', so --drop"),
         (W, EMA, "has no moving averages"),
         (AVERAGES, EMA, r"a\.bc and a\.b\.c share one moving average"),
     ],

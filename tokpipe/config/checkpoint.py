@@ -63,10 +63,8 @@ def resolve_checkpoint(
             f"tokenizer.checkpoint describes the whole tokenizer, and {', '.join(extra)} next to "
             "it could contradict it: keep one or the other"
         )
-    if not isinstance(found := section["checkpoint"], str):
-        problem = f"tokenizer.checkpoint: {found!r} must be the path or URI of a checkpoint folder"
-        raise ConfigError(problem)
-    uri = validate_settings(Uri, found, name="tokenizer.checkpoint", context=context)
+    found = section["checkpoint"]
+    uri: str = validate_settings(Uri, found, name="tokenizer.checkpoint", context=context)
     folder = uri.rstrip("/")
     config_uri = f"{folder}/{CONFIG_NAME}"
     try:

@@ -65,12 +65,8 @@ def not_plain(value: Any) -> str | None:
         return f"a mapping of {len(value)}"
     if type(value) not in (Tensor, torch.nn.Parameter):
         return f"a {type(value).__name__}"
-    if value.is_nested:
-        return "a nested tensor"
-    if value.layout != torch.strided:
-        return f"a sparse tensor ({value.layout})"
-    if value.is_quantized:
-        return f"a quantized tensor ({value.dtype})"
+    if value.is_nested or value.layout != torch.strided:
+        return f"a sparse or nested tensor ({value.layout})"
     if value.dtype not in _DTYPES:
         return f"a tensor of {value.dtype}"
     if value.device.type != "cpu":

@@ -154,21 +154,11 @@ def _choose(
     for prefix in (*always_dropped, *choices.drop):
         below = (prefix, f"{choices.strip or ''}{prefix}")
         kept = {new: key for new, key in table.items() if not key.startswith(below)}
-        if dropped := len(table) - len(kept):
-            yield f"{source}: left out {dropped:,} keys below {prefix!r}"
-        elif prefix in choices.drop:
-            raise ConfigError(
-                f"{source}: no key begins with {prefix!r}, so --drop leaves nothing out; the keys "
-                f"are {_some(table)}"
-            )
+        if prefix in choices.drop or len(kept) < len(table):
+            yield f"{source}: left out {len(table) - len(kept):,} keys below {prefix!r}"
         table = kept
     if (strip := choices.strip) is not None:
         kept = {key.removeprefix(strip): key for key in table if key.startswith(strip)}
-        if not kept:
-            raise ConfigError(
-                f"{source}: no key begins with {strip!r}, so --strip leaves nothing; the keys "
-                f"are {_some(table)}"
-            )
         yield f"{source}: took the {len(kept):,} of {len(table):,} keys below {strip!r}"
         table = kept
     if choices.ema:
