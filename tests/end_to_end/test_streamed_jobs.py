@@ -166,4 +166,4 @@ def test_a_tokenizer_that_sees_the_future_is_rejected_with_the_reason(
     code, printed = run(job(tmp_path / "job.yaml", videos, tokenizer=TOKENIZER))
     assert code == 2, printed
     assert "chunking.policy streaming" in printed
-    assert "no codes are known before the last frame" in printed
+    assert "codes depend on later frames, which may not be decoded yet" in printed

@@ -154,7 +154,7 @@ def test_sizes_that_would_be_cropped_are_rejected(
         (lambda: program(Encoder(4, 4)), r"returned torch.int32 of shape \(2, 2, 8, 10\), not"),
         (
             lambda: program(Wrong("codes")),
-            "codes from 64000 to 64000, but its codebook has 0 to 63999",
+            "codes from 64000 to 64000, but the codebook has 0 to 63999",
         ),
         (lambda: program(Wrong("raises")), "needs large frames"),
         (lambda: program(Decoder()), "Cosmos-DV4x8x8, probed"),

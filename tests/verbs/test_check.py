@@ -248,7 +248,7 @@ def custom(implementation: str, **declares: Any) -> dict[str, Any]:
         ({**custom("Blocks"), "implementation": "nowhere:Model"}, "nowhere cannot be imported"),
         (
             custom("Blocks", codebook_size=8),
-            r"returned codes .* but its codebook has 0 to 7",
+            r"raised ValueError: codes .* but the codebook has 0 to 7",
         ),
         (custom("Transposed"), "as its traits declare"),
         (custom("Floats"), "as its traits declare"),

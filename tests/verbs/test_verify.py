@@ -234,8 +234,8 @@ def test_a_reference_that_cannot_be_used_is_an_error(
     [
         ("Leaks", "different codes for the second clip than alone"),
         ("Samples", "different codes the second time"),
-        ("NotFinite", "codes from -1 to -1, but its codebook has 0 to 63"),
-        ("Cuts", "in pieces, returned different codes than whole"),
+        ("NotFinite", "codes from -1 to -1, but the codebook has 0 to 63"),
+        ("Cuts", "in pieces, raised TypeError: different codes than whole"),
     ],
 )
 def test_what_the_probe_of_noise_does_not_show_fails_on_the_pictures(

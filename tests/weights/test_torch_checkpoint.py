@@ -113,7 +113,10 @@ def test_objects_of_a_training_program_become_inert_stubs(path: Path) -> None:
     ("value", "words"),
     [
         (lambda: torch.eye(2).to_sparse(), "a sparse or nested tensor"),
-        (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "a tensor of torch.qint8"),
+        (
+            lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+            "a tensor of torch.qint8",
+        ),
         (lambda: torch.ones(2, dtype=torch.complex64), "a tensor of torch.complex64"),
         (lambda: torch.ones(2, device="meta"), "a tensor on device meta"),
         (lambda: torch.ones(1).expand(9), "a tensor of shape (9,), larger than its data"),

@@ -95,7 +95,7 @@ class Quantizer(nn.Module, ABC):
             )
         codes = codes.long()
         if codes.numel():
-            check_range(codes, self.codebook_size, "quantizer")
+            check_range(codes, self.codebook_size)
         return codes
 
     def _check_channels(self, latent: Tensor) -> None:
@@ -107,13 +107,13 @@ class Quantizer(nn.Module, ABC):
             )
 
 
-def check_range(codes: Tensor, codebook_size: int, maker: str) -> None:
+def check_range(codes: Tensor, codebook_size: int) -> None:
     """Raise ValueError for int64 codes, at least one, outside ``range(codebook_size)``."""
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= codebook_size:
         raise ValueError(
-            f"codes from {low} to {high}, but the codebook has 0 to {codebook_size - 1}: they were "
-            f"made by another {maker}, or are damaged"
+            f"codes from {low} to {high}, but the codebook has 0 to {codebook_size - 1}: they are "
+            "of another codebook, or wrong"
         )
 
 

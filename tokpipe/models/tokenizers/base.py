@@ -1,7 +1,7 @@
 """The interface of every tokenizer, and the checks and the loading that all of them share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import safetensors.torch
@@ -190,8 +190,7 @@ class VideoTokenizer(nn.Module, ABC):
                 f"at least one integer of (B, t, h, w{axes})"
             )
         codes = codes.long()  # few operations support uint16, uint32 and uint64
-        for part, size in by_codebook(codes, self.traits):
-            check_range(part, size, "tokenizer")
+        check_codes(codes, self.traits)
         self.traits.check_size(height, width)
         return codes
 
@@ -231,9 +230,11 @@ class VideoTokenizer(nn.Module, ABC):
         return x.round_().clamp_(0, 255).to(torch.uint8).contiguous()
 
 
-def by_codebook(codes: Tensor, traits: TokenizerTraits) -> Iterator[tuple[Tensor, int]]:
-    """(B, t, h, w) or (B, t, h, w, c) -> the (B, t, h, w) codes and the size of each codebook."""
-    return zip([codes] if codes.ndim == 4 else codes.unbind(-1), traits.sizes, strict=True)
+def check_codes(codes: Tensor, traits: TokenizerTraits) -> None:
+    """Raise ValueError for (B, t, h, w) or (B, t, h, w, c) codes outside their codebooks."""
+    parts = codes.reshape(*codes.shape[:4], -1).unbind(-1)
+    for part, size in zip(parts, traits.sizes, strict=True):
+        check_range(part, size)
 
 
 def codes_or_not_finite(quantizer: Quantizer, latent: Tensor) -> Tensor:

@@ -85,7 +85,8 @@ class CosmosDVTokenizer(VideoTokenizer):
             self._prove_in(torch.float32)
         except ConfigError as error:
             # Outputs that are wrong in float32 are wrong in any type.
-            if self.file_dtype == torch.float32 or isinstance(error.__cause__, TypeError | None):
+            is_wrong = isinstance(error.__cause__, TypeError | ValueError)
+            if self.file_dtype == torch.float32 or is_wrong:
                 raise
             self.dtype = self.file_dtype
             self.to(self.dtype)

@@ -18,7 +18,7 @@ from tokpipe.config.traits import TokenizerTraits
 from tokpipe.errors import ConfigError, NodeTrouble
 from tokpipe.models.group_norm import plain_norms
 from tokpipe.models.process import encoder_class
-from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer, by_codebook
+from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer, check_codes
 from tokpipe.models.tokenizers.native import NativeTokenizer
 
 MOST_UNLIKE = 0.1
@@ -65,22 +65,17 @@ def probe(
     same: dict[str, float] = {}
     with _reported(what, call):
         codes = tokenizer.encode(pixels)
-        for part, codebook in by_codebook(codes, traits):
-            low, high = int(part.min()), int(part.max())
-            if low < 0 or high >= codebook:
-                raise _Wrong(
-                    f"codes from {low} to {high}, but its codebook has 0 to {codebook - 1}"
-                )
+        check_codes(codes, traits)
         same["again"] = equal_share(tokenizer.encode(pixels), codes)
         if same["again"] < 1:
-            raise _Wrong(
+            raise TypeError(
                 "different codes the second time: it must not sample, or keep state between calls"
             )
         beside = tokenizer.encode(torch.cat([255 - pixels[:1], pixels[1:]]))
         same["alone"] = equal_share(tokenizer.encode(pixels[1:]), codes[1:])
         same["beside another clip"] = equal_share(beside[1:], codes[1:])
         if same["alone"] < 1 - MOST_UNLIKE or same["beside another clip"] < 1:
-            raise _Wrong(
+            raise TypeError(
                 "different codes for the second clip than alone: a clip's codes must not depend on "
                 "other clips of the batch"
             )
@@ -90,15 +85,11 @@ def probe(
             tail, _ = tokenizer.encode_piece(pixels[:, traits.first_frames :], state)
             same["in pieces"] = equal_share(codes, torch.cat([head, tail], dim=1))
             if same["in pieces"] < 1 - MOST_UNLIKE:
-                raise _Wrong("different codes than whole: declare why_not_streamable")
+                raise TypeError("different codes than whole: declare why_not_streamable")
     if with_decoder:
         with _reported(what, f"decoding codes of shape {tuple(codes.shape)}"):
             tokenizer.decode(codes)
     return same
-
-
-class _Wrong(Exception):
-    """Codes that were returned, but cannot be right."""
 
 
 @contextmanager
@@ -110,8 +101,6 @@ def _reported(what: str, call: str) -> Iterator[None]:
     )
     try:
         yield
-    except _Wrong as problem:
-        raise ConfigError(f"{what}, probed by {call}, returned {problem}. {remedy}") from None
     except (Exception, SystemExit) as error:  # user code may raise anything
         text = f"{type(error).__name__}: {str(error).strip()[-800:]}"
         raise ConfigError(f"{what}, probed by {call}, raised {text}. {remedy}") from error
