@@ -16,9 +16,6 @@ ChannelMultiples = Annotated[
     ),
 ]
 FinestChannels = Annotated[PositiveInt, Field(description="Channels of the finest level.")]
-AttentionSizes = Annotated[
-    tuple[int, ...], Field(description="Sizes at which attention follows each residual block.")
-]
 
 
 def check_channels(ch: int, ch_mult: tuple[int, ...]) -> None:
@@ -37,7 +34,8 @@ class Levels(Frozen):
     ch_mult: ChannelMultiples = (1, 2, 4, 4)
     num_res_blocks: PositiveInt = 2
     """Residual blocks per level of the encoder; the decoder has one more."""
-    attn_resolutions: AttentionSizes = ()
+    attn_resolutions: tuple[int, ...] = ()
+    """Sizes at which attention follows each residual block."""
     resolution: PositiveInt = 256
     """Nominal size of a frame. It only decides at which levels ``attn_resolutions`` put
     attention."""

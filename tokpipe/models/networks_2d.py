@@ -319,15 +319,11 @@ class UNet(nn.Module):
         """(B,) or (1,) -> (B or 1, 4 * ch), in the dtype of the weights."""
         if self.temb is None:
             return None
-        if t is None:
+        if t is None or t.shape not in {(x.shape[0],), (1,)}:
             raise ValueError(
-                "no timesteps were passed, but this network needs the noise level of its input: "
-                "pass t, or build it with use_timestep=False"
-            )
-        if t.shape not in {(x.shape[0],), (1,)}:
-            raise ValueError(
-                f"t has shape {tuple(t.shape)} for {x.shape[0]} images: pass one timestep for each "
-                f"({x.shape[0]},), or one for all (1,)"
+                f"t is {None if t is None else tuple(t.shape)}, but this network needs the noise "
+                f"level of its input: pass one timestep for each image ({x.shape[0]},), or one for "
+                "all (1,), or build it with use_timestep=False"
             )
         first, second = cast(nn.ModuleList, self.temb["dense"])
         assert isinstance(first, nn.Linear)

@@ -117,12 +117,11 @@ class FSQ(ScalarQuantizer):
         keep_num_codebooks_dim: bool | None = None,
     ) -> None:
         levels = tuple(levels)
-        if not levels or min(levels) < 2:
-            raise ValueError(f"levels={list(levels)}: each channel needs at least two")
-        if max(levels) > MAX_LEVELS or math.prod(levels) > 2**62:
+        fits = levels and 2 <= min(levels) <= max(levels) <= MAX_LEVELS
+        if not fits or math.prod(levels) > 2**62:
             raise ValueError(
-                f"levels={list(levels)}: at most {MAX_LEVELS} per channel, which float32 can tell "
-                "apart, and 2**62 codes in all, which int64 holds"
+                f"levels={list(levels)}: each channel needs 2 to {MAX_LEVELS}, which float32 can "
+                "tell apart, and int64 holds at most 2**62 codes in all"
             )
         super().__init__(math.prod(levels), len(levels), dim, num_codebooks, keep_num_codebooks_dim)
         place_values = [math.prod(levels[:channel]) for channel in range(len(levels))]
@@ -201,16 +200,14 @@ class LFQ(ScalarQuantizer):
         codebook_scale: float = 1.0,
         bit_order: Literal["big", "little"] = "big",
     ) -> None:
+        num_bits = dim or 0
         if codebook_size is not None:
-            if codebook_size < 2 or codebook_size & (codebook_size - 1):
-                raise ValueError(f"{codebook_size=}: must be a power of two, one bit per channel")
             num_bits = codebook_size.bit_length() - 1
-        elif dim is not None:
-            num_bits = dim
-        else:
-            raise ValueError("dim and codebook_size are both missing: pass at least one")
-        if not 1 <= num_bits <= 62:
-            raise ValueError(f"dim={num_bits}: a code of int64 holds 1 to 62 bits")
+        if not 1 <= num_bits <= 62 or codebook_size not in (None, 2**num_bits):
+            raise ValueError(
+                f"{dim=}, {codebook_size=}: a code has 1 to 62 bits, which int64 holds. Pass them "
+                "as dim, or a power of two as codebook_size"
+            )
         if codebook_scale <= 0:
             raise ValueError(f"{codebook_scale=}: must be above 0")
         if bit_order not in ("big", "little"):
