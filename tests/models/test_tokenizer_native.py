@@ -243,7 +243,9 @@ def test_pieces_of_a_clip_have_the_codes_and_pixels_of_the_whole(cuts: list[int]
 
 def test_with_clip_norms_pieces_are_rejected() -> None:
     tokenizer = built(config_of())
-    with pytest.raises(ValueError, match=r"piece by piece: .*norm=clip .* codes depend on later frames"):
+    with pytest.raises(
+        ValueError, match=r"piece by piece: .*norm=clip .* codes depend on later frames"
+    ):
         tokenizer.encode_piece(noise(1, 3, 8, 8, 3), None)
     with pytest.raises(ValueError, match=r"piece by piece: .*norm=clip"):
         tokenizer.decode_piece(torch.zeros(1, 1, 4, 4, dtype=torch.int64), None)

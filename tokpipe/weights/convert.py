@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import compress, count, takewhile
 from pathlib import Path
@@ -23,7 +23,6 @@ from tokpipe.weights.read import encoding_tensors, tensors_sha256
 if TYPE_CHECKING:
     from torch import Tensor  # takes seconds: imported only when a conversion runs
 
-KINDS = ("vqgan", "movqgan", "emu3")  # Whose settings follow from the shapes of their weights
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Where training programs put the weights, in the order in which they are tried."""
 _AVERAGES = re.compile(r"^(?:model_ema|ema_(\w+))\.")
@@ -51,18 +50,14 @@ def convert(
 
     Runs nothing in ``source``, which stays memory-mapped. Builds the tokenizer from the result
     before writing it, so a folder left behind is one that loads strictly. Settings are
-    those of ``config``, a tokenizer section without ``weights``, or follow from the weights if
-    ``kind`` is one of ``KINDS``, or are those of the preset of kind ``vqgan`` that it names.
+    those of ``config``, a tokenizer section without ``weights``, or else ``kind`` says: those of
+    the preset of kind ``vqgan`` that it names, or ``vqgan``, ``movqgan`` or ``emu3``, whose
+    settings follow from the shapes of the weights.
     """
     import safetensors.torch
 
     from tokpipe.models.tokenizers import build_tokenizer
 
-    if (kind is None) == (config is None):
-        raise ConfigError(
-            "convert: weights need settings. Pass either --kind, for weights whose shapes imply "
-            f"them ({', '.join(KINDS)}), --preset or --config with a tokenizer section"
-        )
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if (folder / name).exists():
             raise ConfigError(
@@ -168,7 +163,7 @@ def _choose(
     return {new: state[key] for new, key in table.items()}
 
 
-def _is_average(key: str, keys: Iterable[str]) -> bool:
+def _is_average(key: str, keys: Mapping[str, Tensor]) -> bool:
     """Whether a key is one of the moving averages that Lightning's LitEma keeps.
 
     They are below ``model_ema.`` or, for each part of a model, below ``ema_<part>.``.
@@ -204,13 +199,8 @@ def _averaged(
         )
     yield f"{source}: took {len(owners):,} moving averages instead of the weights"
     if without := [key for new, key in table.items() if new not in owners.values()]:
-        yield f"{source}: {len(without):,} keys have no average: {_some(without)}"
+        yield f"{source}: {len(without):,} keys have no average, such as {without[0]}"
     return {**table, **{new: name for name, new in owners.items()}}
-
-
-def _some(keys: Iterable[str]) -> str:
-    named = list(keys)
-    return ", ".join(named[:5]) + (f" and {len(named) - 5:,} more" if len(named) > 5 else "")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -242,8 +232,8 @@ def _infer(kind: str, state: Mapping[str, Tensor], source: Path) -> dict[str, An
     except (KeyError, ValueError, IndexError) as error:
         raise ConfigError(
             f"{source} is not a checkpoint of kind {kind}: it has no {error} of the right shape; "
-            f"its keys are {_some(shapes)}. Select the entry with --state and remove a key prefix "
-            "with --strip, or pass its settings with --config"
+            f"its keys are {', '.join(shapes):.200}. Select the entry with --state and remove a "
+            "key prefix with --strip, or pass its settings with --config"
         ) from error
     section = {"num_res_blocks": blocks, "embed_dim": dim, "codebook_size": size}
     if is_emu3:
