@@ -247,7 +247,7 @@ def test_layers_reject_pieces_that_would_lose_frames() -> None:
     pool = DownSample3D(2, with_conv=False, compress_time=True)
     later = StreamState(Stream(pool, None).network, ())
     for layer, state, frames, problem in (
-        (strided, None, 3, "3 frames ends within an output of stride 2"),
+        (strided, None, 3, "3 frames do not fill an output of stride 2"),
         (pool, None, 4, "4 frames are not 1 plus whole pairs"),
         (pool, later, 3, "3 frames are not 0 plus whole pairs"),
     ):

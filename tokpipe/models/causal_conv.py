@@ -128,12 +128,10 @@ class CausalConv3d(nn.Module):
 
     def _check_frames(self, x: Tensor, stream: Stream | None) -> None:
         frames, stride = x.shape[2], self.conv.stride[0]
-        if frames < stride:
-            raise ValueError(f"{frames} frames do not fill one output of stride {stride}")
-        if stream is not None and frames % stride:
+        if frames < stride or (stream is not None and frames % stride):
             raise ValueError(
-                f"a piece of {frames} frames ends within an output of stride {stride}, which would "
-                f"be lost: cut the clip at multiples of {stride}"
+                f"{frames} frames do not fill an output of stride {stride}, so some would be lost: "
+                "pass more, and cut clips at multiples of it"
             )
 
     def _past(self, x: Tensor, stream: Stream | None) -> Tensor:
