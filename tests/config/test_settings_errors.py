@@ -231,7 +231,7 @@ def test_time_limits_and_placement_that_cannot_work_are_rejected(
         (
             "sources.0.folder",
             "x",
-            "unknown key 'folder'; the keys here are: animation_as_picture, kind, media, on_change, uri",
+            "unknown key 'folder'; the keys here are: animation_as_picture, kind, media",
         ),
         ("Sampling", {}, "unknown key 'Sampling'; did you mean 'sampling'?"),
     ],
