@@ -187,13 +187,12 @@ def test_the_shipped_job_runs_from_s3_to_s3_with_the_submitters_variables(
     run = ["--", "python", "-m", "tokpipe.run", "jobs/webvid.yaml"]
     code, printed = user.run(*ray, *run, **webvid)
     assert code == 1
-    assert "`ray job submit` sends no files: add `--working-dir .`" in printed
+    assert "jobs/webvid.yaml: cannot be read as a job file: No such file" in printed
     for name in (".env", "notes.txt"):
         (user.project / name).unlink()
     code, printed = user.run(*ray, "--working-dir", ".", *run, **webvid)
     assert code == 1
-    assert "WEBVID_TABLE, WEBVID_VIDEOS, OUTPUT, TOKENIZER_WEIGHTS must be set on" in printed
-    assert "or submit with `tokpipe submit jobs/webvid.yaml`" in printed
+    assert "environment variable WEBVID_TABLE is not set" in printed
     passed = json.dumps({"env_vars": webvid})
     code, printed = user.run(*ray, "--working-dir", ".", "--runtime-env-json", passed, *run)
     assert code == 0, printed

@@ -105,12 +105,11 @@ class Run(Verb, example="tokpipe run jobs/demo.yaml"):
         # Not only what rich finds: FORCE_COLOR makes it move the cursor in a file too.
         console = Console(highlight=False, force_interactive=None if sys.stdout.isatty() else False)
         _run_options(parsed)  # rejects those that do not go together
-        with submitted.explained(parsed.job):
-            if parsed.dry_run:
-                from tokpipe.verbs.check import check
+        job = job_of(parsed)
+        if parsed.dry_run:
+            from tokpipe.verbs.check import check
 
-                return (one.text for one in check(job_of(parsed)))
-            job = job_of(parsed)
+            return (one.text for one in check(job))
         submitted.check_output(job)
         # Imported late: ray takes seconds, and a wrong job file is reported without it.
         from tokpipe.runtime.assemble import RetryRejected
