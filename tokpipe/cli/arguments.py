@@ -141,12 +141,8 @@ def trust_of(parsed: argparse.Namespace) -> "Trust":
 
 def check_new_file(path: Path, *endings: str) -> None:
     """Check, before any work, that ``-o`` names a file that can be written."""
-    if path.is_dir():
-        problem = f"is a folder: name a file in it, such as {path / f'clip{endings[0]}'}"
-    elif path.suffix not in endings:
-        problem = f"ends in {path.suffix or 'nothing'}: use {' or '.join(endings)}"
-    elif not path.parent.is_dir():
-        problem = f"cannot be written, because the folder {path.parent} does not exist: create it"
+    if path.is_dir() or path.suffix not in endings:
+        problem = f"is a folder, or does not end in {' or '.join(endings)}"
     else:
         try:
             with tempfile.TemporaryFile(dir=path.parent):
