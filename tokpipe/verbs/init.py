@@ -132,7 +132,6 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
         if match and (is_file or match[1].lower() != "json"):
             patterns[match[1].lower()] = uri if is_file else f"{uri}/**/*{match[0]}"
     found: list[dict[str, Any]] = []
-    columns: list[str] = []
     problems = []
     for table in (pattern for ending, pattern in patterns.items() if ending != "tar"):
         config = TableSource(kind="table", uri=table, uri_template="-")
@@ -143,26 +142,19 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
         except ConfigError as error:
             problems.append(str(error))
             continue
-        columns += head.schema.names
         embedded = {"uri_column": rows.media[0]} if rows.media else {}
         if guessed := guess_columns(head, folder) or embedded:
             found.append({"kind": "table", "uri": table, **guessed})
+        else:
+            what = "no column looks like the URIs or paths of videos. The columns are"
+            problems.append(f"{table}: {what} {', '.join(head.schema.names)}")
     if not found and (num_videos or is_glob) and not (is_file and patterns):
         found.append({"kind": "files", "uri": uri if is_file else f"{uri}/"})
     if "tar" in patterns and not any(source["kind"] == "table" for source in found):
         found.append({"kind": "webdataset", "uri": patterns["tar"]})
-    if not found and problems:
-        raise ConfigError("; ".join(problems))
-    if not found and columns:
-        raise ConfigError(
-            f"{uri}: no column of its table looks like the URIs or paths of videos. The columns "
-            f"are {', '.join(columns)}. Write a source with uri_column or uri_template yourself, "
-            "as docs/data.md describes"
-        )
     if not found:
-        raise ConfigError(
-            f"{uri}: found no videos, tables or tars of videos. {listing.explain_nothing()}"
-        )
+        nothing = f"found no videos, tables or tars of videos. {listing.explain_nothing()}"
+        raise ConfigError("; ".join(problems) or f"{uri}: {nothing}")
     return found, problems
 
 
