@@ -114,11 +114,6 @@ def test_a_job_for_another_cluster_is_rejected(tmp_path: Path) -> None:
         Package(path, load_job(path), [], [])
 
 
-def test_local_paths_are_listed_but_not_builtin_ones(tmp_path: Path) -> None:
-    path = write(tmp_path)
-    assert Package(path, load_job(path), [], []).local_paths() == [f"{tmp_path}/videos/*.mp4"]
-
-
 # --- variables ----------------------------------------------------------------------------------
 
 

@@ -181,8 +181,6 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
             old = "with the settings it was submitted with (to use others, --stop it first)"
             print_lines([f"{newest.id} already works on {uri}: following it, {old}"])
         else:
-            if paths := package.local_paths():
-                print_lines([f"all nodes must see these local paths: {', '.join(paths)}"])
             newest, is_new = cluster.submit(package, newest), True
             print_lines([f"submitted {newest.id} to {cluster.address}"])
         command = ["tokpipe", "submit", str(parsed.job)]

@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import tokpipe
-from tokpipe.config.base import leaves, variables_of
+from tokpipe.config.base import variables_of
 from tokpipe.config.job import JobConfig
 from tokpipe.config.load import parse_job, project_root
 from tokpipe.config.strict_yaml import read_mapping
@@ -46,7 +46,7 @@ class Package:
         ``options`` are those of ``tokpipe run``. ``asked``: variables to set for the driver and the
         workers, each as NAME or NAME=VALUE; secrets are rejected.
         """
-        for name, _ in variables_of(read_mapping(path.read_bytes(), str(path))):
+        for name in variables_of(read_mapping(path.read_bytes(), str(path))):
             if name in os.environ and holds_secret(name, os.environ[name]):
                 raise _secret(f"{path}: ${{{name}}}")
         if job.runtime.cluster != "auto":
@@ -71,12 +71,6 @@ class Package:
                 shutil.copytree(path, folder / place, ignore=_not_code)
             else:
                 shutil.copyfile(path, folder / place)
-
-    def local_paths(self) -> list[str]:
-        """Return the paths of the job that are on a disk, which all nodes must see."""
-        parts = self.job.model_dump(mode="json", include={"sources", "output", "tokenizer"})
-        values = [value for _, _, value in leaves("job", parts) if isinstance(value, str)]
-        return sorted({value for value in values if value.startswith(("/", "file://"))})
 
 
 def _variable(asked: str) -> tuple[str, str]:

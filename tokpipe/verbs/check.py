@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tokpipe.config.checkpoint import BUILTIN
 from tokpipe.config.job import JobConfig
-from tokpipe.config.tokenizer import CustomConfig
 from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
 from tokpipe.plan import RowSample, merge_columns
@@ -66,7 +64,9 @@ def _steps(job: JobConfig, num_sampled: int, seed: int) -> Iterator[CheckResult]
     yield from _sources(job, num_sampled, seed)
     weights = yield from _trial(job)
     yield from _output(job, weights)
-    yield from _other_machines(job)
+    if job.runtime.cluster != "local":
+        others = "whether other machines of a cluster can use the sources, tokenizer and output"
+        yield _not_checked(others, "they were tried on this machine only")
 
 
 def _warning(text: str) -> CheckResult:
@@ -248,15 +248,3 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
             raise
         yield _warning(str(error))
     yield CheckResult("output", f"{text}; can be written", facts)
-
-
-def _other_machines(job: JobConfig) -> Iterator[CheckResult]:
-    if job.runtime.cluster == "local":
-        return
-    needs = [*(config.uri for config in job.sources), job.output.uri]
-    if (weights := job.tokenizer.weights) is not None and not weights.startswith(BUILTIN):
-        needs.append(weights)
-    if isinstance(job.tokenizer, CustomConfig):
-        needs.append(job.tokenizer.implementation)
-    others = f"whether other machines of a cluster can use {', '.join(needs)}"
-    yield _not_checked(others, "they were tried on this machine only")
