@@ -177,7 +177,6 @@ def test_the_shipped_job_runs_from_s3_to_s3_with_the_submitters_variables(
     code, printed = user.submit("jobs/webvid.yaml", **webvid)
     assert code == 0, printed
     assert "3 clips" in printed
-    assert "local paths" not in printed
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     assert_complete(load_job(user.project / "jobs/webvid.yaml", webvid))
@@ -246,7 +245,6 @@ def test_exit_codes_of_the_driver_are_those_of_submit(user: User) -> None:
     code, printed = user.submit("jobs/four.yaml")
     assert code == 4, printed
     # Relative paths start at the submitter's project, and the output is there.
-    assert f"all nodes must see these local paths: {user.project}/out/four, " in printed
     assert (user.project / "out/four/job.json").exists()
     write_video(videos / "clip002.mp4", seed=2)
     code, printed = user.submit("jobs/four.yaml", "--retry-rejected", "--reason", "not_a_video")
@@ -431,22 +429,15 @@ def web_server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"RAY_AUTH_TOKEN": "wrong" * 8}, "it does not accept the token in RAY_AUTH_TOKEN"),
-        ({"RAY_AUTH_TOKEN": ""}, "home/.ray/auth_token does not exist"),
-        ({"RAY_AUTH_MODE": "disabled"}, "no token was sent, because RAY_AUTH_MODE is not `token`"),
-    ],
+    "variables",
+    [{"RAY_AUTH_TOKEN": "wrong" * 8}, {"RAY_AUTH_TOKEN": ""}, {"RAY_AUTH_MODE": "disabled"}],
     ids=["wrong", "missing", "off"],
 )
-def test_a_wrong_token_is_reported_as_such(
-    user: User, variables: Mapping[str, str], said: str
-) -> None:
+def test_a_wrong_token_is_reported_as_such(user: User, variables: Mapping[str, str]) -> None:
     write_job(user.project / "jobs/any.yaml", files(user.project), "out/any")
     code, printed = user.submit("jobs/any.yaml", **variables)
     assert code == 7, printed
-    assert f"{user.head.url}: authentication failed: the Ray cluster requires a token" in printed
-    assert said in " ".join(printed.split())
+    assert f"{user.head.url}: authentication failed: the token is missing or wrong" in printed
     assert "Traceback" not in printed
     driver = ["-m", "tokpipe.run", "jobs/any.yaml"]
     code, printed = user.run(
