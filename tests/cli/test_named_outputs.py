@@ -129,7 +129,7 @@ def test_a_job_file_brings_the_options_of_its_store(
     assert main(["status", f"{s3_bucket.uri}/other"]) == 2
     assert "/other: has no job.json" in one_line(capsys)
     assert main(["status", s3_bucket.uri]) == 2
-    assert "it holds codes/" in one_line(capsys)
+    assert f"{s3_bucket.uri}: has no job.json" in one_line(capsys)
     assert main(["status", "s3://no-such-bucket-here/x"]) == 2
     assert "no-such-bucket-here" in one_line(capsys)
 
