@@ -145,7 +145,7 @@ def test_an_unusable_config_is_named(tmp_path: Path, section: object, problem: s
             "small",
             "found small; write {checkpoint: small} if that is a checkpoint, or else",
         ),
-        ({"kind": 3}, "kind: found 3; write native, movqgan"),
+        ({"kind": 3}, "kind: found 3; write native, vqgan"),
     ],
 )
 def test_an_unusable_checkpoint_is_named(tmp_path: Path, tokenizer: object, problem: str) -> None:
