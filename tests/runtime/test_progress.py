@@ -359,7 +359,7 @@ def test_the_summary_says_what_limited_a_job_and_what_to_change() -> None:
     assert lines[0] == "done after 3:00: /out/my codes"
     assert "  this run: 60 clips at 0.50 clips/s, 10.0 frames/s" in lines
     assert (
-        "  decoding limited this job: encoders waited 41% of the time. Add CPUs, or lower "
+        "  encoders busy 59%, limited by decoding (busy 98%). Add CPUs, or lower "
         "runtime.decode.cpus if they were not all busy"
     ) in lines
     assert lines[-1] == "  a page about it: tokpipe report '/out/my codes' -o report.html"
