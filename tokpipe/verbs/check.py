@@ -22,10 +22,9 @@ from tokpipe.sources.rows import RowSource
 from tokpipe.stages.decode import DecodeStage, decoder_versions
 from tokpipe.stages.fit import EncoderMemory
 from tokpipe.storage import Store, probe_store
-from tokpipe.telemetry.human import counted, counts_text, duration
+from tokpipe.telemetry.human import counted, counts_text
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import Cut, DecodedClip
-from tokpipe.verbs.status import Status
 from tokpipe.weights.read import TokenizerWeights, find_weights, read_weights
 
 MAX_ROWS = 200_000
@@ -228,19 +227,12 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
         else:
             decoders = decoder_versions(job.decode)
             job_record.check_resumable(store, existing.record, job, weights.hash, decoders)
-        found = Status(existing)
-        done, rows = found.num_rows_done, found.num_rows
+        done, rows = existing.state.committed.num_done, existing.record.num_rows
         text = f"output {uri}: {done:,} of {rows:,} plan rows settled"
         facts = {"uri": uri, "is_new": False, "num_rows": rows, "num_rows_done": done}
-        if found.is_done:
+        if done == rows:
             yield CheckResult("output", text, facts)
             return
-        if found.driver is not None and found.last_commit_age_s is not None:
-            facts |= {"driver": found.driver, "last_commit_age_s": found.last_commit_age_s}
-            text += (
-                f", the last {duration(found.last_commit_age_s)} ago by {found.driver}. If that "
-                "still runs, a new run takes over and stops it"
-            )
     try:
         probe_store(store)
     except UnsafeStore as error:
