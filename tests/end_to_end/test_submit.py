@@ -340,8 +340,7 @@ def test_a_job_outlives_its_terminal_is_followed_again_stopped_and_resumed(
     assert follower.returncode == 130, seen
     assert f"already works on {user.project}/out/slow: following it" in seen
     assert "with the settings it was submitted with" in seen
-    assert f"to follow it: tokpipe submit {job} --address {user.head.url}" in seen
-    assert f"to stop it:   tokpipe submit {job} --address {user.head.url} --stop" in seen
+    assert f"continues on {user.head.url}: run the same command to follow it" in seen
 
     code, printed = user.submit(job, "--stop")
     assert code == 0, printed

@@ -185,11 +185,9 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
         else:
             newest, is_new = cluster.submit(package, newest), True
             print_lines([f"submitted {newest.id} to {cluster.address}"])
-        command = ["tokpipe", "submit", str(parsed.job)]
-        again = shlex.join([*command, *(["--address", parsed.address] if parsed.address else [])])
-        ways = [f"  to follow it: {again}", f"  to stop it:   {again} --stop"]
+        ways = "run the same command to follow it, with --stop to stop it"
         if parsed.detach:
-            return ways
+            return [ways]
         try:
             for line in cluster.follow(newest, from_start=is_new):
                 if isinstance(line, Submission):
@@ -198,7 +196,7 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
                     print_lines([line])
         except KeyboardInterrupt:
             state = "is being stopped" if parsed.stop else "continues"
-            print_lines([f"the job {state} on {cluster.address}", *ways])
+            print_lines([f"the job {state} on {cluster.address}: {ways}"])
             raise
         if parsed.stop and newest.was_stopped:
             return [f"stopped {newest.id}"]
