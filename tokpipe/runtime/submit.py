@@ -137,7 +137,6 @@ LOST_S = 300.0  # Following ends when the cluster has been out of reach for this
 NUM_EARLIER_LINES = 20  # Lines to show of a driver that was already running
 KILL_AFTER_S = int(STOP_GRACE_S) + 120
 """Ray kills a stopped driver after this time, or after 3 s by default: too early to commit."""
-COMMAND_NOT_FOUND = 127
 
 for _module in ("modules.dashboard_sdk", "modules.job.sdk"):  # each sets INFO for itself
     logging.getLogger(f"ray.dashboard.{_module}").setLevel(logging.WARNING)
@@ -180,15 +179,11 @@ class Submission(NamedTuple):
         assert self.info is not None
         if self.was_stopped:
             return 128 + signal.SIGTERM
-        if (code := self.info.driver_exit_code) is None:
+        code = self.info.driver_exit_code
+        if code is None or code == 127:  # There was no `python` on the PATH of `ray start`
             raise RuntimeFault(
                 f"{self.id}: the driver did not start, or it died with its node: "
                 f"{self.info.message}. Once the cluster works, run the same command to resume"
-            )
-        if code == COMMAND_NOT_FOUND:
-            raise RuntimeFault(
-                f"{self.id}: `python` was not on PATH where `ray start` ran on the head. Start Ray "
-                'there from an environment with "tokpipe[run]"'
             )
         return code if code >= 0 else 128 - code
 
