@@ -37,7 +37,7 @@ A row with a problem is not a clip. It is named after the place where it was fou
 MAX_COLUMNS = 1000
 """A wider table is rejected: each column costs memory in every part of the plan and every shard."""
 
-_OWN_NAMES = {*ROW_SCHEMA.names, *OWN_COLUMNS, *shard_schema("uint32", 2).names}
+_OWN_NAMES = {*ROW_SCHEMA.names, *OWN_COLUMNS, *shard_schema("uint32").names}
 _OWN_NAMES |= {"row", "row_id", "num_segments", "dataset"}
 
 
