@@ -25,11 +25,11 @@ class Frozen(BaseModel):
     )
 
 
-def variables_of(data: Any) -> Iterator[tuple[str, bool]]:
-    """Yield the name of each variable in a job file's data, and whether it has a default."""
+def variables_of(data: Any) -> Iterator[str]:
+    """Yield the name of each variable in a job file's data."""
     for _, _, value in leaves("", data):
-        for match in _VARIABLE.finditer(value) if isinstance(value, str) else ():
-            yield match[1], match[2] is not None
+        if isinstance(value, str):
+            yield from (match[1] for match in _VARIABLE.finditer(value))
 
 
 def leaves(place: str, value: Any, name: str = "") -> Iterator[tuple[str, str, Any]]:
