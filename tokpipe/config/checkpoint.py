@@ -72,11 +72,9 @@ def resolve_checkpoint(
     try:
         data = (read_local if folder.startswith(BUILTIN) else read)(config_uri)
     except TokpipeError as error:
-        builtin = ", ".join(f"{BUILTIN}{name}" for name in builtin_names())
         raise ConfigError(
             f"tokenizer.checkpoint: {error}. A checkpoint is a folder with {CONFIG_NAME} and "
-            f"weights; the job has no tokenizer without it. Correct the URI, or create the folder "
-            f"with `tokpipe convert`. Built-in checkpoints: {builtin}"
+            "weights: correct the URI, or create the folder with `tokpipe convert`"
         ) from error
     return _parse_config(data, config_uri, folder, section.get("kind")), config_uri
 
