@@ -55,7 +55,7 @@ WRONG_OUTPUTS = {
     "out": "so it is not an output; it holds demo/",
     "jobs": "it holds demo.yaml",
     "video.mp4": "has no job.json, so it is not an output",
-    "binary.yaml": "is not a text file",
+    "binary.yaml": "it is not text",
     "empty.yaml": "it holds no keys",
     "list.yaml": "it holds no keys",
     "broken.yaml": "is not valid YAML",
@@ -103,13 +103,13 @@ def test_a_store_that_cannot_be_reached_is_named(place: Path, capsys: Capture) -
 
 
 WRONG_JOBS = {
-    "missing.yaml": "No such file or directory. Name a job file, such as jobs/demo.yaml, or write",
+    "missing.yaml": "No such file or directory. Name a job file, or write one with",
     "missing/demo.yaml": "No such file or directory",
     "jobs": "Is a directory. Name a job file",
     "out/demo": "job file that has this output.uri; to see how far it is, tokpipe status {out}",
     "out/demo/job.json": "tokpipe status {out}",
     "out/demo/shards/x": "tokpipe status {out}",
-    "video.mp4": "is not a text file, so it is not a job file",
+    "video.mp4": "cannot be read as a job file: it is not text",
     "empty.yaml": "it holds no keys",
     "list.yaml": "it holds no keys",
     "broken.yaml": "is not valid YAML",

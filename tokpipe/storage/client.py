@@ -395,8 +395,7 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
     # zip:// and others open a file here
     except (AttributeError, OSError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{protocol}:// cannot be opened. Use a path, s3:// or another protocol of fsspec, and "
-            f"its arguments in storage.options.{protocol} ({error})"
+            f"{protocol}:// cannot be opened with storage.options.{protocol} ({error})"
         ) from error
     return fs
 
@@ -415,8 +414,7 @@ def _translated(doing: str, uri: str, error: Exception, trouble: Trouble) -> Sto
         Trouble.CREDENTIALS: (
             StorageError,
             f"{doing} failed, because the store does not accept the credentials ({what}). Renew "
-            "them in the environment or the instance role, then run again. A wrong clock can also "
-            "cause this",
+            "them, and check the clock",
         ),
     }
     hopeless = f"{doing} failed ({what}), and trying again would not help: fix the cause, then run"
