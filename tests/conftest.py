@@ -4,10 +4,12 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.hub_server import Hub, running_hub
 from tests.s3_server import S3Server, fresh_bucket, running_s3_server
 
 # Before torch is loaded: its threads otherwise spin while they wait for each other, and on a busy
@@ -76,3 +78,13 @@ def ray_address() -> Iterator[str]:
     )
     yield cluster.address
     cluster.shutdown()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A stand-in for the Hugging Face Hub, an empty cache for it in this process, and no token."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with running_hub() as hub:
+        yield hub

@@ -111,7 +111,7 @@ def test_a_folder_in_a_store_is_read_by_the_callers_function(tmp_path: Path) -> 
     [
         ({**NATIVE, "encodr": {}}, r"tokenizer \(in .*/config.yaml\): unknown key 'encodr'"),
         ({**NATIVE, "encoder": {"chh": 3}}, r"tokenizer.encoder \(in .*\): unknown key 'chh'"),
-        ({"kind": "movqgna"}, r"tokenizer.kind \(in .*\): found movqgna; write native, movqgan"),
+        ({"kind": "movqgna"}, r"tokenizer.kind \(in .*\): found movqgna; write native, vqgan"),
         ({"checkpoint": "other"}, "names another checkpoint, but must hold its own settings"),
         (["encoder"], "config.yaml: is not a file of settings: it holds no keys"),
         ("a: [", "config.yaml: is not valid YAML"),
@@ -139,7 +139,7 @@ def test_an_unusable_config_is_named(tmp_path: Path, section: object, problem: s
         ({"checkpoint": "builtin://other"}, "builtin://other/config.yaml cannot be read"),
         ({"checkpoint": "builtin://../../config"}, "does not name a built-in checkpoint"),
         ("small", "found small; write a section with kind: native, "),
-        ({"kind": 3}, "kind: found 3; write native, movqgan"),
+        ({"kind": 3}, "kind: found 3; write native, vqgan"),
     ],
 )
 def test_an_unusable_checkpoint_is_named(tmp_path: Path, tokenizer: object, problem: str) -> None:

@@ -38,6 +38,7 @@ DECLARES = {"temporal_stride": 4, "spatial_stride": 8, "codebook_size": 8}
 KINDS: dict[str, dict[str, Any]] = {
     "table": {"kind": "table", "uri": "a.csv", "uri_column": "uri"},
     "webdataset": {"kind": "webdataset", "uri": "a.tar"},
+    "vqgan": {"kind": "vqgan", "weights": "w", "preset": "emu3.5"},
     "movqgan": {"kind": "movqgan", "weights": "w"},
     "emu3": {"kind": "emu3", "weights": "w"},
     "cosmos_dv": {"kind": "cosmos_dv", "variant": "4x8x8", "weights": "w"},

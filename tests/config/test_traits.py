@@ -113,11 +113,47 @@ URI = "s3://models/w"
 GUMBEL = parts.GumbelConfig(kind="gumbel", codebook_size=9, codebook_dim=6, latent_dim=5)
 ALL: dict[str, kinds.TokenizerConfig] = {
     "native": native(),
-    "movqgan": kinds.MoVQGANConfig(kind="movqgan", weights=URI),
+    "movqgan": kinds.VQGANConfig.model_validate({"kind": "movqgan", "weights": URI}),
+    "vqgan": kinds.VQGANConfig.model_validate({"kind": "vqgan", "weights": URI, "preset": "janus"}),
     "emu3": kinds.Emu3Config(kind="emu3", weights=URI),
     "cosmos": kinds.CosmosDVConfig(kind="cosmos_dv", variant="8x16x16", weights=URI),
     "custom": custom(),
 }
+
+
+def vqgan(**settings: Any) -> kinds.VQGANConfig:
+    return kinds.VQGANConfig.model_validate({"kind": "vqgan", "weights": URI, **settings})
+
+
+def test_outputs_of_kind_movqgan_keep_their_fingerprint() -> None:
+    """Which has these settings, as releases before kind vqgan recorded them."""
+    recorded = {
+        "kind": "movqgan", "ch": 128, "ch_mult": [1, 2, 2, 4], "num_res_blocks": 4,
+        "attn_resolutions": [32], "resolution": 256, "z_channels": 4, "embed_dim": 4,
+        "codebook_size": 16_384,
+    }  # fmt: skip
+    old = {"kind": "movqgan", "weights": URI, "ch": 128, "num_res_blocks": 4}
+    config = kinds.VQGANConfig.model_validate(old)
+    assert config.codes_settings() == recorded
+    assert (config.kind, config.name, config.decoder) == ("vqgan", "sber-movqgan", "movq")
+    assert config.preset is None, "it is another model than that of the preset"
+    full = kinds.VQGANConfig.model_validate({**recorded, "weights": URI, "name": "mine"})
+    assert full.codes_settings() == recorded
+    assert vqgan(preset="movqgan-102m").codes_settings() == recorded
+    again = kinds.VQGANConfig.model_validate_json(config.model_dump_json())
+    assert again == config
+
+
+def test_settings_beside_a_preset_replace_its_own() -> None:
+    config = vqgan(preset="ibq-1024", num_res_blocks=3, name="mine", ch_mult=[1, 2])
+    found = (config.quantizer, config.codebook_size, config.num_res_blocks, config.ch_mult)
+    assert found == ("ibq", 1024, 3, (1, 2))
+    assert (config.name, vqgan(preset="ibq-1024").name) == ("mine", "ibq-1024")
+    settings = config.codes_settings()
+    assert "preset" not in settings
+    others = ("vq", "vq_cosine", "gumbel")
+    changed = [vqgan(preset="ibq-1024", quantizer=other).codes_settings() for other in others]
+    assert len({str(one) for one in (*changed, settings)}) == 4
 
 
 def test_every_kind_knows_its_traits() -> None:
@@ -130,6 +166,7 @@ def test_every_kind_knows_its_traits() -> None:
     assert found == {
         "native": (4, 1, None, 4, 64_000, "BCTHW", False),
         "movqgan": (1, 1, None, 8, 16_384, "BCHW", True),
+        "vqgan": (1, 1, None, 16, 16_384, "BCHW", True),
         "emu3": (4, 4, 4, 8, 32_768, "BTCHW", False),
         "cosmos": (8, 1, None, 16, 64_000, "BCTHW", False),
         "custom": (4, 1, None, 8, 100, "BCTHW", False),
@@ -193,7 +230,13 @@ def test_patches_multiply_the_stride() -> None:
             lambda: kinds.Emu3Config(kind="emu3", weights=URI, attn_resolutions=(2,)),
             "names level 2, but attention is as wide as the last level, 3",
         ),
-        (lambda: kinds.MoVQGANConfig(kind="movqgan", weights=URI, ch=33), "ch=33 times ch_mult=1"),
+        (lambda: vqgan(preset="movqgan-67m", ch=33), "ch=33 times ch_mult=1"),
+        (
+            lambda: vqgan(preset="ibq-1024", quantizer="lfq"),
+            r"attn_resolutions=\[16\] is not Open-MAGVIT2",
+        ),
+        (lambda: vqgan(preset="open-magvit2-256", embed_dim=14), "z_channels=18, embed_dim=14"),
+        (lambda: vqgan(), "quantizer\n  Field required"),
         (lambda: custom("a.b"), "'a.b' does not name a class"),
         (lambda: custom(probe_size=(9, 8)), "height 9 is not a multiple"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.base import RECORDED
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.tokenizer import CosmosDVConfig, MoVQGANConfig
+from tokpipe.config.tokenizer import CosmosDVConfig, VQGANConfig
 from tokpipe.config.trust import Trust
 from tokpipe.errors import ConfigError
 
@@ -26,7 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "class": {"kind": "custom", "implementation": "a:B", "declares": DECLARES},
 }
 OPTIONS = StoreOptions(options={"s3": {"endpoint_url": "http://mine"}})
-OWN = MoVQGANConfig(kind="movqgan", weights="s3://mine/m")
+OWN = VQGANConfig.model_validate({"kind": "movqgan", "weights": "s3://mine/m"})
 OWN_PROGRAM = CosmosDVConfig(kind="cosmos_dv", variant="4x8x8", weights="/mine/e")
 
 

@@ -23,7 +23,14 @@ _PYPI = "tokpipe is not on PyPI yet: tests/infra/test_wheel.py installs the whee
 _AN_HOUR = "takes half an hour on an idle machine; "
 _TRAIN = "python -m examples.train_tokenizer examples/demo_tokenizer/train.yaml"
 
+_HUB = "needs the Hugging Face Hub: tests/verbs/test_pinned_jobs.py does the same with a stand-in"
+
 NOT_RUN: dict[str, str] = {
+    "tokpipe convert hf://ai-forever/MoVQGAN/movqgan_270M.ckpt --kind movqgan "
+    "-o tokenizers/movqgan": _HUB,
+    "hf upload my-org/codes out/demo v1 --repo-type dataset": _HUB,
+    "tokpipe audit hf://datasets/my-org/codes/v1": _HUB,
+    "hf upload my-org/codes-parquet hf --repo-type dataset": _HUB,
     "pip install tokpipe": _PYPI,
     'pip install "tokpipe[run]"': _PYPI,
     'pip install "tokpipe[run]" --extra-index-url https://download.pytorch.org/whl/cpu': _PYPI,

@@ -12,16 +12,16 @@ from tests.docs.scene import Scene
 from tests.models.adapter_helpers import randomize, small_native
 from tests.pages import REPOSITORY
 from tokpipe.config.native_parts import FSQConfig
-from tokpipe.config.tokenizer import MoVQGANConfig
+from tokpipe.config.tokenizer import VQGANConfig
 from tokpipe.models.tokenizers import build_tokenizer
-from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
+from tokpipe.models.tokenizers.vqgan import VQGANTokenizer
 
 
 def checkpoints(scene: Scene) -> None:
     """Training checkpoints as PyTorch Lightning saves them; the first is small for its name."""
     small: dict[str, Any] = {"ch": 32, "num_res_blocks": 1, "codebook_size": 50}
-    config = MoVQGANConfig(kind="movqgan", weights="s3://m", ch_mult=(1, 1, 1, 2), **small)
-    published = MoVQGANTokenizer(config, with_decoder=True)
+    config = VQGANConfig(kind="movqgan", weights="s3://m", ch_mult=(1, 1, 1, 2), **small)
+    published = VQGANTokenizer(config, with_decoder=True)
     randomize(published)
     discriminator = {"loss.discriminator.main.0.weight": torch.zeros(3)}
     _save(scene.clone / "movqgan_270M.ckpt", {**published.state_dict(), **discriminator})

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import json
 import re
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -102,6 +103,10 @@ def check(words: list[str], page: str, monkeypatch: pytest.MonkeyPatch) -> None:
             check(rest[rest.index("--") + 1 :], page, monkeypatch)
         case ["ruff", "check" | "format", *_] | ["ray", "get-auth-token" | "start", *_]:
             pass
+        case ["hf", verb, *rest]:
+            hf = [sys.executable, "-m", "huggingface_hub.cli.hf", verb, "--help"]
+            shown = subprocess.run(hf, capture_output=True, text=True, check=True).stdout
+            assert all(word in shown for word in rest if word.startswith("--"))
         case ["prometheus", config]:
             assert yaml.safe_load((REPOSITORY / config.partition("=")[2]).read_text())
         case ["pip", "install", *what] | ["uv", "pip", "install", *what]:

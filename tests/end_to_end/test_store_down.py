@@ -19,6 +19,6 @@ def test_a_store_that_does_not_answer_is_named_once_and_costs_no_clip(
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), storage=storage)
     code, printed = finish(start(job, ray_address))
     assert code == 5, printed
-    assert "hf://datasets/o/n/x.mp4: looking it up kept failing" in printed
+    assert "hf://datasets/o/n/x.mp4: finding its commit kept failing" in printed
     assert ".py" not in printed, f"a traceback: {printed}"
     assert not rejections_of(job)

@@ -17,20 +17,18 @@ from tests.end_to_end.jobs import (
 )
 from tests.models.adapter_helpers import randomize
 from tokpipe.config import load_job
-from tokpipe.config.tokenizer import MoVQGANConfig
+from tokpipe.config.tokenizer import VQGANConfig
 from tokpipe.formats import job_record
-from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
+from tokpipe.models.tokenizers.vqgan import VQGANTokenizer
 from tokpipe.storage import Store
 from tokpipe.weights.convert import convert
 
 
 @pytest.mark.ray
 def test_a_converted_checkpoint_is_named_by_its_folder(tmp_path: Path, ray_address: str) -> None:
-    small = MoVQGANConfig(
-        kind="movqgan", weights="-", ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1,
-        codebook_size=50,
-    )  # fmt: skip
-    model = MoVQGANTokenizer(small, with_decoder=True)
+    tiny = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "codebook_size": 50}
+    small = VQGANConfig.model_validate({"kind": "movqgan", "weights": "-", **tiny})
+    model = VQGANTokenizer(small, with_decoder=True)
     randomize(model)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "m.ckpt")
     list(convert(tmp_path / "m.ckpt", tmp_path / "movqgan", kind="movqgan"))
@@ -51,8 +49,7 @@ def test_a_converted_checkpoint_is_named_by_its_folder(tmp_path: Path, ray_addre
     assert record.settings["weights"].startswith("sha256 ")
 
     # With another decoder the codes are the same: the output is resumed, and is done.
-    assert model.decoder is not None
-    torch.nn.init.zeros_(model.decoder.conv_in.weight)
+    torch.nn.init.zeros_(model.get_parameter("decoder.conv_in.weight"))
     torch.save({"state_dict": model.state_dict()}, tmp_path / "m.ckpt")
     for name in ("config.yaml", "model.safetensors"):
         (tmp_path / "movqgan" / name).unlink()

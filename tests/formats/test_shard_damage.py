@@ -48,18 +48,6 @@ def test_flipped_bits_in_codes_are_detected_without_the_manifest(bit: int) -> No
         np.testing.assert_array_equal(row.codes, sound.codes)
 
 
-def test_flipped_bits_pass_without_verification() -> None:
-    start, end = codes_pages()
-    silent = 0
-    for at in np.linspace(start + 100, end - 1, 20).astype(int):
-        try:
-            list(ShardReader(URI, flipped(SHARD, int(at) * 8), verify=False).rows())
-            silent += 1
-        except CorruptOutput:
-            pass
-    assert silent > 0
-
-
 @pytest.mark.parametrize("length", [0, 1, 4, 100, len(SHARD) // 2, len(SHARD) - 1])
 def test_a_truncated_shard_is_rejected_with_advice(length: int) -> None:
     with pytest.raises(CorruptOutput) as caught:
@@ -133,12 +121,6 @@ def test_inconsistent_content_is_rejected(case: str) -> None:
         list(ShardReader(URI, rewritten(change)).clips())
 
 
-def test_negative_sides_are_rejected_without_verification() -> None:
-    change = TAMPERED["negative sides"][0]
-    with pytest.raises(CorruptOutput, match="codes for a grid of"):
-        list(ShardReader(URI, rewritten(change), verify=False).clips())
-
-
 def test_rewriting_without_a_change_leaves_the_shard_valid() -> None:
     assert len(list(ShardReader(URI, rewritten(lambda table: table)).clips())) == 8
 
@@ -150,9 +132,7 @@ def test_a_code_beyond_the_codebook_is_rejected() -> None:
     shard = ShardReader(URI, data)
     assert max(int(row.codes.max()) for row in shard.rows()) > 50
     spec = small.tokenizer.model_copy(update={"codebook_size": 50})
-    shard.footer = dataclasses.replace(
-        shard.footer, metadata=dataclasses.replace(small, tokenizer=spec)
-    )
+    shard.tokenizer = spec
     with pytest.raises(CorruptOutput, match="of a codebook of 50"):
         list(shard.rows())
 

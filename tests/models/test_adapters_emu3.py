@@ -12,7 +12,7 @@ from tests.models.adapter_helpers import file_of, noise, randomize
 from tokpipe.config.tokenizer import Emu3Config
 from tokpipe.errors import ConfigError, WeightsMismatch
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
-from tokpipe.models.tokenizers.movqgan import Emu3Tokenizer
+from tokpipe.models.tokenizers.vqgan import Emu3Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="the emu3 extra is not installed")
 

@@ -11,6 +11,7 @@ from benchmarks.gpu.stage import tokenizer_config
 from tests.models.adapter_helpers import small_native
 from tests.models.test_adapters_emu3 import CONFIG as EMU3
 from tests.models.test_adapters_movqgan import CONFIG as MOVQGAN
+from tests.models.test_adapters_vqgan import LFQ, SMALL, vqgan
 from tokpipe.config.native_parts import (
     Encoder3DConfig,
     FSQConfig,
@@ -43,6 +44,8 @@ KINDS: dict[str, tuple[TokenizerConfig, int]] = {
     "patches": (small_native(FSQ, patch_size=2), 9),
     "attention": (WITH_ATTENTION, 9),
     "movqgan": (MOVQGAN, 3),
+    "vqgan": (vqgan(quantizer="vq_cosine", **SMALL), 3),
+    "open-magvit2": (vqgan(**LFQ), 3),
     "emu3": (EMU3, 4),
 }
 PUBLISHED = tokenizer_config(type("Setting", (), {"of": lambda self, full, tiny: full})())

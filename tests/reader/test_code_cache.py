@@ -9,17 +9,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokpipe.reader.code_cache
+import tokpipe.reader.shard_codes
 from tests.formats.formats_helpers import Crash, DictStore, encoded_clip, encoded_clips, flipped
-from tests.reader.reader_helpers import commit, put_shard, store_with
+from tests.reader.reader_helpers import store_with
 from tokpipe.errors import ConfigError, CorruptOutput, StorageError
 from tokpipe.reader import CodeCache as CompleteCache
 from tokpipe.reader import Output, ShardCodes
 from tokpipe.reader.shard_codes import write_shard_codes
+from tokpipe.reader.source import clip_of
 from tokpipe.storage.local_files import TEMPORARY_FOLDER
 from tokpipe.types import EncodedClip
 
@@ -41,7 +44,6 @@ def assert_same(shard: ShardCodes, clips: list[EncodedClip]) -> None:
         assert found.dtype == block.dtype
         np.testing.assert_array_equal(found, block)
         np.testing.assert_array_equal(shard[index], block)
-    np.testing.assert_array_equal(shard.flat, np.concatenate([block.ravel() for block in wanted]))
 
 
 def gets(store: DictStore, name: str) -> int:
@@ -55,19 +57,19 @@ def kept(folder: Path) -> list[str]:
 def test_shards_have_the_encoded_codes(store: DictStore, tmp_path: Path) -> None:
     output = Output(store)
     cache = CodeCache(output, tmp_path)
-    assert (len(cache), cache.num_rows) == (2, 9)
+    assert len(cache) == 2
     for _ in range(2):
         even, ragged = cache
         assert_same(even, EVEN)
         assert_same(ragged, RAGGED)
     with pytest.raises(ValueError, match="read-only"):
         ragged[0][:] = 0
-    assert even.blocks is not None
-    assert even.blocks.shape == (6, 5, 4, 4)
-    assert ragged.blocks is None
+    np.testing.assert_array_equal(even[-1], even[5])
+    for index in (6, -7):
+        with pytest.raises(IndexError):
+            even[index]
     for shard, batch in zip(cache, output.iter_batches(), strict=True):
-        names = [name for name in output.schema.names if name != "codes"]
-        assert shard.rows.to_pylist() == batch.select(names).to_pylist()
+        assert shard.rows.to_pylist() == batch.to_pylist()
 
 
 @pytest.mark.parametrize("codebook_size", [65_536, 65_537])
@@ -81,17 +83,23 @@ def test_any_clips_survive_the_round_trip(codebook_size: int, data: st.DataObjec
         assert_same(shard, sorted(clips, key=lambda clip: clip.ref.clip_id))
 
 
-def test_a_shard_of_several_row_groups_is_one_array(tmp_path: Path) -> None:
+def test_clips_may_extend_over_record_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokpipe.reader.shard_codes, "_JOINED", 2)
     clips = [encoded_clip(row, (17,) * 4, (256, 256)) for row in range(2)]
-    (shard,) = CodeCache(Output(store_with(clips)), tmp_path)
+    output = Output(store_with(clips))
+    (shard,) = CodeCache(output, tmp_path)
     assert_same(shard, clips)
-
-
-def test_numpy_can_map_the_files(store: DictStore, tmp_path: Path) -> None:
-    list(CodeCache(Output(store), tmp_path))
-    path = tmp_path / f"{Output(store).shards[0].sha256}.codes"
-    codes = np.memmap(path, "<u2", "r", shape=(6, 5, 4, 4))
-    np.testing.assert_array_equal(codes[1], EVEN[0].codes[1])
+    for number, clip in enumerate(clips):
+        clip_id, codes = clip_of(shard, number)
+        assert clip_id == clip.ref.clip_id
+        np.testing.assert_array_equal(codes, np.concatenate(clip.codes))
+    with pa.memory_map(str(tmp_path / f"{output.shards[0].sha256}.arrow")) as file:
+        batches = pa.ipc.open_file(file)
+        sizes = [batches.get_batch(i).num_rows for i in range(batches.num_record_batches)]
+        assert sizes == [6, 2], "of row groups of 3, 3 and 2 rows"
+        assert batches.read_all().equals(output.to_table())
 
 
 def test_processes_and_runs_fetch_a_shard_once(store: DictStore, tmp_path: Path) -> None:
@@ -104,11 +112,10 @@ def test_processes_and_runs_fetch_a_shard_once(store: DictStore, tmp_path: Path)
     assert_same(ragged, RAGGED)
 
 
-@pytest.mark.parametrize("verify", [True, False])
-def test_damage_never_enters_the_cache(store: DictStore, tmp_path: Path, verify: bool) -> None:
+def test_damage_never_enters_the_cache(store: DictStore, tmp_path: Path) -> None:
     key = "shards/p-2-a.parquet"
     sound = store.objects[key]
-    cache = CodeCache(Output(store, verify=verify), tmp_path)
+    cache = CodeCache(Output(store), tmp_path)
     for bit in range(0, len(sound) * 8, len(sound) * 8 // 20):
         store.objects[key] = flipped(sound, bit)
         with pytest.raises(CorruptOutput, match=r"p-2-a\.parquet is damaged: its SHA-256"):
@@ -153,7 +160,7 @@ def test_the_folder_stays_within_max_bytes_and_keeps_recent_files(tmp_path: Path
     clips = [[encoded_clip(row, (17,) * 4, (16, 16))] for row in range(4)]
     store = store_with(*clips)
     output = Output(store)
-    names = [f"{shard.sha256}.codes" for shard in output.shards]
+    names = [f"{shard.sha256}.arrow" for shard in output.shards]
     CodeCache(output, tmp_path).shard(0)
     size = (tmp_path / names[0]).stat().st_size
     cache = CodeCache(output, tmp_path, max_bytes=2 * size + size // 2)
@@ -172,24 +179,6 @@ def test_the_folder_stays_within_max_bytes_and_keeps_recent_files(tmp_path: Path
     assert gets(store, "p-1-a") == 2
 
 
-def test_take_returns_chunks_of_any_shards_as_one_array(store: DictStore, tmp_path: Path) -> None:
-    commit(store, 2, put_shard(store, "p-3-a", [encoded_clip(20, (17,), (4, 4))]))
-    cache = CodeCache(Output(store), tmp_path)
-    clips = [*EVEN, *RAGGED, encoded_clip(20, (17,), (4, 4))]
-    blocks = [block for clip in clips for block in clip.codes]
-    rows = np.array([9, 3, 0, 5, 3])
-    taken = cache.take(rows)
-    np.testing.assert_array_equal(taken, np.stack([blocks[row] for row in rows]))
-    taken[:] = 0  # a copy
-    np.testing.assert_array_equal(cache.take(np.array([7]))[0], blocks[7])
-    for rows in (np.array([0, 7]), np.array([], np.int64)):
-        with pytest.raises(ValueError, match="different shapes"):
-            cache.take(rows)
-    for row in (-1, 10):
-        with pytest.raises(IndexError, match="outside 0 to 9"):
-            cache.take(np.array([row]))
-
-
 def test_a_disk_error_names_the_folder(store: DictStore, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot write the code cache"):
@@ -198,4 +187,4 @@ def test_a_disk_error_names_the_folder(store: DictStore, tmp_path: Path) -> None
 
 def test_an_empty_output_has_no_shards(tmp_path: Path) -> None:
     cache = CodeCache(Output(store_with()), tmp_path)
-    assert (len(cache), cache.num_rows, list(cache)) == (0, 0, [])
+    assert (len(cache), list(cache)) == (0, [])

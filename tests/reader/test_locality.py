@@ -102,7 +102,7 @@ def test_a_node_fetches_its_part_only(num_nodes: int, tmp_path: Path) -> None:
         settings = {"rank": node, "world_size": num_nodes, "num_nodes": num_nodes}
         stream = ClipStream(cache, locality="node", **settings)
         first = ids(stream)
-        made = len([*(tmp_path / f"cache-{node}").glob("*.codes")])
+        made = len([*(tmp_path / f"cache-{node}").glob("*.arrow")])
         assert made <= len(output.shards) / num_nodes + 3 + 2
         stream.set_epoch(1)
         assert num_nodes == 1 or set(first) != set(ids(stream)), "parts are dealt again"

@@ -53,8 +53,9 @@ def test_every_rank_is_in_proportion_at_any_moment(world: int, caches: list[Code
         assert np.abs(small - 0.3 * np.arange(1, len(small) + 1)).max() < 2.5
 
 
-def test_weights_by_codes_allow_for_longer_clips(caches: list[CodeCache]) -> None:
-    mix = ClipMix(caches, [1, 1], by="codes", epoch_clips=400)
+def test_weights_per_code_allow_for_longer_clips(caches: list[CodeCache]) -> None:
+    weights = [cache.output.num_clips / cache.output.num_codes for cache in caches]
+    mix = ClipMix(caches, weights, epoch_clips=400)
     assert mix.clips_per_epoch == [300, 100]
     codes = [0, 0]
     for sample in mix:

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.formats.formats_helpers import DictStore, clip_ref, encoded_clip, encoded_clips, flipped
-from tests.reader.reader_helpers import commit, put_shard, store_with, write_clips
+from tests.reader.reader_helpers import begin, commit, put_shard, store_with, write_clips
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.shard import shard_schema
@@ -48,9 +49,8 @@ def assert_same(clip: Clip, encoded: EncodedClip) -> None:
     np.testing.assert_array_equal(clip.codes, np.concatenate(encoded.codes))
 
 
-@pytest.mark.parametrize("verify", [True, False])
-def test_clips_have_the_encoded_codes(store: DictStore, verify: bool) -> None:
-    output = Output(store, verify=verify)
+def test_clips_have_the_encoded_codes(store: DictStore) -> None:
+    output = Output(store)
     for clip, encoded in zip(output.clips(), [*CLIPS, *OTHERS], strict=True):
         assert_same(clip, encoded)
         assert clip.chunks[0].codes.base is None, "a view would keep two megabytes in memory"
@@ -173,14 +173,11 @@ def test_a_row_group_damaged_after_the_first_access_is_detected(store: DictStore
 
 
 @pytest.mark.parametrize("key", ["shards/p-2-a.parquet", "clips/p-2-a.parquet"])
-@pytest.mark.parametrize("verify", [True, False])
-def test_a_listed_object_that_is_missing_is_damage(
-    store: DictStore, key: str, verify: bool
-) -> None:
+def test_a_listed_object_that_is_missing_is_damage(store: DictStore, key: str) -> None:
     del store.objects[key]
     for way in ("clips", "clip"):
         with pytest.raises(CorruptOutput, match="it is missing, although the manifest lists it"):
-            reads(Output(store, verify=verify), OTHERS[0])[way]()
+            reads(Output(store), OTHERS[0])[way]()
 
 
 def test_clips_before_a_damaged_shard_are_returned(store: DictStore) -> None:
@@ -198,17 +195,25 @@ def test_a_damaged_or_wrong_side_table_is_detected(store: DictStore) -> None:
     store.objects[key] = flipped(store.objects[key], len(store.objects[key]) * 4)
     with pytest.raises(CorruptOutput, match=r"clips/p-1-a\.parquet is damaged: its SHA-256"):
         list(Output(store).clips())
-    store.objects[key] = store.objects["clips/p-2-a.parquet"]
+
+
+@pytest.mark.parametrize("others", [OTHERS, OTHERS[:1]], ids=["as many clips", "fewer clips"])
+def test_the_side_table_of_another_shard_is_detected(others: list[EncodedClip]) -> None:
+    store = DictStore()
+    begin(store)
+    receipt, other = put_shard(store, "p-1-a", CLIPS[:2]), put_shard(store, "p-2-a", others)
+    fields = ("side_table", "side_table_sha256", "side_table_size_bytes")
+    commit(store, 0, replace(receipt, **{name: getattr(other, name) for name in fields}))
     for way in ("clips", "clip"):
         with pytest.raises(CorruptOutput, match=r"clips are not those of shards/p-1-a\.parquet"):
-            reads(Output(store, verify=False))[way]()
+            reads(Output(store))[way]()
 
 
-def test_a_shard_of_another_fingerprint_is_rejected_even_unverified(store: DictStore) -> None:
+def test_a_shard_of_another_fingerprint_is_rejected(store: DictStore) -> None:
     small = [encoded_clip(30, (9,), (4, 4), 4096)]
     commit(store, 3, put_shard(store, "p-3-a", small, codebook_size=4096))
     with pytest.raises(CorruptOutput, match="mean something different"):
-        list(Output(store, verify=False).clips())
+        list(Output(store).clips())
 
 
 def test_random_access_keeps_few_shards_open() -> None:
@@ -225,13 +230,12 @@ def test_random_access_keeps_few_shards_open() -> None:
     assert "get clips/p-40-a.parquet" not in store.requests
 
 
-@pytest.mark.parametrize("verify", [True, False])
-def test_outputs_open_by_uri(verify: bool, tmp_path: Path) -> None:
+def test_outputs_open_by_uri(tmp_path: Path) -> None:
     uri = str(tmp_path / "out")
     with pytest.raises(NotFound, match=r"out has no job\.json"):
         open_output(uri)
     write_clips(Store(uri, StoreOptions()), [2, 1])
-    output = open_output(uri, verify=verify)
+    output = open_output(uri)
     for row, clip in enumerate(output.clips()):
         assert_same(clip, encoded_clip(row, [5]))
     assert_same(output.clip(clip.clip_id), encoded_clip(2, [5]))

@@ -38,7 +38,7 @@ def made(store: DictStore) -> list[str]:
 def size_of_a_shard(store: DictStore, folder: Path) -> int:
     CodeCache(Output(store), folder).shard(0)
     store.requests.clear()
-    return next(folder.glob("*.codes")).stat().st_size
+    return next(folder.glob("*.arrow")).stat().st_size
 
 
 def test_the_window_fits_a_small_cache(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.hub_server import Hub
 from tests.pages import REPOSITORY, blocks_of, commands_of
 from tokpipe.cli import main
 from tokpipe.config import load_job
@@ -30,12 +31,15 @@ CLIPS = {
     "videos/train.parquet": 3 + 3,
     "lerobot/meta/episodes/*/*.parquet": 2,  # episodes of 2 s
     "videos/*.tar": 2 * 3,
+    "hf://datasets/my-org/clips/**/*.mp4": 2 * 3,
 }
 
 
 def test_every_source_on_the_page_has_its_clips(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hub: Hub
 ) -> None:
+    video = SAMPLE.read_bytes()
+    hub.repository("datasets/my-org/clips").commit({"a.mp4": video, "b/c.mp4": video, "d": video})
     for name in ("dog.mp4", "cat.mp4", "a/7.mp4", "a/8.mp4", "new.webm"):
         path = tmp_path / "videos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +66,7 @@ def test_every_source_on_the_page_has_its_clips(
             uri = section["sources"][0]["uri"] if "sources" in section else "$"
             if "$" in uri:
                 continue  # no sources, or in a store; tests/docs checks them against the models
-            path.write_text(yaml.safe_dump({**JOB, **section}))
+            path.write_text(yaml.safe_dump({**JOB, "storage": hub.storage, **section}))
             found = Forecast(load_job(path))
             assert (found.clips.value, found.rejected.value) == (CLIPS[uri], 0), str(block)
             seen.add(uri)

@@ -289,7 +289,8 @@ def test_trouble_of_a_node_or_of_a_whole_store_rejects_no_clip(
         message = str(caught.value)
         assert f"{protocol}:// needs a package that is not installed on" in message
         assert package in message
-        assert ("tokpipe[s3]" in message) == (protocol == "s3")
+        for extra in ("s3", "hf"):
+            assert (f"tokpipe[{extra}]" in message) == (protocol == extra)
     with pytest.raises(StorageError, match="kept failing"):
         fetch("hf://datasets/o/n/x.mp4", endpoint="http://127.0.0.1:9")
     unmounted = OSError(errno.ENOTCONN, "Transport endpoint is not connected")

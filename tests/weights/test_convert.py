@@ -10,32 +10,38 @@ import torch
 import yaml
 from torch import Tensor
 
-from tests.models.adapter_helpers import noise, randomize, small_native
+from tests.models.adapter_helpers import file_of, noise, randomize, small_native
+from tests.models.test_adapters_vqgan import (
+    in_llamagen_layout,
+    published_state,
+    random_state,
+    vqgan,
+)
 from tokpipe.cli import main
 from tokpipe.config import parse_job
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.native_parts import FSQConfig
-from tokpipe.config.tokenizer import MoVQGANConfig
+from tokpipe.config.tokenizer import VQGANConfig
 from tokpipe.errors import ConfigError, WeightsMismatch
 from tokpipe.models.tokenizers import build_tokenizer
-from tokpipe.models.tokenizers.movqgan import MoVQGANTokenizer
-from tokpipe.weights.convert import Choices, convert
+from tokpipe.models.tokenizers.vqgan import VQGANTokenizer
+from tokpipe.weights.convert import Choices, _infer, convert
 from tokpipe.weights.read import read_weights
 
 DEMO = yaml.safe_load((Path(__file__).parents[2] / "jobs/demo.yaml").read_text())
 SMALL: dict[str, Any] = {"ch": 32, "num_res_blocks": 1, "codebook_size": 50}
-CONFIG = MoVQGANConfig(kind="movqgan", weights="s3://m", ch_mult=(1, 1, 1, 2), **SMALL)
+CONFIG = VQGANConfig(kind="movqgan", weights="s3://m", ch_mult=(1, 1, 1, 2), **SMALL)
 NATIVE = small_native(FSQConfig(kind="fsq"))
 
 
 @pytest.fixture(scope="module")
-def model() -> MoVQGANTokenizer:
-    model = MoVQGANTokenizer(CONFIG, with_decoder=True)
+def model() -> VQGANTokenizer:
+    model = VQGANTokenizer(CONFIG, with_decoder=True)
     randomize(model)
     return model.eval()
 
 
-def lightning(model: MoVQGANTokenizer) -> dict[str, Any]:
+def lightning(model: VQGANTokenizer) -> dict[str, Any]:
     """What the published training code saves: a discriminator, averages, and objects besides."""
     state = dict(model.state_dict())
     state["loss.discriminator.main.0.weight"] = torch.zeros(3)
@@ -59,16 +65,16 @@ def written(folder: Path) -> dict[str, Tensor]:
     return safetensors.torch.load_file(folder / "out/model.safetensors")
 
 
-def tokenizer_of(folder: Path) -> Any:
+def tokenizer_of(folder: Path, *, with_decoder: bool = True) -> Any:
     """The tokenizer of a checkpoint folder, as a job would build it."""
     job = {**DEMO, "tokenizer": {"checkpoint": str(folder)}, "chunking": {"policy": "whole"}}
     config = parse_job(yaml.safe_dump(job), name="j", root=Path("/"), environ={}).tokenizer
-    weights = read_weights(config, StoreOptions(), with_decoder=True)
-    return build_tokenizer(config, weights.encoding, with_decoder=True)
+    weights = read_weights(config, StoreOptions(), with_decoder=with_decoder)
+    return build_tokenizer(config, weights.encoding, with_decoder=with_decoder)
 
 
 def test_a_published_checkpoint_becomes_a_folder_for_jobs(
-    model: MoVQGANTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: VQGANTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, folder = tmp_path / "m.ckpt", tmp_path / "out/movqgan"
     torch.save(lightning(model), source)
@@ -76,10 +82,11 @@ def test_a_published_checkpoint_becomes_a_folder_for_jobs(
     printed = capsys.readouterr().out
     assert "left out 1 keys below 'loss.'" in printed
     assert "moving averages; --ema takes them" in printed
-    assert f"{folder}: movqgan, 1x8x8 pixels per code, 50 codes" in printed
+    assert f"{folder}: vqgan, 1x8x8 pixels per code, 50 codes" in printed
     assert yaml.safe_load((folder / "config.yaml").read_text()) == {
-        "kind": "movqgan", "name": "m", "ch": 32, "ch_mult": [1, 1, 1, 2], "num_res_blocks": 1,
-        "attn_resolutions": [32], "z_channels": 4, "embed_dim": 4, "codebook_size": 50,
+        "kind": "vqgan", "quantizer": "vq", "decoder": "movq", "name": "m", "ch": 32,
+        "ch_mult": [1, 1, 1, 2], "num_res_blocks": 1, "attn_resolutions": [32], "z_channels": 4,
+        "embed_dim": 4, "codebook_size": 50,
     }  # fmt: skip
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "model.safetensors"]
     assert list(folder.parent.iterdir()) == [folder]
@@ -90,7 +97,7 @@ def test_a_published_checkpoint_becomes_a_folder_for_jobs(
     assert torch.equal(tokenizer.decode(codes), model.decode(codes))
 
 
-def test_ema_takes_the_moving_averages(model: MoVQGANTokenizer, tmp_path: Path) -> None:
+def test_ema_takes_the_moving_averages(model: VQGANTokenizer, tmp_path: Path) -> None:
     lines = converted(tmp_path, lightning(model), **EMA)
     wanted = model.state_dict()
     assert (
@@ -181,14 +188,100 @@ def test_errors_say_what_the_checkpoint_holds(
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_do_not_fit_leave_no_files(model: MoVQGANTokenizer, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_leave_no_files(model: VQGANTokenizer, tmp_path: Path) -> None:
     problem = r"m.ckpt: the weights do not fit .*unexpected extra.w"
     with pytest.raises(WeightsMismatch, match=problem):
         converted(tmp_path, {**model.state_dict(), "extra.w": torch.zeros(1)})
     assert [path.name for path in tmp_path.iterdir()] == ["m.ckpt"]
 
 
-def test_existing_files_are_not_overwritten(model: MoVQGANTokenizer, tmp_path: Path) -> None:
+SHAPE: dict[str, Any] = {
+    "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [128], "z_channels": 6,
+    "embed_dim": 6, "codebook_size": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quantizer": "vq", "decoder": "movq", **SHAPE},
+        {"quantizer": "gumbel", "decoder": "plain", **SHAPE},
+        {"quantizer": "vq_cosine", "decoder": "plain", **SHAPE},
+        {"quantizer": "lfq", "decoder": "plain", **SHAPE, "attn_resolutions": []},
+    ],
+    ids=lambda settings: settings["quantizer"],
+)
+@pytest.mark.parametrize("only_encoder", [False, True])
+def test_settings_of_the_vqgan_family_follow_from_the_weights(
+    tmp_path: Path, settings: dict[str, Any], only_encoder: bool
+) -> None:
+    config = vqgan(**settings)
+    state = {**published_state(config), "loss.discriminator.w": torch.zeros(1)}
+    wanted = build_tokenizer(config, file_of(published_state(config)))
+    if only_encoder:
+        state = {k: v for k, v in state.items() if not k.startswith(config.decoder_keys)}
+    kind = "movqgan" if settings["decoder"] == "movq" else "vqgan"
+    lines = converted(tmp_path, {"state_dict": state}, kind=kind)
+    assert "left out 1 keys below 'loss.'" in lines[0]
+    assert ("none of a decoder" in lines[-1]) == only_encoder
+    found = yaml.safe_load((tmp_path / "out/config.yaml").read_text())
+    if only_encoder and kind == "vqgan":
+        settings = {name: value for name, value in settings.items() if name != "decoder"}
+    assert found == {"kind": "vqgan", "name": "m", **settings}
+    pixels = noise(1, 2, 16, 16, 3)
+    tokenizer = tokenizer_of(tmp_path / "out", with_decoder=not only_encoder)
+    assert torch.equal(tokenizer.encode(pixels), wanted.encode(pixels))
+
+
+@pytest.mark.parametrize("only_encoder", [False, True])
+def test_what_tells_vq_from_ibq_has_to_be_said(tmp_path: Path, only_encoder: bool) -> None:
+    state = random_state(vqgan(quantizer="ibq", **SHAPE))
+    if only_encoder:
+        state = {k: v for k, v in state.items() if not k.startswith("decoder.")}
+    options = "vq or ibq or vq_cosine" if only_encoder else "vq or ibq"
+    problem = rf"do not show how a code is found.* --config with .*quantizer: {options}[,}}]"
+    with pytest.raises(ConfigError, match=problem):
+        converted(tmp_path, state, kind="vqgan")
+    text = yaml.safe_dump({"kind": "vqgan", "quantizer": "ibq", **SHAPE})
+    (tmp_path / "c.yaml").write_text(text)
+    converted(tmp_path, state, kind=None, config=tmp_path / "c.yaml")
+    assert tokenizer_of(tmp_path / "out", with_decoder=False).quantize.search == "dot"
+
+
+@pytest.mark.parametrize(
+    ("preset", "named"),
+    [
+        ("open-magvit2-pretrain-16384", "open-magvit2-pretrain-16384"),
+        ("open-magvit2-128", "open-magvit2-128"),
+        ("movqgan-67m", "movqgan-67m"),
+        ("janus", "llamagen-vq16"),  # the same model
+        ("taming-f16-1024", "taming-f16-1024"),
+        ("ibq-1024", "ibq-1024"),
+        ("chameleon", "chameleon"),
+        ("taming-gumbel-f8", "taming-gumbel-f8"),
+    ],
+)
+def test_weights_of_a_preset_are_recognized(preset: str, named: str) -> None:
+    config = vqgan(preset=preset)
+    with torch.device("meta"):
+        state = VQGANTokenizer(config, with_decoder=True).state_dict()
+    if config.quantizer == "vq_cosine":
+        state = in_llamagen_layout(dict(state), len(config.ch_mult))
+    for kept in (state, {k: v for k, v in state.items() if not k.startswith(config.decoder_keys)}):
+        assert _infer("vqgan", kept, Path("m")) == {"kind": "vqgan", "preset": named}
+
+
+def test_a_preset_is_named_to_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(published_state(vqgan(quantizer="vq_cosine", **SHAPE)), tmp_path / "m.ckpt")
+    command = ["convert", str(tmp_path / "m.ckpt"), "--preset", "janus", "-o", str(tmp_path / "o")]
+    assert main(command) == 2, "these are smaller"
+    printed = capsys.readouterr()
+    assert "m.ckpt: preset janus, quantizer vq_cosine" in printed.out
+    assert "m.ckpt: the weights do not fit VQGANTokenizer: missing decoder." in printed.err
+    assert _infer("janus", {}, Path("m")) == {"kind": "vqgan", "preset": "janus"}
+
+
+def test_existing_files_are_not_overwritten(model: VQGANTokenizer, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/model.safetensors").write_bytes(b"mine")
     with pytest.raises(ConfigError, match=r"out/model.safetensors already exists"):

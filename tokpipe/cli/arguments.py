@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import shtab
 
 from tokpipe.cli.output import Result
-from tokpipe.config import JobConfig, load_job
+from tokpipe.config import JobConfig
 from tokpipe.config.load import load_storage
 from tokpipe.errors import ConfigError
 
@@ -78,9 +78,9 @@ class Parser(argparse.ArgumentParser):
 
     def complete_paths(self) -> None:
         """Make shells complete file names, where an argument can be one."""
-        for argument in self._actions:
-            if argument.type in (Path, _local_path) or argument.dest in ("output", "folder"):
-                vars(argument)["complete"] = shtab.FILE  # where shtab looks
+        for one in self._actions:
+            if one.type in (Path, _local_path) or one.dest in ("ckpt", "folder", "output"):
+                vars(one)["complete"] = shtab.FILE  # where shtab looks
 
 
 class Verb:
@@ -103,11 +103,10 @@ class Verb:
 
 def job_of(parsed: argparse.Namespace) -> JobConfig:
     """Read the job file that the user named."""
-    from tokpipe.verbs.locate import check_not_in_output
-    from tokpipe.weights.read import read_object
+    from tokpipe.verbs.locate import check_not_in_output, load_pinned
 
     check_not_in_output(parsed.job)
-    return load_job(parsed.job, read=read_object)
+    return load_pinned(parsed.job)
 
 
 def store_of(parsed: argparse.Namespace) -> "Store":
@@ -127,13 +126,12 @@ def output_of(parsed: argparse.Namespace) -> "Output":
 def trust_of(parsed: argparse.Namespace) -> "Trust":
     """Return what the user lets an output name; none of it for verbs without ``add_trust``."""
     from tokpipe.config.trust import NO_TRUST, Trust
-    from tokpipe.verbs.locate import is_job_file
-    from tokpipe.weights.read import read_object
+    from tokpipe.verbs.locate import is_job_file, load_pinned
 
     if "trust_uris" not in parsed or not getattr(parsed, "sample", True):
         return NO_TRUST
     if is_job_file(parsed.output):
-        job = load_job(parsed.output, read=read_object)
+        job = load_pinned(parsed.output)
         tokenizer, sources = job.tokenizer, tuple(job.sources)
         return Trust(parsed.weights, job.storage, True, tokenizer=tokenizer, sources=sources)
     return Trust(parsed.weights, load_storage(parsed.storage), parsed.trust_uris, parsed.trust_code)

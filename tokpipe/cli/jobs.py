@@ -10,6 +10,8 @@ from rich.console import Console
 
 from tokpipe.cli.arguments import Parser, Verb, job_of, positive
 from tokpipe.cli.output import Result, print_lines
+from tokpipe.config.job import StoreOptions
+from tokpipe.config.vqgan import PRESETS
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.runtime import submitted
 from tokpipe.telemetry.human import json_line
@@ -206,21 +208,21 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
         return newest.exit_code
 
 
-class Convert(
-    Verb, example="tokpipe convert movqgan_270M.ckpt --kind movqgan -o tokenizers/movqgan"
-):
+class Convert(Verb, example="tokpipe convert movqgan_270M.ckpt --kind vqgan -o tokenizers/movqgan"):
     """Make a checkpoint folder from a training checkpoint.
 
     The folder holds config.yaml and model.safetensors. Code in the checkpoint is never run.
     """
 
     def add_arguments(self, parser: Parser) -> None:
-        what = "a .ckpt, .pt or .pth file written by torch.save, or a .safetensors file"
-        parser.add_argument("source", type=Path, metavar="CKPT", help=what)
+        what = "a .ckpt, .pt or .pth file of torch.save, or a .safetensors file; a path or hf://..."
+        parser.add_argument("ckpt", metavar="CKPT", help=what)
         parser.add_target("FOLDER", "where to write")
         settings = parser.add_mutually_exclusive_group(required=True)
         what = "derive the settings from the weights' shapes"
-        settings.add_argument("--kind", choices=["movqgan", "emu3"], help=what)
+        settings.add_argument("--kind", choices=["vqgan", "movqgan", "emu3"], help=what)
+        what = "take the settings of this preset of kind vqgan"
+        settings.add_argument("--preset", dest="kind", choices=PRESETS, metavar="NAME", help=what)
         what = "read the settings from a tokenizer section"
         settings.add_argument("--config", type=Path, metavar="YAML", help=what)
         parser.add_text("--state", "KEY", "entry of the checkpoint that holds the weights")
@@ -231,12 +233,13 @@ class Convert(
         parser.add_argument("--drop", action="append", default=[], metavar="PREFIX", help=what)
 
     def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.storage.client import client_of
+        from tokpipe.storage.hub import local_copy
         from tokpipe.weights.convert import Choices, convert
 
+        source = Path(local_copy(client_of(parsed.ckpt, StoreOptions()), parsed.ckpt))
         choices = Choices(parsed.state, parsed.ema, parsed.strip, tuple(parsed.drop))
-        return convert(
-            parsed.source, parsed.path, kind=parsed.kind, config=parsed.config, choices=choices
-        )
+        return convert(source, parsed.path, kind=parsed.kind, config=parsed.config, choices=choices)
 
 
 class Verify(Verb, example="tokpipe verify builtin://fsq-4x8x8"):

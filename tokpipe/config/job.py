@@ -47,6 +47,15 @@ class OutputConfig(Frozen):
     """Continue with a store that does not honour exclusive creates. Two drivers started on one
     output by mistake could then both commit."""
 
+    @model_validator(mode="after")
+    def _store_can_commit(self) -> Self:
+        if self.uri.lower().startswith("hf://"):
+            raise ValueError(
+                "the Hugging Face Hub has no exclusive create, so two drivers could both commit to "
+                "output.uri. Write to a disk or to S3, and copy it with `hf upload` at the end"
+            )
+        return self
+
 
 class SamplingConfig(Frozen):
     """Which frames of a video become clips."""

@@ -18,7 +18,6 @@ from pydantic import (
 
 from tokpipe.config.base import Frozen, Uri
 from tokpipe.config.native_parts import (
-    AttentionSizes,
     ChannelMultiples,
     Encoder3DConfig,
     FinestChannels,
@@ -29,6 +28,7 @@ from tokpipe.config.native_parts import (
     check_channels,
 )
 from tokpipe.config.traits import TokenizerTraits
+from tokpipe.config.vqgan import PRESETS
 
 Name = Annotated[
     str,
@@ -40,7 +40,7 @@ Name = Annotated[
 Licence = Annotated[str | None, Field(description="Licence of the weights, for people.")]
 _NOT_IN_CODES: dict[str, Any] = {
     **dict.fromkeys(("name", "weights", "decoder", "decoder_weights", "licence", "seed"), True),
-    "probe_size": True,
+    **dict.fromkeys(("probe_size", "preset"), True),
     "encoder": {"in_channels"},
     "declares": {"licence", "why_not_streamable"},
 }
@@ -145,31 +145,56 @@ class NativeConfig(TokenizerConfig):
         return ("decoder.",) if self.decoder else ()
 
 
-class MoVQGANConfig(Levels, TokenizerConfig):
-    """SBER-MoVQGAN, for images or for the frames of a video one by one.
+class VQGANConfig(Levels, TokenizerConfig):
+    """An image tokenizer of the VQGAN family, for images or for the frames of a video one by one.
 
-    Defaults are the 270M model. 67M has ``ch: 128``; 102M has ``ch: 128`` and
-    ``num_res_blocks: 4``.
+    ``preset`` names a published one, and sets all that is required here. ``kind: movqgan`` sets
+    what ``preset: movqgan-270m`` does.
     """
 
     decoder_keys: ClassVar[tuple[str, ...]] = ("decoder.", "post_quant_conv.")
 
-    kind: Literal["movqgan"]
-    name: Name = "sber-movqgan"
+    kind: Literal["vqgan", "movqgan"]
+    preset: Literal[*PRESETS] | None = None  # type: ignore[valid-type]
+    """Settings of a published tokenizer, which those written beside it replace."""
     weights: Uri
-    """safetensors with the published keys (``encoder.*``, ``quant_conv.*``,
-    ``quantize.embedding.weight``, ``post_quant_conv.*``, ``decoder.*``). `tokpipe convert` makes
-    it from the published .ckpt."""
-    ch: FinestChannels = 256
-    ch_mult: ChannelMultiples = (1, 2, 2, 4)
-    attn_resolutions: AttentionSizes = (32,)
-    z_channels: PositiveInt = 4
+    """safetensors with the published keys; `tokpipe convert` makes it from a .ckpt."""
+    quantizer: Literal["vq", "ibq", "vq_cosine", "gumbel", "lfq"]
+    """How a code is found. ``vq``: the nearest code vector. ``ibq``: that
+    of the greatest dot product. ``vq_cosine``: of the greatest cosine; the decoder takes vectors of
+    length 1, as in LlamaGen. ``gumbel``: the greatest of one logit per code. ``lfq``: one bit per
+    channel, the first the lowest, with the networks of Open-MAGVIT2."""
+    decoder: Literal["plain", "movq"] = "plain"
+    """``movq``: norms of the decoder read the code vectors, as in SBER-MoVQGAN."""
+    z_channels: PositiveInt
     """Channels between the encoder and ``quant_conv``."""
-    embed_dim: PositiveInt = 4
+    embed_dim: PositiveInt
     """Channels of a code vector."""
-    codebook_size: PositiveInt = 16_384
+    codebook_size: Annotated[int, Field(ge=1, le=2**31)]
     licence: Licence = None
-    """Licence of the weights; their repository names none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if data.get("kind") == "movqgan":
+            data = {**PRESETS["movqgan-270m"], **data, "kind": "vqgan"}
+        if (name := str(data.get("preset"))) in PRESETS:
+            data = {"name": name, **PRESETS[name], **data}
+        # Strict models take a list for a tuple from JSON only.
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+
+    @model_validator(mode="after")
+    def _bits_fit(self) -> Self:
+        z, dim, size = self.z_channels, self.embed_dim, self.codebook_size
+        if self.quantizer == "lfq" and (z != dim or size != 2**dim or self.attn_resolutions):
+            raise ValueError(
+                f"lfq with z_channels={z}, embed_dim={dim}, codebook_size={size} and "
+                f"attn_resolutions={[*self.attn_resolutions]} is not Open-MAGVIT2: use {dim} "
+                f"channels for both, {2**dim} codes and no attention"
+            )
+        return self
 
     @property
     def traits(self) -> TokenizerTraits:
@@ -178,8 +203,15 @@ class MoVQGANConfig(Levels, TokenizerConfig):
             spatial_stride=self.spatial_stride,
             codebook_size=self.codebook_size,
             layout="BCHW",
+            bit_order="little" if self.quantizer == "lfq" else None,
             why_not_streamable=None,
         )
+
+    def codes_settings(self) -> dict[str, Any]:
+        settings = super().codes_settings()
+        if (self.decoder, self.quantizer) == ("movq", "vq"):  # as when this was a kind
+            return {k: v for k, v in settings.items() if k != "quantizer"} | {"kind": "movqgan"}
+        return settings
 
 
 class Emu3Config(TokenizerConfig):
@@ -308,12 +340,13 @@ def _kind(section: Any) -> str | None:
     if isinstance(section, dict):
         section = section.get("kind", "native")
     kind = getattr(section, "kind", section)
+    kind = "vqgan" if kind == "movqgan" else kind
     return kind if isinstance(kind, str) else None
 
 
 AnyTokenizer = Annotated[
     Annotated[NativeConfig, Tag("native")]
-    | Annotated[MoVQGANConfig, Tag("movqgan")]
+    | Annotated[VQGANConfig, Tag("vqgan")]
     | Annotated[Emu3Config, Tag("emu3")]
     | Annotated[CosmosDVConfig, Tag("cosmos_dv")]
     | Annotated[CustomConfig, Tag("custom")],

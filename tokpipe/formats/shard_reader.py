@@ -22,8 +22,6 @@ from tokpipe.formats.shard import (
 from tokpipe.formats.tables import UNREADABLE, check_bounds, check_texts
 from tokpipe.types import Codes, Receipt
 
-_CHECKED_WITH_CODES = ("t", "h", "w", "codes", "codes_crc32")
-
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -49,14 +47,13 @@ class Chunk:
 class ShardReader:
     """One shard, read row group by row group.
 
-    ``verify`` checks each row group as it is read. It covers neither the footer nor the parts of
-    the file that are not read: for those, first compare the file with the manifest
-    (``check_bytes``).
+    Each row group is checked as it is read: page checksums, row CRCs, code range and shapes. That
+    covers neither the footer nor the parts of the file that are not read: for those, first compare
+    the file with the manifest (``check_bytes``).
 
     Args:
         uri: for messages.
         source: the file's bytes, or an open file that pyarrow can seek in.
-        verify: check page checksums, row CRCs, code range and shapes.
         page_checksums: False skips page checksums, which are redundant once the bytes were
             compared with the manifest.
 
@@ -64,15 +61,12 @@ class ShardReader:
         CorruptOutput: the footer is damaged or not a shard's. Methods raise it for damaged rows.
     """
 
-    def __init__(
-        self, uri: str, source: Any, *, verify: bool = True, page_checksums: bool = True
-    ) -> None:
+    def __init__(self, uri: str, source: Any, *, page_checksums: bool = True) -> None:
         self.uri = uri
-        self.verify = verify
         with as_damage(uri, "it does not open as a shard", *UNREADABLE):
             self._file = pq.ParquetFile(
                 pa.BufferReader(source) if isinstance(source, bytes) else source,
-                page_checksum_verification=verify and page_checksums,
+                page_checksum_verification=page_checksums,
                 # Joins the columns of a row group into few requests.
                 pre_buffer=True,
             )
@@ -81,6 +75,7 @@ class ShardReader:
         self.num_row_groups: int = self._file.num_row_groups
         self.footer = ShardFooter.of_key_values(uri, self._file.metadata.metadata or {})
         self.tokenizer = self.footer.metadata.tokenizer
+        self.sides = (*self.footer.grid, *self.tokenizer.axes)  # Of the codes of a latent frame
         self.schema = shard_schema(self.tokenizer.code_dtype, self.tokenizer.codes_per_position)
         if schema != self.schema:
             found = f"its columns are not those of a shard: {in_brief(schema.to_string())}"
@@ -89,14 +84,15 @@ class ShardReader:
             raise damaged(uri, f"it has {found_rows} rows, but its footer says {num_rows}")
 
     def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
-        """Return one row group as a single record batch, checked if ``verify``.
+        """Return one row group as a single record batch.
 
-        Row CRCs are checked when ``codes`` is among the columns.
+        Codes are checked if they are among the columns.
         """
         names = self.schema.names if columns is None else list(columns)
         wanted = list(names)
-        if self.verify and "codes" in names:
-            wanted += [name for name in _CHECKED_WITH_CODES if name not in names]
+        if "codes" in names:
+            checked = ("t", *"hwc"[: len(self.sides)], "codes", "codes_crc32")
+            wanted += [name for name in checked if name not in names]
         with as_damage(self.uri, f"row group {group} cannot be read", *UNREADABLE):
             table = self._file.read_row_group(group, columns=wanted)
         check_texts(self.uri, table)
@@ -104,24 +100,24 @@ class ShardReader:
         if len(batches) != 1:
             raise damaged(self.uri, f"row group {group} has no rows")
         batch = batches[0]
-        if self.verify and "codes" in names:
+        if "codes" in names:
             self._check_codes(group, batch)
         return batch.select(names)
 
     def _check_codes(self, group: int, batch: pa.RecordBatch) -> None:
         codes = batch.column("codes")
         offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
-        t, h, w, crcs = (batch.column(name).to_numpy() for name in ("t", "h", "w", "codes_crc32"))
-        height, width = self.footer.grid
-        lengths, axes = np.diff(offsets), self.tokenizer.axes
-        wrong_grid = (h != height) | (w != width) | (min(height, width) < 0)
-        size = math.prod((height, width, *axes))
-        wrong = wrong_grid | (t < 0) | (lengths != t.astype(np.int64) * size)
+        t, crcs = (batch.column(name).to_numpy() for name in ("t", "codes_crc32"))
+        grids = np.stack([batch.column(name).to_numpy() for name in "hwc"[: len(self.sides)]], 1)
+        lengths = np.diff(offsets)
+        wrong_grid = (grids != self.sides).any(1) | (min(self.sides) < 0)
+        wrong = wrong_grid | (t < 0) | (lengths != t.astype(np.int64) * math.prod(self.sides))
         if wrong.any():
             row = int(wrong.argmax())
-            found = f"has {lengths[row]} codes for a grid of {(int(t[row]), height, width, *axes)}"
+            found = f"has {lengths[row]} codes for a grid of {(int(t[row]), *self.sides)}"
             if wrong_grid[row]:
-                found = f"has grid {(int(h[row]), int(w[row]))} in a shard of {height}x{width}"
+                shape = "x".join(map(str, self.sides))
+                found = f"has grid {tuple(grids[row].tolist())} in a shard of {shape}"
             raise self._damaged_row(group, row, found)
         for row, ((start, end), wanted) in enumerate(
             zip(pairwise(offsets.tolist()), crcs.tolist(), strict=True)
@@ -129,7 +125,7 @@ class ShardReader:
             if (crc := codes_crc32(flat[start:end])) != wanted:
                 found = f"has codes of CRC-32 {crc:08x}, not {wanted:08x}"
                 raise self._damaged_row(group, row, found)
-        if outside := first_outside(flat.reshape(-1, *axes), self.tokenizer.sizes):
+        if outside := first_outside(flat.reshape(-1, *self.tokenizer.axes), self.tokenizer.sizes):
             place, code, size = outside
             row = int(np.searchsorted(offsets, place, side="right")) - 1
             raise self._damaged_row(group, row, f"has code {code} of a codebook of {size}")
@@ -142,15 +138,11 @@ class ShardReader:
         fields = [field for field in Chunk.__slots__ if field != "codes"]
         for group in range(self.num_row_groups) if groups is None else groups:
             batch = self.read_row_group(group)
-            sides = [name for name in ("t", "h", "w", "c") if name in self.schema.names]
-            codes, shapes = batch.column("codes"), batch.select(sides).to_pylist()
+            codes, t = batch.column("codes"), batch.column("t").to_pylist()
             offsets, flat = codes.offsets.to_numpy(), codes.values.to_numpy()
             for row, record in enumerate(batch.select(fields).to_pylist()):
-                block, shape = flat[offsets[row] : offsets[row + 1]], tuple(shapes[row].values())
-                if min(shape) < 0 or block.size != math.prod(shape):
-                    found = f"has {block.size} codes for a grid of {shape}"
-                    raise self._damaged_row(group, row, found)
-                yield Chunk(**record, codes=block.reshape(shape))
+                block = flat[offsets[row] : offsets[row + 1]]
+                yield Chunk(**record, codes=block.reshape(t[row], *self.sides))
 
     def clips(self) -> Iterator[tuple[Chunk, ...]]:
         """Yield the rows of each clip, complete and in order."""

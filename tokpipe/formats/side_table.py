@@ -69,21 +69,19 @@ def read_side_table(
     *,
     size_bytes: int,
     sha256_hex: str,
-    verify: bool = True,
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
     """Return a side table or some of its columns, checked against its size and hash.
 
     Only these columns are decoded, unless it is of an earlier version.
     """
-    if verify:
-        check_bytes(uri, data, size_bytes=size_bytes, sha256_hex=sha256_hex)
+    check_bytes(uri, data, size_bytes=size_bytes, sha256_hex=sha256_hex)
 
     def chosen(names: list[str]) -> list[str]:
         is_new = names[: len(OWN_COLUMNS)] == list(OWN_COLUMNS)
         return list(columns) if columns is not None and is_new else names
 
-    table = from_parquet(uri, data, "side table", verify=verify, columns=chosen)
+    table = from_parquet(uri, data, "side table", columns=chosen)
     for later in (["encoder"], list(_LATER)):
         before = [name for name in _OWN.names if name not in later]
         if before == table.column_names[: len(before)]:

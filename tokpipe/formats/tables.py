@@ -46,7 +46,6 @@ def from_parquet(
     data: bytes,
     kind: str,
     *,
-    verify: bool = True,
     columns: list[str] | Callable[[list[str]], list[str]] | None = None,
 ) -> pa.Table:
     """Parse what ``to_parquet`` wrote; ``kind`` names it in the error.
@@ -60,7 +59,7 @@ def from_parquet(
         file = pq.ParquetFile(
             pa.BufferReader(data),
             metadata=metadata,
-            page_checksum_verification=verify,
+            page_checksum_verification=True,
             read_dictionary=texts_of(metadata),
         )
         names = schema.names

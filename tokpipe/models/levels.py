@@ -82,8 +82,8 @@ class Level(nn.Module):
 class Levels(nn.ModuleList):
     """The levels of a way ``down`` to the coarsest or ``up`` from it; number 0 is the finest.
 
-    The way up has one block more at each level. The first resamplers also halve or double time,
-    as often as ``temporal_stride`` says; None is for images. ``skips`` are the channels of
+    The way up has ``more_up`` blocks more at each level. The first resamplers also halve or double
+    time, as often as ``temporal_stride`` says; None is for images. ``skips`` are the channels of
     activations that the blocks take as well, the last first.
     """
 
@@ -97,6 +97,7 @@ class Levels(nn.ModuleList):
         *,
         temporal_stride: int | None = None,
         skips: Sequence[int] = (),
+        more_up: int = 1,
     ) -> None:
         super().__init__()
         self.way = way
@@ -105,7 +106,7 @@ class Levels(nn.ModuleList):
         if way == "up":
             # Sizes double from the coarsest, as published: halves lost on the way down stay lost.
             size -= size % pyramid.spatial_stride
-            before, order, num_blocks = widths[-1], order[::-1], num_blocks + 1
+            before, order, num_blocks = widths[-1], order[::-1], num_blocks + more_up
         for number, at in enumerate(order):
             inputs = [before] + [widths[at]] * (num_blocks - 1)
             if skips:

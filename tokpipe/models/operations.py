@@ -134,9 +134,9 @@ class Conv2d(nn.Conv2d):
         return y if x.ndim == 5 else y.squeeze(2)
 
 
-def same_conv2d(in_channels: int, out_channels: int, kernel: int) -> Conv2d:
+def same_conv2d(in_channels: int, out_channels: int, kernel: int, bias: bool = True) -> Conv2d:
     """A ``Conv2d`` whose result has the size of its input."""
-    return Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+    return Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
 
 
 def silu(x: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from tokpipe.reader.columns import ShardColumns, write_columns
 from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import ShardCodes, write_shard_codes
 from tokpipe.storage.read_ahead import read_ahead
-from tokpipe.types import Codes
 
 _MAPPED_SHARDS = 16_384  # The kernel allows a process 65,530 maps
 _ROW_BYTES = 256  # What the columns of a chunk take at most, other than codes
@@ -25,14 +24,14 @@ _UNPACKED = 5  # Times that columns take of the space of their side table, at mo
 class CodeCache:
     """The shards of an output as arrays, in the order of the manifest.
 
-    The first access to a shard fetches, verifies and decodes it into a raw file in ``folder``,
+    The first access to a shard fetches, verifies and decodes it into an Arrow file in ``folder``,
     named by its SHA-256. The processes of a node, several outputs and later runs can share a
     folder. If two processes need the same shard, one makes it and the other waits. Files appear
     whole, by renaming, so a killed process leaves no partial file. Columns of side tables get files
     in the same way.
 
     Args:
-        output: what to read. Shards are verified even if it was opened with ``verify=False``.
+        output: what to read.
         folder: on a local disk. A code takes 2 bytes there, or 4 if there are more than 65,536.
         max_bytes: limit on the size of the folder, not counting files that are being written. The
             least recently opened files are removed; their space is free once no process maps them.
@@ -54,7 +53,6 @@ class CodeCache:
         self.output = output
         self.folder = CacheFolder(Path(folder), max_bytes, self._unmap)
         self._read_ahead = read_ahead
-        self._starts = output.shards.row_starts
         self._num_mapped = _MAPPED_SHARDS
         if max_bytes is not None:  # a removed file takes space while a process maps it
             smallest = int(self.sizes().min(initial=max_bytes))
@@ -73,11 +71,6 @@ class CodeCache:
         field, code_bytes = self.output.shards.field, np.dtype(self.tokenizer.code_dtype).itemsize
         sizes: NDArray[np.int64] = code_bytes * field("num_codes") + _ROW_BYTES * field("num_rows")
         return sizes + _UNPACKED * field("side_table_size_bytes") if columns else sizes
-
-    @property
-    def num_rows(self) -> int:
-        """Number of chunks in all shards."""
-        return int(self._starts[-1])
 
     @property
     def tokenizer(self) -> TokenizerSpec:
@@ -103,39 +96,6 @@ class CodeCache:
         assert isinstance(codes, ShardCodes)
         return codes
 
-    def take(self, rows: NDArray[np.int64]) -> Codes:
-        """Return the codes of the given chunks as one new array, (len(rows), t, h, w).
-
-        Args:
-            rows: positions among all chunks, 0 <= row < ``num_rows``, in any order.
-
-        Raises:
-            ValueError: the chunks differ in shape, or ``rows`` is empty.
-            IndexError: a row is out of range.
-        """
-        found = np.searchsorted(self._starts, rows, side="right") - 1
-        numbers: list[int] = found.tolist()
-        if numbers and not 0 <= min(numbers) <= max(numbers) < len(self):
-            raise IndexError(f"some of the {len(rows)} rows are outside 0 to {self.num_rows - 1}")
-        places = zip(numbers, (rows - self._starts[found]).tolist(), strict=True)
-        shards = {number: self.shard(number) for number in set(numbers)}
-        even = [shard.blocks for shard in shards.values()]
-        shapes = {None if blocks is None else blocks.shape[1:] for blocks in even}
-        if len(shapes) == 1 and None not in shapes:
-            # Concatenating flat rows takes half the time of (t, h, w) blocks.
-            flat = {number: shard.flat.reshape(len(shard), -1) for number, shard in shards.items()}
-            blocks = [flat[number][row] for number, row in places]
-        else:
-            blocks = [shards[number][row] for number, row in places]
-            shapes = {block.shape for block in blocks}
-            if len(shapes) != 1:
-                raise ValueError(
-                    f"the {len(rows)} chunks have {len(shapes)} different shapes: read them one by "
-                    "one"
-                )
-        joined: Codes = np.concatenate(blocks).reshape(len(rows), *(shapes.pop() or ()))
-        return joined
-
     def columns(self, number: int, names: tuple[str, ...]) -> ShardColumns:
         """Return columns of one shard's side table, from the cache if they are there.
 
@@ -151,15 +111,15 @@ class CodeCache:
         self._mapped.cache_clear()
 
     def _find(self, number: int, names: tuple[str, ...] | None) -> ShardCodes | ShardColumns:
-        info, dtype = self.output.shards[number], np.dtype(self.output.tokenizer.code_dtype)
+        info = self.output.shards[number]
         if names is None:
             return self.folder.get(
                 info.uri,
                 info.sha256,
-                ".codes",
-                lambda path: ShardCodes(path, dtype.name, (*info.grid, *self.tokenizer.axes)),
+                ".arrow",
+                lambda path: ShardCodes(path, (*info.grid, *self.tokenizer.axes)),
                 lambda file: write_shard_codes(file, self.output.verified_shard(info)),
-                min_bytes=info.num_codes * dtype.itemsize,
+                min_bytes=info.num_codes * np.dtype(self.tokenizer.code_dtype).itemsize,
             )
         which = hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
         return self.folder.get(

@@ -17,6 +17,7 @@ from tokpipe.formats.checks import damaged, explained, sha256
 from tokpipe.formats.tables import rows_of
 from tokpipe.reader.cache_folder import CacheFolder
 from tokpipe.reader.output import Output
+from tokpipe.reader.shard_codes import mapped
 from tokpipe.reader.values import ShardInfo
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.telemetry.human import counted
@@ -31,11 +32,7 @@ class ShardColumns:
     def __init__(self, path: Path, uri: str) -> None:
         """Map what ``write_columns`` wrote; ValueError if the file is truncated."""
         self._uri = uri
-        try:
-            with pa.memory_map(str(path)) as file:
-                self.rows: pa.RecordBatch = pa.ipc.open_file(file.read_buffer()).get_batch(0)
-        except pa.ArrowException as error:
-            raise ValueError(f"{path}: {error}") from error
+        self.rows: pa.RecordBatch = mapped(path).get_batch(0)
 
     def of(self, number: int, clip_id: str) -> dict[str, Any]:
         """Return the values of the shard's clip ``number``, which must be this one."""
@@ -47,7 +44,7 @@ class ShardColumns:
 
 def write_columns(file: IO[bytes], output: Output, info: ShardInfo, names: Sequence[str]) -> None:
     """Write ids and columns of a shard's clips to ``file``, as Arrow IPC of one record batch."""
-    table = output.side_table(info, ["clip_id", *names], verify=True)
+    table = output.side_table(info, ["clip_id", *names])
     with pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table.combine_chunks())
 

@@ -36,18 +36,18 @@ def open_output(
     uri: str,
     options: StoreOptions | None = None,
     *,
-    verify: bool = True,
     trust: Trust = NO_TRUST,
     follow: bool = False,
     max_wait_s: float = math.inf,
 ) -> "Output":
     """Open the output at ``uri`` as it is committed now.
 
+    Every object is checked against the manifest's checksums, and every row against its own, before
+    any code is returned. That costs about a second per GB.
+
     Args:
         uri: the job's ``output.uri``.
         options: how to reach the store, as in a job file.
-        verify: check every object against the manifest's checksums, and every row against its own,
-            before returning any code. Costs about a second per GB.
         trust: what the output may name, to decode its codes and sources to pixels.
         follow: a ``ClipStream`` of the output begins while its job still runs, and waits for more.
         max_wait_s: how long it waits for a commit before it raises IncompleteOutput.
@@ -56,7 +56,7 @@ def open_output(
         NotFound: there is no output at this URI.
         CorruptOutput: its record or its manifest is damaged.
     """
-    output = Output(Store(uri, options or StoreOptions()), verify=verify, trust=trust)
+    output = Output(Store(uri, options or StoreOptions()), trust=trust)
     output.follow, output.max_wait_s = follow, max_wait_s
     return output
 
@@ -68,9 +68,8 @@ class Output:
     one being read and the next.
     """
 
-    def __init__(self, store: Store, *, verify: bool = True, trust: Trust = NO_TRUST) -> None:
+    def __init__(self, store: Store, *, trust: Trust = NO_TRUST) -> None:
         self.store = store
-        self.verify = verify
         self.trust = trust
         self.follow = False
         self.max_wait_s = math.inf
@@ -163,8 +162,8 @@ class Output:
     def clip(self, clip_id: str) -> Clip:
         """Return one clip.
 
-        The first call reads the whole manifest to index it. With ``verify``, the first access to a
-        shard fetches all of it; later ones fetch only row groups.
+        The first call reads the whole manifest to index it. The first access to a shard fetches all
+        of it; later ones fetch only row groups.
 
         Raises:
             NotFound: the clip is not tokenized; it may be rejected or not done yet.
@@ -217,19 +216,13 @@ class Output:
         """Arrow schema of side tables, as the first has it; empty if there is none."""
         return self.side_table(self.shards[0]).schema if len(self.shards) else pa.schema([])
 
-    def side_table(
-        self, info: ShardInfo, columns: Sequence[str] | None = None, *, verify: bool | None = None
-    ) -> pa.Table:
-        """Return a shard's side table, or some of its columns: one row per clip, sorted by id.
-
-        ``verify``: by default, as the output was opened.
-        """
+    def side_table(self, info: ShardInfo, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a shard's side table, or some of its columns: one row per clip, sorted by id."""
         table = read_side_table(
             info.side_table_uri,
             self._get(info.side_table, info.side_table_size_bytes),
             size_bytes=info.side_table_size_bytes,
             sha256_hex=info.side_table_sha256,
-            verify=self.verify if verify is None else verify,
             columns=None if columns is None else [*dict.fromkeys(["plan_row", *columns])],
         )
         rows, known = table.column("plan_row").to_numpy(), self.record.num_rows
@@ -240,34 +233,26 @@ class Output:
         return table if columns is None else table.select(columns)
 
     def verified_shard(self, info: ShardInfo) -> ShardReader:
-        """Fetch a whole shard and check it against the manifest, even with ``verify=False``."""
+        """Fetch a whole shard and check it against the manifest."""
         return self._reader(info, self._verified_bytes(info))
 
     def _opened(self, shards: Sequence[ShardInfo]) -> Iterator[tuple[ShardInfo, ShardReader]]:
         """Open each shard, fetching and hashing the next one meanwhile."""
-
-        def source(info: ShardInfo) -> tuple[ShardInfo, bytes | None]:
-            return info, self._verified_bytes(info) if self.verify else None
-
-        for info, data in read_ahead(source, shards, 1):
-            yield info, self._reader(info, data)
+        return read_ahead(lambda info: (info, self.verified_shard(info)), shards, 1)
 
     def _open(self, number: int) -> tuple[ShardReader, pa.Table]:
         """Open a shard for random access, verified whole the first time."""
         info = self.shards[number]
-        if self.verify and number not in self._verified:
+        if number not in self._verified:
             self._verified_bytes(info)
             self._verified.add(number)
         return self._reader(info), self.side_table(info)
 
     def _reader(self, info: ShardInfo, data: bytes | None = None) -> ShardReader:
         """Open a shard from bytes that match the manifest, or to fetch by row group."""
+        ranged = RangedFile(info.size_bytes, partial(self.store.get_range, info.key))
         try:
-            if data is not None:
-                shard = ShardReader(info.uri, data, page_checksums=False)
-            else:
-                ranged = RangedFile(info.size_bytes, partial(self.store.get_range, info.key))
-                shard = ShardReader(info.uri, ranged, verify=self.verify)
+            shard = ShardReader(info.uri, data or ranged, page_checksums=data is None)
         except NotFound as error:
             raise _missing(info.uri) from error
         metadata = ShardMetadata(self.fingerprint, self.tokenizer)

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,10 +73,7 @@ def clip_of(shard: ShardCodes, number: int) -> tuple[str, Codes]:
 
 
 def clips_per_epoch(
-    outputs: Sequence[Output],
-    weights: Sequence[float],
-    by: Literal["clips", "codes"],
-    epoch_clips: int,
+    outputs: Sequence[Output], weights: Sequence[float], epoch_clips: int
 ) -> list[int]:
     """Divide an epoch among outputs by weight; ConfigError if they do not mix."""
     if not outputs or len(outputs) != len(weights):
@@ -93,9 +90,6 @@ def clips_per_epoch(
                 f"{output.store.uri} has no clips, so it cannot be mixed. Wait for its job, or "
                 "leave it out"
             )
-    if by == "codes":
-        lengths = [output.num_codes / output.num_clips for output in outputs]
-        weights = [weight / length for weight, length in zip(weights, lengths, strict=True)]
     try:
         found = quotas(weights, epoch_clips)
     except ValueError as error:

@@ -59,9 +59,7 @@ class ClipMix:
 
     Args:
         caches: the outputs' codes on local disk, shared by the workers of a node.
-        weights: one per output, above 0. Only their proportions matter.
-        by: what to weigh. With ``"codes"``, two outputs of equal weight contribute the same number
-            of codes, even if the clips of one are longer (exact if each has clips of one length).
+        weights: of the clips of each output, above 0. Only their proportions matter.
         epoch_clips: clips per epoch; by default, as many as all outputs have together.
         seed: determines the order of every pass.
         shuffle: False returns the clips of an output in the order of its manifest.
@@ -95,7 +93,6 @@ class ClipMix:
         caches: Sequence[CodeCache],
         weights: Sequence[float],
         *,
-        by: Literal["clips", "codes"] = "clips",
         epoch_clips: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
@@ -117,7 +114,7 @@ class ClipMix:
         self._num_clips = [source.num_clips for source in self._sources]
         outputs = [cache.output for cache in caches]
         number = sum(self._num_clips) if epoch_clips is None else epoch_clips
-        self.clips_per_epoch = clips_per_epoch(outputs, weights, by, number)
+        self.clips_per_epoch = clips_per_epoch(outputs, weights, number)
         """Clips of each output in every epoch."""
         follow: Any = {"epoch_clips": epoch_clips, "locality": locality, "filter": filter}
         self._supply = Supply(outputs, window_shards if shuffle else 1, **follow)

@@ -73,11 +73,6 @@ class ShardList(Sequence[ShardInfo]):
         found: NDArray[Any] = self._table.column(name).to_numpy()
         return found
 
-    @property
-    def row_starts(self) -> NDArray[np.int64]:
-        """(shards + 1,) position of each shard's first row among all rows; last, their number."""
-        return np.cumsum([0, *self._table.column("num_rows").to_pylist()], dtype=np.int64)
-
     @overload
     def __getitem__(self, index: int) -> ShardInfo: ...
     @overload

@@ -20,8 +20,9 @@ import fsspec
 from fsspec.asyn import sync
 
 from tokpipe.config.job import StoreOptions
-from tokpipe.errors import AccessDenied, Changed, ConfigError, NotFound, StorageError
+from tokpipe.errors import AccessDenied, Changed, ConfigError, NotFound, StorageError, TokpipeError
 from tokpipe.identity import version_of
+from tokpipe.storage.hub import pinned_name
 from tokpipe.storage.retry import GaveUp, RetryPolicy
 from tokpipe.storage.trouble import Trouble, classify, retry_after_s
 from tokpipe.telemetry.redact import redact
@@ -87,7 +88,7 @@ def client_of(uri: str, options: StoreOptions) -> "Client":
     per set of cloud credentials in the environment.
     """
     protocol, _ = split_protocol(uri)
-    prefixes = ("AWS_", "AZURE_", "GOOGLE_")
+    prefixes = ("AWS_", "AZURE_", "GOOGLE_", "HF_")
     environment = sorted(item for item in os.environ.items() if item[0].startswith(prefixes))
     allowed = ALLOWED.get() if protocol in _WEB else ()  # other URIs do not name servers
     if protocol in _WEB and not allowed:
@@ -117,6 +118,8 @@ class Client:
         self.protocol = protocol
         self.is_local = protocol == "file"
         self.is_s3 = protocol in ("s3", "s3a")
+        self.is_hub = protocol == "hf"
+        self.commits: dict[Any, str] = {}  # Of the Hub's repositories and their branches
         self.can_list = protocol not in _WEB
         self.retry = RetryPolicy(deadline_s)
         self.fs = _open_filesystem(protocol, options, deadline_s)
@@ -129,7 +132,7 @@ class Client:
         """Return the file system's own name for a URI, without a trailing slash."""
         if self.is_local:
             return split_protocol(uri)[1].rstrip("/") or "/"
-        return str(self.fs._strip_protocol(uri))
+        return pinned_name(self, uri) if self.is_hub else str(self.fs._strip_protocol(uri))
 
     def uri_of(self, path: str) -> str:
         """Return the URI for a file system's own name."""
@@ -219,6 +222,7 @@ class Client:
         limits: dict[str, Any] = {}
         if end is not None:
             doing, limits = f"reading bytes {start} to {end}", {"start": start, "end": end}
+            limits |= {"cache_type": "none"} if self.is_hub else {}  # else it reads 5 MB ahead
         if self.can_list and not self.is_s3:
             return bytes(self.call(doing, uri, "cat_file", path, **limits)), None
         ask = _read_s3 if self.is_s3 else _read_http
@@ -263,6 +267,8 @@ class Client:
     def _attempt(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float
     ) -> Any:
+        if self.is_hub and method in ("info", "find") and args[0].startswith("buckets/"):
+            kwargs = {**kwargs, "refresh": True}  # else listings are kept, but buckets change
         coroutine = getattr(self.fs, f"_{method}", None) if self.fs.async_impl else None
         if not inspect.iscoroutinefunction(coroutine):
             return getattr(self.fs, method)(*args, **kwargs)
@@ -387,10 +393,11 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
             fs.retries = 1  # attempts, despite the name
             fs.connect()  # sends no request, but raises for misspelled options
     except ImportError as error:
+        extra = f": pip install 'tokpipe[{protocol[:2]}]'"
         raise ConfigError(
             f"{protocol}:// needs a package that is not installed on {socket.gethostname()} "
             f"({error}). Install it on every node"
-            + (": pip install 'tokpipe[s3]'" if protocol in ("s3", "s3a") else "")
+            + (extra if protocol in ("s3", "s3a", "hf") else "")
         ) from error
     # zip:// and others open a file here
     except (AttributeError, OSError, RecursionError, TypeError, ValueError) as error:
@@ -400,8 +407,13 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
     return fs
 
 
-def _translated(doing: str, uri: str, error: Exception, trouble: Trouble) -> StorageError:
+def _translated(doing: str, uri: str, error: Exception, trouble: Trouble) -> TokpipeError:
     what = _describe(error)
+    if "OfflineModeIsEnabled" in (type(error).__name__, type(error.__cause__).__name__):
+        return ConfigError(
+            f"{redact(uri)}: is not in this machine's cache, and HF_HUB_OFFLINE is set. Run `hf "
+            "download` where there is a network, or unset the variable"
+        )
     meanings: dict[Trouble, tuple[type[StorageError], str]] = {
         Trouble.NOT_FOUND: (NotFound, f"does not exist ({what})"),
         Trouble.EXISTS: (AlreadyExists, f"already exists ({what})"),
@@ -414,7 +426,8 @@ def _translated(doing: str, uri: str, error: Exception, trouble: Trouble) -> Sto
         Trouble.CREDENTIALS: (
             StorageError,
             f"{doing} failed, because the store does not accept the credentials ({what}). Renew "
-            "them, and check the clock",
+            "them in the environment (HF_TOKEN for hf://, after accepting a gated repository's "
+            "conditions) or the instance role, then run again. A wrong clock can also cause this",
         ),
     }
     hopeless = f"{doing} failed ({what}), and trying again would not help: fix the cause, then run"
@@ -424,4 +437,4 @@ def _translated(doing: str, uri: str, error: Exception, trouble: Trouble) -> Sto
 
 def _describe(error: BaseException | None) -> str:
     # Libraries quote the requested URL, including its signature.
-    return redact(f"{type(error).__name__}: {error}")
+    return redact(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -88,7 +88,7 @@ def classify(error: BaseException) -> Trouble:
     if isinstance(error, TokpipeError):
         return Trouble.FOREIGN
     chain = list(_chain(error))
-    found = [_by_class(one, "!") for one in chain]
+    found = [_by_class(one, "!") for one in reversed(chain)]
     # Innermost first: fsspec's HTTP file system turns a rejected connection into FileNotFoundError.
     found += [_classify_one(one) for one in reversed(chain)]
     return next(filter(None, found), Trouble.FOREIGN)

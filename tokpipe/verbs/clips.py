@@ -1,14 +1,11 @@
 """``tokpipe ls`` and ``tokpipe rejected``: the clips of an output, and those that it lacks."""
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from tokpipe.errors import ConfigError
 from tokpipe.reader import Output
 from tokpipe.reader.search import side_rows, source_matcher
-from tokpipe.stages.chunks import num_kept_latents, plan_chunks
 from tokpipe.telemetry.human import counted, json_line
 from tokpipe.types import Rejected
 
@@ -16,7 +13,7 @@ _COLUMNS = [
     *("clip_id", "source_uri", "segment", "n_segments", "start_pts_s", "end_pts_s"),
     *("n_frames", "fps", "marks"),
 ]
-_HEADING = f"{'frames':>6}  {'seconds':>10}  {'codes':>10}  {'from-to (s)':>18}  source"
+_HEADING = f"{'frames':>6}  {'seconds':>10}  {'from-to (s)':>18}  source"
 
 
 def clip_lines(
@@ -55,18 +52,12 @@ def clip_lines(
 def listed_clips(
     output: Output, *, source: str | None = None, mark: str | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the clips that match, as JSON objects, shard by shard.
-
-    ``codes`` is [t, h, w]. t is None if another version of tokpipe wrote settings that are unknown
-    here.
-    """
+    """Yield the clips that match, as JSON objects, shard by shard."""
     matches = source_matcher(source or "")
-    num_latents = _latents_of(output)
-    for info, row in side_rows(output, _COLUMNS):
+    for _, row in side_rows(output, _COLUMNS):
         if matches(row["source_uri"]) and mark in (None, *row["marks"]):
-            fps, num_frames = row.pop("fps"), row["n_frames"]
-            grid = [num_latents(num_frames), *info.grid]
-            yield {**row, "duration_s": num_frames / fps, "codes": grid}
+            fps = row.pop("fps")
+            yield {**row, "duration_s": row["n_frames"] / fps}
 
 
 def rejected_lines(
@@ -102,26 +93,9 @@ def _rejected_lines(rejected: Rejected) -> list[str]:
 
 
 def _line(clip: dict[str, Any]) -> str:
-    grid = "x".join("?" if side is None else str(side) for side in clip["codes"])
     span = f"{clip['start_pts_s']:.2f}-{clip['end_pts_s']:.2f}"
     marks = f"  [{', '.join(clip['marks'])}]" if clip["marks"] else ""
     return (
-        f"{clip['clip_id']}  {clip['n_frames']:>6,}  {clip['duration_s']:>10,.2f}  {grid:>10}  "
-        f"{span:>18}  {clip['source_uri']}{marks}"
+        f"{clip['clip_id']}  {clip['n_frames']:>6,}  {clip['duration_s']:>10,.2f}  {span:>18}  "
+        f"{clip['source_uri']}{marks}"
     )
-
-
-def _latents_of(output: Output) -> Callable[[int], int | None]:
-    """Return what turns the frames of a clip into its latent frames; side tables lack them."""
-    try:
-        job = output.record.recorded_job(output.store.uri)
-    except ConfigError:
-        return lambda _: None
-    traits = job.tokenizer.traits
-
-    @functools.lru_cache(maxsize=1024)
-    def num_latents(num_frames: int) -> int:
-        spans = plan_chunks(num_frames, job.chunking, traits)
-        return sum(num_kept_latents(span, traits) for span in spans)
-
-    return num_latents

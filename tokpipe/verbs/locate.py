@@ -1,16 +1,24 @@
 """Finds the output or the job file that somebody named."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
-from tokpipe.config.job import StoreOptions
-from tokpipe.config.load import load_output
+from tokpipe.config.checkpoint import WEIGHTS_KEYS
+from tokpipe.config.job import JobConfig, StoreOptions
+from tokpipe.config.load import load_job, load_output
+from tokpipe.config.tokenizer import PROGRAMS
 from tokpipe.errors import ConfigError, NotFound
+from tokpipe.formats import job_record
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.storage import Store
-from tokpipe.storage.client import split_protocol
+from tokpipe.storage.client import client_of, split_protocol
+from tokpipe.storage.hub import pinned_name
+from tokpipe.weights.read import read_object
 
 _INSIDE = {JOB_RECORD, "plan", "manifest", "shards", "clips"}
 """Names below an output's prefix; nothing is deeper than two more levels."""
@@ -48,6 +56,40 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
     if (path := _local(uri)) is not None and not path.exists():
         found = "does not exist"
     raise NotFound(f"{uri}: {found}. Name the job's output.uri or its job file")
+
+
+def load_pinned(path: Path) -> JobConfig:
+    """Read a job file, with commits in place of branches of the Hub's repositories.
+
+    If its output was started, they are the commits that the output records, so that a resumed job
+    reads the same bytes. Not those of programs, because anyone may have written the record.
+    """
+    known = recorded = cache(partial(_recorded_commits, path))
+    job = load_job(path, read=lambda uri, how: read_object(_pinned(uri, how, known), how))
+    if job.tokenizer.kind in PROGRAMS:
+        job, known = load_job(path, read=read_object), cache(dict)
+    files = {key: getattr(job.tokenizer, key, None) for key in WEIGHTS_KEYS}
+    files = {key: _pinned(uri, job.storage, known) for key, uri in files.items() if uri}
+    uris = [{"uri": _pinned(one.uri, job.storage, recorded)} for one in job.sources]
+    sources = [one.model_copy(update=uri) for one, uri in zip(job.sources, uris, strict=True)]
+    tokenizer = job.tokenizer.model_copy(update=files)
+    return job.model_copy(update={"sources": (*sources,), "tokenizer": tokenizer})
+
+
+def _pinned(uri: str, options: StoreOptions, known: Callable[[], Mapping[str, str]]) -> str:
+    if split_protocol(uri)[0] != "hf":  # the packages of other protocols may be missing here
+        return uri
+    client = client_of(uri, options)
+    return client.uri_of(pinned_name(client, uri, known))
+
+
+def _recorded_commits(path: Path) -> dict[str, str]:
+    """Return the commit of each repository of which a job's output records only one."""
+    with suppress(NotFound):
+        text = str(job_record.read(Store(*load_output(path))).job)
+        pins = set(re.findall(r"hf://([\w./-]+)@([0-9a-f]{40})\b", text))
+        return {name: commit for name, commit in pins if sum(one == name for one, _ in pins) == 1}
+    return {}
 
 
 def is_job_file(named: str) -> bool:

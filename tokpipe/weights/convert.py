@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
-from tokpipe.config.explain import validate_settings
+from tokpipe.config.explain import in_yaml, validate_settings
 from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.config.tokenizer import AnyTokenizer, TokenizerConfig
+from tokpipe.config.vqgan import PRESETS, proved_settings
 from tokpipe.errors import ConfigError
 from tokpipe.storage.local_files import write_file
 from tokpipe.weights.read import encoding_tensors, tensors_sha256
@@ -22,9 +23,7 @@ from tokpipe.weights.read import encoding_tensors, tensors_sha256
 if TYPE_CHECKING:
     from torch import Tensor  # takes seconds: imported only when a conversion runs
 
-KINDS = ("movqgan", "emu3")  # Kinds whose settings follow from the shapes of their weights
-ALWAYS_DROPPED = {"movqgan": ("loss.",)}
-"""Key prefixes that every checkpoint of a kind has and no tokenizer needs."""
+KINDS = ("vqgan", "movqgan", "emu3")  # Whose settings follow from the shapes of their weights
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "module")
 """Where training programs put the weights, in the order in which they are tried."""
 _AVERAGES = re.compile(r"^(?:model_ema|ema_(\w+))\.")
@@ -53,7 +52,7 @@ def convert(
     Runs nothing in ``source``, which stays memory-mapped. Builds the tokenizer from the result
     before writing it, so a folder left behind is one that loads strictly. Settings are
     those of ``config``, a tokenizer section without ``weights``, or follow from the weights if
-    ``kind`` is one of ``KINDS``.
+    ``kind`` is one of ``KINDS``, or are those of the preset of kind ``vqgan`` that it names.
     """
     import safetensors.torch
 
@@ -62,7 +61,7 @@ def convert(
     if (kind is None) == (config is None):
         raise ConfigError(
             "convert: weights need settings. Pass either --kind, for weights whose shapes imply "
-            f"them ({', '.join(KINDS)}), or --config with a tokenizer section"
+            f"them ({', '.join(KINDS)}), --preset or --config with a tokenizer section"
         )
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if (folder / name).exists():
@@ -71,7 +70,8 @@ def convert(
                 "folder, or delete it"
             )
     state = _read_state(source, choices)
-    state = yield from _choose(state, choices, ALWAYS_DROPPED.get(kind or "", ()), source)
+    always_dropped = () if kind in (None, "emu3") else ("loss.",)  # the discriminator
+    state = yield from _choose(state, choices, always_dropped, source)
     section = _read_config(config) if config is not None else _infer(str(kind), state, source)
     section.setdefault("name", source.stem)
     if section.get("kind") == "custom":
@@ -81,10 +81,13 @@ def convert(
         {**section, "weights": str(source)},
         name=f"{config or source} does not describe a tokenizer",
     )
+    if preset := PRESETS.get(section.get("preset", "")):
+        yield f"{source}: preset {section['preset']}, quantizer {preset['quantizer']}"
     # safetensors takes neither strided views nor tensors that share memory, such as tied weights.
     copies = {key: one.detach().resolve_neg().contiguous().clone() for key, one in state.items()}
     data = safetensors.torch.save(copies)
-    build_tokenizer(parsed, data, with_decoder=bool(parsed.decoder_keys))
+    has_decoder = any(key.startswith("decoder.") for key in state)
+    build_tokenizer(parsed, data, with_decoder=has_decoder and bool(parsed.decoder_keys))
     digest = tensors_sha256(encoding_tensors(str(folder / WEIGHTS_NAME), data, parsed))
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / WEIGHTS_NAME, data)
@@ -95,7 +98,7 @@ def convert(
         f"{folder}: {parsed.kind}, {traits.temporal_stride}x{traits.spatial_stride}x"
         f"{traits.spatial_stride} pixels per code, {traits.codebook_size:,} codes, "
         f"{len(state):,} tensors of {sum(one.nbytes for one in state.values()):,} bytes, "
-        f"codes by sha256 {digest}"
+        f"{'' if has_decoder else 'none of a decoder, '}codes by sha256 {digest}"
     )
 
 
@@ -233,25 +236,46 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _infer(kind: str, state: Mapping[str, Tensor], source: Path) -> dict[str, Any]:
-    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    own_names = kind == "emu3" and not any(key.startswith("encoder.down.") for key in shapes)
+    from tokpipe.models.tokenizers.vqgan import Emu3Tokenizer, VQGANTokenizer
+
+    if kind in PRESETS:
+        return {"kind": "vqgan", "preset": kind}
+    is_emu3 = kind == "emu3"
+    renamed = (Emu3Tokenizer if is_emu3 else VQGANTokenizer).renamed(state)
+    shapes = {key: tuple(tensor.shape) for key, tensor in renamed.items()}
     try:
-        ch, mult, blocks, attention = _levels(
-            shapes, "encoder.down_block.down" if own_names else "encoder.down"
-        )
-        size, dim = shapes["quantize.embedding.weight"]
-        section = {"kind": kind, "num_res_blocks": blocks, "embed_dim": dim, "codebook_size": size}
-        if kind == "emu3":
-            names = {"base_channels": ch, "channel_multiplier": mult}
-            return {**section, **names, "attn_resolutions": attention}
-        names = {"ch": ch, "ch_mult": mult, "z_channels": shapes["encoder.conv_out.weight"][0]}
-        return {**section, **names, "attn_resolutions": [256 >> level for level in attention]}
+        down = "encoder.down_block.down" if is_emu3 else "encoder.down"
+        ch, mult, blocks, attention = _levels(shapes, down)
+        z = shapes["encoder.conv_out.weight"][0]
+        codebooks = [key for key in shapes if re.fullmatch(r"quantize\.embed\w*\.weight", key)]
+        size, dim = shapes[codebooks[0]] if codebooks else (2**z, z)
     except (KeyError, ValueError, IndexError) as error:
         raise ConfigError(
             f"{source} is not a checkpoint of kind {kind}: it has no {error} of the right shape; "
             f"its keys are {_some(shapes)}. Select the entry with --state and remove a key prefix "
             "with --strip, or pass its settings with --config"
         ) from error
+    section = {"num_res_blocks": blocks, "embed_dim": dim, "codebook_size": size}
+    if is_emu3:
+        names = {"kind": kind, "base_channels": ch, "channel_multiplier": mult}
+        return {**section, **names, "attn_resolutions": attention}
+    section |= {"ch": ch, "ch_mult": mult, "z_channels": z}
+    section["attn_resolutions"] = [256 >> level for level in attention]
+    proved = {name: values for name, (values, _) in proved_settings(state).items()}
+    if kind == "movqgan":
+        proved |= {"decoder": ("movq",), "quantizer": ("vq",)}
+    for preset, published in PRESETS.items():
+        agrees = all(published[name] in values for name, values in proved.items())
+        if agrees and {**published, **section} == published:
+            return {"kind": "vqgan", "preset": preset}
+    section |= {name: " or ".join(values) for name, values in proved.items()}
+    if len(proved.get("quantizer", ())) != 1:
+        raise ConfigError(
+            f"{source}: these weights are of no preset, and their keys do not show how a code is "
+            "found, without which codes are wrong. Pass --config with "
+            f"{in_yaml({'kind': 'vqgan', **section})}"
+        )
+    return {"kind": "vqgan", **section}
 
 
 def _levels(shapes: dict[str, tuple[int, ...]], down: str) -> tuple[int, list[int], int, list[int]]:

@@ -4,14 +4,18 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from tokpipe.config.checkpoint import BUILTIN, builtin_path
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.tokenizer import CosmosDVConfig, NativeConfig, TokenizerConfig
+from tokpipe.config.vqgan import check_keys
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.storage import Store
+from tokpipe.storage.client import client_of
+from tokpipe.storage.hub import local_copy
 
 Tensors = Mapping[str, Mapping[str, Any]]
 """By name: ``dtype`` (as safetensors spells it), ``shape`` and ``data`` (little-endian bytes)."""
@@ -57,6 +61,7 @@ def encoding_tensors(uri: str, data: bytes, config: TokenizerConfig) -> Tensors:
             "Run `tokpipe convert` on other kinds of checkpoint; copy this file again if it was "
             "cut short"
         ) from error
+    check_keys(config, [name for name, _ in tensors], uri)
     return {name: one for name, one in tensors if not name.startswith(config.decoder_keys)}
 
 
@@ -84,8 +89,8 @@ def _to_safetensors(tensors: Tensors) -> bytes:
 
 def read_object(uri: str, options: StoreOptions, setting: str = "") -> bytes:
     """Return the bytes at ``uri``, in any store or ``builtin://``; errors name ``setting``."""
-    store, key = _locate(uri, options)
     try:
+        store, key = _locate(uri, options)
         return store.get(key)
     except NotFound as error:
         raise _missing(uri, setting) from error
@@ -93,16 +98,17 @@ def read_object(uri: str, options: StoreOptions, setting: str = "") -> bytes:
 
 def find_weights(uri: str, options: StoreOptions) -> int:
     """Return the size of ``tokenizer.weights`` in bytes; ConfigError if there is no file."""
-    store, key = _locate(uri, options)
-    if (size := store.size(key)) is None:
-        raise _missing(uri, "tokenizer.weights")
-    return size
+    with suppress(NotFound):
+        store, key = _locate(uri, options)
+        if (size := store.size(key)) is not None:
+            return size
+    raise _missing(uri, "tokenizer.weights")
 
 
 def _locate(uri: str, options: StoreOptions) -> tuple[Store, str]:
     if uri.startswith(BUILTIN):
         uri = str(builtin_path(uri))
-    folder, slash, key = uri.rpartition("/")
+    folder, slash, key = local_copy(client_of(uri, options), uri).rpartition("/")
     return Store(folder if slash else ".", options), key
 
 

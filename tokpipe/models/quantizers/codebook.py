@@ -118,29 +118,42 @@ def _used_entries(remap: Remap, num_vectors: int) -> Tensor:
 
 
 class NearestQuantizer(CodebookQuantizer):
-    """Names the nearest code vector, a row of ``embedding``, by Euclidean distance."""
+    """Names the nearest code vector, a row of ``embedding``, by Euclidean distance.
+
+    Or, by ``search``, that of the greatest dot product or cosine. For cosines, latents and code
+    vectors are first brought to length 1.
+    """
 
     embedding: nn.Embedding
+    search = "nearest"
 
     def codes_of(self, latent: Tensor) -> Tensor:
         """(B, dim, ...) -> (B, ...) int64; of vectors equally near, the first."""
-        return self._entries_to_codes(self._nearest_entries(latent))
+        return self._entries_to_codes(self._nearest_entries(self._scaled(latent)))
+
+    def _scaled(self, vectors: Tensor, dim: int = 1) -> Tensor:
+        """Latents or code vectors, their channels in ``dim``, as they are compared: float32."""
+        vectors = vectors.float()
+        return F.normalize(vectors, dim=dim) if self.search == "cosine" else vectors
 
     def _nearest_entries(self, latent: Tensor) -> Tensor:
         self._check_channels(latent)
-        codebook = self.embedding.weight.detach().float()
+        codebook = self._scaled(self.embedding.weight.detach())
+        if self.search != "nearest":
+            return search(latent, codebook, codebook.new_zeros(len(codebook)), -1)
         # Without the latent's norm, which is the same for every code vector: adding it would only
         # lose precision.
         return search(latent, codebook, codebook.square().sum(1), -2)
 
     def _vectors(self, codes: Tensor) -> Tensor:
-        return F.embedding(self._codes_to_entries(codes), self.embedding.weight).float()
+        vectors = F.embedding(self._codes_to_entries(codes), self.embedding.weight)
+        return self._scaled(vectors, dim=-1)
 
     def forward(self, latent: Tensor) -> Quantized:
         """(B, dim, ...) -> vectors, codes, loss."""
+        latent = self._scaled(latent)
         entries = self._nearest_entries(latent)
-        latent = latent.float()
-        vectors = self.embedding(entries).float().movedim(-1, 1)
+        vectors = self._scaled(self.embedding(entries).movedim(-1, 1))
         loss = self._loss(latent, vectors, entries)
         codes = self._flat(self._entries_to_codes(entries))
         return Quantized(straight_through(latent, vectors), codes, loss)
@@ -157,7 +170,8 @@ class VectorQuantizer(NearestQuantizer):
     plus ``beta`` times the commitment of the latents to their vector. With ``legacy``, ``beta``
     weighs the pull instead: a published mistake that published models were trained with, and so
     the published default. The loss has the same value either way, with other gradients.
-    ``remap`` and ``unknown_index``: see ``CodebookQuantizer``.
+    ``remap`` and ``unknown_index``: see ``CodebookQuantizer``; ``search``: see
+    ``NearestQuantizer``. IBQ encodes by ``search="dot"``, but is trained by another loss.
 
     ``forward`` returns the codes flat, (N,), or (N, 1) under ``remap``, as published; with
     ``sane_index_shape`` as (B, ...), which ``codes_of`` always does.
@@ -174,8 +188,11 @@ class VectorQuantizer(NearestQuantizer):
         unknown_index: UnknownIndex = "random",
         sane_index_shape: bool = False,
         legacy: bool = True,
+        *,
+        search: str = "nearest",
     ) -> None:
         super().__init__(n_e, e_dim, remap=remap, unknown_index=unknown_index)
+        self.search = search
         self.beta = beta
         self.sane_index_shape = sane_index_shape
         self.legacy = legacy

@@ -8,22 +8,22 @@ from tokpipe.config.tokenizer import (
     CosmosDVConfig,
     CustomConfig,
     Emu3Config,
-    MoVQGANConfig,
     NativeConfig,
     TokenizerConfig,
+    VQGANConfig,
 )
 from tokpipe.errors import ConfigError
 from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer, load_weights
 from tokpipe.models.tokenizers.cosmos import CosmosDVTokenizer
 from tokpipe.models.tokenizers.custom import CustomTokenizer
-from tokpipe.models.tokenizers.movqgan import Emu3Tokenizer, MoVQGANTokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer, randomize
+from tokpipe.models.tokenizers.vqgan import Emu3Tokenizer, VQGANTokenizer
 
 __all__ = ["NOT_FINITE", "VideoTokenizer", "build_on_meta", "build_tokenizer"]
 
 _KINDS: dict[type[TokenizerConfig], Callable[..., VideoTokenizer]] = {
     NativeConfig: NativeTokenizer,
-    MoVQGANConfig: MoVQGANTokenizer,
+    VQGANConfig: VQGANTokenizer,
     Emu3Config: Emu3Tokenizer,
 }
 """Kinds whose weights are one safetensors file, with the keys of their class."""

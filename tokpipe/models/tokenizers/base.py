@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.config.traits import TokenizerTraits
+from tokpipe.config.vqgan import check_keys
 from tokpipe.errors import ConfigError
 from tokpipe.models.published import load_published
 from tokpipe.models.quantizers.base import Quantizer, check_range
@@ -271,6 +272,7 @@ def load_weights(
             "weights. Run `tokpipe convert` on other kinds of checkpoint; copy this file again if "
             "it was cut short"
         ) from error
+    check_keys(config, state, source)
     if not with_decoder:
         state = {k: v for k, v in state.items() if not k.startswith(config.decoder_keys)}
     load_published(module, rename(state), source=source)

@@ -1,0 +1,40 @@
+"""What is published of the VQGAN family: presets, and what the keys of weights prove."""
+
+import tomllib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from tokpipe.errors import WeightsMismatch
+
+# TOML, which is read in a tenth of the time of YAML, whenever settings are checked.
+_PUBLISHED = tomllib.loads(Path(__file__).with_name("vqgan.toml").read_text(encoding="utf-8"))
+PRESETS: dict[str, dict[str, Any]] = _PUBLISHED["presets"]
+"""Settings of published tokenizers, by name."""
+RENAMED: dict[str, dict[str, str]] = _PUBLISHED["renamed"]
+"""For the keys of a package: regular expressions in keys of others, and what replaces them."""
+
+
+def proved_settings(keys: Collection[str]) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Return, by setting, the values that keys of published weights allow, and a key that shows it.
+
+    No key tells ``vq`` from ``ibq``.
+    """
+    proved: dict[str, tuple[tuple[str, ...], str]] = {}
+    for part, setting, *values in _PUBLISHED["keys"]["signs"]:
+        if (key := next((key for key in keys if part in key), None)) is not None:
+            proved.setdefault(setting, (tuple(values), key))
+    return proved
+
+
+def check_keys(config: Any, keys: Collection[str], source: str) -> None:
+    """Raise WeightsMismatch if keys, also those of a decoder not built, contradict settings."""
+    proved = proved_settings(keys) if config.kind == "vqgan" else {}
+    for setting, (values, key) in proved.items():
+        if (own := getattr(config, setting)) not in values:
+            raise WeightsMismatch(
+                f"{source}: weights with the key {key} have {setting}: {' or '.join(values)}, but "
+                f"the tokenizer {config.preset or config.name} has {setting}: {own}, and would "
+                "make other codes than theirs. Name their preset, or correct the setting",
+                unexpected=[key],
+            )

@@ -1,0 +1,236 @@
+"""The VQGAN family of image tokenizers, and its relative for video: Emu3's from transformers."""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokpipe.config.tokenizer import Emu3Config, VQGANConfig
+from tokpipe.config.vqgan import RENAMED
+from tokpipe.errors import ConfigError
+from tokpipe.models import LFQ, GumbelQuantizer, Quantizer, VectorQuantizer
+from tokpipe.models.blocks import ResnetBlock
+from tokpipe.models.group_norm import group_norm
+from tokpipe.models.levels import Levels, Pyramid
+from tokpipe.models.networks_2d import Decoder, Encoder
+from tokpipe.models.operations import Conv2d, Conv3d, same_conv2d, silu
+from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
+
+
+class VQGANTokenizer(VideoTokenizer):
+    """2D encoder, 1x1 convolution, quantizer, 1x1 convolution, 2D decoder.
+
+    Keys of the state_dict are the published ones: ``encoder.*``, ``quant_conv.*``, ``quantize.*``,
+    ``post_quant_conv.*``, ``decoder.*``. Open-MAGVIT2 has no 1x1 convolutions. Published code adds
+    the latent's norm to every distance, so it may round to another code vector as near, and adds
+    noise to the logits of ``gumbel``.
+    Source: arXiv:2012.09841; MoVQ, arXiv:2209.09002; LlamaGen, arXiv:2406.06525; IBQ,
+    arXiv:2412.02692; Open-MAGVIT2, arXiv:2409.04410.
+    """
+
+    def __init__(self, config: VQGANConfig, *, with_decoder: bool) -> None:
+        super().__init__(config.traits)
+        z, dim = config.z_channels, config.embed_dim
+        names = {"ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution"}
+        shape = config.model_dump(include=names)
+        self.is_movq = config.decoder == "movq"
+        self.encoder: nn.Module
+        self.decoder: nn.Module | None = None
+        self.quant_conv: nn.Module = nn.Identity()
+        self.post_quant_conv: nn.Module | None = nn.Identity() if with_decoder else None
+        self.quantize = _quantizer(config)
+        if config.quantizer == "lfq":
+            self.encoder = _MAGVIT2Encoder(Pyramid(**shape), in_channels=3, z_channels=z)
+            if with_decoder:
+                self.decoder = _MAGVIT2Decoder(Pyramid(**shape), out_ch=3, z_channels=z)
+            return
+        self.encoder = Encoder(**shape, in_channels=3, z_channels=z, double_z=False)
+        self.quant_conv = Conv2d(z, dim, 1)
+        if with_decoder:
+            self.post_quant_conv = Conv2d(dim, z, 1)
+            zq_ch = dim if self.is_movq else None
+            self.decoder = Decoder(**shape, out_ch=3, z_channels=z, zq_ch=zq_ch)
+
+    @staticmethod
+    def renamed(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Rename the keys of LlamaGen, Janus and transformers' JanusVQVAE, and no others."""
+        renamed = _renamed(state, RENAMED["taming"])
+        renamed.pop("quantize.codebook_used", None)  # statistics of training
+        if not any(key.startswith("decoder.up.0.upsample.conv.") for key in renamed):
+            return renamed
+        # These count the levels of the decoder from the coarsest.
+        last = max(int(level) for level in re.findall(r"decoder\.up\.(\d+)", " ".join(renamed)))
+        reverse = {rf"^decoder\.up\.{n}\.": f"decoder.up.-{last - n}." for n in range(last + 1)}
+        return _renamed(renamed, {**reverse, r"\.up\.-": ".up."})
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return codes_or_not_finite(self.quantize, self.quant_conv(self.encoder(x)))
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        vectors = self.quantize.vectors_of(codes).to(self.dtype)
+        z = self._needed(self.post_quant_conv)(vectors)
+        return self._needed(self.decoder)(z, *([vectors] if self.is_movq else []))
+
+
+def _quantizer(config: VQGANConfig) -> Quantizer:
+    dim, size = config.embed_dim, config.codebook_size
+    if config.quantizer == "gumbel":
+        return GumbelQuantizer(dim, dim, size)
+    if config.quantizer == "lfq":
+        quantizer = LFQ(dim, bit_order="little")
+        quantizer.register_buffer("mask", quantizer.mask, persistent=False)  # as in Open-MAGVIT2
+        return quantizer
+    search = {"vq": "nearest", "ibq": "dot", "vq_cosine": "cosine"}[config.quantizer]
+    return VectorQuantizer(size, dim, search=search)
+
+
+def _renamed(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> dict[str, Tensor]:
+    """Replace each pattern, a regular expression, in turn in every key."""
+    keys = dict(zip(state, state, strict=True))
+    for pattern, replacement in patterns.items():
+        keys = {key: re.sub(pattern, replacement, new) for key, new in keys.items()}
+    return {keys[key]: value for key, value in state.items()}
+
+
+_conv = partial(same_conv2d, bias=False)
+_block = partial(ResnetBlock, dropout=0.0, temb_channels=0, make_conv=_conv, make_nin=_conv)
+
+
+def _mid_block(pyramid: Pyramid) -> nn.Sequential:
+    widths = [pyramid.widths[-1]] * pyramid.num_res_blocks
+    return nn.Sequential(*(_block(in_channels=width, out_channels=width) for width in widths))
+
+
+class _MAGVIT2Encoder(nn.Module):
+    """Images to latents, without attention and with few biases."""
+
+    def __init__(self, pyramid: Pyramid, *, in_channels: int, z_channels: int) -> None:
+        super().__init__()
+        halve = partial(Conv2d, kernel_size=3, stride=2, padding=1)
+        self.conv_in = _conv(in_channels, pyramid.ch, 3)
+        self.down = Levels("down", pyramid, _block, nn.Identity, lambda c, _: halve(c, c))
+        self.mid_block = _mid_block(pyramid)
+        self.norm_out = group_norm(pyramid.widths[-1])
+        self.conv_out = Conv2d(pyramid.widths[-1], z_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) in [-1, 1] -> (B, z_channels, H / s, W / s)."""
+        h = self.mid_block(self.down(self.conv_in(x)))
+        return self.conv_out(silu(self.norm_out(h)))
+
+
+class _MAGVIT2Decoder(nn.Module):
+    """Latents to images.
+
+    Each level starts with a group norm, scaled and shifted by the latent's deviation and mean.
+    """
+
+    def __init__(self, pyramid: Pyramid, *, out_ch: int, z_channels: int) -> None:
+        super().__init__()
+        widths, linear = pyramid.widths, partial(nn.Linear, z_channels)
+        self.conv_in = Conv2d(z_channels, widths[-1], 3, padding=1)
+        self.mid_block = _mid_block(pyramid)
+        self.up = Levels("up", pyramid, _block, nn.Identity, _DepthToSpace, more_up=0)
+        pairs = ({"gamma": linear(n), "beta": linear(n)} for n in [*widths[1:], widths[-1]])
+        self.adaptive = nn.ModuleList(map(nn.ModuleDict, pairs))
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = Conv2d(widths[0], out_ch, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, z_channels, h, w) -> (B, out_ch, s h, s w), about [-1, 1]; NaN if h w is 1."""
+        h = self.mid_block(self.conv_in(z))
+        deviation, mean = (z.flatten(2).var(-1) + 1e-6).sqrt(), z.mean((2, 3))
+        for level, layers in zip(self.up.in_order(), list(self.adaptive)[::-1], strict=True):
+            scale, shift = layers.gamma(deviation), layers.beta(mean)  # type: ignore[operator]
+            h = F.group_norm(h.contiguous(), 32, eps=1e-6)
+            h = h * scale[..., None, None] + shift[..., None, None]
+            for block in level.block:
+                h = block(h)
+            h = h if level.upsample is None else level.upsample(h)
+        return self.conv_out(silu(self.norm_out(h)))
+
+
+class _DepthToSpace(nn.Module):
+    """Doubles rows and columns: a convolution makes the channels of four positions."""
+
+    def __init__(self, channels: int, _with_conv: bool) -> None:
+        super().__init__()
+        self.conv1 = Conv2d(channels, 4 * channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        # All channels of a position are together, where pixel_shuffle has positions of a channel.
+        x = self.conv1(x).unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2)
+        return F.pixel_shuffle(x, 2)
+
+
+class Emu3Tokenizer(VideoTokenizer):
+    """Four frames to one latent frame: 2D encoder, convolutions over time, codebook.
+
+    Model and state_dict keys are those of transformers' ``Emu3VQVAE``. The codebook is searched
+    here, in float32: transformers searches in the type of the weights, which in bfloat16 names
+    other code vectors. Source: arXiv:2409.18869; transformers,
+    ``models/emu3/modeling_emu3.py``.
+    """
+
+    def __init__(self, config: Emu3Config, *, with_decoder: bool) -> None:
+        super().__init__(config.traits)
+        model = _published_model(config)
+        self.encoder: nn.Module = model.encoder
+        self.quant_conv: nn.Module = model.quant_conv
+        self.quantize = VectorQuantizer(config.codebook_size, config.embed_dim)
+        self.decoder: nn.Module | None = model.decoder if with_decoder else None
+        self.post_quant_conv: nn.Module | None = model.post_quant_conv if with_decoder else None
+        # Torch's convolutions become this project's, which round alike in any batch.
+        own: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: Conv2d, nn.Conv3d: Conv3d}
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d | nn.Conv3d) and type(part) in own:
+                assert (part.groups, part.padding_mode) == (1, "zeros")
+                part.__class__ = own[type(part)]  # type: ignore[assignment] # only forward differs
+
+    @staticmethod
+    def renamed(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Rename the keys of BAAI/Emu3-VisionTokenizer; leave keys of transformers unchanged."""
+        renamed = _renamed(state, RENAMED["transformers"])
+        for key, value in renamed.items():
+            if key.endswith("_proj.weight") and value.ndim == 4 and value.shape[2:] == (1, 1):
+                renamed[key] = value.flatten(1)
+        return renamed
+
+    def _encode(self, x: Tensor) -> Tensor:
+        latent: Tensor = self.encoder(x)  # (B, t, C, h, w)
+        return codes_or_not_finite(self.quantize, self.quant_conv(latent.transpose(1, 2)))
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        vectors = self.quantize.vectors_of(codes).to(self.dtype)
+        post = self._needed(self.post_quant_conv)(vectors)
+        frames: Tensor = self._needed(self.decoder)(post.transpose(1, 2), vectors.transpose(1, 2))
+        num_frames = self.traits.num_frames(codes.shape[1])
+        return frames.view(len(codes), num_frames, *frames.shape[1:])
+
+
+def _published_model(config: Emu3Config) -> Any:
+    try:
+        from transformers import Emu3VQVAE, Emu3VQVAEConfig
+    except ImportError as error:
+        raise ConfigError(
+            f"tokenizer.kind emu3 needs the package transformers, 4.48 or newer ({error}): install "
+            "tokpipe[emu3] on every node that encodes"
+        ) from error
+    return Emu3VQVAE(
+        Emu3VQVAEConfig(
+            codebook_size=config.codebook_size,
+            embed_dim=config.embed_dim,
+            latent_channels=config.embed_dim,
+            base_channels=config.base_channels,
+            channel_multiplier=list(config.channel_multiplier),
+            num_res_blocks=config.num_res_blocks,
+            attn_resolutions=list(config.attn_resolutions),
+            # The width of attention, which transformers sets for the published settings only.
+            hidden_size=config.base_channels * config.channel_multiplier[-1],
+            temporal_downsample_factor=config.traits.temporal_stride,
+        )
+    )
