@@ -99,9 +99,8 @@ def _parse_config(data: bytes, uri: str, folder: str, wanted: Any) -> dict[str, 
             is_inside = os.path.realpath(f"{root}/{name}").startswith(f"{root}/")  # links followed
             if not (is_inside and _NAME.fullmatch(name)):
                 raise ConfigError(
-                    f"{uri}: {key} is {name!r}, but must be a file in this folder: checkpoints are "
-                    "downloaded, and could name any other file or server. Copy the weights there, "
-                    "not as a link, or write the whole section into the job file"
+                    f"{uri}: {key} is {name!r}, but must be a file in this folder and no link: a "
+                    "checkpoint that was downloaded could name any other file or server"
                 )
             config[key] = f"{folder}/{name}"
     return config
