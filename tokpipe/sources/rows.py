@@ -71,9 +71,8 @@ class RowSource(ABC):
     def nothing_matches(self) -> ConfigError:
         return ConfigError(
             f"{self.label}: nothing matches {self.listing.uri}, so the job would have no clips. "
-            f"{self.listing.explain_nothing()} Check the path, the kind of the source, and for "
-            "pictures its media. In a glob, '**' crosses folders, '*' does not, and '[[]' stands for "
-            "a bracket."
+            f"{self.listing.explain_nothing()} Check the path and the kind of the source; pictures "
+            "need media: image or both. In a glob, '**' crosses folders, and '[[]' is a bracket."
         )
 
     def matching_uris(self) -> list[str]:
