@@ -118,7 +118,7 @@ def test_a_job_file_brings_the_options_of_its_store(
         tokenizer=TOKENIZER,
     )  # fmt: skip
     assert main(["status", str(job)]) == 2
-    assert f"{uri}, has no job.json, so the job has not started" in one_line(capsys)
+    assert f"{uri}: has no job.json, so" in one_line(capsys)
     run_without_ray(load_job(job))
     for verb in ("status", "ls", "audit", "inspect", "rejected", "clean"):
         assert main([verb, str(job)]) == 0
@@ -127,9 +127,9 @@ def test_a_job_file_brings_the_options_of_its_store(
     assert main(["status", f"{uri}/manifest/00000000.json"]) == 0
     assert f"{uri}: test, done" in capsys.readouterr().out
     assert main(["status", f"{s3_bucket.uri}/other"]) == 2
-    assert "it holds nothing" in one_line(capsys)
+    assert "/other: has no job.json" in one_line(capsys)
     assert main(["status", s3_bucket.uri]) == 2
-    assert "it holds codes/" in one_line(capsys)
+    assert f"{s3_bucket.uri}: has no job.json" in one_line(capsys)
     assert main(["status", "s3://no-such-bucket-here/x"]) == 2
     assert "no-such-bucket-here" in one_line(capsys)
 

@@ -177,7 +177,6 @@ def test_the_shipped_job_runs_from_s3_to_s3_with_the_submitters_variables(
     code, printed = user.submit("jobs/webvid.yaml", **webvid)
     assert code == 0, printed
     assert "3 clips" in printed
-    assert "local paths" not in printed
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     assert_complete(load_job(user.project / "jobs/webvid.yaml", webvid))
@@ -187,13 +186,12 @@ def test_the_shipped_job_runs_from_s3_to_s3_with_the_submitters_variables(
     run = ["--", "python", "-m", "tokpipe.run", "jobs/webvid.yaml"]
     code, printed = user.run(*ray, *run, **webvid)
     assert code == 1
-    assert "`ray job submit` sends no files: add `--working-dir .`" in printed
+    assert "jobs/webvid.yaml: cannot be read as a job file: No such file" in printed
     for name in (".env", "notes.txt"):
         (user.project / name).unlink()
     code, printed = user.run(*ray, "--working-dir", ".", *run, **webvid)
     assert code == 1
-    assert "WEBVID_TABLE, WEBVID_VIDEOS, OUTPUT, TOKENIZER_WEIGHTS must be set on" in printed
-    assert "or submit with `tokpipe submit jobs/webvid.yaml`" in printed
+    assert "environment variable WEBVID_TABLE is not set" in printed
     passed = json.dumps({"env_vars": webvid})
     code, printed = user.run(*ray, "--working-dir", ".", "--runtime-env-json", passed, *run)
     assert code == 0, printed
@@ -247,7 +245,6 @@ def test_exit_codes_of_the_driver_are_those_of_submit(user: User) -> None:
     code, printed = user.submit("jobs/four.yaml")
     assert code == 4, printed
     # Relative paths start at the submitter's project, and the output is there.
-    assert f"all nodes must see these local paths: {user.project}/out/four, " in printed
     assert (user.project / "out/four/job.json").exists()
     write_video(videos / "clip002.mp4", seed=2)
     code, printed = user.submit("jobs/four.yaml", "--retry-rejected", "--reason", "not_a_video")
@@ -343,8 +340,7 @@ def test_a_job_outlives_its_terminal_is_followed_again_stopped_and_resumed(
     assert follower.returncode == 130, seen
     assert f"already works on {user.project}/out/slow: following it" in seen
     assert "with the settings it was submitted with" in seen
-    assert f"to follow it: tokpipe submit {job} --address {user.head.url}" in seen
-    assert f"to stop it:   tokpipe submit {job} --address {user.head.url} --stop" in seen
+    assert f"continues on {user.head.url}: run the same command to follow it" in seen
 
     code, printed = user.submit(job, "--stop")
     assert code == 0, printed
@@ -432,22 +428,15 @@ def web_server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"RAY_AUTH_TOKEN": "wrong" * 8}, "it does not accept the token in RAY_AUTH_TOKEN"),
-        ({"RAY_AUTH_TOKEN": ""}, "home/.ray/auth_token does not exist"),
-        ({"RAY_AUTH_MODE": "disabled"}, "no token was sent, because RAY_AUTH_MODE is not `token`"),
-    ],
+    "variables",
+    [{"RAY_AUTH_TOKEN": "wrong" * 8}, {"RAY_AUTH_TOKEN": ""}, {"RAY_AUTH_MODE": "disabled"}],
     ids=["wrong", "missing", "off"],
 )
-def test_a_wrong_token_is_reported_as_such(
-    user: User, variables: Mapping[str, str], said: str
-) -> None:
+def test_a_wrong_token_is_reported_as_such(user: User, variables: Mapping[str, str]) -> None:
     write_job(user.project / "jobs/any.yaml", files(user.project), "out/any")
     code, printed = user.submit("jobs/any.yaml", **variables)
     assert code == 7, printed
-    assert f"{user.head.url}: authentication failed: the Ray cluster requires a token" in printed
-    assert said in " ".join(printed.split())
+    assert f"{user.head.url}: authentication failed: the token is missing or wrong" in printed
     assert "Traceback" not in printed
     driver = ["-m", "tokpipe.run", "jobs/any.yaml"]
     code, printed = user.run(

@@ -114,11 +114,6 @@ def test_a_job_for_another_cluster_is_rejected(tmp_path: Path) -> None:
         Package(path, load_job(path), [], [])
 
 
-def test_local_paths_are_listed_but_not_builtin_ones(tmp_path: Path) -> None:
-    path = write(tmp_path)
-    assert Package(path, load_job(path), [], []).local_paths() == [f"{tmp_path}/videos/*.mp4"]
-
-
 # --- variables ----------------------------------------------------------------------------------
 
 
@@ -242,28 +237,6 @@ def test_a_cluster_without_this_tokpipe_says_so(tmp_path: Path) -> None:
     code, printed = start(tmp_path / "sent")
     assert code == 2
     assert "nothing matches" in printed
-
-
-def test_a_driver_of_ray_job_submit_says_what_it_lacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(tmp_path, tokenizer={"checkpoint": "${WHERE}"}, dataset="${NOT_EXPANDED:-x}")
-    monkeypatch.delenv("OUT")
-    with pytest.raises(ConfigError) as caught, submitted.explained(path):
-        load_job(path)
-    assert "ray job submit" not in str(caught.value)
-
-    monkeypatch.setenv(submitted.JOB_CONFIG, "{}")
-    set_it = r"OUT, WHERE must be set on .*--runtime-env-json"
-    with pytest.raises(ConfigError, match=set_it), submitted.explained(path):
-        load_job(path)
-    missing = tmp_path / "missing.yaml"
-    sent = r"sends no files: add `--working-dir \.`"
-    with pytest.raises(ConfigError, match=sent), submitted.explained(missing):
-        load_job(missing)
-    monkeypatch.setenv("OUT", "set")
-    with pytest.raises(ConfigError, match=r"^another$"), submitted.explained(write(tmp_path)):
-        raise ConfigError("another")
 
 
 def test_an_output_in_the_folder_that_ray_deletes_is_rejected(

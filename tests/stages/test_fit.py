@@ -75,16 +75,13 @@ def test_what_fits_no_card_names_what_would_and_that_does(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"46\.9 GB of a GPU's memory, .* 24\.0 GB \(L4\)") as no:
         batch(job, L4=24, H100=80)
     assert "accelerator_type" in str(no.value)
-    shorter, smaller = 5, [752, 1336]
-    assert f"chunks of 17x{smaller[0]}x{smaller[1]} or {shorter}x1080x1920" in str(no.value)
+    smaller = [752, 1336]
+    assert f"Use chunks of 17x{smaller[0]}x{smaller[1]}, or only GPUs" in str(no.value)
     assert batch(job_of(tmp_path, smaller), L4=24) == 1
-    assert batch(job_of(tmp_path, LARGE, chunking={"chunk_frames": shorter}), L4=24) == 1
     with pytest.raises(ConfigError):
         batch(job_of(tmp_path, [760, 1352]), L4=24)
-    with pytest.raises(ConfigError):
-        batch(job_of(tmp_path, LARGE, chunking={"chunk_frames": 9}), L4=24)
     (found,) = EncoderMemory(job).by_size()
-    assert "L4 none, but chunks of 17x752x1336 or 5x1080x1920, A100-40G none" in found["text"]
+    assert "L4 none, but chunks of 17x752x1336, A100-40G none" in found["text"]
     assert list(found["batch_chunks"].values())[:3] == [0, 0, 1]
 
 

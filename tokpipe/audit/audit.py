@@ -104,7 +104,7 @@ def audit(
             count=num_left,
         )
     parts = () if plan is None else {part.key for part in plan.parts}
-    leftovers = Leftovers.of(listing.unlisted(manifest.listed, parts), time.time())
+    leftovers = Leftovers.of(listing.unlisted(manifest.listed, parts))
     sampled: tuple[Sampled, ...] = ()
     if sample and not findings:
         clip_ids = [clip_id for _, clip_id in chosen]

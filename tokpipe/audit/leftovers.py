@@ -56,14 +56,12 @@ class Leftovers:
 
     num_objects: int = 0
     size_bytes: int = 0
-    oldest_s: float = 0.0  # Age of the oldest, in seconds
     num_kept: int = 0
     """Shards and side tables beside these that ``clean`` keeps while plan rows are not settled."""
 
     @classmethod
-    def of(cls, objects: Collection[StoredObject], now_s: float, kept: int = 0) -> "Leftovers":
-        oldest_s = max([0.0, *(now_s - found.modified_s for found in objects)])
-        return cls(len(objects), sum(found.size_bytes for found in objects), oldest_s, kept)
+    def of(cls, objects: Collection[StoredObject], kept: int = 0) -> "Leftovers":
+        return cls(len(objects), sum(found.size_bytes for found in objects), kept)
 
 
 def clean(
@@ -109,4 +107,4 @@ def clean(
     if not dry_run:
         for found in removed:
             store.delete(found.key)
-    return Leftovers.of(removed, now_s, len(old) - len(removed))
+    return Leftovers.of(removed, len(old) - len(removed))

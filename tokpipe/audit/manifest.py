@@ -155,14 +155,9 @@ class ManifestAudit:
 
     def unsettled(self) -> str:
         """Name some of the rows that are not settled."""
-        committed, partial = self.state.committed, self.state.committed.partial
-        rows = np.flatnonzero(~committed.done(0, committed.num_rows))[:_ROWS_NAMED].tolist()
-        return ", ".join(
-            f"{row} ({len(partial[row].done)} of {partial[row].num_segments} clips settled)"
-            if row in partial
-            else str(row)
-            for row in rows
-        )
+        committed = self.state.committed
+        rows = np.flatnonzero(~committed.done(0, committed.num_rows))[:_ROWS_NAMED]
+        return ", ".join(map(str, rows.tolist()))
 
     def _check_gap(self, end: int, seq: int, reason: str) -> None:
         if (missing := seq - end) > 0:

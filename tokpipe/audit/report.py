@@ -136,16 +136,8 @@ class AuditReport:
         }[self.depth]
         left = self.leftovers
         if left.num_objects:
-            yield (
-                f"  leftovers {left.num_objects:,} unlisted objects, {left.size_bytes / 1e6:,.1f} "
-                f"MB, the oldest {left.oldest_s / 3600:,.1f} hours old: "
-                + (
-                    "a driver may be about to list shards, or the entries that did are lost; "
-                    "`tokpipe clean` keeps those until the job has finished"
-                    if self.num_left
-                    else "harmless; `tokpipe clean` removes them"
-                )
-            )
+            size = f"{left.size_bytes / 1e6:,.1f} MB"
+            yield f"  leftovers {left.num_objects:,} unlisted objects, {size}: see `tokpipe clean`"
         for one in self.sampled:
             yield f"  sample    {one.line()}"
 

@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
     """A parser of arguments, some of which several verbs take."""
 
     def add_job(self) -> None:
-        self.add_argument("job", type=_local_path, metavar="JOB.yaml", help="the job file")
+        self.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
 
     def add_flag(self, option: str, what: str) -> None:
         self.add_argument(option, action="store_true", help=what)
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         what = "the job's output, as in output.uri, or its job file"
         self.add_argument("output", metavar="OUT", help=what)
         what = "how to reach stores: a YAML file with a storage section, unless OUT is a job file"
-        self.add_argument("--storage", type=_local_path, metavar="FILE", help=what)
+        self.add_argument("--storage", type=Path, metavar="FILE", help=what)
         self.add_json()
 
     def add_trust(self) -> None:
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
     def complete_paths(self) -> None:
         """Make shells complete file names, where an argument can be one."""
         for one in self._actions:
-            if one.type in (Path, _local_path) or one.dest in ("ckpt", "folder", "output"):
+            if one.type is Path or one.dest in ("ckpt", "folder", "output"):
                 vars(one)["complete"] = shtab.FILE  # where shtab looks
 
 
@@ -139,12 +139,8 @@ def trust_of(parsed: argparse.Namespace) -> "Trust":
 
 def check_new_file(path: Path, *endings: str) -> None:
     """Check, before any work, that ``-o`` names a file that can be written."""
-    if path.is_dir():
-        problem = f"is a folder: name a file in it, such as {path / f'clip{endings[0]}'}"
-    elif path.suffix not in endings:
-        problem = f"ends in {path.suffix or 'nothing'}: use {' or '.join(endings)}"
-    elif not path.parent.is_dir():
-        problem = f"cannot be written, because the folder {path.parent} does not exist: create it"
+    if path.is_dir() or path.suffix not in endings:
+        problem = f"is a folder, or does not end in {' or '.join(endings)}"
     else:
         try:
             with tempfile.TemporaryFile(dir=path.parent):
@@ -152,14 +148,6 @@ def check_new_file(path: Path, *endings: str) -> None:
         except OSError as error:
             problem = f"cannot be written ({error.strerror}): choose another place"
     raise ConfigError(f"-o {path}: {problem}")
-
-
-def _local_path(text: str) -> Path:
-    if "://" in text.removeprefix("file://"):
-        raise argparse.ArgumentTypeError(
-            f"{text} is a URI, but job files are read from local disk: copy it here first"
-        )
-    return Path(text.removeprefix("file://"))
 
 
 def positive(text: str) -> float:

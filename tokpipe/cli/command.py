@@ -82,7 +82,7 @@ def make_parser() -> Parser:
         )
         verb.add_arguments(its_parser)
         its_parser.complete_paths()
-        its_parser.set_defaults(run=verb.run, its_parser=its_parser)
+        its_parser.set_defaults(run=verb.run)
     return parser
 
 
@@ -91,14 +91,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     if not words:
         parser.print_help(sys.stderr)
         parser.exit(2)
-    if words[0] == "help":
-        words = [*words[1:], "--help"]
-    if words[0] not in (*VERBS, "-h", "--help", "--version"):
-        parser.error(f"there is no verb {words[0]!r}; the verbs are {', '.join(VERBS)}")
-    parsed, unknown = parser.parse_known_args(words)
-    if unknown:
-        parsed.its_parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return parsed
+    return parser.parse_args(words)
 
 
 def _prepare_streams() -> None:

@@ -107,12 +107,11 @@ class Run(Verb, example="tokpipe run jobs/demo.yaml"):
         # Not only what rich finds: FORCE_COLOR makes it move the cursor in a file too.
         console = Console(highlight=False, force_interactive=None if sys.stdout.isatty() else False)
         _run_options(parsed)  # rejects those that do not go together
-        with submitted.explained(parsed.job):
-            if parsed.dry_run:
-                from tokpipe.verbs.check import check
+        job = job_of(parsed)
+        if parsed.dry_run:
+            from tokpipe.verbs.check import check
 
-                return (one.text for one in check(job_of(parsed)))
-            job = job_of(parsed)
+            return (one.text for one in check(job))
         submitted.check_output(job)
         # Imported late: ray takes seconds, and a wrong job file is reported without it.
         from tokpipe.runtime.assemble import RetryRejected
@@ -184,15 +183,11 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
             old = "with the settings it was submitted with (to use others, --stop it first)"
             print_lines([f"{newest.id} already works on {uri}: following it, {old}"])
         else:
-            if paths := package.local_paths():
-                print_lines([f"all nodes must see these local paths: {', '.join(paths)}"])
             newest, is_new = cluster.submit(package, newest), True
             print_lines([f"submitted {newest.id} to {cluster.address}"])
-        command = ["tokpipe", "submit", str(parsed.job)]
-        again = shlex.join([*command, *(["--address", parsed.address] if parsed.address else [])])
-        ways = [f"  to follow it: {again}", f"  to stop it:   {again} --stop"]
+        ways = "run the same command to follow it, with --stop to stop it"
         if parsed.detach:
-            return ways
+            return [ways]
         try:
             for line in cluster.follow(newest, from_start=is_new):
                 if isinstance(line, Submission):
@@ -201,7 +196,7 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
                     print_lines([line])
         except KeyboardInterrupt:
             state = "is being stopped" if parsed.stop else "continues"
-            print_lines([f"the job {state} on {cluster.address}", *ways])
+            print_lines([f"the job {state} on {cluster.address}: {ways}"])
             raise
         if parsed.stop and newest.was_stopped:
             return [f"stopped {newest.id}"]

@@ -25,11 +25,11 @@ class Frozen(BaseModel):
     )
 
 
-def variables_of(data: Any) -> Iterator[tuple[str, bool]]:
-    """Yield the name of each variable in a job file's data, and whether it has a default."""
+def variables_of(data: Any) -> Iterator[str]:
+    """Yield the name of each variable in a job file's data."""
     for _, _, value in leaves("", data):
-        for match in _VARIABLE.finditer(value) if isinstance(value, str) else ():
-            yield match[1], match[2] is not None
+        if isinstance(value, str):
+            yield from (match[1] for match in _VARIABLE.finditer(value))
 
 
 def leaves(place: str, value: Any, name: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -65,12 +65,9 @@ def _expanded(text: str, info: ValidationInfo) -> str:
 def _validate_uri(text: str, info: ValidationInfo) -> str:
     if info.context == RECORDED:
         return text
-    if variable := re.match(r"\$(\w+)", text):
-        raise ValueError(f"variables have braces: write ${{{variable[1]}}}{text[variable.end() :]}")
     text = _expanded(text, info)
-    if typo := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", text):
-        uri = f"{typo[0]}/{text[typo.end() :]}"
-        raise ValueError(f"is a path, but looks like a URI: write {uri}, or ./{text} for the path")
+    if re.match(r"\$\w|[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", text):
+        raise ValueError("is a path, but looks like a variable or a URI: write ${NAME}, :// or ./")
     if not text:
         raise ValueError("is empty; use a path or a URI such as s3://bucket/prefix")
     if not _SCHEME.match(text):

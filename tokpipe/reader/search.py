@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow.compute as pc
 
 from tokpipe.reader.output import Output
-from tokpipe.reader.values import ShardInfo
 
 
 def source_matcher(pattern: str) -> Callable[[str], bool]:
@@ -27,16 +26,15 @@ def source_matcher(pattern: str) -> Callable[[str], bool]:
     return matches
 
 
-def side_rows(output: Output, columns: Sequence[str]) -> Iterator[tuple[ShardInfo, dict[str, Any]]]:
+def side_rows(output: Output, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield each clip's row of the side tables: shard by shard, in each by source and segment."""
-    for info, table in zip(output.shards, output.iter_side_tables(), strict=True):
+    for table in output.iter_side_tables():
         # Not Table.sort_by: its threads can outlive it, and then abort the process as it exits.
         order = pc.sort_indices(
             table, sort_keys=[("source_uri", "ascending"), ("segment", "ascending")]
         )
         for batch in table.select(columns).take(order).to_batches(max_chunksize=1024):
-            for row in batch.to_pylist():
-                yield info, row
+            yield from batch.to_pylist()
 
 
 def _folded(text: str) -> str:

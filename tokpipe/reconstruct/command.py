@@ -1,7 +1,7 @@
 """``tokpipe decode``: writes one clip of an output as a video or an image."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,10 @@ class Decoded:
     size: tuple[int, int]  # (height, width) of a reconstructed frame
     quality: Quality | None  # Against the source; None without a comparison
     path: Path
-    num_matches: int | None = None
-    """How many clips match the source that was asked for; this is the first."""
 
     def lines(self) -> Iterator[str]:
         height, width = self.size
-        num = self.num_matches or 0
-        first = f", the first of {num:,} clips whose source matches" if num > 1 else ""
-        yield f"clip {self.clip.clip_id} of {self.clip.source_uri}{first}"
+        yield f"clip {self.clip.clip_id} of {self.clip.source_uri}"
         size, codes = f"{height}x{width}", f"{self.clip.codes.size:,} codes"
         yield f"{counted(self.num_frames, 'frame')} of {size} from {codes}: {self.path}"
         if (quality := self.quality) is not None:
@@ -47,7 +43,6 @@ class Decoded:
         return {
             "clip_id": self.clip.clip_id,
             "source_uri": self.clip.source_uri,
-            "num_matches": self.num_matches,
             "file": self.path,
             "num_frames": self.num_frames,
             "size": self.size,
@@ -77,7 +72,7 @@ def decode_clip(
     Raises:
         TokpipeError: the clip or decoder does not exist, or weights or source have changed.
     """
-    clip, num_matches = _find(output, clip_id, source)
+    clip = _find(output, clip_id, source)
     total = sum(chunk.n_frames for chunk in clip.chunks)
     quality = Quality() if compare else None
     height = width = 0
@@ -95,33 +90,20 @@ def decode_clip(
             add(block)
         if path.suffix == ".png":
             write_png(path, grid.picture())
-    return Decoded(clip, total, (height, width), quality, path, num_matches)
+    return Decoded(clip, total, (height, width), quality, path)
 
 
-def _find(output: Output, clip_id: str | None, source: str | None) -> tuple[Clip, int | None]:
-    uri = output.store.uri
-    if clip_id is None and source is None:
-        if (first := next(output.clips(), None)) is not None:
-            return first, None
-        raise NotFound(
-            f"{uri}: has no tokenized clip yet, so there is nothing to decode. Wait for the job's "
-            "first shard, or list the rejected clips with tokpipe rejected"
-        )
+def _find(output: Output, clip_id: str | None, source: str | None) -> Clip:
+    if clip_id is None and source is not None:
+        is_meant = source_matcher(source)
+        rows = side_rows(output, ["clip_id", "source_uri"])
+        clip_id = next((row["clip_id"] for row in rows if is_meant(row["source_uri"])), None)
     if clip_id is not None:
-        with suppress(NotFound):
-            return output.clip(clip_id), None
-    is_meant = source_matcher(source) if source is not None else str(clip_id).__eq__
-    key = "clip_id" if source is None else "source_uri"
-    columns = ["clip_id", "source_uri"]
-    ids = (row["clip_id"] for _, row in side_rows(output, columns) if is_meant(row[key]))
-    if (chosen := next(ids, None)) is not None:
-        return output.clip(chosen), 1 + sum(1 for _ in ids)
-    for rejected in output.rejected():
-        ref = rejected.ref
-        if is_meant(getattr(ref, key)):
-            raise NotFound(
-                f"{uri}: clip {ref.clip_id} of {ref.source_uri} was rejected as {rejected.reason}, "
-                f"so it has no codes: {rejected.message}"
-            )
-    problem = f"has no clip {clip_id!r}" if source is None else f"no source matches {source!r}"
-    raise NotFound(f"{uri}: {problem}. List clips with tokpipe ls {uri}")
+        return output.clip(clip_id)
+    if source is None and (first := next(output.clips(), None)) is not None:
+        return first
+    lacks = (
+        "no tokenized clip yet" if source is None else f"no clip whose source matches {source!r}"
+    )
+    uri = output.store.uri
+    raise NotFound(f"{uri}: has {lacks}. See tokpipe ls {uri} and tokpipe rejected {uri}")

@@ -171,7 +171,9 @@ def check_reachable(address: str) -> None:
 
 def check_token(where: str) -> None:
     """Raise RuntimeFault if this process must send a token and has none: Ray would crash."""
-    if _sends_token() and not os.environ.get("RAY_AUTH_TOKEN") and not _token_path().exists():
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    must_send = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    if must_send and not os.environ.get("RAY_AUTH_TOKEN") and not path.exists():
         raise authentication_fault(where)
 
 
@@ -185,26 +187,11 @@ def use_token_of_this_machine() -> None:
 
 def authentication_fault(where: str) -> RuntimeFault:
     """Why a cluster did not accept this process, and what to set."""
-    token, path = os.environ.get("RAY_AUTH_TOKEN"), _token_path()
-    if not _sends_token():
-        found = "no token was sent, because RAY_AUTH_MODE is not `token` here"
-    elif token or path.exists():
-        found = f"it does not accept the token in {'RAY_AUTH_TOKEN' if token else path}"
-    else:
-        found = f"{path} does not exist"
     return RuntimeFault(
-        f"{where}: authentication failed: the Ray cluster requires a token, and {found}. Nothing "
-        "was started. Set RAY_AUTH_MODE=token, and put the cluster's token into RAY_AUTH_TOKEN or "
+        f"{where}: authentication failed: the token is missing or wrong. Nothing was started. Set "
+        "RAY_AUTH_MODE=token, and put the cluster's token into RAY_AUTH_TOKEN or "
         "~/.ray/auth_token (`ray get-auth-token` on the head prints it)"
     )
-
-
-def _sends_token() -> bool:
-    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-
-
-def _token_path() -> Path:
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
 
 
 def _check_cluster(address: str, where: str) -> None:
@@ -226,13 +213,11 @@ def _check_cluster(address: str, where: str) -> None:
 def warn_of_unused(addresses: list[str]) -> None:
     """Say that clusters on this machine do not work on a job that started a local Ray."""
     if addresses:
-        one = addresses[0] if len(addresses) == 1 else "ADDRESS"
         log_event(
             "cluster_unused",
             f"Ray is already running on this machine ({', '.join(addresses)}), but RAY_ADDRESS is "
-            "not set, so this job started another one, on this machine alone, and CPUs are used "
-            f"twice. To use a running cluster, stop this job, then run it with RAY_ADDRESS={one} "
-            "or use `tokpipe submit`. If this is intended, set runtime.cluster to local.",
+            "not set, so this job started another one, and CPUs are used twice. Set RAY_ADDRESS to "
+            "use it, or runtime.cluster to local if this is intended.",
             level=logging.WARNING,
             addresses=addresses,
         )

@@ -1,6 +1,5 @@
 """What people see while a job runs: a line per stage on a terminal, else a line now and then."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from typing import Self
@@ -20,7 +19,6 @@ from tokpipe.types import STAGES
 COLUMNS_WIDTH = 56
 """Cells of a stage's line beside its bar. Fixed, so that nothing moves as numbers grow."""
 MAX_BAR_WIDTH = 40
-NARROW = 80
 MIN_LIMIT_S = 10.0
 """Seconds of encoders before a limit is named: the first leases say nothing about the job."""
 
@@ -44,10 +42,8 @@ class ProgressView:
             self._live.stop()
 
     def say(self, message: str) -> None:
-        """Print one line above the live ones; a narrow terminal must not wrap it within words."""
-        columns = shutil.get_terminal_size().columns  # rich takes a dumb terminal to have 80
-        is_narrow = self.console.is_terminal and columns < NARROW
-        say(self.console, message, soft_wrap=not is_narrow, width=columns)
+        """Print one line above the live ones."""
+        say(self.console, message)
 
     def show(self, snapshot: Snapshot) -> None:
         if self._live is not None:

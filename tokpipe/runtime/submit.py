@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import tokpipe
-from tokpipe.config.base import leaves, variables_of
+from tokpipe.config.base import variables_of
 from tokpipe.config.job import JobConfig
 from tokpipe.config.load import parse_job, project_root
 from tokpipe.config.strict_yaml import read_mapping
@@ -46,7 +46,7 @@ class Package:
         ``options`` are those of ``tokpipe run``. ``asked``: variables to set for the driver and the
         workers, each as NAME or NAME=VALUE; secrets are rejected.
         """
-        for name, _ in variables_of(read_mapping(path.read_bytes(), str(path))):
+        for name in variables_of(read_mapping(path.read_bytes(), str(path))):
             if name in os.environ and holds_secret(name, os.environ[name]):
                 raise _secret(f"{path}: ${{{name}}}")
         if job.runtime.cluster != "auto":
@@ -71,12 +71,6 @@ class Package:
                 shutil.copytree(path, folder / place, ignore=_not_code)
             else:
                 shutil.copyfile(path, folder / place)
-
-    def local_paths(self) -> list[str]:
-        """Return the paths of the job that are on a disk, which all nodes must see."""
-        parts = self.job.model_dump(mode="json", include={"sources", "output", "tokenizer"})
-        values = [value for _, _, value in leaves("job", parts) if isinstance(value, str)]
-        return sorted({value for value in values if value.startswith(("/", "file://"))})
 
 
 def _variable(asked: str) -> tuple[str, str]:
@@ -143,7 +137,6 @@ LOST_S = 300.0  # Following ends when the cluster has been out of reach for this
 NUM_EARLIER_LINES = 20  # Lines to show of a driver that was already running
 KILL_AFTER_S = int(STOP_GRACE_S) + 120
 """Ray kills a stopped driver after this time, or after 3 s by default: too early to commit."""
-COMMAND_NOT_FOUND = 127
 
 for _module in ("modules.dashboard_sdk", "modules.job.sdk"):  # each sets INFO for itself
     logging.getLogger(f"ray.dashboard.{_module}").setLevel(logging.WARNING)
@@ -186,15 +179,11 @@ class Submission(NamedTuple):
         assert self.info is not None
         if self.was_stopped:
             return 128 + signal.SIGTERM
-        if (code := self.info.driver_exit_code) is None:
+        code = self.info.driver_exit_code
+        if code is None or code == 127:  # There was no `python` on the PATH of `ray start`
             raise RuntimeFault(
                 f"{self.id}: the driver did not start, or it died with its node: "
                 f"{self.info.message}. Once the cluster works, run the same command to resume"
-            )
-        if code == COMMAND_NOT_FOUND:
-            raise RuntimeFault(
-                f"{self.id}: `python` was not on PATH where `ray start` ran on the head. Start Ray "
-                'there from an environment with "tokpipe[run]"'
             )
         return code if code >= 0 else 128 - code
 

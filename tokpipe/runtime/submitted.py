@@ -1,4 +1,4 @@
-"""The driver's side of a submitted job: starts it, and explains what `ray job submit` left out.
+"""The driver's side of a submitted job: starts it, and rejects places that Ray deletes.
 
 The cluster runs a copy of this file as ``python FILE VERSION JOB.yaml ...``. It imports only the
 standard library, so that a cluster without tokpipe says so.
@@ -10,8 +10,6 @@ import re
 import runpy
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,20 +47,6 @@ def main(version: str, *arguments: str) -> int:
     return UNFIT_CLUSTER
 
 
-@contextmanager
-def explained(job: Path) -> Iterator[None]:
-    """In a driver that `ray job submit` started, add to a ConfigError what the driver lacks."""
-    from tokpipe.errors import ConfigError
-
-    try:
-        yield
-    except ConfigError as error:
-        lacks = _lacks(job) if JOB_CONFIG in os.environ else None
-        if lacks is None:
-            raise
-        raise ConfigError(f"{error}. {lacks}, or submit with `tokpipe submit {job}`") from error
-
-
 def check_output(job: "JobConfig") -> None:
     """Reject an output or a log in a folder of Ray's: that of a submitted job, or of a session."""
     from tokpipe.errors import ConfigError
@@ -84,25 +68,6 @@ def check_output(job: "JobConfig") -> None:
                 "an absolute path that all nodes share, or `tokpipe submit`, which starts relative "
                 "paths at the submitter's project"
             )
-
-
-def _lacks(job: Path) -> str | None:
-    from tokpipe.config.base import variables_of
-    from tokpipe.config.strict_yaml import read_mapping
-
-    if not job.exists():
-        here = f"This driver runs on {socket.gethostname()} in {Path.cwd()}"
-        return f"{here}, and `ray job submit` sends no files: add `--working-dir .` before `--`"
-    wanted = dict(variables_of(read_mapping(job.read_bytes(), str(job))))
-    unset = [name for name, has_default in wanted.items() if not has_default | (name in os.environ)]
-    if not unset:
-        return None
-    example = json.dumps({"env_vars": dict.fromkeys(unset, "...")})
-    return (
-        f"{', '.join(unset)} must be set on {socket.gethostname()}, where this driver runs, and "
-        "`ray job submit` carries no exported variables: add "
-        f"`--runtime-env-json '{example}'` before `--`"
-    )
 
 
 if __name__ == "__main__":

@@ -28,14 +28,9 @@ def plan_chunks(
 
     With ``first_frame``, these are the chunks of a streamed clip's piece that starts there.
     """
-    if num_frames < 1:
-        raise ValueError(f"a clip of {num_frames} frames has no chunks: it needs one or more")
-    if first_frame and chunking.policy != "streaming":
-        raise ValueError(f"first_frame={first_frame}: only policy streaming takes clips in pieces")
     if chunking.policy == "whole":
         return (_first_chunk(0, 0, num_frames, traits),)
     size, stop = chunking.chunk_frames, first_frame + num_frames
-    traits.check_num_frames(size, "chunk_frames")
     if chunking.policy == "independent":
         starts = enumerate(range(0, stop, size))
         return tuple(_first_chunk(i, at, min(size, stop - at), traits) for i, at in starts)
@@ -43,12 +38,6 @@ def plan_chunks(
     dropped = 1 + chunking.overlap_latents if chunking.policy == "overlap" else 0
     context = traits.num_frames(dropped) if dropped else 0
     step = size - (context or traits.first_frames)
-    if step < 1:
-        raise ValueError(f"chunk_frames={size} leaves no new frames for chunks after the first")
-    if first_frame and ((first_frame - size) % step or first_frame < size):
-        raise ValueError(
-            f"no chunk starts at frame {first_frame}: the first has {size}, others {step}"
-        )
     chunks = [] if first_frame else [_first_chunk(0, 0, min(size, stop), traits)]
     for first in range(max(first_frame, size), stop, step):
         index, frames = 1 + (first - size) // step, min(step, stop - first)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from functools import cache, partial
-from itertools import islice
 from typing import Any
 
 from tokpipe.config.job import JobConfig
@@ -91,18 +90,12 @@ class EncoderMemory:
         return self._bytes(shape, rows) <= self._share * card_bytes - CONTEXT_BYTES
 
     def _smaller(self, shape: Shape, card_bytes: float) -> str:
-        """The largest frames of the same form, and the longest chunks, of which one fits."""
-        traits, (frames, height, width) = self._job.tokenizer.traits, shape
-        step, latents = traits.side_multiple, traits.num_latent_frames(frames)
-        sides = [(n, max(1, round(n * width / height))) for n in range(1, height // step)]
-        sizes = [(frames, n * step, m * step) for n, m in sides]
-        shorter = range(1, latents if traits.chunk_frames is None else 1)
-        lengths = [(traits.num_frames(n), height, width) for n in shorter]
-        found = []
-        for shapes in sizes, lengths:
-            fitting = (one for one in reversed(shapes) if self._fits(one, 1, card_bytes))
-            found += [_text(one) for one in islice(fitting, 1)]
-        return f"chunks of {' or '.join(found)}" if found else "a smaller encoder"
+        """The largest frames of the same form of which one chunk fits."""
+        (frames, height, width), step = shape, self._job.tokenizer.traits.side_multiple
+        sides = ((n, max(1, round(n * width / height))) for n in range(height // step - 1, 0, -1))
+        sizes = ((frames, n * step, m * step) for n, m in sides)
+        found = next((one for one in sizes if self._fits(one, 1, card_bytes)), None)
+        return f"chunks of {_text(found)}" if found else "a smaller encoder"
 
 
 def _text(shape: Shape) -> str:

@@ -142,15 +142,8 @@ def speed_text(speed: Speed) -> str:
 
 def advice(speed: Speed) -> str:
     """Say what limited a job, and what would make it faster."""
-    if speed.limit is None:
-        return (
-            f"no stage was busy enough to name a limit; encoders computed {speed.share:.0%} of "
-            "the time"
-        )
-    is_encode = speed.limit == "encode"
-    did = f"computed {speed.share:.0%}" if is_encode else f"waited {1 - speed.share:.0%}"
-    what = f"{NOUNS[speed.limit]} limited this job: encoders {did} of the time"
-    return f"{what}. {_REMEDIES[speed.limit]}"
+    text = speed_text(speed)
+    return text if speed.limit is None else f"{text}. {_REMEDIES[speed.limit]}"
 
 
 _REMEDIES: Mapping[Activity, str] = {

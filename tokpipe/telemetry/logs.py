@@ -8,7 +8,6 @@ import json
 import logging
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -124,19 +123,14 @@ class _WarningLines(logging.Handler):
         super().__init__(logging.WARNING)
         self._say = say
         self._quiet_until: dict[str, float] = {}
-        self._held: Counter[str] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:
             return  # ends the run, which prints the error itself
         event, now = getattr(record, "event", record.name), time.monotonic()
-        if now < self._quiet_until.get(event, 0.0):
-            self._held[event] += 1
-            return
-        self._quiet_until[event] = now + SAME_LINE_S
-        held = self._held.pop(event, 0)
-        more = f" (and {held:,} similar ones before)" if held else ""
-        self._say(f"warning: {record.getMessage()}{more}")
+        if now >= self._quiet_until.get(event, 0.0):
+            self._quiet_until[event] = now + SAME_LINE_S
+            self._say(f"warning: {record.getMessage()}")
 
 
 def _json_handler(stream: TextIO, context: Mapping[str, object]) -> logging.Handler:

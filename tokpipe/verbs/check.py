@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tokpipe.config.checkpoint import BUILTIN
 from tokpipe.config.job import JobConfig
 from tokpipe.config.sources import MEDIA_EXTENSIONS
-from tokpipe.config.tokenizer import CustomConfig
 from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
 from tokpipe.plan import RowSample, merge_columns
@@ -25,10 +23,9 @@ from tokpipe.sources.rows import RowSource
 from tokpipe.stages.decode import DecodeStage, decoder_versions
 from tokpipe.stages.fit import EncoderMemory
 from tokpipe.storage import Store, probe_store
-from tokpipe.telemetry.human import counted, counts_text, duration
+from tokpipe.telemetry.human import counted, counts_text
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import Cut, DecodedClip
-from tokpipe.verbs.status import Status
 from tokpipe.weights.read import TokenizerWeights, find_weights, read_weights
 
 MAX_ROWS = 200_000
@@ -67,7 +64,9 @@ def _steps(job: JobConfig, num_sampled: int, seed: int) -> Iterator[CheckResult]
     yield from _sources(job, num_sampled, seed)
     weights = yield from _trial(job)
     yield from _output(job, weights)
-    yield from _other_machines(job)
+    if job.runtime.cluster != "local":
+        others = "whether other machines of a cluster can use the sources, tokenizer and output"
+        yield _not_checked(others, "they were tried on this machine only")
 
 
 def _warning(text: str) -> CheckResult:
@@ -233,19 +232,12 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
         else:
             decoders = decoder_versions(job.decode, job.has_pictures)
             job_record.check_resumable(store, existing.record, job, weights.hash, decoders)
-        found = Status(existing)
-        done, rows = found.num_rows_done, found.num_rows
+        done, rows = existing.state.committed.num_done, existing.record.num_rows
         text = f"output {uri}: {done:,} of {rows:,} plan rows settled"
         facts = {"uri": uri, "is_new": False, "num_rows": rows, "num_rows_done": done}
-        if found.is_done:
+        if done == rows:
             yield CheckResult("output", text, facts)
             return
-        if found.driver is not None and found.last_commit_age_s is not None:
-            facts |= {"driver": found.driver, "last_commit_age_s": found.last_commit_age_s}
-            text += (
-                f", the last {duration(found.last_commit_age_s)} ago by {found.driver}. If that "
-                "still runs, a new run takes over and stops it"
-            )
     try:
         probe_store(store)
     except UnsafeStore as error:
@@ -253,15 +245,3 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
             raise
         yield _warning(str(error))
     yield CheckResult("output", f"{text}; can be written", facts)
-
-
-def _other_machines(job: JobConfig) -> Iterator[CheckResult]:
-    if job.runtime.cluster == "local":
-        return
-    needs = [*(config.uri for config in job.sources), job.output.uri]
-    if (weights := job.tokenizer.weights) is not None and not weights.startswith(BUILTIN):
-        needs.append(weights)
-    if isinstance(job.tokenizer, CustomConfig):
-        needs.append(job.tokenizer.implementation)
-    others = f"whether other machines of a cluster can use {', '.join(needs)}"
-    yield _not_checked(others, "they were tried on this machine only")

@@ -54,10 +54,9 @@ def listed_clips(
 ) -> Iterator[dict[str, Any]]:
     """Yield the clips that match, as JSON objects, shard by shard."""
     matches = source_matcher(source or "")
-    for _, row in side_rows(output, _COLUMNS):
+    for row in side_rows(output, _COLUMNS):
         if matches(row["source_uri"]) and mark in (None, *row["marks"]):
-            fps = row.pop("fps")
-            yield {**row, "duration_s": row["n_frames"] / fps}
+            yield {**row, "duration_s": row["n_frames"] / row["fps"]}
 
 
 def rejected_lines(

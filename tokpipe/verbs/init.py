@@ -134,7 +134,6 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
         if match and (is_file or match[1].lower() != "json"):
             patterns[match[1].lower()] = uri if is_file else f"{uri}/**/*{match[0]}"
     found: list[dict[str, Any]] = []
-    columns: list[str] = []
     problems = []
     for table in (pattern for ending, pattern in patterns.items() if ending != "tar"):
         config = TableSource(kind="table", uri=table, uri_template="-")
@@ -145,10 +144,12 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
         except ConfigError as error:
             problems.append(str(error))
             continue
-        columns += head.schema.names
         embedded = {"uri_column": rows.media[0]} if rows.media else {}
         if guessed := guess_columns(head, folder) or embedded:
             found.append({"kind": "table", "uri": table, **guessed})
+        else:
+            what = "no column looks like the URIs or paths of videos. The columns are"
+            problems.append(f"{table}: {what} {', '.join(head.schema.names)}")
     if not found and (kinds or is_glob) and not (is_file and patterns):
         # A folder of videos may hold previews of them, and most GIFs are animations.
         kinds = kinds or Counter([kind_of(uri)[1:]])
@@ -157,18 +158,9 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
         found.append({"kind": "files", "uri": uri if is_file else f"{uri}/", **media})
     if "tar" in patterns and not any(source["kind"] == "table" for source in found):
         found.append({"kind": "webdataset", "uri": patterns["tar"]})
-    if not found and problems:
-        raise ConfigError("; ".join(problems))
-    if not found and columns:
-        raise ConfigError(
-            f"{uri}: no column of its table looks like the URIs or paths of videos. The columns "
-            f"are {', '.join(columns)}. Write a source with uri_column or uri_template yourself, "
-            "as docs/data.md describes"
-        )
     if not found:
-        raise ConfigError(
-            f"{uri}: found no videos, pictures, tables or tars of them. {listing.explain_nothing()}"
-        )
+        nothing = f"found no videos, pictures, tables or tars of them. {listing.explain_nothing()}"
+        raise ConfigError("; ".join(problems) or f"{uri}: {nothing}")
     return found, problems
 
 

@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache, partial
-from itertools import islice
 from pathlib import Path
 
 from tokpipe.config.checkpoint import WEIGHTS_KEYS
@@ -35,11 +34,9 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
         ConfigError: the job file, or the URI's protocol, cannot be used.
         NotFound: there is no output.
     """
-    if not named:
-        raise ConfigError("the output is empty text: name the job's output.uri or its job file")
-    uri, options, job = named, options or StoreOptions(), None
+    uri, options = named, options or StoreOptions()
     if is_job_file(named):
-        job, (uri, options) = named, load_output(named)
+        uri, options = load_output(named)
     elif (path := _local(named)) is not None:
         uri = str(path)
     store = Store(uri, options)
@@ -48,14 +45,10 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
             return candidate
     if any(next(iter(store.list(f"{name}/")), None) for name in ("manifest", "plan")):
         return store  # a damaged output, which the verb will describe
-    if job is not None:
-        found = f"{job}: its output, {uri}, has no {JOB_RECORD}, so the job has not started"
-        raise NotFound(f"{found}. Start it with tokpipe run {job}")
-    keys = [one.key for one in islice(store.list(""), 4)]
-    found = f"has no {JOB_RECORD}, so it is not an output; it holds {', '.join(keys) or 'nothing'}"
-    if (path := _local(uri)) is not None and not path.exists():
-        found = "does not exist"
-    raise NotFound(f"{uri}: {found}. Name the job's output.uri or its job file")
+    raise NotFound(
+        f"{uri}: has no {JOB_RECORD}, so it is not an output, or its job has not started. Name the "
+        "job's output.uri or its job file"
+    )
 
 
 def load_pinned(path: Path) -> JobConfig:
