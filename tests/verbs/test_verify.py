@@ -295,7 +295,7 @@ def test_a_size_that_does_not_fit_is_an_error(verified: Any, tmp_path: Path) -> 
     problem = verified(section(tmp_path), "--size", "50", "64", exit_code=2)
     assert "--size: height 50 is not a multiple" in problem
     square = section(tmp_path, declares={"square_only": True})
-    assert "accepts only squares" in verified(square, exit_code=2)
+    assert "frames of 48x64 are not square" in verified(square, exit_code=2)
 
 
 def test_the_page_shows_what_is_printed(verified: Any) -> None:
