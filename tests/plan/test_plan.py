@@ -166,7 +166,13 @@ def test_the_path_of_the_project_is_no_pattern_and_its_clips_keep_their_ids(tmp_
     assert stored.num_rows == 1
     config = job_of(root, FILES)
     assert config.model_dump(mode="json")["sources"] == [
-        {"kind": "files", "uri": f"{root}/*.mp4", "on_change": "reject"}
+        {
+            "kind": "files",
+            "uri": f"{root}/*.mp4",
+            "media": "video",
+            "animation_as_picture": False,
+            "on_change": "reject",
+        }
     ]
 
 

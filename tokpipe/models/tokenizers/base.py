@@ -1,8 +1,8 @@
 """The interface of every tokenizer, and the checks and the loading that all of them share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -230,10 +230,15 @@ class VideoTokenizer(nn.Module, ABC):
         return x.round_().clamp_(0, 255).to(torch.uint8).contiguous()
 
 
+def by_codebook(codes: Any, traits: TokenizerTraits) -> Iterator[tuple[Any, int]]:
+    """(...) or (..., c) codes, a tensor or an array -> those of each codebook, and its size."""
+    several = len(traits.sizes) > 1
+    return ((codes[..., i] if several else codes, size) for i, size in enumerate(traits.sizes))
+
+
 def check_codes(codes: Tensor, traits: TokenizerTraits) -> None:
     """Raise ValueError for (B, t, h, w) or (B, t, h, w, c) codes outside their codebooks."""
-    parts = codes.reshape(*codes.shape[:4], -1).unbind(-1)
-    for part, size in zip(parts, traits.sizes, strict=True):
+    for part, size in by_codebook(codes, traits):
         check_range(part, size)
 
 
