@@ -1,4 +1,4 @@
-"""NVIDIA's Cosmos discrete tokenizers of video and images, from their published TorchScript files."""
+"""NVIDIA's Cosmos discrete tokenizers of videos and images, from published TorchScript files."""
 
 import io
 import warnings
