@@ -1,4 +1,4 @@
-"""Cosmos DV on TorchScript programs with the published interface and random weights."""
+"""Cosmos DV and DI: TorchScript programs with the published interface and random weights."""
 
 import io
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.adapter_helpers import noise
-from tokpipe.config.tokenizer import CosmosDVConfig
+from tokpipe.config.tokenizer import CosmosDIConfig, CosmosDVConfig
 from tokpipe.errors import ConfigError
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
 
@@ -126,6 +126,49 @@ def test_every_variant_keeps_its_grid(variant: Any, strides: tuple[int, int]) ->
     assert config.traits.code_dtype == "uint16"
 
 
+class ImageEncoder(Encoder):
+    """(B, 3, H, W) -> (indices int32 (B, h, w), code vectors, loss), like that of Cosmos DI."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = self.conv(x.unsqueeze(2))[:, :, 0]
+        z = z.unflatten(3, [-1, self.space]).unflatten(2, [-1, self.space]).mean([3, 5])
+        digits = (torch.sigmoid(z.movedim(1, -1)) * 5).floor().long().clamp(max=4)
+        basis = torch.tensor([1, 8, 64, 512, 2560, 12800])
+        return (digits * basis).sum(-1).int(), z, z.mean()
+
+
+class ImageDecoder(Decoder):
+    """indices (B, h, w) -> (B, 3, H, W)."""
+
+    def forward(self, indices: Tensor) -> Tensor:
+        x = (indices.to(self.conv.weight.dtype) / 32000 - 1)[:, None, None]
+        x = x.repeat_interleave(8, 3).repeat_interleave(8, 4)
+        return torch.tanh(self.conv(x))[:, :, 0]
+
+
+@pytest.mark.parametrize(("variant", "space"), [("8x8", 8), ("16x16", 16)])
+def test_image_tokenizers_encode_frame_by_frame(variant: Any, space: int) -> None:
+    weights = {"weights": "s3://models/encoder.jit", "decoder_weights": "s3://models/decoder.jit"}
+    config = CosmosDIConfig(kind="cosmos_di", variant=variant, **weights)
+    torch.manual_seed(0)
+    encoder, with_decoder = ImageEncoder(space=space), space == 8
+    built = build_tokenizer(
+        config,
+        program(encoder),
+        with_decoder=with_decoder,
+        decoder_weights=program(ImageDecoder()) if with_decoder else None,
+    )
+    pixels = noise(2, 3, 2 * space, 3 * space, 3)
+    codes = built.encode(pixels)
+    assert codes.shape == (2, 3, 2, 3)
+    with torch.no_grad():
+        indices, _, _ = encoder((pixels[1] / 127.5 - 1).permute(0, 3, 1, 2))
+    assert (codes[1] == indices).float().mean() > 0.99
+    assert built.encode_piece(pixels[:, :2], None)[0].equal(codes[:, :2])
+    if with_decoder:
+        assert built.decode(codes).shape == pixels.shape
+
+
 @pytest.mark.parametrize(
     ("shape", "problem"),
     [
@@ -157,7 +200,7 @@ def test_sizes_that_would_be_cropped_are_rejected(
             "codes from 64000 to 64000, but the codebook has 0 to 63999",
         ),
         (lambda: program(Wrong("raises")), "needs large frames"),
-        (lambda: program(Decoder()), "Cosmos-DV4x8x8, probed"),
+        (lambda: program(Decoder()), "cosmos-dv 4x8x8, probed"),
     ],
 )
 def test_a_wrong_file_is_rejected_before_any_batch(weights: Any, problem: str) -> None:

@@ -312,6 +312,25 @@ class CosmosDVConfig(TokenizerConfig):
         )
 
 
+class CosmosDIConfig(CosmosDVConfig):
+    """NVIDIA's Cosmos discrete image tokenizers, for images or the frames of a video one by one."""
+
+    kind: Literal["cosmos_di"]  # type: ignore[assignment] # another kind with the same files
+    name: Name = "cosmos-di"
+    variant: Literal["8x8", "16x16"]  # type: ignore[assignment]
+    """Rows x columns of pixels per code, as in the model's name."""
+
+    @property
+    def traits(self) -> TokenizerTraits:
+        return TokenizerTraits(
+            temporal_stride=1,
+            spatial_stride=int(self.variant.partition("x")[0]),
+            codebook_size=64_000,
+            layout="BCHW",
+            why_not_streamable=None,
+        )
+
+
 def _check_import_path(text: str) -> str:
     module, _, name = text.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), name]):
@@ -348,7 +367,7 @@ class CustomConfig(TokenizerConfig):
         return self.declares
 
 
-PROGRAMS = ("custom", "cosmos_dv")  # They run code, so only the user may choose them
+PROGRAMS = ("custom", "cosmos_dv", "cosmos_di")  # They run code, so only the user may choose them
 
 
 def _kind(section: Any) -> str | None:
@@ -364,6 +383,7 @@ AnyTokenizer = Annotated[
     | Annotated[VQGANConfig, Tag("vqgan")]
     | Annotated[Emu3Config, Tag("emu3")]
     | Annotated[CosmosDVConfig, Tag("cosmos_dv")]
+    | Annotated[CosmosDIConfig, Tag("cosmos_di")]
     | Annotated[CustomConfig, Tag("custom")],
     Discriminator(_kind),
 ]

@@ -1,4 +1,4 @@
-"""NVIDIA's Cosmos discrete video tokenizers, from their published TorchScript files."""
+"""NVIDIA's Cosmos discrete tokenizers of videos and images, from published TorchScript files."""
 
 import io
 import warnings
@@ -17,10 +17,11 @@ class CosmosDVTokenizer(VideoTokenizer):
     """``encoder.jit`` and, to decode, ``decoder.jit``: programs with weights, run as published.
 
     The encoder takes (B, 3, T, H, W) in [-1, 1] and returns (indices int32 (B, t, h, w), code
-    vectors, loss); the decoder takes indices and returns pixels. The programs accept any size and
-    drop what does not fit, so the size rules are enforced here. Published in bfloat16;
-    ``compute_in`` casts the whole program and probes it on its device, since some programs cannot
-    be cast. Source: github.com/NVIDIA/Cosmos-Tokenizer, ``video_lib.py``.
+    vectors, loss); the decoder takes indices and returns pixels. Those of images have no T and t.
+    The programs accept any size and drop what does not fit, so the size rules are enforced here.
+    Published in bfloat16; ``compute_in`` casts the whole program and probes it on its device, since
+    some programs cannot be cast. Source: github.com/NVIDIA/Cosmos-Tokenizer, ``video_lib.py`` and
+    ``image_lib.py``.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class CosmosDVTokenizer(VideoTokenizer):
                 found = f"{where}: missing. Cosmos keeps its decoder in a separate file"
                 raise ConfigError(f"{found}: name its decoder.jit")
             self.decoder = _load(decoder_weights, f"{where} {config.decoder_weights}")
-        self.what = f"tokenizer.weights {config.weights} as Cosmos-DV{config.variant}"
+        self.what = f"tokenizer.weights {config.weights} as {config.name} {config.variant}"
         self.encoder: nn.Module = _load(weights, f"tokenizer.weights {config.weights}")
         types = [p.dtype for p in self.encoder.parameters() if p.is_floating_point()]
         self.file_dtype = types[0] if types else torch.float32
