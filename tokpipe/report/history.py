@@ -152,8 +152,6 @@ class History:
         self.whole = Step(0.0, self.worked_s, self._done[-1])
         """Everything as one step."""
         self.step_s = 1 << max(0, math.ceil(math.log2(max(1.0, self.worked_s) / MAX_STEPS)))
-        self.restarts_s = sorted({at // self.step_s * self.step_s for at in self.starts_s} - {0})
-        """Steps in which later drivers began."""
 
     @cached_property
     def steps(self) -> list[Step]:
