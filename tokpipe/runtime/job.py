@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from rich.console import Console
@@ -70,7 +71,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         record = output.start(console)
         with (
             ProgressView(console, job.runtime.progress_interval_s) as view,
-            driver_log(job.runtime.log_path, view.say, output.log_context),
+            driver_log(job.runtime.log_path, partial(say, console), output.log_context),
         ):
             run = Run(output, console, retry)
             shell, state, left_out = Shell(run), run.committer.state, output.plan.left_out.text
@@ -88,9 +89,9 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             )
             rows, num_done = counted(record.num_rows, "plan row"), state.committed.num_done
             where = f"{num_done:,} settled before; encoding on {record.device}"
-            view.say(f"{job.output.uri}: {rows}, {where}")
+            say(console, f"{job.output.uri}: {rows}, {where}")
             if left_out:
-                view.say(f"left out: {left_out}")
+                say(console, f"left out: {left_out}")
             snapshots = Snapshots(state, started)
             metrics = JobMetrics(job.dataset, output.plan.plan_id)
 
