@@ -112,9 +112,6 @@ class History:
     """
 
     def __init__(self, groups: Iterable[Group]) -> None:
-        self.first_at: str | None = None
-        """When the first entry was written (ISO 8601); None of an empty manifest."""
-        self.last_at: str | None = None
         self.starts_s: list[float] = []  # When each driver began, in working time
         self.versions: dict[str, None] = {}  # Versions of tokpipe that took part, in order
         self.num_read = 0
@@ -142,8 +139,6 @@ class History:
                 self.starts_s.append(self.worked_s)
             if entry.claim is not None:
                 self.versions[entry.claim.tokpipe_version] = None
-            self.first_at = self.first_at or entry.written_at
-            self.last_at = entry.written_at
             self.worked_s += elapsed_s
             self._ends_s.append(self.worked_s)
             rows.append(_amounts_of(group, elapsed_s))
