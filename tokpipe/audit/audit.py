@@ -89,8 +89,8 @@ def audit(
             "unsettled",
             store.uri,
             f"{store.uri}: {num_left:,} of {record.num_rows:,} plan rows are neither tokenized nor "
-            f"rejected, such as {manifest.unsettled()}. They are missing from the dataset. Run the "
-            "job again to finish it, or audit with --partial if it is still unfinished on purpose",
+            "rejected, so the dataset lacks them. Run the job again to finish it, or audit with "
+            "--partial if it is unfinished on purpose",
             count=num_left,
         )
     parts = () if plan is None else {part.key for part in plan.parts}
