@@ -157,9 +157,8 @@ def _encode_again(output: Output, clip_ids: Sequence[str], findings: Findings) -
                     continue
                 problem = (
                     f"produces different codes when it is encoded again: {same:.2%} are the same. "
-                    "Training would see a video that differs from the source. Other hardware, or "
-                    "other library versions than job.json lists, can break ties differently; "
-                    "otherwise tokenize it again to a new output prefix"
+                    "Training would see another video. Unless hardware or library versions differ "
+                    "from those in job.json, tokenize it again to a new output prefix"
                 )
             findings.add("codes_differ", output.store.uri, f"{where} {problem}")
 

@@ -98,9 +98,8 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             def show_progress() -> Snapshot:
                 if is_local and (lack := no_room(run.dispatcher)):
                     raise RuntimeFault(
-                        f"{lack}. This run started a Ray on this machine alone, to which no node "
-                        "is added. Committed work is kept. Change the setting, or run the job on "
-                        "a cluster that has what it requires, named by RAY_ADDRESS"
+                        f"{lack}. A Ray that a run starts gets no other nodes. Committed work is "
+                        "kept. Change the setting, or set RAY_ADDRESS to a cluster with room"
                     )
                 snapshot = snapshots.take(run.dispatcher)
                 view.show(snapshot)

@@ -320,9 +320,8 @@ class EncodeStage:
             size = outside[2] if outside else traits.codebook_size
             raise RuntimeFault(
                 f"encode: clip {clip.ref.clip_id} got codes from {low} to {high}, but the codebook "
-                f"has 0 to {size - 1}. In the output they would look like valid codes. The "
-                f"tokenizer or the device {self.device} is at fault, not the clip: check the "
-                "device's memory, then run again"
+                f"has 0 to {size - 1}. The tokenizer or the device {self.device} is at fault, not "
+                "the clip: check the device's memory, then run again"
             )
         return block.astype(traits.code_dtype)
 
