@@ -68,8 +68,8 @@ def test_busy_ratios_match_the_progress_line() -> None:
 def test_the_monitoring_page_lists_every_metric_and_event() -> None:
     page = PAGE.read_text()
     metrics = [
-        f"| `ray_{one.name}{'_total' * (one.kind == 'counter')}` | {one.kind} | "
-        f"{', '.join(f'`{key}`' for key in one.labels)} | {one.description} |"
+        f"| `{one.exposed}` | {one.kind} | {', '.join(f'`{key}`' for key in one.labels)} | "
+        f"{one.description} |"
         for one in METRICS
     ]
     table = "\n".join([*metrics, ""])

@@ -24,11 +24,16 @@ Kind = Literal["counter", "gauge"]
 class Metric(NamedTuple):
     """One metric, and how to read it from a snapshot: one value, or values by label."""
 
-    name: str  # In Prometheus, Ray prepends ``ray_`` and appends ``_total`` to counters
+    name: str  # As passed to Ray; see ``exposed``
     kind: Kind  # Counters start at 0 with each driver, which is a restart for Prometheus too
     description: str
     read: Callable[[Snapshot], float | Mapping[Any, float] | None]
     labels: tuple[str, ...] = ()  # Besides JOB_LABELS
+
+    @property
+    def exposed(self) -> str:
+        """The name in Prometheus: Ray prepends ``ray_``, and appends ``_total`` to counters."""
+        return f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}"
 
     def values(self, snapshot: Snapshot) -> dict[Labels, float]:
         """Values by labels. Empty while there is nothing to measure."""
