@@ -111,12 +111,9 @@ def test_a_folder_in_a_store_is_read_by_the_callers_function(tmp_path: Path) -> 
     [
         ({**NATIVE, "encodr": {}}, r"tokenizer \(in .*/config.yaml\): unknown key 'encodr'"),
         ({**NATIVE, "encoder": {"chh": 3}}, r"tokenizer.encoder \(in .*\): unknown key 'chh'"),
-        (
-            {"kind": "movqgna"},
-            r"tokenizer.kind \(in .*\): found movqgna; write movqgan",
-        ),
+        ({"kind": "movqgna"}, r"tokenizer.kind \(in .*\): found movqgna; write native, vqgan"),
         ({"checkpoint": "other"}, "names another checkpoint, but must hold its own settings"),
-        (["encoder"], "config.yaml: holds list, not a mapping of settings"),
+        (["encoder"], "config.yaml: is not a file of settings: it holds no keys"),
         ("a: [", "config.yaml: is not valid YAML"),
         (
             "name: a\nname: b",
@@ -135,16 +132,13 @@ def test_an_unusable_config_is_named(tmp_path: Path, section: object, problem: s
     ("tokenizer", "problem"),
     [
         ({"checkpoint": "nowhere"}, r"nowhere/config.yaml cannot be read: No such file"),
-        ({"checkpoint": "fsq-4x8x8"}, "Built-in checkpoints: builtin://fsq-4x8x8"),
+        ({"checkpoint": "fsq-4x8x8"}, "A checkpoint is a folder with config.yaml"),
         ({"checkpoint": "small", "name": "mine"}, "name next to it could contradict"),
         ({"checkpoint": 3}, "tokenizer.checkpoint: 3 must be the path or URI of a checkpoint"),
         ({"checkpoint": "${NOWHERE}"}, "environment variable NOWHERE is not set"),
         ({"checkpoint": "builtin://other"}, "builtin://other/config.yaml cannot be read"),
         ({"checkpoint": "builtin://../../config"}, "does not name a built-in checkpoint"),
-        (
-            "small",
-            "found small; write {checkpoint: small} if that is a checkpoint, or else",
-        ),
+        ("small", "found small; write a section with kind: native, "),
         ({"kind": 3}, "kind: found 3; write native, vqgan"),
     ],
 )

@@ -114,7 +114,7 @@ def test_an_export_that_lacks_a_clip_does_not_get_its_name(
 
 def test_existing_folders_and_unknown_formats_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
-    with pytest.raises(ConfigError, match="would be mixed with the export"):
+    with pytest.raises(ConfigError, match="exists: choose another folder"):
         export_output(output_of([(4, 4)]), "memmap", tmp_path / "export")
     with pytest.raises(ConfigError, match=r"unknown format 'csv'\. Choose from: memmap, webdata"):
         export_output(output_of([(4, 4)]), "csv", tmp_path / "other")

@@ -28,7 +28,7 @@ def test_the_record_is_readable_by_people() -> None:
 
 
 def test_a_prefix_without_a_record_is_not_an_output() -> None:
-    with pytest.raises(NotFound, match=r"mem://out has no job\.json.*Check the URI"):
+    with pytest.raises(NotFound, match=r"mem://out has no job\.json.*has not started"):
         read(DictStore())
 
 
@@ -72,7 +72,7 @@ def test_resuming_with_other_settings_names_each_of_them() -> None:
         "s3://out was written with different settings (frames.size: [1, 2] -> [1, 3]; "
         "gone: True -> (not set); new: (not set) -> None; sampling.fps: 8.0 -> 12.0). "
         "Resuming would mix two kinds of codes in one dataset. "
-        "Write to a new output prefix, or restore the earlier job file."
+        "Write to a new output prefix."
     )
 
 

@@ -166,7 +166,13 @@ def test_the_path_of_the_project_is_no_pattern_and_its_clips_keep_their_ids(tmp_
     assert stored.num_rows == 1
     config = job_of(root, FILES)
     assert config.model_dump(mode="json")["sources"] == [
-        {"kind": "files", "uri": f"{root}/*.mp4", "on_change": "reject"}
+        {
+            "kind": "files",
+            "uri": f"{root}/*.mp4",
+            "media": "video",
+            "animation_as_picture": False,
+            "on_change": "reject",
+        }
     ]
 
 
@@ -295,7 +301,7 @@ def test_a_changed_part_is_rejected(tmp_path: Path) -> None:
     store.put(stored.parts[0].key, flipped(data, 4 * len(data)))
     reader = PlanReader(store, stored)
     for read in (reader.items, reader.extras, lambda parts: reader.identities(*parts)):
-        with pytest.raises(CorruptOutput, match=r"SHA-256 differs.*restore the file"):
+        with pytest.raises(CorruptOutput, match=r"SHA-256 differs.*restore it"):
             read([0])
 
 

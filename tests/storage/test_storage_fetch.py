@@ -61,7 +61,7 @@ def test_files_that_are_not_regular_are_rejected(tmp_path: Path, folder: Path) -
     os.mkfifo(pipe)
     dangling.symlink_to("nowhere")
     loop.symlink_to("loop.mp4")
-    assert "is a pipe, not a regular file" in rejected("not_a_file", str(pipe), folder)
+    assert "is not a regular file but p" in rejected("not_a_file", str(pipe), folder)
     rejected("not_a_file", f"{pipe}#a.mp4", folder, member=ArchiveMember(str(pipe), 0, 10))
     for reason, uris in {
         "not_a_file": (tmp_path, "/dev/zero"),

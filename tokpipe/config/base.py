@@ -65,12 +65,9 @@ def _expanded(text: str, info: ValidationInfo) -> str:
 def _validate_uri(text: str, info: ValidationInfo) -> str:
     if info.context == RECORDED:
         return text
-    if variable := re.match(r"\$(\w+)", text):
-        raise ValueError(f"variables have braces: write ${{{variable[1]}}}{text[variable.end() :]}")
     text = _expanded(text, info)
-    if typo := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", text):
-        uri = f"{typo[0]}/{text[typo.end() :]}"
-        raise ValueError(f"is a path, but looks like a URI: write {uri}, or ./{text} for the path")
+    if re.match(r"\$\w|[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", text):
+        raise ValueError("is a path, but looks like a variable or a URI: write ${NAME}, :// or ./")
     if not text:
         raise ValueError("is empty; use a path or a URI such as s3://bucket/prefix")
     if not _SCHEME.match(text):

@@ -72,11 +72,9 @@ def resolve_checkpoint(
     try:
         data = (read_local if folder.startswith(BUILTIN) else read)(config_uri)
     except TokpipeError as error:
-        builtin = ", ".join(f"{BUILTIN}{name}" for name in builtin_names())
         raise ConfigError(
             f"tokenizer.checkpoint: {error}. A checkpoint is a folder with {CONFIG_NAME} and "
-            f"weights; the job has no tokenizer without it. Correct the URI, or create the folder "
-            f"with `tokpipe convert`. Built-in checkpoints: {builtin}"
+            "weights: correct the URI, or create the folder with `tokpipe convert`"
         ) from error
     return _parse_config(data, config_uri, folder, section.get("kind")), config_uri
 
@@ -101,9 +99,8 @@ def _parse_config(data: bytes, uri: str, folder: str, wanted: Any) -> dict[str, 
             is_inside = os.path.realpath(f"{root}/{name}").startswith(f"{root}/")  # links followed
             if not (is_inside and _NAME.fullmatch(name)):
                 raise ConfigError(
-                    f"{uri}: {key} is {name!r}, but must be a file in this folder: checkpoints are "
-                    "downloaded, and could name any other file or server. Copy the weights there, "
-                    "not as a link, or write the whole section into the job file"
+                    f"{uri}: {key} is {name!r}, but must be a file in this folder and no link: a "
+                    "checkpoint that was downloaded could name any other file or server"
                 )
             config[key] = f"{folder}/{name}"
     return config

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import NoneType, UnionType
@@ -70,8 +69,7 @@ def _explained(expected: Any, data: Any, detail: ErrorDetails) -> tuple[Location
         kinds = kinds_of(annotation)
         if "kind" not in found:
             return place, f"has no kind: write kind: {one_of(kinds)}"
-        near = difflib.get_close_matches(str(found["kind"]).lower(), kinds, n=1)
-        return (*place, "kind"), f"found {_text(found['kind'])}; write {one_of(near or kinds)}"
+        return (*place, "kind"), f"found {_text(found['kind'])}; write {one_of(kinds)}"
     # A list is judged as a whole: [128] lacks a number, "128" in it is not the only mistake.
     while place and isinstance(place[-1], int) and not is_section(annotation):
         place = place[:-1]
@@ -117,16 +115,13 @@ def _follow(annotation: Any, location: Location) -> tuple[Any, Location]:
 def remedy(annotation: Any, found: Any) -> str:
     """Say what to write in place of a value."""
     adapter = TypeAdapter(annotation)
-    for candidate in _candidates(annotation, found):
+    for candidate in _candidates(found):
         with suppress(ValueError):  # not strict, so that "8" and 8.0 are read as 8
             value = adapter.validate_json(json.dumps(candidate, allow_nan=False))
             meant = in_yaml(adapter.dump_python(value, mode="json", exclude_unset=True))
             if meant != in_yaml(found):
                 return f"write {meant}"
-    wanted = accepted(annotation)
-    if "native" in kinds_of(annotation) and isinstance(found, str):
-        return f"write {{checkpoint: {found}}} if that is a checkpoint, or else {wanted}"
-    return f"write {wanted}"
+    return f"write {accepted(annotation)}"
 
 
 def accepted(annotation: Any) -> str:
@@ -175,7 +170,7 @@ def in_yaml(value: Any) -> str:
     return text.partition("\n")[0]
 
 
-def _candidates(annotation: Any, found: Any) -> Iterator[Any]:
+def _candidates(found: Any) -> Iterator[Any]:
     """Yield what ``found`` may stand for, likely or not."""
     if found is None or isinstance(found, bool):
         return
@@ -184,12 +179,7 @@ def _candidates(annotation: Any, found: Any) -> Iterator[Any]:
         yield from (found * 2, found[0])  # [128] is a square, or needs no brackets
     if isinstance(found, (dict, list)):
         return
-    yield [found, found]
-    if get_origin(bare(annotation)) is Literal:
-        options = {str(option).lower(): option for option in get_args(bare(annotation))}
-        near = difflib.get_close_matches(str(found).lower(), options, n=1, cutoff=_MISSPELT)
-        yield from map(options.get, near)
-    yield re.sub(r"[^\w.-]+", "-", str(found))
+    yield from ([found, found], str(found))
 
 
 def bare(annotation: Any) -> Any:

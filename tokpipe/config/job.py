@@ -202,10 +202,8 @@ class PoolConfig(Frozen):
     def _placement_is_not_rays_own(self) -> Self:
         own = {"CPU", "GPU", "memory", "object_store_memory", "ray.io/node-id"}
         if found := own & {*self.resources, *self.labels}:
-            raise ValueError(
-                f"{', '.join(sorted(found))} cannot be set here: use cpus and gpus for amounts, "
-                "and other labels or resources to choose nodes"
-            )
+            do = "use cpus and gpus, or other names"
+            raise ValueError(f"{', '.join(sorted(found))} cannot be set here: {do}")
         return self
 
 
@@ -312,20 +310,14 @@ class JobConfig(Frozen):
         traits.check_num_frames(frames, "chunking.chunk_frames")
         latents = traits.num_latent_frames(frames) - 1
         if chunking.policy == "overlap" and chunking.overlap_latents >= latents:
-            raise ValueError(
-                f"chunking.overlap_latents={chunking.overlap_latents} leaves nothing new in a "
-                f"chunk of {latents} latent frames after the first: use a smaller number"
-            )
+            found = f"chunking.overlap_latents={chunking.overlap_latents} leaves nothing new in a"
+            raise ValueError(f"{found} chunk: use less than {latents}")
         if chunking.policy == "streaming" and not latents:
-            raise ValueError(
-                f"chunking.chunk_frames={frames} leaves no frames for the chunks after the first: "
-                f"use {traits.num_frames(2)} or more"
-            )
+            found = f"chunking.chunk_frames={frames} leaves no frames for chunks after the first"
+            raise ValueError(f"{found}: use {traits.num_frames(2)} or more")
         if chunking.policy == "streaming" and self.decode.on_damage == "mark":
-            raise ValueError(
-                "decode.on_damage=mark does not work with chunking.policy=streaming: later pieces "
-                "of a clip would continue from the damaged one. Use reject, or another policy"
-            )
+            found = "decode.on_damage=mark does not work with chunking.policy=streaming"
+            raise ValueError(f"{found}: use reject, or another policy")
         return self
 
     @model_validator(mode="after")
@@ -334,9 +326,8 @@ class JobConfig(Frozen):
         if lease_s + 2 * deadline_s > LISTED_WITHIN_S:
             raise ValueError(
                 f"storage.deadline_s={deadline_s:g} and runtime.write.lease_deadline_s={lease_s:g} "
-                "are too long: a lease and two requests together may take at most "
-                f"{LISTED_WITHIN_S:g} s, because `tokpipe clean` may remove older shards that are "
-                "not listed yet. Use smaller values"
+                f"are too long: a lease and two requests may take at most {LISTED_WITHIN_S:g} s, "
+                "because `tokpipe clean` may remove older shards that are not listed yet"
             )
         return self
 
@@ -350,12 +341,9 @@ class JobConfig(Frozen):
                 f"sampling.max_clip_frames={sampling.max_clip_frames} at {height}x{width} pixels "
                 f"takes more than {MAX_CLIP_BYTES >> 20} MiB: use {most} or fewer"
             )
-        if streams and sampling.max_clip_frames < self.chunking.chunk_frames:
-            raise ValueError(
-                f"sampling.max_clip_frames={sampling.max_clip_frames} is less than "
-                f"chunking.chunk_frames={self.chunking.chunk_frames}, but policy streaming decodes "
-                f"whole chunks: use {self.chunking.chunk_frames} or more"
-            )
+        if streams and sampling.max_clip_frames < (least := self.chunking.chunk_frames):
+            found = f"sampling.max_clip_frames={sampling.max_clip_frames} is less than"
+            raise ValueError(f"{found} chunking.chunk_frames={least}: use {least} or more")
         if not streams and sampling.min_clip_frames > sampling.max_clip_frames:
             raise ValueError("sampling.min_clip_frames exceeds sampling.max_clip_frames")
         return self

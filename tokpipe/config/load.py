@@ -79,13 +79,10 @@ def load_storage(path: Path | None) -> StoreOptions:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not a text file, so it is not a job file") from error
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read as a job file: {error.strerror}. Name a job file, such as "
-            "jobs/demo.yaml, or write one with tokpipe init"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", "it is not text")
+        do = "Name a job file, or write one with tokpipe init"
+        raise ConfigError(f"{path}: cannot be read as a job file: {reason}. {do}") from error
 
 
 def parse_job(

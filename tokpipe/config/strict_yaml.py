@@ -57,29 +57,13 @@ def read_mapping(text: str | bytes, name: str, what: str = "file of settings") -
     try:
         data = yaml.load(text, Loader=StrictLoader)
     except yaml.MarkedYAMLError as error:
-        raise ConfigError(f"{name}: {_explained(error, text)}") from error
+        mark = error.problem_mark or error.context_mark
+        raise ConfigError(
+            f"{name}: is not valid YAML, near line {1 + (mark.line if mark else 0)}: "
+            f"{error.problem}; check the indentation, and put text with other characters in quotes"
+        ) from error
     except (AttributeError, LookupError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{name}: is not valid YAML: {' '.join(str(error).split())}") from error
-    if data is None:
-        raise ConfigError(f"{name}: is empty, or has only comments")
-    if isinstance(data, str):
-        raise ConfigError(f"{name}: is not a {what}: it holds plain text")
     if not isinstance(data, dict):
-        raise ConfigError(f"{name}: holds {type(data).__name__}, not a mapping of settings")
+        raise ConfigError(f"{name}: is not a {what}: it holds no keys with values")
     return data
-
-
-def _explained(error: yaml.MarkedYAMLError, text: str | bytes) -> str:
-    mark = error.problem_mark or error.context_mark
-    number = mark.line if mark else 0
-    lines = (text if isinstance(text, str) else text.decode("utf-8", "replace")).splitlines()
-    if "\t" in "".join(lines[number : number + 1]):
-        hint = "indent with spaces instead of tabs"
-    elif error.problem and "appears twice" in error.problem:
-        hint = "keep one of them"
-    else:
-        hint = (
-            "check the indentation, write a space after each colon, and put text in quotes if it "
-            "starts with *, &, {, [, @ or % or contains ': '"
-        )
-    return f"is not valid YAML, near line {number + 1}: {error.problem}; {hint}"

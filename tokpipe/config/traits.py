@@ -62,31 +62,23 @@ class TokenizerTraits(Frozen):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.first_frames not in (1, self.temporal_stride):
-            raise ValueError(
-                f"first_frames={self.first_frames} is neither 1 nor temporal_stride="
-                f"{self.temporal_stride}: a first latent frame covers one frame or a whole group, "
-                "so use one of the two"
-            )
+            found = f"first_frames={self.first_frames} is neither 1 nor"
+            raise ValueError(f"{found} temporal_stride={self.temporal_stride}: use one of the two")
         if self.size_multiple is not None and self.size_multiple % self.spatial_stride:
             raise ValueError(
                 f"size_multiple={self.size_multiple} is not a multiple of spatial_stride="
-                f"{self.spatial_stride}, so latents would not cover the frame: correct one of them"
+                f"{self.spatial_stride}: correct one of them"
             )
-        if sizes := self.codebook_sizes:
-            given = len(sizes), max(sizes)
-            if given != (self.codes_per_position, self.codebook_size):
-                raise ValueError(
-                    f"codebook_sizes has {given[0]} codebooks, the largest of {given[1]}, but "
-                    f"codes_per_position={self.codes_per_position} and codebook_size="
-                    f"{self.codebook_size}: make them agree"
-                )
+        given = self.codes_per_position, self.codebook_size
+        if (sizes := self.codebook_sizes) and (len(sizes), max(sizes)) != given:
+            found = f"codebook_sizes has {len(sizes)} codebooks, the largest of {max(sizes)}, but"
+            do = "codes_per_position and codebook_size say otherwise: make them agree"
+            raise ValueError(f"{found} {do}")
         low, high = self.value_range
         if not low < high:
-            do = "list what 0 and 255 become, in this order"
-            raise ValueError(f"value_range [{low:g}, {high:g}] is empty: {do}")
+            raise ValueError(f"value_range [{low:g}, {high:g}] is empty: write the lowest first")
         if self.layout == "BCHW" and self.temporal_stride != 1:
-            found = f"contradicts temporal_stride={self.temporal_stride}: use 1, or a layout with T"
-            raise ValueError(f"layout BCHW takes frames one by one, which {found}")
+            raise ValueError("layout BCHW takes frames one by one: use temporal_stride 1")
         if self.chunk_frames is not None:
             self.check_num_frames(self.chunk_frames, "chunk_frames")
         return self
@@ -125,16 +117,13 @@ class TokenizerTraits(Frozen):
         first, stride = self.first_frames, self.temporal_stride
         exact = self.chunk_frames
         if exact is not None and num_frames != exact:
-            raise ValueError(
-                f"{name}={num_frames}, but this tokenizer encodes {exact} frames at a time; other "
-                f"lengths fail or produce different codes than its authors get. Use {exact}"
-            )
+            found = f"{name}={num_frames}, but this tokenizer encodes"
+            raise ValueError(f"{found} {exact} frames at a time: use {exact}")
         extra = (num_frames - first) % stride
         if extra or num_frames < first:
             use = _closest(num_frames - extra, stride, least=first)
-            rule = f"{first} + {stride} k" if first != stride else f"a multiple of {stride}"
-            found = f"{name}={num_frames} does not fit temporal stride {stride}: use {use}"
-            raise ValueError(f"{found}. Chunks have {rule} frames; extra frames would be lost")
+            found = f"{name}={num_frames} does not fit temporal stride {stride}"
+            raise ValueError(f"{found}: use {use}. Extra frames would be lost")
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError if a frame size would lose pixels at the edges, or is not accepted."""
@@ -150,17 +139,15 @@ class TokenizerTraits(Frozen):
                 found = f"{side} {pixels} is not a multiple of the encoder's {what} {multiple}"
                 raise ValueError(f"{found}: use {use}. Extra pixels would be lost")
         if self.square_only and height != width:
-            least = min(height, width)
-            found = f"frames of {height}x{width} are not square, and this tokenizer accepts only"
-            raise ValueError(f"{found} squares: use {least}x{least}")
+            use = "{0}x{0}".format(min(height, width))
+            raise ValueError(f"frames of {height}x{width} are not square: use {use}")
 
     def check_policy(self, policy: str) -> None:
         """Raise ValueError if the tokenizer cannot keep the promise of a chunk policy."""
         if policy == "streaming" and self.why_not_streamable is not None:
-            others = "" if self.chunk_frames else ", overlap or whole"
             raise ValueError(
                 f"chunking.policy streaming promises the codes of encoding a clip whole, but "
-                f"{self.why_not_streamable}: use independent{others}"
+                f"{self.why_not_streamable}: use another policy"
             )
         if policy in ("whole", "overlap") and self.chunk_frames is not None:
             raise ValueError(

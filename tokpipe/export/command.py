@@ -80,10 +80,7 @@ def export_output(
     if name not in FORMATS:
         raise ConfigError(f"export: unknown format {name!r}. Choose from: {', '.join(FORMATS)}")
     if folder.exists():
-        raise ConfigError(
-            f"export: {folder} exists. Its content would be mixed with the export or lost. Choose "
-            "another folder, or remove it"
-        )
+        raise ConfigError(f"export: {folder} exists: choose another folder, or remove it")
     from tokpipe.export.samples import Source, samples_of
     from tokpipe.reader.sequences import default_template
 
@@ -109,7 +106,7 @@ def export_output(
         raise CorruptOutput(
             f"export: {partial} holds {num_clips:,} clips and {num_codes:,} codes, but the "
             f"manifest of {output.store.uri} lists {output.num_clips:,} and {output.num_codes:,}. "
-            "Training on it would miss clips or read wrong ones. Run tokpipe audit"
+            "Run tokpipe audit"
         )
     if template:
         source.describe(partial, num_tokens=num_tokens)

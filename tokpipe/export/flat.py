@@ -40,8 +40,7 @@ def write_memmap(samples: Iterable[Sample], source: Source, folder: Path) -> Non
             if tuple(sides) != grid:
                 raise ConfigError(
                     f"export: clip {sample.clip_id} has a grid of {tuple(sides)}, earlier clips "
-                    f"have {grid}, and video.bin is one array. Export this output to another "
-                    "format, or tokenize with one frames.size"
+                    f"have {grid}, and video.bin is one array. Export to another format"
                 )
             ids = np.full(length, number, "<i4")
             for name, values in {**sample.arrays, "segment_ids": ids}.items():

@@ -76,8 +76,7 @@ class Source:
             if not re.fullmatch("[0-9a-f]{32}", clip.clip_id):
                 raise CorruptOutput(
                     f"export: {self.output.store.uri} has a clip with the id {clip.clip_id!r}, not "
-                    "32 hex digits. Files and samples are named by ids, so this could name any "
-                    "file. Do not trust this output: tokenize its sources yourself"
+                    "32 hex digits, which could name any file: do not trust this output"
                 )
             codes = clip.codes
             about: dict[str, Any] = {

@@ -71,8 +71,7 @@ class JobRecord(BaseModel):
         except ValidationError as error:
             raise ConfigError(
                 f"{uri}: its job was recorded by tokpipe {self.tokpipe_version} with settings that "
-                f"this version does not accept ({explained(error)}). You can still read its codes. "
-                "To run its tokenizer, install that version"
+                f"this version does not accept ({explained(error)}). Only its codes can be read"
             ) from error
 
     @classmethod
@@ -102,10 +101,8 @@ def read(store: Store) -> JobRecord:
     try:
         data = read_sealed(store, JOB_RECORD)
     except NotFound as error:
-        raise NotFound(
-            f"{store.uri} has no {JOB_RECORD}: it is not the output of a tokpipe job, or the job "
-            "has not started. Nothing can be read. Check the URI, or wait for the job."
-        ) from error
+        found = "it is not the output of a tokpipe job, or the job has not started"
+        raise NotFound(f"{store.uri} has no {JOB_RECORD}: {found}") from error
     return JobRecord.from_json(uri, data)
 
 
@@ -161,8 +158,7 @@ def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) 
     if changed:
         raise PlanMismatch(
             f"{uri} was written with different settings ({'; '.join(changed)}). "
-            "Resuming would mix two kinds of codes in one dataset. "
-            "Write to a new output prefix, or restore the earlier job file."
+            "Resuming would mix two kinds of codes in one dataset. Write to a new output prefix."
         )
 
 

@@ -179,8 +179,7 @@ def check_same_tokenizer(uri: str, found: ShardMetadata, wanted: ShardMetadata) 
         raise CorruptOutput(
             f"{uri} was made with fingerprint {found.fingerprint} ({found.tokenizer}), but its "
             f"output has fingerprint {wanted.fingerprint} ({wanted.tokenizer}). Its codes mean "
-            "something different from the other shards'. Restore the shard that belongs here, or "
-            "tokenize to a new output prefix."
+            "something different from the other shards'. Tokenize to a new output prefix."
         )
 
 

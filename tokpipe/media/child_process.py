@@ -109,8 +109,4 @@ class ChildProcess:
 
 def how_it_died(status: int | None) -> str:
     """Return the signal's name or the exit status, for a message."""
-    if status is None:
-        return "it does not exit"
-    if status < 0:
-        return signal.Signals(-status).name
-    return f"exit status {status}"
+    return signal.Signals(-status).name if status and status < 0 else f"exit status {status}"

@@ -66,9 +66,8 @@ class StoredPlan:
         try:
             return _STORED.validate_python(value)
         except ValueError as error:
-            found = f"job.json does not describe a stored plan ({explained(error)})"
-            do = "Restore job.json from a copy of the output, or tokenize to a new output prefix"
-            raise CorruptOutput(f"{found}. It lists the clips to make. {do}.") from error
+            found = f"it does not describe a stored plan ({explained(error)})"
+            raise damaged(JOB_RECORD, found, "It lists the clips to make") from error
 
 
 _STORED = TypeAdapter(StoredPlan)
@@ -96,8 +95,7 @@ def read_part(store: Store, part: PlanPart, columns: list[str] | None = None) ->
     if sha256(data) != part.sha256:
         raise CorruptOutput(
             f"{store.uri_of(part.key)}: its {len(data)} bytes are not the {part.size_bytes} that "
-            "were planned (SHA-256 differs). Its rows may not be the clips that were committed: "
-            "restore the file, or plan again under a new output prefix."
+            "were planned (SHA-256 differs): restore it, or plan again under a new output prefix."
         )
     table = from_parquet(store.uri_of(part.key), data, "part of a plan", columns=columns)
     known = [(one, table.schema.field(one.name)) for one in _OWN if one.name in table.column_names]

@@ -56,8 +56,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
         if duplicates and job.on_duplicate == "refuse":
             raise ConfigError(
                 f"{next(iter(duplicates.values()))}; in all, {len(duplicates)} rows repeat the "
-                "clip of an earlier one (rows count from 0). The dataset would hold its codes "
-                "twice. Remove the repeated rows, or set on_duplicate: keep_first."
+                "clip of an earlier one. Remove them, or set on_duplicate: keep_first."
             )
         parts = _without_rows(store, parts, duplicates)
     except BaseException:
@@ -91,8 +90,7 @@ def merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
             if known.type != field.type:
                 raise ConfigError(
                     f"{source.label}: column {field.name!r} holds {field.type}, but that of "
-                    f"{label} holds {known.type}. A side table column has one type: rename or "
-                    "convert the column in one source."
+                    f"{label} holds {known.type}: rename or convert it in one source."
                 )
     return pa.schema([field for field, _ in merged.values()])
 
@@ -116,8 +114,7 @@ def _store_all(
                 futures.append(pool.submit(put, len(futures), index, num_rows, table))
                 num_rows += table.num_rows
             if not num_rows:
-                found = f"{source.label} has no rows. A source without clips is likely a mistake"
-                raise ConfigError(f"{found}: correct it, or remove it from the job.")
+                raise ConfigError(f"{source.label} has no rows: correct or remove it.")
     return [future.result() for future in futures]
 
 

@@ -110,9 +110,8 @@ class CacheFolder:
             yield
         except OSError as error:
             raise StorageError(
-                f"{self.path}: cannot write the code cache ({error.strerror}). Without it, "
-                "every epoch would decode all shards again. Free disk space, set max_bytes, or "
-                "choose another folder"
+                f"{self.path}: cannot write the code cache ({error.strerror}). Free disk space, "
+                "set max_bytes, or choose another folder"
             ) from error
 
 

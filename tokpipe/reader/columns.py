@@ -52,10 +52,8 @@ def write_columns(file: IO[bytes], output: Output, info: ShardInfo, names: Seque
 def check_columns(output: Output, names: Sequence[str]) -> None:
     """Raise ConfigError unless the side tables of an output have these columns."""
     if taken := set(names) & set(_IN_SAMPLES):
-        raise ConfigError(
-            f"columns: samples have {' and '.join(_IN_SAMPLES)} anyway: leave out {sorted(taken)}. "
-            "A carried column of such a name needs another one in the job's source"
-        )
+        found = f"samples have {' and '.join(_IN_SAMPLES)} anyway"
+        raise ConfigError(f"columns: {found}: leave out {sorted(taken)}")
     schema = output.side_schema if names else pa.schema([])
     if unknown := [name for name in names if name not in schema.names and len(schema)]:
         raise ConfigError(
@@ -117,8 +115,7 @@ def kept_clips(output: Output, folder: CacheFolder, keep: Any) -> KeptClips:
     if hashes and not any(sizes):
         raise ConfigError(
             f"filter: {keep!s:.400} keeps none of the {counted(output.num_clips, 'clip')} of "
-            f"{output.store.uri}, so an epoch would be empty. Compare it with the columns of "
-            "tokpipe inspect"
+            f"{output.store.uri}, so an epoch would be empty"
         )
     return KeptClips(np.array(sizes, np.int64), sha256(bits.tobytes())[:32], bits, starts)
 

@@ -30,10 +30,8 @@ class Supply:
         self.follows = any(output.follow for output in outputs)
         used = [name for name, value in settings.items() if value is not None]
         if self.follows and (used or len(outputs) > 1):
-            raise ConfigError(
-                f"{self.output.store.uri}: follow=True does not go with {used or 'a mix'}, which "
-                "needs all clips. Use a plain ClipStream, or wait for the job and open without it"
-            )
+            found = f"follow=True does not go with {used or 'a mix'}, which needs all clips"
+            raise ConfigError(f"{self.output.store.uri}: {found}")
 
     @property
     def is_whole(self) -> bool:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 Even = Literal["drop", "repeat"]
 
 _KEPT_WINDOWS = 4
+_MIXED = "these states were not saved at the same moment of one run"
 _ONE = 2**64  # Times are integers from 0 to this, so no machine rounds them differently
 
 
@@ -151,10 +152,8 @@ class Remaining:
         number = len(taken)
         for reader, count in enumerate(taken):
             if not 0 <= count <= self.num_taken_by(reader, number):
-                raise ValueError(
-                    f"reader {reader} of {number} cannot have taken {count} of {len(self)} items: "
-                    "these states were not saved at the same moment of one run"
-                )
+                found = f"reader {reader} of {number} cannot have taken {count} of {len(self)}"
+                raise ValueError(f"{found} items: {_MIXED}")
         rounds, ends = min(taken), [k + (n - 1) * number + 1 for k, n in enumerate(taken) if n]
         end = max(ends, default=0)
         left = [i for i in range(rounds * number, end) if i // number >= taken[i % number]]
@@ -254,10 +253,8 @@ class Share:
         An item that was read twice counts once.
         """
         if not 0 <= taken <= self._most:
-            raise ValueError(
-                f"a reader of {self._num_readers} cannot have taken {taken} of {self._most} items: "
-                "these states were not saved at the same moment of one run"
-            )
+            found = f"a reader of {self._num_readers} cannot have taken {taken} of {self._most}"
+            raise ValueError(f"{found} items: {_MIXED}")
         taken = min(taken, sum(self._sizes))
         time, step = 0, _ONE  # at most ``taken`` items are due before ``time``
         while step:

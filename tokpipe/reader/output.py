@@ -174,11 +174,8 @@ class Output:
             shard, table = self._kept_open(number)
             if clip := _clip_in(self.shards[number], shard, table, clip_id):
                 return clip
-        raise NotFound(
-            f"{self.store.uri}: no tokenized clip {clip_id!r}. It may be rejected, or was not yet "
-            "committed when this output was opened. Look for it in rejected(), or open the output "
-            "again"
-        )
+        found = f"{self.store.uri}: no tokenized clip {clip_id!r}"
+        raise NotFound(f"{found}. It may be rejected, or committed since the output was opened")
 
     def clips_of(
         self, info: ShardInfo, shard: ShardReader, clip_ids: Iterable[str]

@@ -33,10 +33,7 @@ class Ranks:
         num_nodes: int | None = None,
     ) -> None:
         if (rank is None) != (world_size is None):
-            raise ConfigError(
-                f"rank={rank} and world_size={world_size}: pass both, or neither to take them from "
-                "torch.distributed or from RANK and WORLD_SIZE"
-            )
+            raise ConfigError(f"rank={rank} and world_size={world_size}: pass both, or neither")
         self._given = None if rank is None or world_size is None else _checked(rank, world_size)
         self._num_nodes = num_nodes
         self._inherited: tuple[int, tuple[int, int]] | None = None
@@ -67,10 +64,8 @@ class Ranks:
         if num_nodes is None:
             num_nodes = world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         if num_nodes < 1 or world_size % num_nodes:
-            raise ConfigError(
-                f"locality: {num_nodes} nodes cannot have the same number of the {world_size} "
-                "ranks, so some would read more than others. Leave out locality, or pass num_nodes"
-            )
+            found = f"locality: {num_nodes} nodes cannot have the same number of the {world_size}"
+            raise ConfigError(f"{found} ranks. Leave out locality, or pass num_nodes")
         return num_nodes
 
     def reader(self) -> tuple[int, int]:
@@ -133,9 +128,8 @@ def _check_shared_once(world_size: int) -> None:
         name = type(loader).__name__
         if name in ("IterableDatasetShard", "DataLoaderDispatcher"):
             raise ConfigError(
-                f"accelerate's {name} shares out samples among ranks, but this stream reads only "
-                f"the part of one of {world_size} ranks, so most clips would never be seen. Do not "
-                "pass this loader to accelerator.prepare (in a Trainer, override "
-                "get_train_dataloader), or pass rank=0, world_size=1 to the stream, so that only "
-                "accelerate shares out"
+                f"accelerate's {name} shares out samples among ranks, but so does this stream, so "
+                "most clips would never be seen. Do not pass this loader to accelerator.prepare "
+                "(in a Trainer, override get_train_dataloader), or pass rank=0, world_size=1 to "
+                "the stream"
             )

@@ -75,16 +75,11 @@ class TokenSequences:
         even: Even | None = None,
     ) -> None:
         if length < 1 or (num_sequences is not None and num_sequences < 1):
-            raise ConfigError(
-                f"length={length}, num_sequences={num_sequences}: a sequence needs at least one "
-                "token, and a reader one sequence"
-            )
+            raise ConfigError(f"length={length}, num_sequences={num_sequences}: at least 1 each")
         follow = any(cache.output.follow for cache in stream.caches)
         if even and (template or num_sequences or stream.locality or follow):
-            raise ConfigError(
-                f"even={even!r} needs the number of tokens in advance, which a template, locality "
-                "and a job that still runs do not tell. Pass num_sequences alone"
-            )
+            found = "does not go with num_sequences, a template, locality or a job that still runs"
+            raise ConfigError(f"even={even!r} {found}: pass num_sequences alone")
         self.stream, self.length, self.order, self.drop_last = stream, length, order, drop_last
         self.cut, self.long, self.num_sequences, self.even = cut, long, num_sequences, even
         self.has_template = template is not None
@@ -92,11 +87,8 @@ class TokenSequences:
         self.template = template or default_template(sizes, order)
         vocabulary = self.template.vocabulary
         if vocabulary.pad is None or tuple(vocabulary.sizes) != sizes:
-            raise ConfigError(
-                f"the template's vocabulary has codebooks of {vocabulary.sizes.tolist()} codes and "
-                f"pad={vocabulary.pad}, but those of the clips have {[*sizes]}, and sequences need "
-                "a pad token: set the size, and pad"
-            )
+            found = f"codebooks of {vocabulary.sizes.tolist()} codes and pad={vocabulary.pad}"
+            raise ConfigError(f"the vocabulary has {found}: clips need pad and sizes {[*sizes]}")
         self.padding = vocabulary.pad
         names = ("length", "cut", "long", "drop_last", "num_sequences", "even")
         self.settings = {name: getattr(self, name) for name in names}
@@ -215,10 +207,8 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         if room < own.length:
             return 0
         if own.long == "error":
-            raise ConfigError(
-                f"a clip has {left} tokens without a place where cut={own.cut!r} allows to cut, "
-                f"but sequences have {own.length}. Use a larger length, or long='cut'"
-            )
+            found = f"a clip has {left} tokens without a place where cut={own.cut!r} allows to cut"
+            raise ConfigError(f"{found}, but length is {own.length}: raise it, or use long='cut'")
         return room
 
     def state_dict(self) -> dict[str, Any]:
@@ -242,10 +232,8 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         """
         for key, value in self._sequences.settings.items():
             if state.get(key) != value:
-                raise ConfigError(
-                    f"the state has {key}={state.get(key)!s:.99}, but these sequences have {key}="
-                    f"{value}, so they would continue elsewhere. Use the same settings"
-                )
+                other = f"the state has {key}={state.get(key)!s:.99}"
+                raise ConfigError(f"{other}, but these sequences have {key}={value}")
         try:
             found = _State.model_validate({key: state.get(key) for key in _State.model_fields})
         except ValueError as error:

@@ -77,29 +77,21 @@ def clips_per_epoch(
 ) -> list[int]:
     """Divide an epoch among outputs by weight; ConfigError if they do not mix."""
     if not outputs or len(outputs) != len(weights):
-        raise ConfigError(
-            f"{len(weights)} weights for {len(outputs)} outputs: pass one weight per output, and "
-            "at least one output"
-        )
+        raise ConfigError(f"{len(weights)} weights for {len(outputs)} outputs: pass one for each")
     _check_same_codes(outputs)
     if len(outputs) == 1:
         return [epoch_clips]  # 0 if the output has no clips yet
     for output in outputs:
         if not output.num_clips:
-            raise ConfigError(
-                f"{output.store.uri} has no clips, so it cannot be mixed. Wait for its job, or "
-                "leave it out"
-            )
+            raise ConfigError(f"{output.store.uri} has no clips, so it cannot be mixed")
     try:
         found = quotas(weights, epoch_clips)
     except ValueError as error:
         raise ConfigError(f"a mix of {len(outputs)} outputs: {error}") from error
     for output, number in zip(outputs, found, strict=True):
         if not number:
-            raise ConfigError(
-                f"{output.store.uri} has so little weight that an epoch of {epoch_clips} clips "
-                "would have none of it. Raise epoch_clips or its weight, or leave it out"
-            )
+            one = f"{output.store.uri} has so little weight that an epoch of {epoch_clips} clips"
+            raise ConfigError(f"{one} would have none of it: raise either, or leave it out")
     return found
 
 
@@ -109,9 +101,7 @@ def _check_same_codes(outputs: Sequence[Output]) -> None:
         if changed := differences(_meaning(first), _meaning(other), "and"):
             raise ConfigError(
                 f"{first.store.uri} and {other.store.uri} come from different tokenizers "
-                f"({'; '.join(changed)}). In a mix, the same code would mean different pixels, and "
-                "a model could not tell which. Mix outputs of one tokenizer: tokenize one of these "
-                "again"
+                f"({'; '.join(changed)}). In a mix, the same code would mean different pixels"
             )
 
 
@@ -142,14 +132,12 @@ def fitted_window(sources: Sequence[Source], window_shards: int) -> int:
             if not fitted:
                 raise ConfigError(
                     f"{folder}: max_bytes={limit:,} does not hold two shards of each output "
-                    f"({needed:,} bytes), so shards would be fetched and decoded for every few "
-                    "clips. Raise max_bytes"
+                    f"({needed:,} bytes): raise it"
                 )
     if fitted < window_shards:
         _log.warning(
             "window_shards=%d is lowered to %d, because max_bytes of the code cache does not hold "
-            "two windows. Shards would be fetched and decoded again and again. Clips are mixed "
-            "less: raise max_bytes to mix more",
+            "two windows: raise it to mix more clips",
             window_shards,
             fitted,
         )

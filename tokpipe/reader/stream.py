@@ -205,15 +205,12 @@ class ClipMix:
                 if key := next((key for key in keys if state[key] != other[key]), None):
                     raise ConfigError(
                         f"resume: one state has {key}={other[key]}, another {key}={state[key]}, so "
-                        "they were not saved at the same moment of one run. Clips would be lost or "
-                        "repeated"
+                        "they were not saved at the same moment of one run"
                     )
         num_readers = first["num_readers"]
         if sorted(of_readers) != list(range(num_readers)):
-            raise ConfigError(
-                f"resume: got the states of {len(of_readers)} of {num_readers} readers. What the "
-                "others have read is unknown: pass the states of all ranks"
-            )
+            got = f"resume: got the states of {len(of_readers)} of {num_readers} readers"
+            raise ConfigError(f"{got}: pass the states of all ranks")
         rests, is_done = {}, self._supply.is_whole
         per_node = num_readers // self.num_nodes
         for node, mate in of_nodes.items():
@@ -265,15 +262,12 @@ class ClipMix:
             if state.get(key) != value:
                 raise ConfigError(
                     f"the state has {key}={state.get(key)!s:.99}, but this stream has {key}="
-                    f"{value}, so they read different clips or another order. Open the outputs as "
-                    "of when the state was saved, and use the same settings"
+                    f"{value}: use the outputs and settings with which the state was saved"
                 )
         try:
             _State.model_validate(dict(state))
             if state["num_readers"] % self.num_nodes:
-                raise ValueError(
-                    f"{self.num_nodes} nodes cannot have {state['num_readers']} readers"
-                )
+                raise ValueError(f"not all of {self.num_nodes} nodes have as many readers")
             node = self._node_of(state)
             if not state["taken"] <= len(self._remaining(state["epoch"], {str(node): state}, node)):
                 raise ValueError(f"it has taken {state['taken']} clips, more than there are")

@@ -88,6 +88,5 @@ def check_carried(label: str, columns: pa.Schema) -> None:
         if trouble:
             raise ConfigError(
                 f"{label}: column {field.name!r} holds {field.type}, which cannot be carried into "
-                f"the output ({trouble}). Convert it to text, numbers or lists of these, or write "
-                "the table without it."
+                f"the output ({trouble}). Convert it to text, or leave it out of the table."
             )

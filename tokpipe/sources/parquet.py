@@ -77,8 +77,7 @@ class ParquetFile(Pinned):
             raise ConfigError(str(error)) from error
         except UNREADABLE as error:
             raise ConfigError(
-                f"{self.uri}: cannot be read as Parquet ({error}). The clips after that point "
-                "would silently be missing: write the table again, or set the source's format."
+                f"{self.uri}: cannot be read as Parquet ({error}). Write it again, or set format."
             ) from error
 
     def _columns_of(self, file: Any) -> pa.Schema:
@@ -89,9 +88,7 @@ class ParquetFile(Pinned):
             try:
                 columns.append(pa.field(name, plain_type(one.type)))
             except ValueError as error:
-                found = f"{self.uri}: column {name!r} {error}, so its values cannot be read by name"
-                do = "Rename one of them, or write the table without this column"
-                raise ConfigError(f"{found}. {do}.") from error
+                raise ConfigError(f"{self.uri}: column {name!r} {error}: rename one.") from error
         return pa.schema(columns)
 
     def _is_set(self, file: Any, leaf: str) -> pa.Array:

@@ -71,10 +71,8 @@ class RowSource(ABC):
     def nothing_matches(self) -> ConfigError:
         return ConfigError(
             f"{self.label}: nothing matches {self.listing.uri}, so the job would have no clips. "
-            f"{self.listing.explain_nothing()} Check the path and the kind of the source: files "
-            "takes a folder of videos at any depth, or a glob; table and webdataset take a file or "
-            "a glob, and pictures need media: image or both. In a glob, '**' crosses folders, '*' "
-            "does not, case matters, and '[[]' stands for a bracket."
+            f"{self.listing.explain_nothing()} Check the path and the kind of the source; pictures "
+            "need media: image or both. In a glob, '**' crosses folders, and '[[]' is a bracket."
         )
 
     def matching_uris(self) -> list[str]:

@@ -98,8 +98,8 @@ class TableRows(RowSource):
             prefix = redact(example_prefix(self.outside_example))
             raise ConfigError(
                 f"{self.label}: all {self._num_outside} videos that it names are outside the "
-                f"allowed prefixes, such as {example}. Otherwise a table could make the job read "
-                f"any file of a node. To allow them: {self._prefixes_key}: [{json.dumps(prefix)}]."
+                f"allowed prefixes, such as {example}. If the job may read them, set "
+                f"{self._prefixes_key}: [{json.dumps(prefix)}]."
             )
 
     def _open(self) -> None:
@@ -138,14 +138,12 @@ class TableRows(RowSource):
         """Return one schema for all tables; keys of JSON objects may differ between tables."""
         for table, schema in zip(tables, schemas, strict=True):
             if len(schema) > MAX_COLUMNS:
-                do = "Drop columns that are not needed with the codes, or put what varies into one"
-                raise ConfigError(f"{table.uri}: has more than {MAX_COLUMNS} columns. {do}.")
+                raise ConfigError(f"{table.uri}: has more than {MAX_COLUMNS} columns: drop some")
             apart = set(schemas[0].names) ^ set(schema.names)
             if apart and not isinstance(table, JsonFile):
                 raise ConfigError(
                     f"{self.label}: {tables[0].uri} and {table.uri} have different columns "
-                    f"({', '.join(sorted(apart)[:10])}). Tables of one glob are read as one: "
-                    "write one source per kind of table."
+                    f"({', '.join(sorted(apart)[:10])}): write one source per kind of table."
                 )
         try:
             columns = pa.unify_schemas(schemas, promote_options="permissive")
@@ -157,7 +155,7 @@ class TableRows(RowSource):
         except (pa.ArrowException, TypeError) as error:
             raise ConfigError(
                 f"{self.label}: a column has different types in the tables of {self.config.uri} "
-                f"({error}). Tables of one glob are read as one: write one source per kind."
+                f"({error}): write one source per kind."
             ) from error
         # A column of nulls is most often missing text.
         kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in columns.types]
@@ -295,9 +293,8 @@ class TableRows(RowSource):
         if outside and not self.outside_example:
             self.outside_example = uris[outside[0]].as_py()
         problem = (
-            "names a video outside the allowed prefixes. Otherwise a table could make the job "
-            f"read any file of a node. To allow it, add its folder to {self._prefixes_key}, and "
-            "write it without '..'"
+            "names a video outside the allowed prefixes. To allow it, add its folder to "
+            f"{self._prefixes_key}, and write it without '..'"
         )
         return dict.fromkeys(outside, problem)
 

@@ -67,8 +67,7 @@ class DelimitedFile(Pinned):
         except (csv.Error, _BrokenRecord) as error:
             fields, found = None, f"its first line is not a header ({error})"
         if not fields:
-            do = "Write a first line with the column names, in UTF-8, or set the source's format"
-            raise ConfigError(f"{self.uri}: {found}, so its columns are unknown. {do}.")
+            raise ConfigError(f"{self.uri}: {found}. Write a first line with the column names.")
         lines.end_record()
         return unique_names(fields[: MAX_COLUMNS + 1])  # one too many is rejected
 
@@ -165,9 +164,8 @@ class JsonFile(Pinned):
             if len(names) > MAX_COLUMNS:
                 break  # one too many is rejected
         if not names:
-            found = f"{self.uri}: none of its {num_rows} {self.place}s is a JSON object with keys"
-            do = 'Write one object per line, such as {"url": "..."}, or an array of objects'
-            raise ConfigError(f"{found}. {do}.")
+            found = f"none of its {num_rows} {self.place}s is a JSON object with keys"
+            raise ConfigError(f"{self.uri}: {found}. Write one object per line.")
         return _text_schema(list(names)[: MAX_COLUMNS + 1])
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
@@ -278,8 +276,7 @@ def _array(uri: str, file: io.TextIOWrapper) -> Iterator[tuple[int, dict[str, An
     except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{uri}: its JSON array is cut or damaged after element {number} ({error}), or an "
-            f"element is longer than {RECORD_BYTES} characters. The clips after that point would "
-            "silently be missing: write the table again, best as JSONL."
+            f"element is longer than {RECORD_BYTES} characters. Write the table again as JSONL."
         ) from error
 
 
@@ -342,5 +339,4 @@ def _open_text(table: Pinned) -> Iterator[io.BufferedReader]:
         if codec is None:
             raise
         found = f"{table.uri}: its {codec} stream is cut or damaged ({error})"
-        do = "The clips after that point would silently be missing: fetch or write the table again"
-        raise ConfigError(f"{found}. {do}.") from error
+        raise ConfigError(f"{found}: fetch or write the table again.") from error

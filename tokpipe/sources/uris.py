@@ -127,19 +127,14 @@ def _exact(text: str) -> str:
         raise ValueError("contains a line break or another control character")
     if uri.startswith("file:///"):
         return uri
-    if re.match(r"[A-Za-z]:[/\\]|[^/:]*\\", uri):
-        raise ValueError("is a Windows path; write it relative to the table, with /")
-    if re.match(r"~\w*/", uri) or re.search(r"\$\{\w+\}|^\$\w+/", uri):
-        raise ValueError("contains ~ or a variable, which are expanded only in job files")
+    if re.search(r"^([A-Za-z]:[/\\]|[^/:]*\\|~\w*/|\$\w+/)|\$\{\w+\}", uri):
+        raise ValueError("is a Windows path, or has ~ or a variable: tables hold plain URIs")
     if found := _PROTOCOL.match(uri):
         protocol, slashes = found[1].lower(), found[2]
         if slashes == "//" and protocol not in ("file", "local"):
             return f"{protocol}{uri[found.end(1) :]}"
         if protocol in _WITH_HOST or slashes == "/":
-            raise ValueError(
-                f"begins with {found[0]}, where a URI of a file begins with file:/// and one of a "
-                "store or a server with its protocol, :// and a name"
-            )
+            raise ValueError(f"begins with {found[0]}: write file:///PATH or PROTOCOL://NAME")
     return uri
 
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import CustomConfig, TokenizerConfig
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault
-from tokpipe.formats.shard import first_outside
 from tokpipe.models.graphs import CudaGraphs, GraphedCall
 from tokpipe.models.group_norm import GroupNorm, working_kernels
 from tokpipe.models.process import computes, encoder_class, keep_freed_memory, make_repeatable
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
+from tokpipe.models.tokenizers.base import by_codebook
 from tokpipe.models.tokenizers.native import NativeTokenizer
 from tokpipe.models.tokenizers.probe import Parity, probe
 from tokpipe.stages.chunks import plan_chunks
@@ -313,16 +313,15 @@ class EncodeStage:
 
     def _narrowed(self, clip: DecodedClip, block: NDArray[np.int64]) -> Codes:
         """Return codes in the output's dtype, checked first because it would wrap silently."""
-        low, high = int(block.min()), int(block.max())
         traits = self.tokenizer_config.traits
-        outside = first_outside(block, traits.sizes)
-        if low < 0 or outside:
-            size = outside[2] if outside else traits.codebook_size
-            raise RuntimeFault(
-                f"encode: clip {clip.ref.clip_id} got codes from {low} to {high}, but the codebook "
-                f"has 0 to {size - 1}. The tokenizer or the device {self.device} is at fault, not "
-                "the clip: check the device's memory, then run again"
-            )
+        for part, size in by_codebook(block, traits):
+            low, high = int(part.min()), int(part.max())
+            if low < 0 or high >= size:
+                raise RuntimeFault(
+                    f"encode: clip {clip.ref.clip_id} got codes from {low} to {high}, but the "
+                    f"codebook has 0 to {size - 1}. The tokenizer or the device {self.device} is at "
+                    "fault, not the clip: check the device's memory, then run again"
+                )
         return block.astype(traits.code_dtype)
 
     def _rejection(self, clip: DecodedClip) -> Rejected | None:

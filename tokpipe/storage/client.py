@@ -402,8 +402,7 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
     # zip:// and others open a file here
     except (AttributeError, OSError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{protocol}:// cannot be opened. Use a path, s3:// or another protocol of fsspec, and "
-            f"its arguments in storage.options.{protocol} ({error})"
+            f"{protocol}:// cannot be opened with storage.options.{protocol} ({error})"
         ) from error
     return fs
 

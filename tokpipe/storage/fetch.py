@@ -101,8 +101,7 @@ def fetch_to_file(
         if start + size > stored.size:
             raise SourceError(
                 "truncated" if version is None else "changed",  # it was whole when it was planned
-                f"{source}: ends at byte {stored.size}, but its member ends at byte "
-                f"{start + size}. The archive was cut short or replaced after it was indexed",
+                f"{source}: ends at byte {stored.size}, but its member at byte {start + size}",
             )
         check_size(source, size, max_bytes)
         stored.seek(start - head)
@@ -165,8 +164,7 @@ def check_folders(path: Path, folders: Iterable[Path]) -> None:
                 continue
         raise NodeTrouble(
             f"{folder} on {socket.gethostname()}: is gone or empty, but the plan lists videos "
-            "there, so no clip is rejected: mount it again. If its videos were deleted, put any "
-            "file there, and they are rejected as missing"
+            "there: mount it again. If they were deleted, put any file there to reject them"
         )
 
 
@@ -183,9 +181,8 @@ def _local_version(path: Path, max_bytes: int) -> int:
         reason = known.get(trouble, "bad_uri")
         raise SourceError(reason, f"{path}: cannot be opened ({error})") from error
     if not stat.S_ISREG(status.st_mode):
-        kind = stat.filemode(status.st_mode)[0]
-        what = {"d": "folder", "p": "pipe", "s": "socket"}.get(kind, "device")
-        raise SourceError("not_a_file", f"{path}: is a {what}, not a regular file")
+        mode = stat.filemode(status.st_mode)
+        raise SourceError("not_a_file", f"{path}: is not a regular file but {mode}")
     check_size(str(path), status.st_size, max_bytes)
     return version_of(status.st_size, status.st_mtime_ns)
 
@@ -213,8 +210,7 @@ def _node_trouble() -> Iterator[None]:
     except OSError as error:
         raise NodeTrouble(
             f"TMPDIR on {socket.gethostname()}: the local disk is full or failing ({error}). "
-            "Videos cannot be copied there; other nodes continue. Free space, or set TMPDIR to a "
-            "larger disk on every node"
+            "Free space, or set TMPDIR to a larger disk on every node"
         ) from error
 
 
@@ -237,8 +233,7 @@ def check_size(source: str, size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise SourceError(
             "too_large",
-            f"{source}: has at least {size} bytes, but decode.max_source_bytes is {max_bytes}. "
-            "Larger sources could fill a node's disk: raise the setting if there is enough space",
+            f"{source}: has at least {size} bytes, but decode.max_source_bytes is {max_bytes}",
         )
 
 
@@ -247,6 +242,5 @@ def check_version(source: str, found: int | None, planned: int | None) -> None:
         raise SourceError(
             "changed",
             f"{source}: is not what was planned, or first read: its size, time of change, ETag or, "
-            "in a tar, header differs. The codes would be those of another video: restore it, or "
-            "set on_change: accept for its source to take what is there now",
+            "in a tar, header differs. Restore it, or set on_change: accept for its source",
         )

@@ -114,8 +114,7 @@ def _is_own(address: IPv4Address | IPv6Address) -> bool:
 
 def _denied(place: str, found: str) -> AccessDenied:
     return AccessDenied(
-        f"{redact(place)}: {found}, so nothing is requested. Otherwise a table, or a server that "
-        "redirects, could reach what only this machine may. If that is safe, name it in your job "
+        f"{redact(place)}: {found}, so nothing is requested. If that is safe, name it in your job "
         "file, in allowed_prefixes of a table or as the uri of a source; and to read an output, "
         "name that job file"
     )

@@ -169,10 +169,8 @@ class Listing:
         try:
             regex = re.compile("|".join(f"({_linear(glob_translate(glob))})" for glob in globs))
         except (ValueError, re.error) as error:
-            raise ConfigError(
-                f"{self.uri}: is not a valid glob ({error}). '*' and '?' match within one folder; "
-                "'**' must be a whole part of the path, as in videos/**/*.mp4"
-            ) from error
+            do = "'**' must be a whole part of the path, as in videos/**/*.mp4"
+            raise ConfigError(f"{self.uri}: is not a valid glob ({error}): {do}") from error
         return _Scan(
             folder,
             list(globs.values()),
@@ -262,7 +260,7 @@ def expand_braces(text: str) -> list[str]:
     except bracex.ExpansionLimitException as error:
         raise ConfigError(
             f"{text[:1000]}: these braces stand for more than {_MAX_ALTERNATIVES:,} names, or for "
-            "very long ones, and each would be looked up. Use '*', which lists what is there"
+            "very long ones. Use '*', which lists what is there"
         ) from error
 
 
@@ -270,8 +268,7 @@ def _not_listable(uri: str) -> ConfigError:
     protocol = split_protocol(uri)[0]
     return ConfigError(
         f"{uri}: names several files, but {protocol}:// cannot list what there is. Write a table "
-        "with one URL per row (kind: table), or expand the pattern with braces, as in "
-        "{000..999}.mp4"
+        "of URLs (kind: table), or braces such as {000..999}.mp4"
     )
 
 
@@ -312,8 +309,7 @@ def _walk_local(
         trouble = classify(error)
         if trouble in (Trouble.TRANSIENT, Trouble.NODE):
             raise StorageError(
-                f"{folder}: cannot be listed ({error.strerror}), and without it the plan would "
-                "lack files. Check the disk or the mount, and start the job again"
+                f"{folder}: cannot be listed ({error.strerror}), and the plan would lack files"
             ) from error
         if above or trouble is not Trouble.NOT_FOUND:  # such as lost+found, or removed meanwhile
             left_out.add(UNREADABLE, folder)

@@ -44,8 +44,7 @@ def put_file(root: Path, path: Path, data: bytes, *, exclusive: bool, private: b
                     raise
                 raise StorageError(
                     f"{path}: cannot be created exclusively, because this file system has no hard "
-                    f"links ({error.strerror}). Without them two drivers could both commit. Write "
-                    "to another disk, or to the bucket behind this mount by its own URI (s3://...)"
+                    f"links ({error.strerror}). Write to another disk, or to the bucket itself"
                 ) from error
     _sync_folder(path.parent)
 
@@ -82,8 +81,7 @@ def _make_folder(folder: Path, mode: int = 0o777) -> None:
         folder.mkdir(mode, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise StorageError(
-            f"{folder}: cannot be created, because it or a folder above it is a file "
-            f"({error.strerror}): use another output prefix"
+            f"{folder}: cannot be created, because it or a folder above it is a file"
         ) from error
 
 

@@ -90,8 +90,7 @@ class Store:
                 return True
         raise StorageError(
             f"{self.uri_of(key)}: create says it exists, read says it does not, "
-            f"{_CREATE_ATTEMPTS} times in a row. Either something keeps deleting it, or the store "
-            "is inconsistent: find out which before you run again"
+            f"{_CREATE_ATTEMPTS} times in a row: something deletes it, or the store is inconsistent"
         )
 
     def size(self, key: str) -> int | None:
@@ -172,9 +171,8 @@ def probe_store(store: Store) -> None:
                 raise UnsafeStore(
                     f"{store.uri}: a second exclusive create of one key, {how}, succeeded. If two "
                     "drivers were started on this output by mistake, both would commit, and the "
-                    "manifest would lose clips. Use a store that honours 'If-None-Match: *' (AWS "
-                    "S3, SeaweedFS, MinIO, a local disk), or set output.accept_unsafe_store and "
-                    "make sure yourself that only one driver runs at a time"
+                    "manifest would lose clips. Use another store, or set "
+                    "output.accept_unsafe_store and let only one driver run at a time"
                 )
         store.delete(key)
     except BaseException:

@@ -79,8 +79,7 @@ class CommittedRows:
             raise CorruptOutput(
                 f"clip {ref.clip_id} is segment {ref.segment} of {ref.num_segments} of plan row "
                 f"{ref.row}, in a plan of {self.num_rows} rows. The manifest and the stored plan "
-                "do not belong together. Restore both from one copy of the output, or tokenize to "
-                "a new output prefix."
+                "do not belong together: tokenize to a new output prefix."
             )
         partial = self.partial.get(ref.row)
         if partial is None:
@@ -90,7 +89,7 @@ class CommittedRows:
                 f"clip {ref.clip_id} is one of {ref.num_segments} segments of plan row {ref.row} "
                 f"({ref.source_uri}), but {len(partial.done)} of its clips were committed when it "
                 f"had {partial.num_segments}. The source changed during the job, and its clips "
-                "would overlap. Restore the source, or tokenize to a new output prefix."
+                "would overlap. Restore it, or tokenize to a new output prefix."
             )
         return ref.segment in partial.done
 

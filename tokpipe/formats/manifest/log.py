@@ -76,8 +76,7 @@ def _count_listed(store: Store) -> int:
             store.uri_of(entry_key(seq)),
             f"it is missing or empty, although {last} exists",
             "Readers would skip its clips, and a run would tokenize them again. Remove "
-            f"{last} if it is not part of this output. Otherwise the entry is lost, and tokpipe "
-            "audit counts what else is missing",
+            f"{last} if it is not part of this output, or count what is missing by tokpipe audit",
         )
     return len(seen)
 

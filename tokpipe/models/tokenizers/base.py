@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -234,9 +234,10 @@ class VideoTokenizer(nn.Module, ABC):
         return x.round_().clamp_(0, 255).to(torch.uint8).contiguous()
 
 
-def by_codebook(codes: Tensor, traits: TokenizerTraits) -> Iterator[tuple[Tensor, int]]:
-    """(B, t, h, w) or (B, t, h, w, c) -> the (B, t, h, w) codes and the size of each codebook."""
-    return zip([codes] if codes.ndim == 4 else codes.unbind(-1), traits.sizes, strict=True)
+def by_codebook(codes: Any, traits: TokenizerTraits) -> Iterator[tuple[Any, int]]:
+    """(...) or (..., c) codes, a tensor or an array -> those of each codebook, and its size."""
+    several = len(traits.sizes) > 1
+    return ((codes[..., i] if several else codes, size) for i, size in enumerate(traits.sizes))
 
 
 def codes_or_not_finite(quantizer: Quantizer, latent: Tensor) -> Tensor:

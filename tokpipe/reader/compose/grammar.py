@@ -130,8 +130,6 @@ def text_of(part: Part, values: dict[str, Any]) -> str:
             return str(same)
     except (TypeError, ValueError, OverflowError):
         pass  # Explained below
-    raise ConfigError(
-        f"clip {values.get('clip_id', '')}: the template needs {part.name} ({wanted}), but found "
-        f"{values.get(part.name)!r:.99}. Pass columns={[part.name]} to the stream, and a filter "
-        "that leaves out clips without it"
-    )
+    found = f"clip {values.get('clip_id', '')}: the template needs {part.name} ({wanted})"
+    found += f", but found {values.get(part.name)!r:.99}"
+    raise ConfigError(f"{found}. Pass columns={[part.name]} to the stream, or filter such clips")

@@ -95,11 +95,9 @@ class Template:
             values |= {p.name: [values[p.name]] * shape[0] for p in fields if p.frame is not None}
             tokens = self.compose(codes, values).tokens
             if finds_shape and self._shape_of(tokens) != shape:
-                raise wrong(
-                    template,
-                    "the shape of a clip cannot be found in its sequence. End rows and frames with "
-                    "special tokens, or put {t}, {h} and {w} before the codes",
-                )
+                problem = "the shape of a clip cannot be found in its sequence. End rows and"
+                do = "frames with special tokens, or put {t}, {h} and {w} before the codes"
+                raise wrong(template, f"{problem} {do}")
 
     @classmethod
     def load(cls, path: str | Path) -> "Template":
@@ -319,8 +317,4 @@ def _check_run(template: Template, run: Run) -> None:
     marked = "".join(marks.get(part.kind, part.name) for part in run)
     if marked.count(_TEXT) > 1 or re.search(f"[{_FIELD}][-+.e0-9]*[{_FIELD}]", marked):
         names = ", ".join(part.name for part in run if part.kind in KINDS)
-        raise wrong(
-            template.template,
-            f"{names} follow each other, and where one ends could not be told. Put a special token "
-            "between them",
-        )
+        raise wrong(template.template, f"{names} could not be told apart: put a token between")

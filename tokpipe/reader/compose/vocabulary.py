@@ -108,10 +108,8 @@ class Vocabulary:
             if (taken := self.uses[start:end] != UNUSED).any():
                 token = start + int(taken.argmax())
                 other = "text" if self.uses[token] == TEXT else owners[self.uses[token]]
-                raise ConfigError(
-                    f"vocabulary: token {token} would be both {owners[number]} and {other}. Move "
-                    f"one of them; tokens from {self.size} on are free"
-                )
+                found = f"token {token} would be both {owners[number]} and {other}"
+                raise ConfigError(f"vocabulary: {found}; tokens from {self.size} on are free")
             self.uses[start:end] = number
 
     def _token(self, name: str | int) -> int:
@@ -127,10 +125,8 @@ class Vocabulary:
             return book.offset
         tokens = [self._token(name) for name in book.names]
         if tokens != [*range(tokens[0], tokens[0] + book.size)]:
-            raise ConfigError(
-                f"vocabulary: the tokens {book.pattern!r} are not consecutive in the tokenizer, so "
-                "they are not a codebook. Check pattern and size"
-            )
+            found = f"the tokens {book.pattern!r} are not consecutive in the tokenizer"
+            raise ConfigError(f"vocabulary: {found}. Check pattern and size")
         return tokens[0]
 
 
@@ -188,9 +184,7 @@ class TextTokenizer:
         if back != text or not self._not_text.isdisjoint(found.ids):
             raise ConfigError(
                 f"{self.path}: this tokenizer changes text: {text!r:.99} comes back as "
-                f"{back!r:.99}, or as special tokens, so captions could not be read back from "
-                "sequences. Use a tokenizer without normalizer and unknown tokens, such as "
-                "byte-level BPE"
+                f"{back!r:.99}, or as special tokens. Use one such as byte-level BPE"
             )
         return np.array(found.ids, np.int64), found.offsets
 
