@@ -92,7 +92,7 @@ def _audit(folder: str) -> int:
 
     job = job_of_table(Path(folder))
     store = Store(job.output.uri, job.storage)
-    report = audit(store, depth="manifest", say=lambda _: None)
+    report = audit(store, depth="manifest")
     assert report.is_clean, list(report.findings)
     assert report.totals is not None
     return report.totals.num_clips

@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from tests.end_to_end.jobs import files, write_job, write_video
 from tests.formats.formats_helpers import encoded_clip, record
@@ -18,7 +17,6 @@ from tokpipe.errors import TokpipeError
 from tokpipe.formats.job_record import write_once
 from tokpipe.formats.manifest import ManifestEntry, append
 from tokpipe.formats.shard import receipt_of
-from tokpipe.runtime.progress import ProgressView
 from tokpipe.storage import Store
 
 REPORTING = {
@@ -84,8 +82,7 @@ def test_no_error_of_tokpipe_ends_with_the_exit_code_of_a_bug(kind: type[Tokpipe
 def test_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = f"videos/:fire:/[red]a.mp4: 12 [/] {'long ' * 50}."
     print_lines([text])
-    ProgressView(Console(), 1.0).say(text)
-    assert capsys.readouterr().out == f"{text}\n{text}\n"
+    assert capsys.readouterr().out == f"{text}\n"
 
 
 def test_the_command_alone_and_help_list_all_verbs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,7 +149,7 @@ def test_lines_above_progress_are_plain_on_a_terminal() -> None:
     say(console, HOSTILE)
     snapshot = replace(SNAPSHOT, rejected={HOSTILE: 2}, waiting_for=HOSTILE)
     with ProgressView(console, interval_s=1.0) as view:
-        view.say(HOSTILE)
+        say(console, HOSTILE)
         view.show(snapshot)
     text = stream.getvalue()
     for own in ("\x1b[?25l", "\x1b[?25h", "\x1b[1A", "\x1b[2K", "\r"):

@@ -299,16 +299,6 @@ def test_a_resource_that_no_node_has_is_named_at_once() -> None:
     )
 
 
-def test_resources_that_others_hold_are_named_after_a_minute() -> None:
-    job = Starting(limits(on_gpu=True), cpus=4, gpus=1)
-    job.come_up("decode", "write")
-    assert job.note(59.0) == "starting 1 encode worker (59 s)"
-    assert job.note(75.0) == (
-        "no node has had 1 GPU free for encode workers for 1:15. Other jobs may hold "
-        "them (`ray status` shows it); this one continues when they are free"
-    )
-
-
 def test_encoders_that_fail_to_start_are_not_said_to_lack_gpus() -> None:
     job = Starting(limits(on_gpu=True), cpus=4, gpus=1)
     job.come_up("decode", "write")

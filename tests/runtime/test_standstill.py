@@ -8,7 +8,6 @@ from unittest.mock import Mock
 import pytest
 
 from tests.runtime.simulated_world import item_of, receipt_of, ref_of
-from tokpipe.audit.leftovers import YOUNGEST_S
 from tokpipe.config.job import LISTED_WITHIN_S
 from tokpipe.errors import RuntimeFault
 from tokpipe.runtime.dispatch.protocol import Commit
@@ -29,7 +28,6 @@ def test_a_frozen_driver_ends_before_its_shards_could_be_cleaned_away(
 ) -> None:
     with pytest.raises(RuntimeFault, match=r"took 2\.0 hours to list shards"):
         check_in_time([ago(1, 1), ago(*since)], 1.0)
-    assert LISTED_WITHIN_S <= YOUNGEST_S
 
 
 @pytest.mark.parametrize(

@@ -65,12 +65,7 @@ def test_invalid_codes_are_rejected_and_not_counted() -> None:
     for wrong in (-1, 8):
         with pytest.raises(ValueError, match=r"but the codebook has 0 to 7: leave out markers"):
             found.update(torch.tensor([0, wrong]))
-    for floats in (torch.zeros(2), np.zeros(2)):
-        with pytest.raises(TypeError, match=r"codes are float\d+, but only integers"):
-            found.update(floats)
     assert found.num_codes == found.num_used == 0
-    with pytest.raises(ValueError, match="codebook_size=0"):
-        CodeUsage(0)
 
 
 def test_the_histogram_of_a_codebook_of_64_bits_does_not_overflow() -> None:

@@ -5,7 +5,7 @@ import heapq
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -30,7 +30,6 @@ from tokpipe.storage.store import Store
 from tokpipe.types import Receipt
 
 _PARALLEL_CHECKS = 4  # Shards in memory: at most 0.5 GB with default settings
-_SAY_EVERY_S = 10.0
 
 
 def audit(
@@ -41,7 +40,6 @@ def audit(
     sample: int = 0,
     seed: int = 0,
     trust: Trust = NO_TRUST,
-    say: Callable[[str], None] = lambda line: None,
 ) -> AuditReport:
     """Check an output and report every defect. Writes nothing.
 
@@ -51,7 +49,6 @@ def audit(
         partial: the job is unfinished, so rows without an outcome are not a defect.
         sample: number of tokenized clips to encode again, to compare their codes.
         trust: what the output may name; a ``sample`` opens its sources.
-        say: receives a progress line every few seconds.
     """
     started = time.monotonic()
     if sample:
@@ -77,19 +74,12 @@ def audit(
 
     def receipts() -> Iterator[Receipt]:
         nonlocal chosen
-        said_s = time.monotonic()
         for entry in manifest.entries(listing):
             for receipt in entry.shards:
                 keys = rng.random(len(receipt.clips)).tolist()
                 offered = zip(keys, (clip.clip_id for clip in receipt.clips), strict=True)
                 chosen = heapq.nsmallest(sample, [*chosen, *offered])
                 yield receipt
-            if time.monotonic() - said_s > _SAY_EVERY_S:
-                said_s = time.monotonic()
-                say(
-                    f"entry {entry.seq:,} of {len(listing.entries):,}: {totals.num_clips:,} clips "
-                    f"in {totals.num_shards:,} shards, {len(findings):,} defects"
-                )
 
     every = receipts()
     deque(every if depth == "manifest" else read_ahead(check, every, _PARALLEL_CHECKS), maxlen=0)
@@ -99,8 +89,8 @@ def audit(
             "unsettled",
             store.uri,
             f"{store.uri}: {num_left:,} of {record.num_rows:,} plan rows are neither tokenized nor "
-            f"rejected, such as {manifest.unsettled()}. They are missing from the dataset. Run the "
-            "job again to finish it, or audit with --partial if it is still unfinished on purpose",
+            "rejected, so the dataset lacks them. Run the job again to finish it, or audit with "
+            "--partial if it is unfinished on purpose",
             count=num_left,
         )
     parts = () if plan is None else {part.key for part in plan.parts}
@@ -108,7 +98,7 @@ def audit(
     sampled: tuple[Sampled, ...] = ()
     if sample and not findings:
         clip_ids = [clip_id for _, clip_id in chosen]
-        sampled = tuple(_encode_again(Output(store, trust=trust), clip_ids, findings, say))
+        sampled = tuple(_encode_again(Output(store, trust=trust), clip_ids, findings))
     return AuditReport(
         store.uri,
         depth,
@@ -146,15 +136,12 @@ def _record(store: Store, listing: Listing, findings: Findings) -> JobRecord | N
     return record
 
 
-def _encode_again(
-    output: Output, clip_ids: Sequence[str], findings: Findings, say: Callable[[str], None]
-) -> Iterator[Sampled]:
+def _encode_again(output: Output, clip_ids: Sequence[str], findings: Findings) -> Iterator[Sampled]:
     """Encode clips again from their sources: the one check that does not trust stored codes."""
     from tokpipe.reconstruct.frames import Reencoder  # imports torch
 
     with Reencoder(output) as reencoder:
-        for number, clip_id in enumerate(clip_ids, 1):
-            say(f"encoding clip {number} of {len(clip_ids)} again")
+        for clip_id in clip_ids:
             clip = output.clip(clip_id)
             where = f"{output.store.uri}: clip {clip_id} of {clip.source_uri}"
             try:
@@ -170,9 +157,8 @@ def _encode_again(
                     continue
                 problem = (
                     f"produces different codes when it is encoded again: {same:.2%} are the same. "
-                    "Training would see a video that differs from the source. Other hardware, or "
-                    "other library versions than job.json lists, can break ties differently; "
-                    "otherwise tokenize it again to a new output prefix"
+                    "Training would see another video. Unless hardware or library versions differ "
+                    "from those in job.json, tokenize it again to a new output prefix"
                 )
             findings.add("codes_differ", output.store.uri, f"{where} {problem}")
 

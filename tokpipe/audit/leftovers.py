@@ -16,9 +16,6 @@ from tokpipe.formats.manifest import CommittedRows, count_entries, iter_entries
 from tokpipe.plan import StoredPlan
 from tokpipe.storage import Store, StoredObject
 
-YOUNGEST_S = LISTED_WITHIN_S
-"""Younger objects may belong to a running driver, which lists a shard after it was written."""
-
 
 class Listing:
     """The objects below an output's prefix, from one listing."""
@@ -81,7 +78,7 @@ def clean(
         ConfigError: an age at which a driver may still be about to list an object.
         CorruptOutput: the manifest is damaged, so what it lists is unknown. Nothing is removed.
     """
-    if older_than_s < YOUNGEST_S:
+    if older_than_s < LISTED_WITHIN_S:  # a running driver lists a shard after it was written
         raise ConfigError(
             f"--older-than is {older_than_s:.0f} seconds, but objects younger than an hour may "
             "belong to a driver that is about to list them. Removing them would lose clips: use "

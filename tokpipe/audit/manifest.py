@@ -25,8 +25,6 @@ from tokpipe.storage.store import Store
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, Receipt
 
-_ROWS_NAMED = 3  # How many unsettled rows a message names
-
 _SHORTCUT = (
     "But a checkpoint is only a shortcut: you can delete its .json and .parquet, and the next "
     "resume reads the entries instead."
@@ -152,12 +150,6 @@ class ManifestAudit:
         if listing.checkpoints:
             last = max(listing.checkpoints)
             self._check_gap(end, last, f"a checkpoint sums up {last} entries")
-
-    def unsettled(self) -> str:
-        """Name some of the rows that are not settled."""
-        committed = self.state.committed
-        rows = np.flatnonzero(~committed.done(0, committed.num_rows))[:_ROWS_NAMED]
-        return ", ".join(map(str, rows.tolist()))
 
     def _check_gap(self, end: int, seq: int, reason: str) -> None:
         if (missing := seq - end) > 0:

@@ -4,8 +4,6 @@ import argparse
 import re
 from dataclasses import asdict
 
-from rich.console import Console
-
 from tokpipe.cli.arguments import Parser, Verb, check_new_file, output_of, store_of, trust_of
 from tokpipe.cli.output import Result, print_lines, shown
 from tokpipe.errors import CorruptOutput
@@ -164,7 +162,6 @@ class Audit(Verb, example="tokpipe audit jobs/demo.yaml --sample 10"):
     def run(self, parsed: argparse.Namespace) -> Result:
         from tokpipe.audit import audit
 
-        errors = Console(stderr=True, highlight=False)
         report = audit(
             store_of(parsed),
             depth=parsed.depth,
@@ -172,7 +169,6 @@ class Audit(Verb, example="tokpipe audit jobs/demo.yaml --sample 10"):
             sample=parsed.sample,
             seed=parsed.seed,
             trust=trust_of(parsed),
-            say=lambda line: print_lines([line], errors),
         )
         print_lines(shown(report, parsed))
         return 0 if report.is_clean else CorruptOutput.exit_code

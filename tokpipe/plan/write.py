@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -136,18 +135,11 @@ def _find_duplicates(store: Store, parts: Sequence[_Part]) -> dict[int, str]:
                 # Hashes of 8 bytes may collide; equal ids of 16 bytes mean the same clip.
                 first = first_with.setdefault(row[ROW_ID.name], place)
                 if first != place:
-                    duplicates[start + offset] = f"{place} repeats {first}: {_clip_text(row)}"
+                    duplicates[start + offset] = (
+                        f"{place} repeats {first}: {redact(row['source_uri'])}"
+                    )
         start += part.stored.num_rows
     return duplicates
-
-
-def _clip_text(values: dict[str, Any]) -> str:
-    start_s, end_s = values["start_s"], values["end_s"]
-    uri = redact(values["source_uri"])
-    if start_s is None and end_s is None:
-        return uri
-    ends = "end" if end_s is None else f"{end_s} s"
-    return f"{uri} from {start_s or 0.0} s to {ends}"
 
 
 def _without_rows(store: Store, parts: Sequence[_Part], dropped: Collection[int]) -> list[_Part]:

@@ -12,13 +12,7 @@ from tokpipe.telemetry.usage import CodeUsage
 
 NUM_BARS = 64  # Columns of the histogram of codes
 MAX_LENGTHS = 24  # Columns of a histogram of lengths
-_X_TICKS, _Y_TICKS = 5, 4
-"""Maximum number of ticks besides zero."""
-_HOUR_S, _DAY_S = 3600, 86_400
-_TIME_STEPS_S = [
-    *(1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800),
-    *(hours * _HOUR_S for hours in (1, 2, 4, 6, 12)),
-]
+_NUM_TICKS = 4  # Maximum number of ticks besides zero
 
 
 class Column(NamedTuple):
@@ -37,13 +31,12 @@ class AxisTick(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Columns over a grid, with a dashed line at each of ``marks``."""
+    """Columns over a grid."""
 
     columns: Sequence[Column]
     end: float  # x is 0 to this
     y_ticks: Sequence[AxisTick]
     x_ticks: Sequence[AxisTick]
-    marks: Sequence[float] = ()
 
 
 class BarPart(NamedTuple):
@@ -83,7 +76,9 @@ def _over_time(
         for step, value in zip(history.steps, values, strict=True)
     ]
     end_s = history.worked_s or 1.0
-    return Columns(columns, end_s, y_ticks, _time_ticks(end_s), history.restarts_s)
+    times_s = (end_s * i / _NUM_TICKS for i in range(_NUM_TICKS + 1))
+    x_ticks = [AxisTick(at, duration(at)) for at in times_s]
+    return Columns(columns, end_s, y_ticks, x_ticks)
 
 
 def code_histogram(usage: CodeUsage) -> Columns:
@@ -148,15 +143,9 @@ def _count_ticks(largest: float, *, whole: bool = False) -> list[AxisTick]:
     """Return ticks from 0 to the first round number >= ``largest``; ``whole``: integers only."""
     if largest <= 0:
         return [AxisTick(0, "0")]
-    rough = largest / _Y_TICKS
+    rough = largest / _NUM_TICKS
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     step = max(1.0, step) if whole else step
     steps = (i * step for i in range(math.ceil(largest / step) + 1))
     return [AxisTick(at, short(at, exact_below=1e4)) for at in steps]
-
-
-def _time_ticks(end_s: float) -> list[AxisTick]:
-    days = math.ceil(end_s / _X_TICKS / _DAY_S)
-    step = next((one for one in _TIME_STEPS_S if one * _X_TICKS >= end_s), days * _DAY_S)
-    return [AxisTick(at, duration(at)) for at in range(0, int(end_s) + 1, step)]

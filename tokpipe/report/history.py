@@ -112,9 +112,6 @@ class History:
     """
 
     def __init__(self, groups: Iterable[Group]) -> None:
-        self.first_at: str | None = None
-        """When the first entry was written (ISO 8601); None of an empty manifest."""
-        self.last_at: str | None = None
         self.starts_s: list[float] = []  # When each driver began, in working time
         self.versions: dict[str, None] = {}  # Versions of tokpipe that took part, in order
         self.num_read = 0
@@ -142,8 +139,6 @@ class History:
                 self.starts_s.append(self.worked_s)
             if entry.claim is not None:
                 self.versions[entry.claim.tokpipe_version] = None
-            self.first_at = self.first_at or entry.written_at
-            self.last_at = entry.written_at
             self.worked_s += elapsed_s
             self._ends_s.append(self.worked_s)
             rows.append(_amounts_of(group, elapsed_s))
@@ -152,8 +147,6 @@ class History:
         self.whole = Step(0.0, self.worked_s, self._done[-1])
         """Everything as one step."""
         self.step_s = 1 << max(0, math.ceil(math.log2(max(1.0, self.worked_s) / MAX_STEPS)))
-        self.restarts_s = sorted({at // self.step_s * self.step_s for at in self.starts_s} - {0})
-        """Steps in which later drivers began."""
 
     @cached_property
     def steps(self) -> list[Step]:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import math
 from functools import partial
 from importlib.resources import files
 from statistics import fmean, median_low
@@ -14,7 +13,6 @@ import tokpipe
 from tokpipe.formats.checks import utc_time
 from tokpipe.formats.job_record import flatten
 from tokpipe.report import charts
-from tokpipe.report.facts import NUM_FRAMES
 from tokpipe.telemetry.account import advice
 from tokpipe.telemetry.human import counted, duration, short, size_text, slow_text
 from tokpipe.telemetry.redact import printable, redact_nested
@@ -42,7 +40,6 @@ def environment() -> Environment:
         "advice": advice,
         "base64": _base64,
         "counted": counted,
-        "decibels": _decibels,
         "duration": duration,
         "flat": flatten,
         "mean": fmean,
@@ -58,7 +55,6 @@ def environment() -> Environment:
     jinja.globals |= {
         "code_histogram": charts.code_histogram,
         "length_histogram": charts.length_histogram,
-        "num_frames": NUM_FRAMES,
         "rate_chart": charts.rate_chart,
         "rejected_bars": charts.rejected_bars,
         "speed_chart": charts.speed_chart,
@@ -79,10 +75,6 @@ def _shown(value: object) -> object:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def _decibels(psnr_db: float) -> str:
-    return "equal" if math.isinf(psnr_db) else f"{psnr_db:.2f} dB"
 
 
 def _moment(time: str) -> str:

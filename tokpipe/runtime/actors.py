@@ -27,7 +27,7 @@ Payload = list[DecodedClip | None] | list[EncodedClip | None]
 """Clips by position in the lease; None where the clip was rejected or failed."""
 STUCK = (
     "its inputs do not come from Ray's object store: the disk that it spills to (/tmp/ray*) is "
-    "full, broken or was cleaned, or the store is too small: enlarge --object-store-memory"
+    "full, broken or was cleaned"
 )
 Positions = tuple[int, ...]
 Codes = tuple[AttemptId, Any, Positions]

@@ -130,10 +130,9 @@ class Committer:
         where = f" (process {theirs.claim.pid} on {theirs.claim.host})" if theirs.claim else ""
         return Fenced(
             f"{self.store.uri}: manifest entry {seq} was written by another driver, "
-            f"{theirs.writer}{where}, at {theirs.written_at}. "
-            "Two drivers on one output would tokenize everything twice, so this one stops and "
-            "leaves what it had not committed to the other. If no other driver should be "
-            "running, find and stop it, then run this job again."
+            f"{theirs.writer}{where}, at {theirs.written_at}. Two would tokenize everything twice, "
+            "so this one leaves what it had not committed to the other. If no other driver should "
+            "be running, stop it, then run this job again."
         )
 
 

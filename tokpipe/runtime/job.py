@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.errors import RuntimeFault, UnsafeStore
 from tokpipe.formats.manifest import Totals
 from tokpipe.runtime.assemble import JobOutput, RetryRejected, Run
-from tokpipe.runtime.cluster import connected, warn_of_unused
+from tokpipe.runtime.cluster import connected
 from tokpipe.runtime.console import say
 from tokpipe.runtime.metrics import JobMetrics
 from tokpipe.runtime.progress import ProgressView
@@ -66,13 +67,12 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             raise
         say(console, f"warning: {error}", "yellow")
     say(console, "connecting to Ray ...")
-    with connected(job.runtime.cluster) as (unused, is_local):
+    with connected(job.runtime.cluster) as is_local:
         record = output.start(console)
         with (
             ProgressView(console, job.runtime.progress_interval_s) as view,
-            driver_log(job.runtime.log_path, view.say, output.log_context),
+            driver_log(job.runtime.log_path, partial(say, console), output.log_context),
         ):
-            warn_of_unused(unused)
             run = Run(output, console, retry)
             shell, state, left_out = Shell(run), run.committer.state, output.plan.left_out.text
             log_event(
@@ -89,18 +89,17 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             )
             rows, num_done = counted(record.num_rows, "plan row"), state.committed.num_done
             where = f"{num_done:,} settled before; encoding on {record.device}"
-            view.say(f"{job.output.uri}: {rows}, {where}")
+            say(console, f"{job.output.uri}: {rows}, {where}")
             if left_out:
-                view.say(f"left out: {left_out}")
+                say(console, f"left out: {left_out}")
             snapshots = Snapshots(state, started)
             metrics = JobMetrics(job.dataset, output.plan.plan_id)
 
             def show_progress() -> Snapshot:
                 if is_local and (lack := no_room(run.dispatcher)):
                     raise RuntimeFault(
-                        f"{lack}. This run started a Ray on this machine alone, to which no node "
-                        "is added. Committed work is kept. Change the setting, or run the job on "
-                        "a cluster that has what it requires, named by RAY_ADDRESS"
+                        f"{lack}. A Ray that a run starts gets no other nodes. Committed work is "
+                        "kept. Change the setting, or set RAY_ADDRESS to a cluster with room"
                     )
                 snapshot = snapshots.take(run.dispatcher)
                 view.show(snapshot)

@@ -41,10 +41,6 @@ class ProgressView:
         if self._live is not None:
             self._live.stop()
 
-    def say(self, message: str) -> None:
-        """Print one line above the live ones."""
-        say(self.console, message)
-
     def show(self, snapshot: Snapshot) -> None:
         if self._live is not None:
             self._live.update(Group(*self._lines(snapshot)), refresh=True)
@@ -52,7 +48,7 @@ class ProgressView:
             self._next_line = now + self.interval_s
             _log(snapshot)
             if self._live is None:
-                self.say(_plain_line(snapshot))
+                say(self.console, _plain_line(snapshot))
 
     def _lines(self, snapshot: Snapshot) -> Iterator[Text]:
         width = max(0, min(MAX_BAR_WIDTH, self.console.width - COLUMNS_WIDTH))

@@ -16,9 +16,6 @@ from tokpipe.telemetry.human import duration
 from tokpipe.types import STAGES, Stage
 
 _PLACEMENT = {"accelerator_type", "resources", "labels"}
-NO_ROOM_S = 60.0
-"""After this long, encoders without a place are said to lack GPUs: processes take seconds to start,
-and on a busy machine tens of seconds."""
 RECENT_S = 60.0
 """Rates cover the last minute, so that a slow start does not distort the time left for hours."""
 MIN_RATE_S = 5.0  # Seconds of encoding before the time left is estimated
@@ -141,13 +138,6 @@ def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str
     if lack := no_room(parts):
         lower = ", or lower runtime.encode.gpus" if lack.endswith("in all") else ""
         return f"{lack}. Add nodes (an autoscaler does){lower}"
-    waited_s, some_work = now - last_up["encode"], len(idle) < len(STAGES)
-    if some_work and waited_s >= NO_ROOM_S and _waits_for_gpu(parts):
-        need = gpus_per_encoder(parts.pools.limits.runtime)
-        return (
-            f"no node has had {need:g} GPU free for encode workers for {duration(waited_s)}. Other "
-            "jobs may hold them (`ray status` shows it); this one continues when they are free"
-        )
     *others, last = [f"{parts.fleet.num[stage] or ''} {stage}".strip() for stage in idle]
     what = f"{', '.join(others)} and {last}" if others else last
     workers = "worker" if sum(parts.fleet.num[stage] for stage in idle) == 1 else "workers"
@@ -168,16 +158,12 @@ def no_room(parts: Parts) -> str:
                 f"no room for {stage} workers: no node has what runtime.{stage} requires, {asked} "
                 "(`ray status -v` lists what nodes have)"
             )
+    encoders = [one for one in fleet.actors.values() if one.stage == "encode"]
+    is_waiting = limits.on_gpu and encoders and not any(one.is_placed for one in encoders)
     need, (_, gpus) = gpus_per_encoder(limits.runtime), capacity.of()
-    if _waits_for_gpu(parts) and need > gpus:
+    if is_waiting and need > gpus:
         return (
             f"no room for encode workers: each requests {need:g} GPU, and the cluster has "
             f"{gpus:g} in all"
         )
     return ""
-
-
-def _waits_for_gpu(parts: Parts) -> bool:
-    encoders = [one for one in parts.fleet.actors.values() if one.stage == "encode"]
-    is_placed = any(one.is_placed for one in encoders)
-    return parts.pools.limits.on_gpu and bool(encoders) and not is_placed

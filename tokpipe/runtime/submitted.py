@@ -63,10 +63,9 @@ def check_output(job: "JobConfig") -> None:
         is_of_ray = folders & {path, *path.parents} or _RAY_FOLDER.search(f"{path}/")
         if protocol == "file" and name != "-" and is_of_ray:
             raise ConfigError(
-                f"{setting}: {uri} is in a folder of Ray ({path}), such as that of --working-dir, "
-                "which Ray deletes after the job or when its cache is full. Use a URI of a store, "
-                "an absolute path that all nodes share, or `tokpipe submit`, which starts relative "
-                "paths at the submitter's project"
+                f"{setting}: {uri} is in a folder of Ray ({path}), which deletes it after the job "
+                "or when its cache is full. Use a URI of a store or an absolute path on a "
+                "disk that all nodes share"
             )
 
 

@@ -14,21 +14,9 @@ cluster that does not work with this driver ends the run."""
 _KNOWN: dict[str, tuple[Fault, str]] = {
     "ObjectLostError": ("inputs_lost", "it is gone from Ray's object store"),
     "PlasmaObjectNotAvailable": ("inputs_lost", "it is gone from Ray's object store"),
-    "OutOfDiskError": (
-        "node",
-        "the disk that Ray spills objects to is full: free space there (/tmp/ray*), or start Ray "
-        "with a larger --object-store-memory or another --object-spilling-directory",
-    ),
-    "ObjectStoreFullError": (
-        "node",
-        "Ray's object store is full: enlarge /dev/shm (docker run --shm-size) and Ray's "
-        "--object-store-memory",
-    ),
-    "OutOfMemoryError": (
-        "node",
-        "Ray's memory monitor killed the worker, because its node has hardly any memory left: "
-        "lower max_actors of runtime.decode or runtime.encode, or use larger nodes",
-    ),
+    "OutOfDiskError": ("node", "the disk that Ray spills objects to is full (/tmp/ray*)"),
+    "ObjectStoreFullError": ("node", "Ray's object store is full: enlarge /dev/shm"),
+    "OutOfMemoryError": ("node", "Ray's memory monitor killed the worker: lower max_actors"),
     "RuntimeEnvSetupError": ("node", "Ray cannot prepare its runtime_env"),
     "RaySystemError": ("node", "Ray itself failed"),
     "LocalRayletDiedError": ("node", "the raylet of its node died"),

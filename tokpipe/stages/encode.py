@@ -319,9 +319,8 @@ class EncodeStage:
             if low < 0 or high >= size:
                 raise RuntimeFault(
                     f"encode: clip {clip.ref.clip_id} got codes from {low} to {high}, but the "
-                    f"codebook has 0 to {size - 1}. In the output they would look like valid "
-                    f"codes. The tokenizer or the device {self.device} is at fault, not the clip: "
-                    "check the device's memory, then run again"
+                    f"codebook has 0 to {size - 1}. The tokenizer or the device {self.device} is "
+                    "at fault, not the clip: check the device's memory, then run again"
                 )
         return block.astype(traits.code_dtype)
 

@@ -119,12 +119,10 @@ def _sources(job: JobConfig, num_sampled: int, seed: int) -> Iterator[CheckResul
 
 
 def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
-    if not rows.num_rows:
-        raise ConfigError(f"{source.label} has no rows, so there is nothing to tokenize")
-    if not rows.items and rows.problem is not None:
-        found = f"none of {rows.num_rows:,} rows can be used; the first: {rows.problem}"
-        do = "There is nothing to tokenize: correct the source"
-        raise ConfigError(f"{source.label}: {found}. {do}")
+    if not rows.items:
+        none = f"none of {rows.num_rows:,} rows can be used; the first: {rows.problem}"
+        found = f"{source.label}: {none if rows.num_rows else 'it has no rows'}"
+        raise ConfigError(f"{found}. There is nothing to tokenize")
     columns, example = source.carried().names, redact(rows.items[0].source_uri)
     carried = f", carrying {', '.join(columns)}" if columns else ""
     left_out = f"; left out: {there}" if (there := source.listing.left_out.text) else ""

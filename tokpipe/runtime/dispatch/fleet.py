@@ -307,11 +307,9 @@ class Fleet:
             if nodes and nodes <= unfit.keys() and not self.num_up[stage]:
                 found = "; ".join(f"node {node[:12]}: {unfit[node]}" for node in sorted(nodes))
                 self._out.abort(
-                    f"no node of the cluster can {stage} for this job: {found}. Other packages "
-                    "or hardware could make other codes, and every node must see the same output. "
-                    "Use nodes with what the machine of the driver had installed when the job "
-                    "first ran, and with the hardware that the output names, and run it again; "
-                    "committed work is kept.",
+                    f"no node of the cluster can {stage} for this job: {found}. Codes could "
+                    "differ, or shards be lost. Committed work is kept: use nodes that see the "
+                    "output, with the packages and hardware that it names, and run again.",
                     kind="config",
                 )
 
