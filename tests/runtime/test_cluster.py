@@ -1,6 +1,7 @@
-"""Which cluster a driver works on, and what Ray may print."""
+"""Which cluster a driver works on, and that one it leaves unused does not go unnoticed."""
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -12,6 +13,7 @@ from unittest import mock
 
 import pytest
 import ray
+import ray._private.services as services
 
 from tests.end_to_end.jobs import (
     RUNTIME,
@@ -34,10 +36,12 @@ def _variables_are_restored() -> Iterator[None]:
 
 
 @pytest.mark.ray
-def test_a_local_ray_prints_nothing_although_a_lease_fails_and_a_worker_dies(
-    tmp_path: Path,
+def test_a_job_that_starts_a_local_ray_beside_a_cluster_says_so(
+    ray_address: str, tmp_path: Path
 ) -> None:
+    """Nor does Ray itself say anything, although a lease fails and a worker dies."""
     write_videos(tmp_path, 1)
+    log = tmp_path / "log.jsonl"
     tokenizer = slow_tokenizer(until=tmp_path)
     tokenizer |= {
         "implementation": "tests.models.custom_tokenizers:Interrupts",
@@ -48,29 +52,39 @@ def test_a_local_ray_prints_nothing_although_a_lease_fails_and_a_worker_dies(
         files(tmp_path),
         str(tmp_path / "out"),
         tokenizer=tokenizer,
-        runtime=RUNTIME,
+        runtime={**RUNTIME, "log_path": str(log)},
     )
     code, printed = finish(start(job))
     assert code == 0, printed
     assert (tmp_path / "died").exists()
     assert not [text for text in ("Traceback", "(raylet)", "\x1b") if text in printed], printed
+    printed = " ".join(printed.split())
+    assert "warning: Ray is already running on this machine" in printed
+    assert ray_address in printed
+    (event,) = (
+        event
+        for event in map(json.loads, log.read_text().splitlines())
+        if event["event"] == "cluster_unused"
+    )
+    assert ray_address in event["addresses"]
 
 
 @pytest.mark.parametrize(
-    ("cluster", "environment", "starts_one"),
+    ("cluster", "environment", "running", "unused"),
     [
-        ("auto", None, True),
-        ("auto", "10.0.0.1:6379", False),
-        ("local", None, True),
-        ("local", "10.0.0.1:6379", True),
-        ("10.0.0.1:6379", None, False),
+        ("auto", None, {"10.0.0.1:6379", "10.0.0.2:6379"}, ["10.0.0.1:6379", "10.0.0.2:6379"]),
+        ("auto", None, set(), []),  # a file that names a dead cluster is not looked at
+        ("auto", "10.0.0.1:6379", {"10.0.0.1:6379"}, []),
+        ("local", None, {"10.0.0.1:6379"}, []),
+        ("10.0.0.1:6379", None, {"10.0.0.1:6379"}, []),
     ],
-    ids=["auto", "RAY_ADDRESS", "local", "local beside RAY_ADDRESS", "by address"],
+    ids=["two clusters", "none", "RAY_ADDRESS", "local on purpose", "by address"],
 )
-def test_a_local_ray_is_started_only_where_no_cluster_is_named(
+def test_a_cluster_counts_as_unused_only_where_the_job_file_leaves_the_choice(
     cluster: str,
     environment: str | None,
-    starts_one: bool,
+    running: set[str],
+    unused: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -78,11 +92,13 @@ def test_a_local_ray_is_started_only_where_no_cluster_is_named(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if environment is not None:
         monkeypatch.setenv("RAY_ADDRESS", environment)
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: running)
     for name in ("init", "shutdown"):
         monkeypatch.setattr(ray, name, lambda **_: None)
     monkeypatch.setattr("tokpipe.runtime.cluster._check_cluster", lambda *_: None)
-    with connected(cluster) as is_local:
-        assert is_local == starts_one
+    with connected(cluster) as (found, is_local):
+        assert found == unused
+        assert is_local == ((environment if cluster == "auto" else cluster) in (None, "local"))
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from tokpipe.errors import ConfigError, HeadLost, RuntimeFault
 from tokpipe.runtime.dispatch.protocol import Capacity, NodeId, Room
 from tokpipe.runtime.trouble import one_line
 from tokpipe.stages.fit import CARDS, GB, card_bytes
+from tokpipe.telemetry.logs import log_event
 from tokpipe.types import STAGES
 
 CONNECT_TIMEOUT_S = 10.0
@@ -53,11 +54,12 @@ AuthenticationError: type[RayError] = getattr(ray.exceptions, "AuthenticationErr
 
 
 @contextmanager
-def connected(cluster: str) -> Iterator[bool]:
+def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
     """Be connected to Ray within the block.
 
     ``auto`` is the cluster named by ``RAY_ADDRESS``, which Ray sets for submitted jobs, else a new
-    local one. Yields whether it was started here: then it never gets other nodes.
+    local one. Yields addresses of clusters on this machine beside which that was started, and
+    whether it was started here: then it never gets other nodes.
 
     Raises:
         ConfigError: it is an address of Ray Client.
@@ -72,6 +74,8 @@ def connected(cluster: str) -> Iterator[bool]:
     if address == "local":  # Ray reads these from the environment of the process that starts it
         os.environ.update(OF_LOCAL_RAY | dict(os.environ))
         options["include_dashboard"] = False
+    # Running processes: the file that Ray keeps may be of a dead cluster.
+    unused = [] if named else sorted(ray._private.services.find_gcs_addresses())
     folder = ""
     with contextlib.ExitStack() as at_end:
         try:
@@ -107,7 +111,7 @@ def connected(cluster: str) -> Iterator[bool]:
             ray._private.services.ConsolePopen = _Service.__base__  # type: ignore[misc, assignment]
         at_end.callback(ray.shutdown)
         try:
-            yield address == "local"
+            yield unused, address == "local"
         except HeadLost:  # it would wait, until Ray ends the process by itself
             atexit.unregister(ray.shutdown)
             at_end.pop_all()
@@ -204,6 +208,19 @@ def _check_cluster(address: str, where: str) -> None:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
+
+
+def warn_of_unused(addresses: list[str]) -> None:
+    """Say that clusters on this machine do not work on a job that started a local Ray."""
+    if addresses:
+        log_event(
+            "cluster_unused",
+            f"Ray is already running on this machine ({', '.join(addresses)}), but RAY_ADDRESS is "
+            "not set, so this job started another one, and CPUs are used twice. Set RAY_ADDRESS to "
+            "use it, or runtime.cluster to local if this is intended.",
+            level=logging.WARNING,
+            addresses=addresses,
+        )
 
 
 def live_nodes() -> dict[str, dict[str, Any]]:

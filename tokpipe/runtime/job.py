@@ -17,7 +17,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.errors import RuntimeFault, UnsafeStore
 from tokpipe.formats.manifest import Totals
 from tokpipe.runtime.assemble import JobOutput, RetryRejected, Run
-from tokpipe.runtime.cluster import connected
+from tokpipe.runtime.cluster import connected, warn_of_unused
 from tokpipe.runtime.console import say
 from tokpipe.runtime.metrics import JobMetrics
 from tokpipe.runtime.progress import ProgressView
@@ -67,12 +67,13 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             raise
         say(console, f"warning: {error}", "yellow")
     say(console, "connecting to Ray ...")
-    with connected(job.runtime.cluster) as is_local:
+    with connected(job.runtime.cluster) as (unused, is_local):
         record = output.start(console)
         with (
             ProgressView(console, job.runtime.progress_interval_s) as view,
             driver_log(job.runtime.log_path, partial(say, console), output.log_context),
         ):
+            warn_of_unused(unused)
             run = Run(output, console, retry)
             shell, state, left_out = Shell(run), run.committer.state, output.plan.left_out.text
             log_event(

@@ -23,7 +23,7 @@ SAME_LINE_S = 5.0
 """Seconds between two warnings of the same event: one lost node can take hundreds of actors."""
 
 EventName = Literal[
-    "run_started", "head_silent", "output_claimed", "rejections_reopened",
+    "run_started", "cluster_unused", "head_silent", "output_claimed", "rejections_reopened",
     "pools_resized", "actor_up", "actor_refused", "actor_lost", "nodes_draining", "node_avoided",
     "encoder_class_joined", "encoder_path", "lease_failed", "clip_retried", "clip_rejected",
     "shard_committed", "committed", "progress", "stop_requested", "claim_lost", "run_ended",
