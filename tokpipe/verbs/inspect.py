@@ -12,6 +12,9 @@ from tokpipe.reader import Clip, Output
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.usage import CodeUsage
 
+_BAR = " ▁▂▃▄▅▆▇█"
+_BINS = 64
+
 
 class Sample:
     """Counts over shards that are evenly spread over the output, fetched and verified."""
@@ -94,7 +97,7 @@ class Inspection:
                 "num_distinct": usage.num_used,
                 "entropy_bits": usage.entropy_bits,
                 "perplexity": usage.perplexity,
-                "histogram": usage.histogram(64).tolist(),
+                "histogram": usage.histogram(_BINS).tolist(),
                 "most_frequent": usage.most_frequent(),
             },
             "clips": [
@@ -145,3 +148,8 @@ class Inspection:
             f"  {usage.num_used:,} of {spec.codebook_size:,} occur ({usage.used_fraction:.1%}); "
             f"entropy {usage.entropy_bits:.2f} bits, perplexity {usage.perplexity:,.0f}"
         )
+        often = ", ".join(f"{code} ({share:.1%})" for code, share in usage.most_frequent())
+        yield f"  most frequent: {often}"
+        counts = usage.histogram(_BINS)
+        bars = "".join(_BAR[int(7 * one / counts.max()) + 1 if one else 0] for one in counts)
+        yield f"  0 {bars} {spec.codebook_size - 1:,}"  # only empty bins are blank
