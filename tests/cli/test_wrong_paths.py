@@ -73,7 +73,7 @@ WRONG_OUTPUTS = {
     "memory://no/such": "has no job.json, so it is not an output",
     "video.mp4/demo": "video.mp4",
     "/dev/null": "is not an output",
-    "": "has no job.json, so it is not an output",
+    "": "the output is empty text",
     LONG: "File name too long",
     "\udcff": "has no job.json, so it is not an output",
 }

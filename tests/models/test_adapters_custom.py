@@ -81,7 +81,7 @@ def test_pixels_arrive_in_the_declared_layout_and_range(
         ),
         ("NotAModule", "is <class .*NotAModule'>, but must be a subclass"),
         ("subprocess:Popen", "is <class 'subprocess.Popen'>, but must be a subclass"),
-        ("WithoutEncode", "has no attribute 'encode'"),
+        ("WithoutEncode", r"with a method encode\(x\)"),
         ("Flat", r"returned torch.int64 of shape \(288,\), not integers of \(2, 2, 8, 9\)"),
         ("Transposed", r"returned torch.int64 of shape \(2, 2, 9, 8\), not integers"),
         ("Floats", "returned torch.float32 of shape"),

@@ -93,8 +93,8 @@ def test_no_shape_is_captured_twice_however_many_there_are(num_shapes: int) -> N
 @pytest.mark.parametrize(
     ("captures", "num_made", "why"),
     [
-        (Captures(launch_s=0.1), 0, "off: no shape recurred that gains"),
-        (Captures(num_bytes=101), 0, "and has room for it"),
+        (Captures(launch_s=0.1), 0, "kernels run for longer"),
+        (Captures(num_bytes=101), 0, "too much memory"),
         (Captures(num_bytes=30), 3, "on for 3 of 5"),
     ],
     ids=["launches hide behind kernels", "one is too large", "their sum is bounded"],

@@ -99,9 +99,9 @@ def test_each_section_shows_what_the_output_holds(tmp_path: Path) -> None:
     assert sum(float(row[1]) for row in over_time) == pytest.approx(3 * NUM_SHARDS, abs=1)
     assert {(row[3], row[4]) for row in over_time} == {("80%", "encode")}
     assert tables["How each stage's actors spent their time"] == [
-        ["decode", "1.0", "40.0%", "5.0%", "55.0%"],
-        ["encode", "1.0", "80.0%", "1.0%", "19.0%"],
-        ["write", "0.5", "4.0%", "0.0%", "96.0%"],
+        ["decode", "1.0", "40.0%", "5.0%", "55.0%", "5.3"],
+        ["encode", "1.0", "80.0%", "1.0%", "19.0%", "3.0"],
+        ["write", "0.5", "4.0%", "0.0%", "96.0%", "60.0"],
     ]
     rejected = tables["Newest clips rejected for truncated"]
     assert [row[3] for row in rejected] == ["bad7", "bad5", "bad3"]

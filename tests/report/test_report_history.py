@@ -64,11 +64,14 @@ def test_the_time_between_drivers_is_left_out() -> None:
     assert found.starts_s == [0, 10, 20]
 
 
-def test_stages_report_how_busy_they_were() -> None:
+def test_stages_report_their_rate_without_waiting() -> None:
     entries = [entry(0, 0, "a"), *(commit(n, 10 * n, "a") for n in range(1, 4))]
-    _, encode, _ = history(*entries).stages()
+    decode, encode, write = history(*entries).stages()
     assert encode.actors == pytest.approx(1)
     assert encode.waiting == pytest.approx(0.19)
+    assert encode.own_frames_per_s == pytest.approx(10 / 8)
+    assert decode.own_frames_per_s == pytest.approx(10 / 4.5)
+    assert write.own_frames_per_s == pytest.approx(10 / 0.2 * 0.5)
 
 
 def test_entries_without_actor_seconds_do_not_lower_the_averages() -> None:
@@ -77,6 +80,7 @@ def test_entries_without_actor_seconds_do_not_lower_the_averages() -> None:
     assert history(*old).stages() == []
     (_, encode, _) = history(*old, *new).stages()
     assert encode.actors == pytest.approx(1)
+    assert encode.own_frames_per_s == pytest.approx(10 / 8)
 
 
 @pytest.mark.parametrize("most", [2, 3, 5, 100])

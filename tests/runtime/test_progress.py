@@ -208,6 +208,14 @@ def test_lines_appear_in_pipes_and_files_while_the_job_runs(tmp_path: Path) -> N
     assert path.read_text() == line
 
 
+def test_a_dumb_terminal_wraps_lines_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = shown(SNAPSHOT, width=40)
+    assert max(map(len, lines)) <= 40
+    assert " ".join(line.strip() for line in lines) == shown(SNAPSHOT, on_terminal=False)[0]
+
+
 def test_writing_is_named_as_the_limit() -> None:
     spent = {"decode": 4.0, "encode": 8.0, "write": 9.9}
     lines = shown(replace(SNAPSHOT, recent=Account(spent, UP, clips={"encode": 9})))

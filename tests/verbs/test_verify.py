@@ -206,14 +206,6 @@ def test_a_few_codes_may_round_otherwise_and_are_shown(verified: Any, tmp_path: 
     assert found["first_differences"] == [[1, 2, 3, 4]]
 
 
-def test_a_reference_may_return_its_decoded_frames(verified: Any, tmp_path: Path) -> None:
-    found = verified(section(tmp_path), "--reference", f"{PARTS}:with_frames")
-    assert found["failed"] == []
-    assert found["chart"]["psnr_db_of_reference"] is None
-    one_level_db = 20 * np.log10(255)
-    assert abs(found["clip"]["psnr_db_of_reference"] - one_level_db) < 1
-
-
 @pytest.mark.parametrize(
     ("reference", "problem"),
     [

@@ -84,10 +84,3 @@ def nearly(pixels: Tensor) -> Tensor:
 
 def too_few(pixels: Tensor) -> Tensor:
     return codes_of(pixels)[:1]
-
-
-def with_frames(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and decoded frames, of which those of the second clip are a level brighter."""
-    codes = codes_of(pixels)
-    frames = GreyBlocks(64).decode(codes).mul(255).round().to(torch.uint8).movedim(1, -1)
-    return codes, frames + torch.tensor([0, 1], dtype=torch.uint8).view(2, 1, 1, 1, 1)

@@ -1,6 +1,7 @@
 """Verbs that make, check and run jobs, and make their tokenizers."""
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -107,7 +108,13 @@ class Run(Verb, example="tokpipe run jobs/demo.yaml"):
         # Not only what rich finds: FORCE_COLOR makes it move the cursor in a file too.
         console = Console(highlight=False, force_interactive=None if sys.stdout.isatty() else False)
         _run_options(parsed)  # rejects those that do not go together
-        job = job_of(parsed)
+        try:
+            job = job_of(parsed)
+        except ConfigError as error:
+            if submitted.JOB_CONFIG not in os.environ:
+                raise
+            lacks = "`ray job submit` sends no files or variables: see --working-dir"
+            raise ConfigError(f"{error}. {lacks} and --runtime-env-json") from error
         if parsed.dry_run:
             from tokpipe.verbs.check import check
 

@@ -1,7 +1,8 @@
 """What a tokenizer declares about itself: all that planning, checking and reading codes need."""
 
 import operator
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -158,3 +159,8 @@ class TokenizerTraits(Frozen):
 
 def _closest(low: int, step: int, *, least: int) -> str:
     return f"{low} or {low + step}" if low >= least else f"{least}"
+
+
+def by_codebook(codes: Any, sizes: Sequence[int]) -> Iterator[tuple[Any, int]]:
+    """(...) or (..., c) codes, a tensor or an array -> those of each codebook, and its size."""
+    return ((codes[..., i] if len(sizes) > 1 else codes, size) for i, size in enumerate(sizes))

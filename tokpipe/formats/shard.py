@@ -16,12 +16,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 import tokpipe
 from tokpipe.config.job import ChunkingConfig
 from tokpipe.config.tokenizer import TokenizerConfig
+from tokpipe.config.traits import by_codebook
 from tokpipe.formats.checks import damaged, explained, sha256, too_new
 from tokpipe.formats.layout import shard_key, side_table_key
 from tokpipe.formats.tables import required
@@ -92,22 +92,7 @@ def shard_schema(code_dtype: CodeDtype, codes_per_position: int = 1) -> pa.Schem
     return schema.insert(len(schema) - 1, pa.field("codes", pa.list_(code), nullable=False))
 
 
-def first_outside(codes: NDArray[Any], sizes: Sequence[int]) -> tuple[int, int, int] | None:
-    """Return the flat place, code and codebook size of one code that its codebook does not have.
-
-    ``codes`` are (...), or (..., c) for c > 1 ``sizes``.
-    """
-    for number, size in enumerate(sizes):
-        part = codes if len(sizes) == 1 else codes[..., number]
-        if part.size and int(part.max()) >= size:
-            place = int(part.argmax())
-            return place * len(sizes) + number, int(part.flat[place]), size
-    return None
-
-
-def _parsed(value: object) -> object:
-    """Parse what key-value metadata, all of which is text, has of a list."""
-    return json.loads(value) if isinstance(value, str) else value
+_FromText = BeforeValidator(lambda one: json.loads(one) if isinstance(one, str) else one)
 
 
 class TokenizerSpec(BaseModel):
@@ -122,7 +107,8 @@ class TokenizerSpec(BaseModel):
     codebook_size: Annotated[int, Field(gt=0, le=2**63)]  # Codes are 0 <= code < codebook_size
     code_dtype: CodeDtype
     codes_per_position: PerPosition = 1  # c; with more than one, codes are (t, h, w, c)
-    codebook_sizes: Annotated[Sizes, BeforeValidator(_parsed)] = ()
+    # In key-value metadata, all of which is text, a list is JSON.
+    codebook_sizes: Annotated[Sizes, _FromText] = ()
     """Size of the codebook of each code of a position, if they differ."""
     bit_order: Literal["big", "little", ""] = ""
     """For codes made of one bit per channel: whether the first is the highest. Otherwise empty."""
@@ -303,8 +289,9 @@ def _problem(clip: EncodedClip, first: EncodedClip, tokenizer: TokenizerSpec) ->
             return f"chunk {index} has codes of shape {block.shape}, not {tokenizer.code_order}"
         if block.shape[1:3] != first.grid:
             return f"chunk {index} has a grid of {block.shape[1:3]} in a shard of {first.grid}"
-        if found := first_outside(block, tokenizer.sizes):
-            return f"chunk {index} has code {found[1]} of a codebook of {found[2]}"
+        for part, size in by_codebook(block, tokenizer.sizes):
+            if (largest := int(part.max())) >= size:
+                return f"chunk {index} has code {largest} of a codebook of {size}"
     if next_frame != len(clip.pts_s):
         return f"its chunks cover {next_frame} of its {len(clip.pts_s)} frames"
     return None
@@ -324,11 +311,8 @@ def _row_groups(clips: Sequence[EncodedClip]) -> Iterator[list[_Row]]:
 
 
 def _table(rows: Sequence[_Row], schema: pa.Schema) -> pa.Table:
-    values = {
-        name: [read(row) for row in rows]
-        for name, (_, read) in _COLUMNS.items()
-        if name in schema.names
-    }
+    names = [name for name in schema.names if name in _COLUMNS]
+    values = {name: [_COLUMNS[name][1](row) for row in rows] for name in names}
     offsets = np.cumsum([0, *(row.block.size for row in rows)])
     codes = pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()),  # raises on overflow

@@ -10,15 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tokpipe.config.traits import by_codebook
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.checks import as_damage, check_bytes, damaged, in_brief
-from tokpipe.formats.shard import (
-    ShardFooter,
-    ShardMetadata,
-    codes_crc32,
-    first_outside,
-    shard_schema,
-)
+from tokpipe.formats.shard import ShardFooter, ShardMetadata, codes_crc32, shard_schema
 from tokpipe.formats.tables import UNREADABLE, check_bounds, check_texts
 from tokpipe.types import Codes, Receipt
 
@@ -125,10 +120,12 @@ class ShardReader:
             if (crc := codes_crc32(flat[start:end])) != wanted:
                 found = f"has codes of CRC-32 {crc:08x}, not {wanted:08x}"
                 raise self._damaged_row(group, row, found)
-        if outside := first_outside(flat.reshape(-1, *self.tokenizer.axes), self.tokenizer.sizes):
-            place, code, size = outside
-            row = int(np.searchsorted(offsets, place, side="right")) - 1
-            raise self._damaged_row(group, row, f"has code {code} of a codebook of {size}")
+        sizes = self.tokenizer.sizes
+        for part, size in by_codebook(flat.reshape(-1, *self.tokenizer.axes), sizes):
+            if len(part) and (largest := int(part.max())) >= size:
+                place = int(part.argmax()) * len(sizes)
+                row = int(np.searchsorted(offsets, place, side="right")) - 1
+                raise self._damaged_row(group, row, f"has code {largest} of a codebook of {size}")
 
     def _damaged_row(self, group: int, row: int, found: str) -> CorruptOutput:
         return damaged(self.uri, f"row {row} of row group {group} {found}")

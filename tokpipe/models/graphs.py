@@ -105,12 +105,13 @@ class GraphedCall:
         self._graphs: dict[tuple[torch.Size, torch.dtype], Call] = {}
         self._bytes = 0
         self._off = ""  # Why nothing is captured any more
+        self._why = "no shape recurred"  # Why nothing is captured yet
 
     @property
     def state(self) -> str:
         """What is replayed, or why nothing is, in words."""
         if self._off or not self._graphs:
-            return f"off: {self._off or 'no shape recurred that gains by one and has room for it'}"
+            return f"off: {self._off or self._why}"
         return f"on for {len(self._graphs)} of {len(self._counts)} shapes"
 
     @property
@@ -132,9 +133,13 @@ class GraphedCall:
         if self._off or self._counts[shape] != CAPTURED_AT:
             return self._call(x)
         result, cost = self._maker.measured(self._call, x)
-        gains = cost.launch_s >= LAUNCH_SHARE * cost.run_s
-        fits = self._bytes + cost.num_bytes <= self._maker.most_bytes
-        if gains and fits and len(self._graphs) < MOST_SHAPES:
+        if cost.launch_s < LAUNCH_SHARE * cost.run_s:
+            self._why = f"kernels run for longer than their launches take ({cost.run_s:.3g} s)"
+        elif len(self._graphs) == MOST_SHAPES:
+            self._why = f"{MOST_SHAPES} shapes have graphs"
+        elif self._bytes + cost.num_bytes > self._maker.most_bytes:
+            self._why = "graphs would take too much memory"
+        else:
             self._bytes += cost.num_bytes
             self._capture(x, result)
         return result

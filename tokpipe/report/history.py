@@ -24,7 +24,7 @@ PROCESSING = ("decode", "encode", "write")
 """Activities that process clips; the others (download, transfer) move them."""
 
 _COLUMNS = [
-    *("clips", "frames", "timed_s"),
+    *("clips", "frames", "timed_s", "timed_frames"),
     *(f"spent {activity}" for activity in ACTIVITIES),
     *(f"up {stage}" for stage in STAGES),
 ]
@@ -90,14 +90,18 @@ class StageUse:
     """How one stage's actors spent their time in a step."""
 
     def __init__(self, stage: Stage, step: Step) -> None:
-        up_s = step[f"up {stage}"]
+        up_s, frames = step[f"up {stage}"], step["timed_frames"]
         spent = {one: step[f"spent {one}"] for one in OF_STAGE[stage]}
         # The last seconds of an actor that ends or dies are not reported as up, but its work is.
         known_s = max(up_s, sum(spent.values())) or 1.0
+        working_s = sum(value for one, value in spent.items() if one != "transfer")
         self.stage = stage
         self.actors = up_s / step["timed_s"]  # Mean number of actors that were up
         self.fractions = {one: spent[one] / known_s for one in spent}
         """Fraction of the actors' time by activity, 0 to 1; they waited for the rest."""
+        is_known = working_s > 0 and frames > 0
+        self.own_frames_per_s = frames / working_s * self.actors if is_known else None
+        """Rate of this many actors if they never waited; None if they did nothing."""
         self.processing = sum(value for one, value in self.fractions.items() if one in PROCESSING)
         self.waiting = max(0.0, 1.0 - sum(self.fractions.values()))
 
@@ -172,7 +176,7 @@ def _amounts_of(group: Group, elapsed_s: float) -> NDArray[np.float64]:
     amounts: dict[str, float] = {"clips": group.clips, "frames": group.frames}
     account = group.entry.account
     if account is not None and account.up_s:
-        amounts["timed_s"] = elapsed_s
+        amounts |= {"timed_s": elapsed_s, "timed_frames": group.frames}
         for kind, seconds in (("spent", account.spent_s), ("up", account.up_s)):
             for name, value in seconds.items():
                 amounts[f"{kind} {name}"] = value * group.num_entries

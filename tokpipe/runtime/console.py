@@ -1,5 +1,7 @@
 """The one way to print for people."""
 
+import shutil
+
 from rich.console import Console
 from rich.text import Text
 
@@ -7,5 +9,8 @@ from tokpipe.telemetry.redact import printable
 
 
 def say(console: Console, text: str, style: str = "", keep: str = "") -> None:
-    """Print text of any origin in one line; nothing in it is markup or moves the cursor."""
-    console.print(Text(printable(text, keep), style), soft_wrap=True)
+    """Print text of any origin in one line, or wrapped between words on a narrow terminal; nothing
+    in it is markup or moves the cursor."""
+    columns = shutil.get_terminal_size().columns  # rich takes a dumb terminal to have 80
+    narrow = columns if console.is_terminal and columns < 80 else None
+    console.print(Text(printable(text, keep), style), soft_wrap=not narrow, width=narrow)

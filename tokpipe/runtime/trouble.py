@@ -14,8 +14,8 @@ cluster that does not work with this driver ends the run."""
 _KNOWN: dict[str, tuple[Fault, str]] = {
     "ObjectLostError": ("inputs_lost", "it is gone from Ray's object store"),
     "PlasmaObjectNotAvailable": ("inputs_lost", "it is gone from Ray's object store"),
-    "OutOfDiskError": ("node", "the disk that Ray spills objects to is full (/tmp/ray*)"),
-    "ObjectStoreFullError": ("node", "Ray's object store is full: enlarge /dev/shm"),
+    "OutOfDiskError": ("node", "the disk that Ray spills objects to is full: clear /tmp/ray*"),
+    "ObjectStoreFullError": ("node", "Ray's object store is full: enlarge it and /dev/shm"),
     "OutOfMemoryError": ("node", "Ray's memory monitor killed the worker: lower max_actors"),
     "RuntimeEnvSetupError": ("node", "Ray cannot prepare its runtime_env"),
     "RaySystemError": ("node", "Ray itself failed"),

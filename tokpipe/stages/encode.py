@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from tokpipe.config.job import ChunkingConfig, EncodeConfig
 from tokpipe.config.tokenizer import CustomConfig, TokenizerConfig
+from tokpipe.config.traits import by_codebook
 from tokpipe.errors import ConfigError, NodeTrouble, RuntimeFault
 from tokpipe.models.graphs import CudaGraphs, GraphedCall
 from tokpipe.models.group_norm import GroupNorm, working_kernels
 from tokpipe.models.process import computes, encoder_class, keep_freed_memory, make_repeatable
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
-from tokpipe.models.tokenizers.base import by_codebook
 from tokpipe.models.tokenizers.native import NativeTokenizer
 from tokpipe.models.tokenizers.probe import Parity, probe
 from tokpipe.stages.chunks import plan_chunks
@@ -314,7 +314,7 @@ class EncodeStage:
     def _narrowed(self, clip: DecodedClip, block: NDArray[np.int64]) -> Codes:
         """Return codes in the output's dtype, checked first because it would wrap silently."""
         traits = self.tokenizer_config.traits
-        for part, size in by_codebook(block, traits):
+        for part, size in by_codebook(block, traits.sizes):
             low, high = int(part.min()), int(part.max())
             if low < 0 or high >= size:
                 raise RuntimeFault(

@@ -34,6 +34,8 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
         ConfigError: the job file, or the URI's protocol, cannot be used.
         NotFound: there is no output.
     """
+    if not named:  # which would mean the current folder
+        raise ConfigError("the output is empty text: name the job's output.uri or its job file")
     uri, options = named, options or StoreOptions()
     if is_job_file(named):
         uri, options = load_output(named)

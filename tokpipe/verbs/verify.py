@@ -76,7 +76,7 @@ def verify(
     if isinstance(tokenizer, NativeTokenizer) and on.type == "cpu":  # others may round otherwise
         failed += [f"other codes {way}" for way, share in same.items() if share < 1]
     codes = tokenizer.encode(pixels)
-    theirs, frames = _called(reference, pixels, codes) if reference else (codes, None)
+    theirs = _called(reference, pixels, codes) if reference else codes
     for index, name in enumerate(("chart", "clip")):
         usage = CodeUsage(traits.codebook_size)
         usage.update(codes[index])
@@ -85,8 +85,6 @@ def verify(
         if has_decoder:
             (decoded,) = tokenizer.decode(codes[index : index + 1])
             found[name]["psnr_db"] = _psnr(pixels[index], decoded)
-            if frames is not None:  # infinite, and so null, if all are equal
-                found[name]["psnr_db_of_reference"] = _psnr(frames[index], decoded)
     types = {"float32", "bfloat16", "float16" if on.type == "cuda" else dtype}
     for other in sorted(types - {dtype}):
         with suppress(ConfigError, RuntimeError):  # not every tokenizer computes in every type
@@ -129,14 +127,12 @@ def _pictures(config: TokenizerConfig, size: Sequence[int], clip: str) -> Tensor
     return torch.cat([chart[:, :1].expand_as(chart), moving])
 
 
-def _called(reference: str, pixels: Tensor, codes: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The codes of a reference and, if it returns them too, its decoded frames."""
+def _called(reference: str, pixels: Tensor, codes: Tensor) -> Tensor:
+    """The codes of a reference, in the shape of the tokenizer's."""
     try:
         with torch.inference_mode():
             theirs = pkgutil.resolve_name(reference)(pixels.clone())
-        theirs, frames = theirs if isinstance(theirs, tuple) else (theirs, None)
-        theirs = torch.as_tensor(theirs, device=codes.device).long().reshape(codes.shape)
-        return theirs, None if frames is None else frames.reshape(pixels.shape)
+        return torch.as_tensor(theirs, device=codes.device).long().reshape(codes.shape)
     except (Exception, SystemExit) as error:  # user code may raise anything
         raise ConfigError(
             f"--reference {reference}: {type(error).__name__}: {error}. Name a function that can "

@@ -1,15 +1,15 @@
 """The interface of every tokenizer, and the checks and the loading that all of them share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from tokpipe.config.tokenizer import TokenizerConfig
-from tokpipe.config.traits import TokenizerTraits
+from tokpipe.config.traits import TokenizerTraits, by_codebook
 from tokpipe.config.vqgan import check_keys
 from tokpipe.errors import ConfigError
 from tokpipe.models.published import load_published
@@ -230,15 +230,9 @@ class VideoTokenizer(nn.Module, ABC):
         return x.round_().clamp_(0, 255).to(torch.uint8).contiguous()
 
 
-def by_codebook(codes: Any, traits: TokenizerTraits) -> Iterator[tuple[Any, int]]:
-    """(...) or (..., c) codes, a tensor or an array -> those of each codebook, and its size."""
-    several = len(traits.sizes) > 1
-    return ((codes[..., i] if several else codes, size) for i, size in enumerate(traits.sizes))
-
-
 def check_codes(codes: Tensor, traits: TokenizerTraits) -> None:
     """Raise ValueError for (B, t, h, w) or (B, t, h, w, c) codes outside their codebooks."""
-    for part, size in by_codebook(codes, traits):
+    for part, size in by_codebook(codes, traits.sizes):
         check_range(part, size)
 
 

@@ -87,11 +87,12 @@ def _imported(path: str, what: str) -> type[nn.Module]:
             "it on every node that encodes, or add its folder to PYTHONPATH there"
         ) from error
     # Checked before it is called: a config must not be able to call just anything.
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    is_module = isinstance(found, type) and issubclass(found, nn.Module)
+    if not (is_module and hasattr(found, "encode")):
         described = "not a class" if found is None else f"{found!r}"
         raise ConfigError(
             f"{what}: {name} in {module_name} is {described}, but must be a subclass of "
-            "torch.nn.Module: correct the path"
+            "torch.nn.Module with a method encode(x): correct the path or the class"
         )
     return found
 
