@@ -187,11 +187,13 @@ def test_the_shipped_job_runs_from_s3_to_s3_with_the_submitters_variables(
     code, printed = user.run(*ray, *run, **webvid)
     assert code == 1
     assert "jobs/webvid.yaml: cannot be read as a job file: No such file" in printed
+    assert (lacks := "`ray job submit` sends no files or variables: see --working-dir") in printed
     for name in (".env", "notes.txt"):
         (user.project / name).unlink()
     code, printed = user.run(*ray, "--working-dir", ".", *run, **webvid)
     assert code == 1
     assert "environment variable WEBVID_TABLE is not set" in printed
+    assert lacks in printed
     passed = json.dumps({"env_vars": webvid})
     code, printed = user.run(*ray, "--working-dir", ".", "--runtime-env-json", passed, *run)
     assert code == 0, printed

@@ -334,9 +334,7 @@ def test_convolutions_of_one_position_have_no_padding_to_choose() -> None:
 def test_published_constant_padding_cannot_be_streamed(where: str) -> None:
     more = {where: "constant_published", "norm": "frame", "add_conv": True}
     decoder = MOVQDecoder3D(**arguments_of(MOVQDecoder3D) | more)
-    with pytest.raises(
-        ValueError, match=r"pad_mode='constant_published' shows every frame the frames after"
-    ):
+    with pytest.raises(ValueError, match=r"frames depend on later ones .* constant_published"):
         decoder.stream(torch.zeros(1, 4, 1, 2, 2), None)
 
 

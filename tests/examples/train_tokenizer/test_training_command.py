@@ -26,7 +26,7 @@ LONG = "x" * 300
         ("missing.yaml", "missing.yaml: cannot be read"),
         ("folder", "folder: cannot be read"),
         ("video.mp4", "video.mp4: is not valid YAML"),
-        ("empty.yaml", "is empty"),
+        ("empty.yaml", "it holds no keys with values"),
         ("job.yaml", "use tokpipe run job.yaml"),
         ("loop", "loop: cannot be read"),
         (LONG, "File name too long"),
