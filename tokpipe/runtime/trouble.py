@@ -15,7 +15,7 @@ _KNOWN: dict[str, tuple[Fault, str]] = {
     "ObjectLostError": ("inputs_lost", "it is gone from Ray's object store"),
     "PlasmaObjectNotAvailable": ("inputs_lost", "it is gone from Ray's object store"),
     "OutOfDiskError": ("node", "the disk that Ray spills objects to is full: clear /tmp/ray*"),
-    "ObjectStoreFullError": ("node", "Ray's object store is full: enlarge it and /dev/shm"),
+    "ObjectStoreFullError": ("node", "Ray's object store is full: enlarge /dev/shm, and it"),
     "OutOfMemoryError": ("node", "Ray's memory monitor killed the worker: lower max_actors"),
     "RuntimeEnvSetupError": ("node", "Ray cannot prepare its runtime_env"),
     "RaySystemError": ("node", "Ray itself failed"),
