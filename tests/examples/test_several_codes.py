@@ -141,4 +141,5 @@ def test_codes_of_40_bits_go_the_same_way(tmp_path: Path) -> None:
     (streamed,) = ClipStream(CodeCache(output, tmp_path / "cache"))
     assert np.array_equal(streamed["codes"], clip.codes)
     assert main(["decode", str(job), "-o", str(tmp_path / "a.png")]) == 0
-    export_output(output, "webdataset", tmp_path / "tars")
+    for name in ("webdataset", "litdata", "mds", "memmap", "huggingface"):
+        export_output(output, name, tmp_path / name)

@@ -12,7 +12,21 @@ from tokpipe.types import CodeDtype, PerPosition, Sizes
 Layout = Literal["BCTHW", "BTCHW", "BCHW"]
 
 
-class TokenizerTraits(Frozen):
+class CodesOfPosition:
+    """What follows from the fields on the codes of a position, for models that have them."""
+
+    @property
+    def sizes(self: Any) -> tuple[int, ...]:
+        """Size of the codebook of each code of a position."""
+        return tuple(self.codebook_sizes or [self.codebook_size] * self.codes_per_position)
+
+    @property
+    def axes(self: Any) -> tuple[int, ...]:
+        """What follows (t, h, w) in the shape of codes: (c,) for several per position."""
+        return () if self.codes_per_position == 1 else (self.codes_per_position,)
+
+
+class TokenizerTraits(CodesOfPosition, Frozen):
     """A tokenizer's shapes, ranges and rules, known before any weights are read.
 
     A chunk of ``first_frames + temporal_stride * k`` frames becomes ``1 + k`` latent frames: the
@@ -90,15 +104,9 @@ class TokenizerTraits(Frozen):
         is_long = self.codebook_size > 2**32
         return "uint16" if self.codebook_size <= 2**16 else "uint64" if is_long else "uint32"
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Size of the codebook of each code of a position."""
-        return self.codebook_sizes or (self.codebook_size,) * self.codes_per_position
-
     def grid(self, height: int, width: int) -> tuple[int, ...]:
         """Return the (h, w) codes of a latent frame; (h, w, c) for several per position."""
-        grid = (height // self.spatial_stride, width // self.spatial_stride)
-        return grid if self.codes_per_position == 1 else (*grid, self.codes_per_position)
+        return (height // self.spatial_stride, width // self.spatial_stride, *self.axes)
 
     @property
     def side_multiple(self) -> int:
@@ -162,5 +170,7 @@ def _closest(low: int, step: int, *, least: int) -> str:
 
 
 def by_codebook(codes: Any, sizes: Sequence[int]) -> Iterator[tuple[Any, int]]:
-    """(...) or (..., c) codes, a tensor or an array -> those of each codebook, and its size."""
-    return ((codes[..., i] if len(sizes) > 1 else codes, size) for i, size in enumerate(sizes))
+    """(...) or (..., c) codes -> those of each codebook, and its size; all if sizes are equal."""
+    if len({*sizes}) == 1:
+        return iter([(codes, sizes[0])])
+    return ((codes[..., i], size) for i, size in enumerate(sizes))

@@ -25,7 +25,7 @@ from tokpipe.export.samples import Sample, Source
 FILE_BYTES = 2**26  # The default of both libraries. A file is larger only if a single sample is
 
 _WORD = np.dtype("<u4")
-_LITDATA_TYPES = list(map(np.dtype, ("i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4")))  # By number
+_LITDATA_TYPES = [np.dtype(f"<{kind}{n}") for kind in "iu" for n in (1, 2, 4, 8)]  # By number
 _LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 
 

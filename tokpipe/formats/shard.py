@@ -21,7 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 import tokpipe
 from tokpipe.config.job import ChunkingConfig
 from tokpipe.config.tokenizer import TokenizerConfig
-from tokpipe.config.traits import by_codebook
+from tokpipe.config.traits import CodesOfPosition, by_codebook
 from tokpipe.formats.checks import damaged, explained, sha256, too_new
 from tokpipe.formats.layout import shard_key, side_table_key
 from tokpipe.formats.tables import required
@@ -95,7 +95,7 @@ def shard_schema(code_dtype: CodeDtype, codes_per_position: int = 1) -> pa.Schem
 _FromText = BeforeValidator(lambda one: json.loads(one) if isinstance(one, str) else one)
 
 
-class TokenizerSpec(BaseModel):
+class TokenizerSpec(CodesOfPosition, BaseModel):
     """What codes mean, in every shard and job.json: their codebook and layout in time and space."""
 
     # A later version may have added keys.
@@ -138,16 +138,6 @@ class TokenizerSpec(BaseModel):
             chunk_policy=chunking.policy,
             **{name: getattr(traits, name) for name in same},
         )
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Size of the codebook of each code of a position."""
-        return self.codebook_sizes or (self.codebook_size,) * self.codes_per_position
-
-    @property
-    def axes(self) -> tuple[int, ...]:
-        """What follows (t, h, w) in the shape of codes: (c,) for several per position."""
-        return () if self.codes_per_position == 1 else (self.codes_per_position,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,10 +120,10 @@ class ShardReader:
             if (crc := codes_crc32(flat[start:end])) != wanted:
                 found = f"has codes of CRC-32 {crc:08x}, not {wanted:08x}"
                 raise self._damaged_row(group, row, found)
-        sizes = self.tokenizer.sizes
-        for part, size in by_codebook(flat.reshape(-1, *self.tokenizer.axes), sizes):
+        grouped = flat.reshape(-1, *self.tokenizer.axes)
+        for part, size in by_codebook(grouped, self.tokenizer.sizes):
             if len(part) and (largest := int(part.max())) >= size:
-                place = int(part.argmax()) * len(sizes)
+                place = int(part.argmax()) * (flat.size // part.size)
                 row = int(np.searchsorted(offsets, place, side="right")) - 1
                 raise self._damaged_row(group, row, f"has code {largest} of a codebook of {size}")
 
