@@ -26,6 +26,7 @@ Side = Annotated[int, Field(gt=0, le=2**15 - 1)]  # Of a grid of codes, and a st
 # Codes per position, and the sizes of their codebooks: not written where there is one code.
 PerPosition = Annotated[Side, Field(exclude_if=lambda c: c == 1)]
 Sizes = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(exclude_if=operator.not_)]
+Flag = Annotated[bool, Field(exclude_if=operator.not_)]
 _NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.parquet"
 SHARD_KEY, SIDE_TABLE_KEY, SHA256 = f"^shards/{_NAME}$", f"^clips/{_NAME}$", "^[0-9a-f]{64}$"
 Sha256 = Annotated[str, Field(pattern=SHA256)]

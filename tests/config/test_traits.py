@@ -97,6 +97,15 @@ def test_policies_that_a_tokenizer_does_not_support_are_rejected() -> None:
         ({"chunk_frames": 16}, "chunk_frames=16 does not fit temporal stride 4: use 13 or 17"),
         ({"codebook_size": 2**63 + 1}, "less than or equal to 9223372036854775808"),
         ({"codebook_sizes": (8, 4)}, "codebook_sizes has 2 codebooks, the largest of 8"),
+        (
+            {
+                "codes_per_position": 2,
+                "codebook_size": 8,
+                "codebook_sizes": (8, 4),
+                "shared_codebook": True,
+            },
+            "shared_codebook has one size",
+        ),
     ],
 )
 def test_contradictory_traits_are_rejected(changes: dict[str, Any], problem: str) -> None:

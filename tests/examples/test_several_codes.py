@@ -14,6 +14,7 @@ from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.config.job import JobConfig
 from tokpipe.config.tokenizer import CustomConfig
+from tokpipe.errors import ConfigError
 from tokpipe.export.command import export_output
 from tokpipe.reader import ClipStream, CodeCache, TokenSequences, open_output
 
@@ -31,7 +32,8 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
     },
     "Scales": {
         "temporal_stride": 1, "spatial_stride": 32, "codes_per_position": 85, "codebook_size": 64,
-        "frame_size": [32, 32], "layout": "BCHW", "why_not_streamable": None,
+        "shared_codebook": True, "frame_size": [32, 32], "layout": "BCHW",
+        "why_not_streamable": None,
     },
 }  # fmt: skip
 SIZES = {"Scales": [32, 32], "ResidualLevels": [16, 24]}
@@ -95,10 +97,12 @@ def test_codes_arrive_everywhere_in_their_shape(job: JobConfig, tmp_path: Path) 
     }
 
     sequences = TokenSequences(stream, 64, drop_last=False)
-    assert sequences.vocab_size == sum(declares.sizes) + 2
+    offsets = np.cumsum([0, *declares.sizes])
+    if declares.shared_codebook:  # a code is one token, in whichever place
+        offsets = np.array([0] * len(declares.sizes) + [declares.codebook_size])
+    assert sequences.vocab_size == offsets[-1] + 2
     tokens = np.concatenate([one["tokens"] for one in sequences])
-    tokens = tokens[tokens < sum(declares.sizes)]
-    offsets = np.cumsum([0, *declares.sizes[:-1]])
+    tokens, offsets = tokens[tokens < offsets[-1]], offsets[:-1]
     wanted = [(codes.astype(np.int64) + offsets).ravel() for codes in clips.values()]
     assert sorted(tokens.tolist()) == sorted(np.concatenate(wanted).tolist())
 
@@ -138,6 +142,9 @@ def test_codes_of_40_bits_go_the_same_way(tmp_path: Path) -> None:
     (clip,) = output.clips()
     assert clip.codes.dtype == np.uint64
     assert clip.codes.max() > 2**32
+    stream = ClipStream(CodeCache(output, tmp_path / "cache"))
+    with pytest.raises(ConfigError, match="which makes 1,099,511,627,776, and at most 16,777,214"):
+        TokenSequences(stream, 64)
     (streamed,) = ClipStream(CodeCache(output, tmp_path / "cache"))
     assert np.array_equal(streamed["codes"], clip.codes)
     assert main(["decode", str(job), "-o", str(tmp_path / "a.png")]) == 0

@@ -23,7 +23,7 @@ LENGTH = 20
 @pytest.mark.parametrize("codebook_size", [8192, 262_144], ids=["uint16", "int32"])
 def test_megatron_reads_it(codebook_size: int, with_template: bool, tmp_path: Path) -> None:
     output = output_of([(2, 3), (4, 4)], codebook_size)
-    template = default_template((codebook_size,))
+    template = default_template(output.tokenizer)
     if with_template:
         template = Template.load(template_file(tmp_path, codebook_size=codebook_size))
     given = template if with_template else None

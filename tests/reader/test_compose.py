@@ -134,6 +134,24 @@ def test_overlapping_tokens_are_rejected(path: Path) -> None:
         Vocabulary([{"size": 8, "offset": 0}], special={"bos": 7})
 
 
+def test_codes_of_a_position_may_share_a_codebook() -> None:
+    books = [{"size": 8, "offset": 0, "repeat": 3}, {"size": 4, "offset": 8}]
+    special = {"eol": 12, "eof": 13}
+    template = Template("{frames(eof):{rows(eol):{row}}}", Vocabulary(books, special=special))
+    assert template.vocabulary.size == 14
+    codes = np.random.default_rng(0).integers(0, [8, 8, 8, 4], (3, 2, 2, 4))
+    tokens = template.compose(codes).tokens
+    assert tokens[:4].tolist() == [*codes[0, 0, 0, :3], codes[0, 0, 0, 3] + 8]
+    assert np.array_equal(template.parse(tokens).codes, codes)
+    with pytest.raises(ConfigError, match=r"codebooks of \[8, 8, 8, 4\] codes"):
+        template.compose(codes[..., :2])
+
+
+def test_a_token_that_cannot_be_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"special\.bos: found 16777216; write"):
+        Vocabulary([{"size": 8, "offset": 0}], special={"bos": 2**24})
+
+
 def test_templates_travel_to_workers(path: Path) -> None:
     template = Template(TEMPLATES[0], vocabulary(path))
     codes = np.arange(12).reshape(3, 2, 2)

@@ -103,8 +103,8 @@ def _follow(annotation: Any, location: Location) -> tuple[Any, Location]:
         if get_origin(annotation) in (Union, UnionType):
             continue  # of plain values: the part names one of them
         place.append(part)
-        if get_origin(annotation) in (tuple, dict):
-            annotation = get_args(annotation)[get_origin(annotation) is dict]
+        if (origin := get_origin(annotation)) in (tuple, dict, Mapping):
+            annotation = get_args(annotation)[origin is not tuple]
         elif is_section(annotation) and (field := annotation.model_fields.get(str(part))):
             annotation = Annotated[(field.annotation, field)]
         else:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from tokpipe.config.base import Frozen
-from tokpipe.types import CodeDtype, PerPosition, Sizes
+from tokpipe.types import CodeDtype, Flag, PerPosition, Sizes
 
 Layout = Literal["BCTHW", "BTCHW", "BCHW"]
 
@@ -45,6 +45,9 @@ class TokenizerTraits(CodesOfPosition, Frozen):
     codebook_sizes: Sizes = ()
     """Size of the codebook of each code of a position, if they differ. ``codebook_size`` is the
     largest."""
+    shared_codebook: Flag = False
+    """All codes of a position are of one codebook, as the scales of VAR and the tokens of TiTok: a
+    code means the same in each place, and is one token."""
     frame_size: Annotated[
         tuple[PositiveInt, PositiveInt] | None,
         Field(
@@ -89,6 +92,8 @@ class TokenizerTraits(CodesOfPosition, Frozen):
             found = f"codebook_sizes has {len(sizes)} codebooks, the largest of {max(sizes)}, but"
             do = "codes_per_position and codebook_size say otherwise: make them agree"
             raise ValueError(f"{found} {do}")
+        if self.shared_codebook and self.codebook_sizes:
+            raise ValueError("shared_codebook has one size: leave codebook_sizes out")
         low, high = self.value_range
         if not low < high:
             raise ValueError(f"value_range [{low:g}, {high:g}] is empty: write the lowest first")

@@ -85,7 +85,7 @@ def export_output(
     from tokpipe.reader.sequences import default_template
 
     if name == "megatron":
-        template = template or default_template(output.tokenizer.sizes)
+        template = template or default_template(output.tokenizer)
     source = Source(output, template, tokens_only=name == "megatron")
     partial = folder.with_name(f"{folder.name}.partial")
     if partial.exists():

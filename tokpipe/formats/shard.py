@@ -30,6 +30,7 @@ from tokpipe.types import (
     CodeDtype,
     Codes,
     EncodedClip,
+    Flag,
     PerPosition,
     Receipt,
     Side,
@@ -110,6 +111,8 @@ class TokenizerSpec(CodesOfPosition, BaseModel):
     # In key-value metadata, all of which is text, a list is JSON.
     codebook_sizes: Annotated[Sizes, _FromText] = ()
     """Size of the codebook of each code of a position, if they differ."""
+    shared_codebook: Flag = False
+    """All codes of a position are of one codebook."""
     bit_order: Literal["big", "little", ""] = ""
     """For codes made of one bit per channel: whether the first is the highest. Otherwise empty."""
     temporal_stride: Side  # Frames per latent frame, after a chunk's first
@@ -127,7 +130,7 @@ class TokenizerSpec(CodesOfPosition, BaseModel):
         traits = tokenizer.traits
         same = (
             *("codebook_size", "code_dtype", "codes_per_position", "codebook_sizes"),
-            *("temporal_stride", "first_frames", "spatial_stride"),
+            *("shared_codebook", "temporal_stride", "first_frames", "spatial_stride"),
         )
         return cls(
             code_order="t,h,w" if traits.codes_per_position == 1 else "t,h,w,c",

@@ -9,7 +9,9 @@ from pydantic import BaseModel
 
 from tokpipe.errors import ConfigError
 from tokpipe.formats.checks import explained
+from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.reader.compose import Document, Template, Vocabulary
+from tokpipe.reader.compose.vocabulary import MAX_TOKENS
 from tokpipe.reader.order import Even, MixRemaining
 from tokpipe.reader.stream import ClipIterator, ClipMix
 from tokpipe.types import Count
@@ -84,7 +86,7 @@ class TokenSequences:
         self.cut, self.long, self.num_sequences, self.even = cut, long, num_sequences, even
         self.has_template = template is not None
         sizes = stream.tokenizer.sizes
-        self.template = template or default_template(sizes, order)
+        self.template = template or default_template(stream.tokenizer, order)
         vocabulary = self.template.vocabulary
         if vocabulary.pad is None or tuple(vocabulary.sizes) != sizes:
             found = f"codebooks of {vocabulary.sizes.tolist()} codes and pad={vocabulary.pad}"
@@ -245,12 +247,24 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         self._open = None
 
 
-def default_template(sizes: tuple[int, ...], order: FlattenOrder = "thw") -> Template:
+def default_template(codes: TokenizerSpec, order: FlattenOrder = "thw") -> Template:
     """Return the template of sequences without one: a separator, then the codes, which are their
-    own tokens. Those of a second codebook come after those of the first."""
-    special = {"separator": sum(sizes), "padding": sum(sizes) + 1}
-    codes = [{"size": size, "offset": sum(sizes[:i])} for i, size in enumerate(sizes)]
-    vocabulary = Vocabulary(codes, special=special, pad="padding")
+    own tokens. Those of a second codebook come after those of the first.
+
+    Raises:
+        ConfigError: a model cannot have as many tokens as there are codes.
+    """
+    sizes, repeat = codes.sizes, 1
+    if codes.shared_codebook:
+        sizes, repeat = sizes[:1], len(sizes)
+    if (total := sum(sizes)) > MAX_TOKENS - 2:
+        found = f"each code is a token, which makes {total:,}, and at most {MAX_TOKENS - 2:,} fit"
+        raise ConfigError(f"{found}. Read codes from the stream, and split each into several")
+    special = {"separator": total, "padding": total + 1}
+    books = [
+        {"size": size, "offset": sum(sizes[:i]), "repeat": repeat} for i, size in enumerate(sizes)
+    ]
+    vocabulary = Vocabulary(books, special=special, pad="padding")
     return Template(f"{{separator}}{{codes:{order}}}", vocabulary, finds_shape=False)
 
 

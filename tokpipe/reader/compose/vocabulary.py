@@ -32,6 +32,8 @@ class CodebookConfig(Frozen):
     """Token of code 0."""
     pattern: str | None = None
     """Name of each code in the text tokenizer, such as ``<|visual token {:06d}|>``."""
+    repeat: Annotated[int, Field(ge=1, lt=2**15)] = 1
+    """How many codes of a position are of this codebook, one after another."""
 
     @model_validator(mode="after")
     def _has_one_place(self) -> Self:
@@ -87,15 +89,18 @@ class Vocabulary:
             raise ConfigError(f"vocabulary: {min(names)!r} is the text of a token: set text, too")
         self.text = None if config.text is None else TextTokenizer(Path(config.text), names)
         self.special = {name: self._token(token) for name, token in config.special.items()}
-        self.sizes: NDArray[np.int64] = np.array([book.size for book in config.codes])
-        """(codebooks,) codes of each codebook."""
-        self.offsets: NDArray[np.int64] = np.array([self._offset(book) for book in config.codes])
-        """(codebooks,) token of each codebook's code 0."""
+        repeats = [book.repeat for book in config.codes]
+        sizes = np.array([book.size for book in config.codes])
+        offsets = np.array([self._offset(book) for book in config.codes])
+        self.sizes: NDArray[np.int64] = sizes.repeat(repeats)
+        """(c,) size of the codebook of each code of a position."""
+        self.offsets: NDArray[np.int64] = offsets.repeat(repeats)
+        """(c,) token of that codebook's code 0."""
         if pad is not None and pad not in self.special:
             raise ConfigError(f"vocabulary: pad={pad!r} is not among special: {[*self.special]}")
         self.pad = None if pad is None else self.special[pad]
         spans = [(token, token + 1) for token in self.special.values()]
-        spans += zip(self.offsets.tolist(), (self.offsets + self.sizes).tolist(), strict=True)
+        spans += zip(offsets.tolist(), (offsets + sizes).tolist(), strict=True)
         known = () if self.text is None else self.text.tokens.values()
         self.size: int = max([*known, *(end - 1 for _, end in spans)]) + 1
         """Number of tokens, with unused ones: rows of a model's embedding."""
@@ -103,7 +108,7 @@ class Vocabulary:
         """(size,) what each token is: text, unused, or the number of its special token; codebooks
         come after these."""
         self.uses[[] if self.text is None else self.text.text_tokens] = TEXT
-        owners = [*self.special, *(f"codebook {number}" for number in range(len(self.sizes)))]
+        owners = [*self.special, *(f"codebook {number}" for number in range(len(sizes)))]
         for number, (start, end) in enumerate(spans):
             if (taken := self.uses[start:end] != UNUSED).any():
                 token = start + int(taken.argmax())
