@@ -15,11 +15,19 @@ FPS = 25
 
 
 def draw_scenes(
-    folder: Path, *, count: int, seed: int, frames: int, size: int, textures: int, shapes: int
+    folder: Path,
+    *,
+    count: int,
+    seed: int,
+    frames: int,
+    size: int,
+    textures: int,
+    shapes: int,
+    photos: Path | None = None,
 ) -> None:
     """Write ``count`` square videos, ``folder/00000.mp4`` and so on. The seed decides each."""
     folder.mkdir(parents=True, exist_ok=True)
-    palette = make_palette(seed, textures, shapes)
+    palette = make_palette(seed, textures, shapes, sorted(photos.iterdir()) if photos else ())
     for number in range(count):
         rng = np.random.default_rng((seed, 0, number))
         with VideoWriter(folder / f"{number:05d}.mp4", FPS) as writer:
@@ -35,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=256, help="rows and columns (256)")
     parser.add_argument("--textures", type=int, default=400, help="to choose from (400)")
     parser.add_argument("--shapes", type=int, default=200, help="to choose from (200)")
+    parser.add_argument("--photos", type=Path, help="folder of pictures to cut textures from")
     draw_scenes(**vars(parser.parse_args(arguments)))
 
 

@@ -2,18 +2,21 @@
 
 Scenes have what real videos have and a tokenizer must learn to keep: spectra that fall off as 1/f,
 sharp and soft edges at every scale, occlusion, shadows, dull and bright colours, text, grain, pans,
-zooms, rotations, changing light and cuts. Everything depends on a seed alone.
+zooms, rotations, changing light and cuts. Textures are drawn, or cut from photographs. Everything
+depends on a seed (and on the photographs) alone.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from examples.demo_tokenizer.bitmap_font import CHARACTERS, draw_text
@@ -35,15 +38,28 @@ class Palette:
     """(N, 3, 256, 256) float32 in [0, 1]."""
     masks: Tensor
     """(M, 1, 128, 128) float32 in [0, 1], 0 at the border."""
+    keeps_colours: bool = False
+    """Textures are shown in about the colours they have."""
 
 
-def make_palette(seed: int, num_textures: int, num_masks: int) -> Palette:
-    """Draw textures and shapes. Each depends only on the seed and its number."""
-    textures = [_texture(np.random.default_rng((seed, 1, i))) for i in range(num_textures)]
+def make_palette(
+    seed: int, num_textures: int, num_masks: int, photos: Sequence[Path] = ()
+) -> Palette:
+    """Draw textures and shapes. Each depends only on the seed and its number.
+
+    Args:
+        photos: pictures to crop textures from, at random places and scales; by default they are
+            drawn.
+    """
+    if photos:
+        textures = _crops(photos, seed, num_textures)
+    else:
+        textures = [_texture(np.random.default_rng((seed, 1, i))) for i in range(num_textures)]
     masks = [_mask(np.random.default_rng((seed, 2, i))) for i in range(num_masks)]
     return Palette(
         textures=torch.from_numpy(np.stack(textures)),
         masks=torch.from_numpy(np.stack(masks)[:, None]),
+        keeps_colours=bool(photos),
     )
 
 
@@ -176,6 +192,26 @@ def _texture(rng: np.random.Generator) -> Floats:
     return np.clip(draw(rng), 0, 1).astype(np.float32)
 
 
+def _crops(photos: Sequence[Path], seed: int, count: int) -> list[Floats]:
+    """Return textures in [0, 1]: as many of each photo, from its finest detail to all of it."""
+    crops = []
+    for number, path in enumerate(photos):
+        rng = np.random.default_rng((seed, 3, number))
+        with Image.open(path) as opened:
+            photo = opened.convert("RGB")
+        short = min(photo.size)
+        for _ in range(number, count, len(photos)):
+            # Photos are sharper when halved: cameras interpolate colours, JPEG blurs.
+            largest = math.log(short / TEXTURE_SIZE)
+            side = round(TEXTURE_SIZE * math.exp(rng.uniform(min(0.5, largest / 2), largest)))
+            left, top = (int(rng.integers(room - side + 1)) for room in photo.size)
+            box = (left, top, left + side, top + side)
+            size = (TEXTURE_SIZE, TEXTURE_SIZE)
+            crop = photo.resize(size, Image.Resampling.LANCZOS, box)
+            crops.append(np.asarray(crop, np.float32).transpose(2, 0, 1) / np.float32(255))
+    return crops
+
+
 # -- shapes -----------------------------------------------------------------------------------
 
 
@@ -243,7 +279,7 @@ def _shot(
     shake = rng.choice([0.0, 0.0, 0.15, 0.5])
     jitter = rng.normal(0, shake, (frames, 2)).cumsum(0) * 0.7 if shake else np.zeros((frames, 2))
 
-    ground = _recoloured(palette.textures, rng)
+    ground = _recoloured(palette, rng)
     # Texture pixels per drawn pixel: rarely above 1, so that sampling does not alias.
     scale = math.exp(rng.uniform(math.log(0.2), math.log(1.1)))
     start = rng.uniform(-1, 1, 2)
@@ -260,7 +296,7 @@ def _shot(
         mask = palette.masks[int(rng.integers(len(palette.masks)))]
         matrices[:, :, 2] += rng.uniform(-0.6, 0.6, 2) * (height, width)[::-1]
         alpha = _sampled(mask, matrices, tall, wide, mask_scale, MASK_SIZE, np.zeros(2), "zeros")
-        paint = _recoloured(palette.textures, rng)
+        paint = _recoloured(palette, rng)
         scale = math.exp(rng.uniform(math.log(0.2), math.log(1.1)))
         colour = _sampled(
             paint, matrices, tall, wide, scale, TEXTURE_SIZE, rng.uniform(-1, 1, 2), "reflection"
@@ -352,9 +388,12 @@ def _sampled(
     )
 
 
-def _recoloured(textures: Tensor, rng: np.random.Generator) -> Tensor:
+def _recoloured(palette: Palette, rng: np.random.Generator) -> Tensor:
     """Return a random texture (3, S, S) with its channels, contrast and brightness changed."""
-    texture = textures[int(rng.integers(len(textures)))][torch.from_numpy(rng.permutation(3))]
+    texture = palette.textures[int(rng.integers(len(palette.textures)))]
+    if palette.keeps_colours:
+        return texture * torch.from_numpy(rng.normal(1, 0.08, 3)).float()[:, None, None]
+    texture = texture[torch.from_numpy(rng.permutation(3))]
     gain = rng.uniform(0.5, 1.2) * (-1 if rng.random() < 0.25 else 1)
     offset = rng.normal(0, 0.04, 3) + rng.normal(0, 0.12) + (0.5 - 0.5 * gain)
     return texture * float(gain) + torch.from_numpy(offset).float()[:, None, None]
