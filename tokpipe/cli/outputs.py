@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from tokpipe.cli.arguments import Parser, Verb, check_new_file, output_of, store_of, trust_of
 from tokpipe.cli.output import Result, print_lines, shown
-from tokpipe.errors import CorruptOutput
+from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.export import FORMATS
 from tokpipe.telemetry.human import json_line
 
@@ -19,11 +19,18 @@ class Status(Verb, example="tokpipe status s3://bucket/codes/webvid"):
 
     def add_arguments(self, parser: Parser) -> None:
         parser.add_output()
+        what = "also list the sources of the job file, and compare them with the plan"
+        parser.add_flag("--sources", what)
 
     def run(self, parsed: argparse.Namespace) -> Result:
+        from tokpipe.verbs.locate import is_job_file, load_pinned
         from tokpipe.verbs.status import Status
 
-        return Status(output_of(parsed))
+        if parsed.sources and not is_job_file(parsed.output):
+            raise ConfigError(
+                f"--sources lists what a job reads: name a job file, not {parsed.output}"
+            )
+        return Status(output_of(parsed), load_pinned(parsed.output) if parsed.sources else None)
 
 
 class Ls(Verb, example="tokpipe ls out/demo --source '*.mov' --limit 20"):

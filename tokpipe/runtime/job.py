@@ -14,8 +14,9 @@ from rich.console import Console
 
 import tokpipe
 from tokpipe.config.job import JobConfig
-from tokpipe.errors import RuntimeFault, UnsafeStore
+from tokpipe.errors import RuntimeFault, TokpipeError, UnsafeStore
 from tokpipe.formats.manifest import Totals
+from tokpipe.plan.changes import KEEPS_PLAN, SourceChanges
 from tokpipe.runtime.assemble import JobOutput, RetryRejected, Run
 from tokpipe.runtime.cluster import connected, warn_of_unused
 from tokpipe.runtime.console import say
@@ -29,6 +30,8 @@ from tokpipe.telemetry.account import Account, advice, speed_of
 from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, slow_text
 from tokpipe.telemetry.logs import driver_log, log_event
 
+MAX_COMPARED_ROWS = 20_000
+"""Of a plan with which every run compares the sources: listing them takes about 20 requests."""
 MIN_JUDGED_S = 30.0  # The speed of a run that encodes for less time says nothing about a longer one
 
 
@@ -47,6 +50,7 @@ class Outcome:
     was_drained: bool = False  # The run stopped because the driver's node is draining
     why: str = ""  # Why the run stopped early, if it is because of its rejections
     was_done: bool = False  # Earlier runs had already settled every plan row
+    changes: str = ""  # How the sources differ from the plan, as text
 
 
 def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None) -> Outcome:
@@ -57,9 +61,11 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
     started = time.monotonic()
     OF_RUN.say = lambda text: say(console, text, "yellow")
     output = JobOutput(job)
+    changes = _changes_text(output)
     if output.state is not None and output.is_done(retry):
         elapsed_s, left_out = time.monotonic() - started, output.plan.left_out.text
-        return Outcome("done", output.state.totals, elapsed_s, 0, left_out, was_done=True)
+        totals = output.state.totals
+        return Outcome("done", totals, elapsed_s, 0, left_out, was_done=True, changes=changes)
     try:
         probe_store(output.store)
     except UnsafeStore as error:
@@ -130,7 +136,22 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         stopped_by if finish.outcome == "stopped" else None,
         shell.was_drained,
         finish.why,
+        changes=changes,
     )
+
+
+def _changes_text(output: JobOutput) -> str:
+    """How the sources differ from the plan of an output that was started, if that is fast to say.
+
+    What keeps them from being read now does not matter to a plan that is stored.
+    """
+    job, is_tar = output.job, any(one.kind == "webdataset" for one in output.job.sources)
+    if output.record is None or is_tar or output.plan.num_rows > MAX_COMPARED_ROWS:
+        return ""
+    try:
+        return SourceChanges.of_output(job, output.store, output.plan).text
+    except TokpipeError as error:
+        return f"unknown, because the sources cannot be planned again: {error}"
 
 
 def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
@@ -154,6 +175,8 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
         )
     if outcome.left_out:
         yield f"  left out: {outcome.left_out}"
+    if outcome.changes:
+        yield f"  since it was planned: {outcome.changes}. {KEEPS_PLAN}"
     if marked := outcome.account.marked:
         yield f"  marked in this run: {counts_text(marked)} (column marks of clips/)"
     yield from _speed_lines(outcome)

@@ -16,7 +16,8 @@ from tokpipe.config.job import JobConfig
 from tokpipe.config.sources import MEDIA_EXTENSIONS
 from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
-from tokpipe.plan import RowSample, merge_columns
+from tokpipe.plan import RowSample, StoredPlan, merge_columns
+from tokpipe.plan.changes import KEEPS_PLAN, SourceChanges
 from tokpipe.reader import Output
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
@@ -217,6 +218,17 @@ def _trial(job: JobConfig) -> Generator[CheckResult, None, TokenizerWeights | No
     return weights
 
 
+def _changes(job: JobConfig, output: Output) -> CheckResult:
+    plan = StoredPlan.from_json(output.record.plan)
+    if plan.num_rows > MAX_ROWS:
+        return _not_checked("what changed in the sources since the plan", "tokpipe plan says it")
+    found = SourceChanges.of_output(job, output.store, plan)
+    if found.text:
+        text = f"warning: since the output was planned: {found.text}. {KEEPS_PLAN}"
+        return CheckResult("warning", text, {"warning": text, **found.to_dict()})
+    return CheckResult("changes", "  sources are as they were planned", found.to_dict())
+
+
 def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckResult]:
     uri = job.output.uri
     store = Store(uri, job.storage)
@@ -233,6 +245,7 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
         done, rows = existing.state.committed.num_done, existing.record.num_rows
         text = f"output {uri}: {done:,} of {rows:,} plan rows settled"
         facts = {"uri": uri, "is_new": False, "num_rows": rows, "num_rows_done": done}
+        yield _changes(job, existing)
         if done == rows:
             yield CheckResult("output", text, facts)
             return

@@ -5,19 +5,21 @@ Nothing is decoded, and nothing is written to the output.
 """
 
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from tokpipe.config import JobConfig
-from tokpipe.config.job import StoreOptions
+from tokpipe.errors import StorageError
+from tokpipe.formats import job_record
 from tokpipe.formats.shard import estimated_bytes
 from tokpipe.media.decoder import Probe
-from tokpipe.plan import PlanReader, write_plan
+from tokpipe.plan import PlanReader, StoredPlan
+from tokpipe.plan.changes import SourceChanges, plan_now
 from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.fit import EncoderMemory
@@ -67,15 +69,19 @@ class Forecast:
     ) -> None:
         """``codes_per_s`` is the speed of one encoder, of which there is one per GPU, if known."""
         reasons = Counter[str]()
-        with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as folder:
-            store = Store(folder, StoreOptions())
-            plan = write_plan(job, store, "forecast")
+        self.source_changes: SourceChanges | None = None
+        """Since the output was planned; None if there is none, or its store cannot be read."""
+        with plan_now(job) as (store, plan):
             rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
             items = PlanReader(store, plan, job.sources).items(np.sort(rows))
             with DecodeStage(
                 job.sampling, job.frames, job.decode, job.storage, pieces_of(job)
             ) as stage:
                 sample = [_amounts(job, stage.probe(item), reasons) for item in items]
+            with suppress(StorageError):
+                there = Store(job.output.uri, job.storage)
+                planned = StoredPlan.from_json(job_record.read(there).plan)
+                self.source_changes = SourceChanges((there, planned), (store, plan))
         amounts = [Estimate.of(values, plan.num_rows) for values in zip(*sample, strict=True)]
         self.dataset = job.dataset
         self.num_rows, self.num_duplicates = plan.num_rows, plan.num_duplicates
@@ -98,7 +104,8 @@ class Forecast:
             self.cost = self.encoder_s / 3600 * price_per_hour
 
     def to_dict(self) -> dict[str, Any]:
-        return vars(self)
+        changes = self.source_changes and self.source_changes.to_dict()
+        return {**vars(self), "source_changes": changes}
 
     def lines(self) -> Iterator[str]:
         """Yield the forecast for people."""
@@ -107,6 +114,8 @@ class Forecast:
         yield f"{self.dataset}: {rows}{dropped}; probed {self.num_sampled:,}"
         if left_out := self.left_out.text:
             yield f"  left out: {left_out}"
+        if self.source_changes and (changes := self.source_changes.text):
+            yield f"  since the output was planned: {changes}"
         yield (
             f"  {self.clips.text()} clips, {self.frames.text()} frames, {self.chunks.text()} "
             f"chunks, {self.codes.text()} codes"

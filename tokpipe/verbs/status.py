@@ -4,8 +4,11 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from tokpipe.config.job import JobConfig
 from tokpipe.formats.checks import utc_time
 from tokpipe.formats.manifest import ManifestEntry, iter_entries
+from tokpipe.plan import StoredPlan
+from tokpipe.plan.changes import SourceChanges
 from tokpipe.reader import Output
 from tokpipe.telemetry.human import counted, duration, rate_text, share_text, slow_text
 
@@ -18,7 +21,10 @@ class Status:
     Rates and times are None if the manifest does not show them.
     """
 
-    def __init__(self, output: Output, *, now: datetime | None = None) -> None:
+    def __init__(
+        self, output: Output, job: JobConfig | None = None, *, now: datetime | None = None
+    ) -> None:
+        """``job``: whose sources, as they are now, to compare with the plan."""
         record, state = output.record, output.state
         first = max(0, state.next_seq - RECENT_ENTRIES)
         recent = list(iter_entries(output.store, first, state.next_seq))
@@ -37,6 +43,10 @@ class Status:
             self.last_commit_age_s = max(0.0, age.total_seconds())
         self.clips_per_s = _rate(recent)
         """Clips settled per second by the recent commits."""
+        self.source_changes: SourceChanges | None = None
+        if job is not None:
+            plan = StoredPlan.from_json(record.plan)
+            self.source_changes = SourceChanges.of_output(job, output.store, plan)
         self.left_s: float | None = 0.0 if self.is_done else None
         """Seconds to the end at that rate."""
         if done and self.clips_per_s and not self.is_done:
@@ -50,7 +60,9 @@ class Status:
     def to_dict(self) -> dict[str, Any]:
         totals = {name: getattr(self.totals, name) for name in self.totals.__slots__}
         totals["goodput"] = self.totals.goodput
-        return {**vars(self), "totals": totals, "is_done": self.is_done}
+        changes = self.source_changes and self.source_changes.to_dict()
+        rest = {"totals": totals, "is_done": self.is_done, "source_changes": changes}
+        return {**vars(self), **rest}
 
     def lines(self) -> Iterator[str]:
         totals = self.totals
@@ -59,6 +71,8 @@ class Status:
         yield f"  {self.num_rows_done:,} of {counted(self.num_rows, 'plan row')} settled"
         yield f"  {totals.text()}"
         yield f"  {totals.rejected_text()}"
+        if self.source_changes is not None:
+            yield f"  sources since the plan: {self.source_changes.text or 'unchanged'}"
         if totals.goodput is not None:
             yield f"  goodput {totals.goodput:.0%} of {duration(totals.paid_s)} encoder time"
             yield f"  {totals.num_codes / totals.paid_s:,.1f} codes/s per encoder"
