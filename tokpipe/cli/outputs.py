@@ -75,9 +75,9 @@ class Decode(Verb, example="tokpipe decode jobs/demo.yaml --compare -o clip.mp4"
 
     def run(self, parsed: argparse.Namespace) -> Result:
         check_new_file(parsed.path, ".mp4", ".png")
-        from tokpipe.reconstruct.command import decode_clip
+        from tokpipe.reconstruct.command import Decoded
 
-        return decode_clip(
+        return Decoded(
             output_of(parsed),
             parsed.path,
             clip_id=parsed.clip,

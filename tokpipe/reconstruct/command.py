@@ -1,8 +1,6 @@
 """``tokpipe decode``: writes one clip of an output as a video or an image."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,49 @@ from tokpipe.telemetry.human import counted
 GRID_FRAMES = 8  # Frames in an image
 
 
-@dataclass(frozen=True)
 class Decoded:
-    """What ``decode_clip`` wrote."""
+    """A clip of an output, decoded from its codes and written as a video or an image."""
 
-    clip: Clip
-    num_frames: int
-    size: tuple[int, int]  # (height, width) of a reconstructed frame
-    quality: Quality | None  # Against the source; None without a comparison
-    path: Path
+    def __init__(
+        self,
+        output: Output,
+        path: Path,
+        *,
+        clip_id: str | None = None,
+        source: str | None = None,
+        compare: bool,
+        device: str = "auto",
+    ) -> None:
+        """Decode a clip's codes to frames and write them to ``path``.
+
+        Args:
+            path: ``.mp4`` for the whole clip, ``.png`` for a grid of its frames.
+            clip_id: which clip; None for the first of the output.
+            source: instead, the first clip whose source matches, as in ``source_matcher``.
+            compare: decode the source again, measure PSNR and SSIM against it, and show it: on the
+                left of a video, above each row of an image.
+
+        Raises:
+            TokpipeError: the clip or decoder does not exist, or weights or source have changed.
+        """
+        self.clip, self.path = _find(output, clip_id, source), path
+        is_video = path.suffix == ".mp4"
+        self.num_frames = sum(chunk.n_frames for chunk in self.clip.chunks)
+        self.quality = Quality() if compare else None  # Against the source
+        self.size = (0, 0)  # (height, width) of a frame
+        grid = FrameGrid(self.num_frames, GRID_FRAMES, columns=GRID_FRAMES if compare else 4)
+        with SideBySide(output, device) as both:
+            add: Callable[[Frames], None] = grid.add
+            if is_video:
+                add = both.enter_context(VideoWriter(path, self.clip.fps)).write
+            for block, original in both.blocks(self.clip, with_source=compare):
+                self.size = block.shape[1:3]
+                if self.quality is not None and original is not None:
+                    self.quality.add(original, block)
+                    block = np.concatenate([original, block], axis=2 if is_video else 1)
+                add(block)
+        if not is_video:
+            write_png(path, grid.picture())
 
     def lines(self) -> Iterator[str]:
         height, width = self.size
@@ -49,48 +81,6 @@ class Decoded:
             "num_codes": self.clip.codes.size,
             "quality": quality and {"psnr_db": quality.psnr_db, "ssim": quality.ssim},
         }
-
-
-def decode_clip(
-    output: Output,
-    path: Path,
-    *,
-    clip_id: str | None = None,
-    source: str | None = None,
-    compare: bool,
-    device: str = "auto",
-) -> Decoded:
-    """Decode a clip's codes to frames and write them to ``path``.
-
-    Args:
-        path: ``.mp4`` for the whole clip, ``.png`` for a grid of its frames.
-        clip_id: which clip; None for the first of the output.
-        source: instead, the first clip whose source matches, as in ``source_matcher``.
-        compare: decode the source again, measure PSNR and SSIM against it, and show it: on the
-            left of a video, above each row of an image.
-
-    Raises:
-        TokpipeError: the clip or decoder does not exist, or weights or source have changed.
-    """
-    clip = _find(output, clip_id, source)
-    total = sum(chunk.n_frames for chunk in clip.chunks)
-    quality = Quality() if compare else None
-    height = width = 0
-    with ExitStack() as stack:
-        both = stack.enter_context(SideBySide(output, device))
-        grid = FrameGrid(total, GRID_FRAMES, columns=GRID_FRAMES if compare else 4)
-        add: Callable[[Frames], None] = grid.add
-        if path.suffix == ".mp4":
-            add = stack.enter_context(VideoWriter(path, clip.fps)).write
-        for block, original in both.blocks(clip, with_source=compare):
-            height, width = block.shape[1:3]
-            if quality is not None and original is not None:
-                quality.add(original, block)
-                block = np.concatenate([original, block], axis=2 if path.suffix == ".mp4" else 1)
-            add(block)
-        if path.suffix == ".png":
-            write_png(path, grid.picture())
-    return Decoded(clip, total, (height, width), quality, path)
 
 
 def _find(output: Output, clip_id: str | None, source: str | None) -> Clip:

@@ -52,15 +52,7 @@ def environment() -> Environment:
         "slow_text": slow_text,
         "yaml": partial(yaml.safe_dump, sort_keys=False, allow_unicode=True, width=88),
     }
-    jinja.globals |= {
-        "code_histogram": charts.code_histogram,
-        "length_histogram": charts.length_histogram,
-        "rate_chart": charts.rate_chart,
-        "rejected_bars": charts.rejected_bars,
-        "speed_chart": charts.speed_chart,
-        "stage_bars": charts.stage_bars,
-        "version": tokpipe.__version__,
-    }
+    jinja.globals |= {"charts": charts, "version": tokpipe.__version__}
     return jinja
 
 
