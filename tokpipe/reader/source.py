@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokpipe.errors import ConfigError, TokpipeError
 from tokpipe.formats.job_record import differences, flatten
 from tokpipe.reader.code_cache import CodeCache
-from tokpipe.reader.columns import check_columns, kept_clips
+from tokpipe.reader.columns import KeptClips, check_columns
 from tokpipe.reader.order import EpochOrder, quotas
 from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import ShardCodes
@@ -34,7 +34,7 @@ class Source:
         self.cache = cache
         self.columns = tuple(sorted(set(columns)))
         check_columns(cache.output, self.columns)
-        self._kept = None if keep is None else kept_clips(cache.output, cache.folder, keep)
+        self._kept = None if keep is None else KeptClips(cache.output, cache.folder, keep)
         self.filter = None if self._kept is None else [str(keep), self._kept.digest]
         """What a state says of the filter: its text, and a hash of which clips it keeps."""
 
