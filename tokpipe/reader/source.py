@@ -78,8 +78,14 @@ def clips_per_epoch(
     """Divide an epoch among outputs by weight; ConfigError if they do not mix."""
     if not outputs or len(outputs) != len(weights):
         raise ConfigError(f"{len(weights)} weights for {len(outputs)} outputs: pass one for each")
-    _check_same_codes(outputs)
-    if len(outputs) == 1:
+    first, *others = outputs
+    for other in others:
+        if changed := differences(_meaning(first), _meaning(other), "and"):
+            raise ConfigError(
+                f"{first.store.uri} and {other.store.uri} come from different tokenizers "
+                f"({'; '.join(changed)}). In a mix, the same code would mean different pixels"
+            )
+    if not others:
         return [epoch_clips]  # 0 if the output has no clips yet
     for output in outputs:
         if not output.num_clips:
@@ -93,16 +99,6 @@ def clips_per_epoch(
             one = f"{output.store.uri} has so little weight that an epoch of {epoch_clips} clips"
             raise ConfigError(f"{one} would have none of it: raise either, or leave it out")
     return found
-
-
-def _check_same_codes(outputs: Sequence[Output]) -> None:
-    first, *others = outputs
-    for other in others:
-        if changed := differences(_meaning(first), _meaning(other), "and"):
-            raise ConfigError(
-                f"{first.store.uri} and {other.store.uri} come from different tokenizers "
-                f"({'; '.join(changed)}). In a mix, the same code would mean different pixels"
-            )
 
 
 def _meaning(output: Output) -> dict[str, Any]:

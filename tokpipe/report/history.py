@@ -20,8 +20,6 @@ MAX_STEPS = 120  # A step lasts 1, 2, 4, ... seconds: the shortest of which so m
 MAX_ENTRIES = 2048
 """Entries name every clip, so reading those of 100 million clips would take half an hour."""
 NUM_EXAMPLES = 3
-PROCESSING = ("decode", "encode", "write")
-"""Activities that process clips; the others (download, transfer) move them."""
 
 _COLUMNS = [
     *("clips", "frames", "timed_s", "timed_frames"),
@@ -102,7 +100,7 @@ class StageUse:
         is_known = working_s > 0 and frames > 0
         self.own_frames_per_s = frames / working_s * self.actors if is_known else None
         """Rate of this many actors if they never waited; None if they did nothing."""
-        self.processing = sum(value for one, value in self.fractions.items() if one in PROCESSING)
+        self.processing = self.fractions[stage]  # Its other activity moves clips, if it has one
         self.waiting = max(0.0, 1.0 - sum(self.fractions.values()))
 
 
