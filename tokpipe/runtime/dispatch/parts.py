@@ -14,7 +14,7 @@ from tokpipe.types import ClipRef, WorkItem
 
 
 class Parts:
-    """Each part owns its state. The functions of ``leasing`` and ``returns`` move work between.
+    """Each part owns its state. ``Dispatcher`` and ``returns`` move work between them.
 
     ``ref_of`` names the clip of an item that is rejected unseen.
     """
