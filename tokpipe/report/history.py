@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokpipe.formats.checks import utc_time
 from tokpipe.formats.manifest import ManifestEntry, read_entries
 from tokpipe.reader import Output
-from tokpipe.telemetry.account import ACTIVITIES, OF_STAGE, Account, Speed, speed_of
+from tokpipe.telemetry.account import ACTIVITIES, OF_STAGE, Account, Speed
 from tokpipe.types import STAGES, Rejected, Stage
 
 MAX_STEPS = 120  # A step lasts 1, 2, 4, ... seconds: the shortest of which so many are enough
@@ -76,12 +76,10 @@ class Step:
     @property
     def speed(self) -> Speed | None:
         """None if the manifest does not record what actors did."""
-        return speed_of(
-            Account(
-                spent_s={one: self[f"spent {one}"] for one in ACTIVITIES},
-                up_s={one: self[f"up {one}"] for one in STAGES},
-            )
-        )
+        return Account(
+            spent_s={one: self[f"spent {one}"] for one in ACTIVITIES},
+            up_s={one: self[f"up {one}"] for one in STAGES},
+        ).speed
 
 
 class StageUse:

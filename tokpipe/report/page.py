@@ -13,7 +13,6 @@ import tokpipe
 from tokpipe.formats.checks import utc_time
 from tokpipe.formats.job_record import flatten
 from tokpipe.report import charts
-from tokpipe.telemetry.account import advice
 from tokpipe.telemetry.human import counted, duration, short, size_text, slow_text
 from tokpipe.telemetry.redact import printable, redact_nested
 
@@ -37,7 +36,6 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     jinja.filters |= {
-        "advice": advice,
         "base64": _base64,
         "counted": counted,
         "duration": duration,

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from ray.util.metrics import Counter, Gauge
 
 from tokpipe.runtime.snapshot import Snapshot
-from tokpipe.telemetry.account import OF_STAGE, busy_shares, speed_of
+from tokpipe.telemetry.account import OF_STAGE
 from tokpipe.telemetry.redact import printable
 from tokpipe.types import STAGES
 
@@ -104,14 +104,14 @@ METRICS: tuple[Metric, ...] = (
     _gauge(
         "busy_ratio",
         "Fraction of the last minute in which a stage's actors were busy, 0 to 1.",
-        lambda now: busy_shares(now.recent),
+        lambda now: now.recent.busy_shares,
         "stage",
     ),
     _gauge(
         "speed_of_light_ratio",
         "Fraction of the last minute in which encoders computed, 0 to 1: how close the job is to "
         "the speed of its encoders alone.",
-        lambda now: (speed := speed_of(now.recent)) and speed.share,
+        lambda now: (speed := now.recent.speed) and speed.share,
     ),
     _gauge(
         "goodput_ratio",

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from tokpipe.runtime.console import say
 from tokpipe.runtime.snapshot import Snapshot
-from tokpipe.telemetry.account import speed_of, speed_text
 from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, share_text
 from tokpipe.telemetry.logs import log_event
 from tokpipe.telemetry.redact import printable
@@ -104,14 +103,14 @@ def _rejected_text(snapshot: Snapshot) -> str:
 
 def _speed_text(snapshot: Snapshot) -> str:
     """How close the last minute was to the encoders' speed; empty while too little is known."""
-    speed = speed_of(snapshot.recent)
+    speed = snapshot.recent.speed
     if speed is None or snapshot.recent.up_s["encode"] < MIN_LIMIT_S:
         return ""
-    return speed_text(speed)
+    return speed.text
 
 
 def _log(snapshot: Snapshot) -> None:
-    speed, run = speed_of(snapshot.recent), snapshot.run
+    speed, run = snapshot.recent.speed, snapshot.run
     names = ("clips", "num_frames", "num_codes", "written_bytes", "goodput")
     log_event(
         "progress",
