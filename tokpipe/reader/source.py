@@ -17,7 +17,6 @@ from tokpipe.reader.code_cache import CodeCache
 from tokpipe.reader.columns import KeptClips, check_columns
 from tokpipe.reader.order import EpochOrder, quotas
 from tokpipe.reader.output import Output
-from tokpipe.reader.shard_codes import ShardCodes
 from tokpipe.types import Codes
 
 _log = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ class Source:
         """Return a clip's id, codes and columns."""
         if self._kept is not None:
             number = self._kept.clip(shard, number)
-        clip_id, codes = clip_of(self.cache.shard(shard), number)
+        clip_id, codes = self.cache.shard(shard).clip(number)
         if not self.columns:
             return clip_id, codes, {}
         return clip_id, codes, self.cache.columns(shard, self.columns).of(number, clip_id)
@@ -62,14 +61,6 @@ class Source:
             self.cache.shard(shard)
             if self.columns:
                 self.cache.columns(shard, self.columns)
-
-
-def clip_of(shard: ShardCodes, number: int) -> tuple[str, Codes]:
-    """Return the id and codes (t, h, w) of a shard's clip, its chunks concatenated in time."""
-    first, last = shard.clip_starts[number : number + 2].tolist()
-    clip_id: str = shard.rows.column("clip_id")[first].as_py()
-    blocks: list[Any] = [shard[row] for row in range(first, last)]
-    return clip_id, blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def clips_per_epoch(
