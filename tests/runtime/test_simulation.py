@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.simulation import Simulation
-from tokpipe.runtime.dispatch import Dispatcher, returns
+from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.blame import Blame
 from tokpipe.runtime.dispatch.fleet import Fleet
 from tokpipe.runtime.dispatch.outbox import Flights
@@ -116,8 +116,8 @@ BUGS: list[tuple[type | ModuleType, str, Callable[[Callable[..., Any]], object]]
     (StreamedClips, "take_back", without),
     (StreamedClips, "has_ended", lambda old: lambda self, lease: False),
     (Dispatcher, "_lease_suspects", without),
-    (returns, "_decode_again", without),
-    (returns, "_end_streamed", lambda old: lambda parts, clip: parts.streams.end(clip)),
+    (Dispatcher, "_decode_again", without),
+    (Dispatcher, "_end_streamed", lambda old: lambda self, clip: self.streams.end(clip)),
 ]
 
 

@@ -13,16 +13,16 @@ clock and no I/O in here: the Ray shell and the simulation drive the same object
 - What is in flight is bounded by credits, whatever the size of the plan.
 """
 
-from tokpipe.runtime.dispatch import protocol, returns
-from tokpipe.runtime.dispatch.parts import Parts
+from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.protocol import ActorId, Command, Event, Lease
+from tokpipe.runtime.dispatch.returns import Returns
 from tokpipe.types import STAGES, Stage
 
 SHARDS_AHEAD = 4
 """Shards per write actor that may wait before encoders pause: codes are small, but they add up."""
 
 
-class Dispatcher(Parts):
+class Dispatcher(Returns):
     """Passes each event to its owner, then starts what can start, and leases waiting work.
 
     Of each stage, suspects go out first, each to an idle actor. While any waits, nothing else of
@@ -44,9 +44,9 @@ class Dispatcher(Parts):
     def _react(self, event: Event) -> None:
         match event:
             case protocol.LeaseDone():
-                returns.done(self, event)
+                self._done(event)
             case protocol.LeaseFailed():
-                returns.failed(self, event)
+                self._failed(event)
             case protocol.Planned():
                 self.queues.planned(event)
             case protocol.Committed():
@@ -56,7 +56,7 @@ class Dispatcher(Parts):
                 for attempt, node in self.fleet.ask_about_late():
                     self.out.emit(protocol.FindInputs(self.flights.attempts[attempt], node))
                 for actor, why in self.fleet.remove_overdue():
-                    returns.lost(self, actor, blame=why)
+                    self._lost(actor, blame=why)
             case protocol.Capacity():
                 unfit = {stage: self.fleet.starts.unfit_nodes(stage) for stage in STAGES}
                 self.pools.resize(event.without(unfit))
@@ -68,7 +68,7 @@ class Dispatcher(Parts):
             case protocol.ActorLost():
                 if (dead := self.fleet.lost(event)) is not None:
                     blame = None if event.node_lost else event.message
-                    returns.lost(self, dead, blame=blame)
+                    self._lost(dead, blame=blame)
             case protocol.SetupFailed():
                 self.fleet.setup_failed(event)
             case protocol.Draining():
@@ -88,7 +88,7 @@ class Dispatcher(Parts):
             self.queues.ask_for_plan(self.pools.lease_clips * 2 * num_decoders)
             self.streams.admit(self.fleet.num_up["encode"])
             for lease in self.queues.due_retries():
-                returns.put_back(self, lease)
+                self._put_back(lease)
             self._lease_decodes()
             self._lease_encodes()
         self._settle()
@@ -103,7 +103,7 @@ class Dispatcher(Parts):
             if pools.capacity.most(stage):  # else an autoscaler may add a node that may run it
                 fleet.replace_starved(stage)
             for actor_id in fleet.surplus(stage, target):
-                returns.lost(self, fleet.remove(actor_id), blame=None)
+                self._lost(fleet.remove(actor_id), blame=None)
             one_shares = stage == "decode" and sizes.decode_shares
             fleet.fill(stage, target, one_shares=one_shares)
 
