@@ -21,27 +21,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-SPAN_BYTES = 18
-"""Start and end, each as a byte that is 1 if it is set and a little-endian float64 in seconds; a
-limit that is not set is all zeros."""
-
-
-def row_digests(dataset: str, source_uris: Iterable[bytes], spans: bytes) -> bytes:
-    """Return the binary ids of plan rows, 16 bytes each, from their ``SPAN_BYTES`` joined.
+def row_digests(dataset: str, source_uris: Iterable[bytes], spans: Iterable[bytes]) -> list[bytes]:
+    """Return the binary ids of plan rows.
 
     An id is the first 128 bits of SHA-256 over the length of the dataset's name (4 bytes,
-    little-endian), the name, the source uri (with any member) and the span. The length in front
-    and the fixed size of the span make this input unique.
+    little-endian), the name, the source uri (with any member) and the span. That is its start and
+    end, each as a byte that is 1 if it is set and a little-endian float64 in seconds, or else all
+    zeros. The length in front and the fixed size of the span make this input unique.
     """
     name = dataset.encode("utf-8", "surrogatepass")
     head = struct.pack("<I", len(name)) + name
-    sha256 = hashlib.sha256
-    return b"".join(
-        [
-            sha256(b"%b%b%b" % (head, uri, spans[at : at + SPAN_BYTES])).digest()[:16]
-            for at, uri in zip(range(0, len(spans), SPAN_BYTES), source_uris, strict=True)
-        ]
-    )
+    return [
+        hashlib.sha256(b"%b%b%b" % (head, uri, span)).digest()[:16]
+        for uri, span in zip(source_uris, spans, strict=True)
+    ]
 
 
 def clip_id(
