@@ -114,27 +114,19 @@ _KEPT_APART = 4096
 """New shards that are kept as Python objects, which take five times the memory of table rows."""
 
 
+@dataclass(eq=False, slots=True)
 class ManifestState:
     """The manifest before entry ``next_seq``.
 
     Holds a bit per plan row and a table row per shard, but no object per clip.
     """
 
-    def __init__(
-        self,
-        committed: CommittedRows,
-        *,
-        next_seq: int = 0,
-        totals: Totals | None = None,
-        shards: pa.Table | None = None,
-        tail: Tail = Tail(),  # noqa: B008 (frozen)
-    ) -> None:
-        self.committed = committed
-        self.next_seq = next_seq
-        self.tail = tail
-        self.totals = Totals() if totals is None else totals
-        self._shards = SHARD_LIST_SCHEMA.empty_table() if shards is None else shards
-        self._new_shards: list[dict[str, str | int]] = []
+    committed: CommittedRows
+    next_seq: int = 0
+    totals: Totals = field(default_factory=Totals)
+    _shards: pa.Table = field(default_factory=SHARD_LIST_SCHEMA.empty_table)
+    tail: Tail = field(default_factory=Tail)
+    _new_shards: list[dict[str, str | int]] = field(default_factory=list, init=False)
 
     @property
     def shards(self) -> pa.Table:
