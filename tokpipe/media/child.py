@@ -179,8 +179,7 @@ class _Clip:
         # All pages at once, which is far faster than one page fault each.
         mapped = mmap.mmap(memory, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         mapped[: times_s.nbytes] = times_s.tobytes()
-        pixels = np.frombuffer(mapped, np.uint8, math.prod(self.shape), times_s.nbytes)
-        out = pixels.reshape(self.shape)
+        out = np.ndarray(self.shape, np.uint8, mapped, times_s.nbytes)
         task = Task(self.path, self.timeline, self.wanted, self.framing, file_name=self.file_name)
         try:
             decoder.decode(task, out)
