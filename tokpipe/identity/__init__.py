@@ -7,6 +7,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -74,7 +75,10 @@ def fingerprint_settings(
     sizes, stores, deadlines. ``device`` is the kind that encodes, ``"cpu"`` or ``"cuda"``, and
     ``decoders`` the versions of the job's decoders and of their FFmpeg, as they load.
     """
-    versions = {name: installed_version(name) for name in ("torch", *job.tokenizer.libraries)}
+    libraries = {}
+    for name in ("torch", *job.tokenizer.libraries):
+        with suppress(PackageNotFoundError):
+            libraries[name] = version(name)
     return {
         "codes_version": CODES_VERSION,
         "weights": weights_hash,
@@ -97,18 +101,10 @@ def fingerprint_settings(
             # CUDA kernels are selected by shape, so the batch size can change a rounding.
             **({"batch_chunks": job.encode.batch_chunks} if device == "cuda" else {}),
         },
-        "libraries": {name: found for name, found in versions.items() if found},
+        "libraries": libraries,
     }
 
 
 def releases(versions: Mapping[str, str]) -> dict[str, str]:
     """Shorten versions to two numbers: a patch release leaves the frames of good files alone."""
     return {name: ".".join(version.split(".")[:2]) for name, version in versions.items()}
-
-
-def installed_version(package: str) -> str | None:
-    """Return the version of a package, or None if it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -1,6 +1,5 @@
 """The sum of a manifest: settled clips, totals, and a table of shards."""
 
-import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -32,7 +31,7 @@ SHARD_LIST_SCHEMA = required(
     }
 )
 """A listed shard: its receipt without the clips, and the number of the entry that lists it."""
-
+_OF_RECEIPT = set(SHARD_LIST_SCHEMA.names).intersection(Receipt.__slots__)
 
 UNRECORDED = "hardware that was not recorded"
 """The encoder class of clips that earlier versions encoded."""
@@ -187,6 +186,5 @@ class ManifestState:
 
 def _listed(receipt: Receipt, seq: int) -> dict[str, str | int]:
     height, width = receipt.grid
-    fields = {one.name: getattr(receipt, one.name) for one in dataclasses.fields(receipt)}
-    del fields["clips"], fields["grid"], fields["encoders"]
+    fields = {name: getattr(receipt, name) for name in _OF_RECEIPT}
     return {"seq": seq, **fields, "num_clips": len(receipt.clips), "h": height, "w": width}
