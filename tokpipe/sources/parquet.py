@@ -38,7 +38,7 @@ class ParquetFile(Pinned):
             inner = within(pa.struct(list(self._columns_of(file))))
             paths = [find(inner, field.name) for field in columns]
             is_set = {
-                path: self._is_set(file, ".".join(path))
+                path: self._is_set(file, path)
                 for field, path in zip(columns, paths, strict=True)
                 if path and pa.types.is_binary(inner[path]) and pa.types.is_boolean(field.type)
             }
@@ -89,9 +89,10 @@ class ParquetFile(Pinned):
                 raise ConfigError(f"{self.uri}: column {name!r} {error}: rename one.") from error
         return pa.schema(columns)
 
-    def _is_set(self, file: Any, leaf: str) -> pa.Array:
+    def _is_set(self, file: Any, path: tuple[str, ...]) -> pa.Array:
         """Return whether each row has a value, without reading those that statistics describe."""
-        at, masks = _leaves(file).index(leaf), []
+        leaf, masks = ".".join(path), []
+        at = _leaves(file).index(leaf)
         for index in range(file.num_row_groups):
             group = file.metadata.row_group(index)
             known = group.column(at).statistics
@@ -100,10 +101,7 @@ class ParquetFile(Pinned):
                 masks.append(pa.repeat(num_nulls == 0, group.num_rows))
                 continue
             for batch in file.iter_batches(1, row_groups=[index], columns=[leaf]):
-                (array,) = batch.columns
-                while pa.types.is_struct(array.type):
-                    array = pc.struct_field(array, [0])
-                masks.append(array.is_valid())
+                masks.append(pc.struct_field(batch.to_struct_array(), path).is_valid())
         return pa.chunked_array(masks, pa.bool_()).combine_chunks()
 
 
