@@ -1,7 +1,6 @@
 """``tokpipe decode``: writes one clip of an output as a video or an image."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from tokpipe.errors import NotFound
 from tokpipe.media.quality import Frames, Quality
-from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
+from tokpipe.media.writing import frame_grid, write_png, write_video
 from tokpipe.reader import Clip, Output
 from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.reconstruct.frames import SideBySide
@@ -76,20 +75,22 @@ def decode_clip(
     total = sum(chunk.n_frames for chunk in clip.chunks)
     quality = Quality() if compare else None
     height = width = 0
-    with ExitStack() as stack:
-        both = stack.enter_context(SideBySide(output, device))
-        grid = FrameGrid(total, GRID_FRAMES, columns=GRID_FRAMES if compare else 4)
-        add: Callable[[Frames], None] = grid.add
-        if path.suffix == ".mp4":
-            add = stack.enter_context(VideoWriter(path, clip.fps)).write
+
+    def blocks(both: SideBySide) -> Iterator[Frames]:
+        nonlocal height, width
         for block, original in both.blocks(clip, with_source=compare):
             height, width = block.shape[1:3]
             if quality is not None and original is not None:
                 quality.add(original, block)
                 block = np.concatenate([original, block], axis=2 if path.suffix == ".mp4" else 1)
-            add(block)
-        if path.suffix == ".png":
-            write_png(path, grid.picture())
+            yield block
+
+    with SideBySide(output, device) as both:
+        if path.suffix == ".mp4":
+            write_video(path, clip.fps, blocks(both))
+        else:
+            columns = GRID_FRAMES if compare else 4
+            write_png(path, frame_grid(blocks(both), total, GRID_FRAMES, columns))
     return Decoded(clip, total, (height, width), quality, path)
 
 
