@@ -44,6 +44,9 @@ class LossConfig(Frozen):
     saturation: NonNegativeFloat = 0.0
     """FSQ only: mean square of how far latents exceed [-1.5, 1.5]. Squashing is so flat there that
     they would not return, and only the outermost levels would stay in use."""
+    spread: NonNegativeFloat = 0.0
+    """FSQ only: how far each channel is from using its levels equally often, and pairs of channels
+    are from being uncorrelated. Without it, a short training leaves most codes unused."""
     rounding: NonNegativeFloat = 0.0
     """FSQ only: mean squared distance to the centre of the rounding level, in levels. Latents away
     from the edges between levels keep their code at lower precision."""
@@ -137,8 +140,8 @@ class TrainConfig(Frozen):
             raise ValueError("tokenizer.weights: training starts from random weights; leave it out")
         if not isinstance(self.tokenizer.quantizer, FSQConfig):
             losses = [self.loss, *(phase.loss for phase in self.phases if phase.loss)]
-            if any(loss.rounding or loss.saturation for loss in losses):
-                raise ValueError("loss.rounding and loss.saturation are for fsq only: leave them 0")
+            if any(loss.rounding or loss.saturation or loss.spread for loss in losses):
+                raise ValueError("loss.rounding, saturation and spread are for fsq: leave them 0")
         return self
 
     @model_validator(mode="after")

@@ -177,7 +177,7 @@ def random_crop(clip: Frames, rng: np.random.Generator, frames: int, size: int) 
         crop = crop[::-1]
     if side == size:
         return crop
-    planes = torch.from_numpy(np.ascontiguousarray(crop)).permute(0, 3, 1, 2)
+    planes = torch.from_numpy(crop.copy()).permute(0, 3, 1, 2)
     resized = F.interpolate(planes.float(), (size, size), mode="bilinear", antialias=True)
     pixels = resized.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
     return np.asarray(pixels.numpy())

@@ -312,6 +312,9 @@ def losses(
         # FSQ hardly squashes latents up to 1.5: with 8 levels, the last begins at 1.14 and the
         # first ends at -1.42.
         terms["saturation"] = F.relu(latent.abs() - 1.5).square().mean()
+    if weights.spread:
+        assert isinstance(tokenizer.quantizer, FSQ)
+        terms["spread"] = spread(tokenizer.quantizer.bounded(latent), tokenizer.quantizer.levels)
     if weights.rounding:
         assert isinstance(tokenizer.quantizer, FSQ)
         bounded = tokenizer.quantizer.bounded(latent)
@@ -319,6 +322,23 @@ def losses(
     weighted = [getattr(weights, name) * term for name, term in terms.items()]
     terms["loss"] = torch.stack(weighted).sum()
     return terms, quantized
+
+
+def spread(bounded: Tensor, levels: Tensor) -> Tensor:
+    """Compute how far channels are from equal and independent use of their levels; 0 is best.
+
+    Args:
+        bounded: (B, z, t, h, w) latents before rounding, in levels.
+        levels: (z,) number of levels of each channel.
+    """
+    # Channels as (n, z), with their levels evenly over [-1, 1].
+    channels = (bounded.movedim(1, -1).flatten(0, -2) + (levels % 2 == 0) / 2) / (levels / 2)
+    equal = torch.linspace(-1, 1, len(channels), device=bounded.device)[:, None]
+    # The outermost levels begin well before the values that saturate.
+    reachable = math.tanh(1.6) * (levels - 1) / levels
+    uneven = (channels.sort(0).values - equal.clamp(-reachable, reachable)).square().mean()
+    centred = F.normalize(channels - channels.mean(0), dim=0)
+    return uneven + (centred.T @ centred).triu(1).square().sum() / len(levels)
 
 
 def guide(x: Tensor, temporal_stride: int, spatial_stride: int) -> Tensor:

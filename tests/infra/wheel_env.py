@@ -45,7 +45,7 @@ def environment(folder: Path, wheel: Path, extra: str = "") -> Path:
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps"]
     subprocess.run([*pip, "--quiet", "--no-index", str(wheel)], check=True)
     lines = ["import importlib.metadata as m", "print(*m.requires('tokpipe') or (), sep='\\n')"]
-    listed = subprocess.run([python, "-c", "\n".join(lines)], capture_output=True, check=True)
+    listed = subprocess.run([python, "-Ic", "\n".join(lines)], capture_output=True, check=True)
     wanted = []
     for text in listed.stdout.decode().splitlines():
         requirement = Requirement(text)

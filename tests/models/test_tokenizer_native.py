@@ -25,8 +25,11 @@ from tokpipe.config.native_parts import (
 from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError, WeightsMismatch
 from tokpipe.models import FSQ as FSQQuantizer  # noqa: N811
+from tokpipe.models import LFQ as LFQQuantizer  # noqa: N811
+from tokpipe.models import Quantizer
 from tokpipe.models.blocks import ResnetBlock3D
 from tokpipe.models.tokenizers import NOT_FINITE, build_tokenizer
+from tokpipe.models.tokenizers.base import codes_or_not_finite
 from tokpipe.models.tokenizers.native import NativeTokenizer
 
 SAMPLE = REPOSITORY / "examples/data/bigbuckbunny.mp4"
@@ -42,12 +45,13 @@ QUANTIZERS = [
     GumbelConfig(kind="gumbel", codebook_size=50, codebook_dim=4, latent_dim=6),
     FSQConfig(kind="fsq", levels=(3, 5), num_codebooks=2),
     FSQConfig(kind="fsq", levels=(8, 5, 5), dim=6),
+    LFQConfig(kind="lfq", dim=5, num_bits=4, num_codebooks=3),
     LFQConfig(kind="lfq", dim=5, num_bits=8, bit_order="little"),
     VQConfig(kind="vq", codebook_size=50, codebook_dim=4, remap=(7, 2, 49), unknown_index="extra"),
     VQConfig(kind="ema_vq", codebook_size=50, codebook_dim=4, remap=(7, 2, 49), unknown_index=1),
     GumbelConfig(kind="gumbel", codebook_size=50, codebook_dim=4, latent_dim=6, remap=(9, 0, 8)),
 ]
-"""The last seven with settings that were added later."""
+"""The last eight with settings that were added later."""
 
 
 def config_of(quantizer: Any = FSQ, **changes: Any) -> NativeConfig:
@@ -181,7 +185,8 @@ def test_every_quantizer_encodes_and_decodes(quantizer: Any, patch_size: int) ->
     tokenizer = built(config_of(quantizer, patch_size=patch_size))
     pixels = noise(2, 5, 8, 16, 3)
     codes = tokenizer.encode(pixels)
-    assert codes.shape == (2, 3, 4 // patch_size, 8 // patch_size)
+    assert codes.shape[:4] == (2, 3, 4 // patch_size, 8 // patch_size)
+    assert codes.shape[4:] == tokenizer.traits.axes
     assert 0 <= codes.min() <= codes.max() < quantizer.num_codes
     shown = tokenizer.decode(codes.to(torch.uint16))
     assert shown.shape == pixels.shape
@@ -294,15 +299,34 @@ def test_codes_that_do_not_fit_are_rejected(codes: torch.Tensor, problem: str) -
         built(config_of()).decode(codes)
 
 
-def test_codes_of_several_codebooks_are_the_digits_of_one() -> None:
-    whole = built(config_of(FSQConfig(kind="fsq", levels=(3, 5), num_codebooks=2, dim=6))).quantizer
-    parts = FSQQuantizer((3, 5), dim=6, num_codebooks=2)
-    parts.load_state_dict(whole.state_dict())
-    latent = torch.randn(2, 6, 3, 4, 4)
-    low, high = parts.codes_of(latent).unbind(-1)
-    assert torch.equal(whole.codes_of(latent), low + 15 * high)
-    vectors = parts.vectors_of(torch.stack([low, high], -1))
-    torch.testing.assert_close(whole.vectors_of(low + 15 * high), vectors)
+@pytest.mark.parametrize(
+    ("quantizer", "parts"),
+    [
+        (
+            FSQConfig(kind="fsq", levels=(3, 5), num_codebooks=2, dim=6),
+            FSQQuantizer((3, 5), dim=6, num_codebooks=2),
+        ),
+        (
+            LFQConfig(kind="lfq", dim=6, num_bits=4, num_codebooks=3, bit_order="little"),
+            LFQQuantizer(6, 16, num_codebooks=3, bit_order="little"),
+        ),
+    ],
+    ids=["fsq", "lfq"],
+)
+def test_a_position_has_a_code_of_each_codebook(quantizer: Any, parts: Quantizer) -> None:
+    config = config_of(quantizer)
+    tokenizer, pixels = built(config), noise(1, 5, 16, 16, 3)
+    parts.load_state_dict(tokenizer.quantizer.state_dict())
+    codes = tokenizer.encode(pixels)
+    assert codes.shape == (1, 3, 8, 8, quantizer.num_codebooks)
+    assert config.traits.codebook_size == parts.codebook_size
+    latent = tokenizer.latent_of((pixels / 127.5 - 1).permute(0, 4, 1, 2, 3))
+    assert torch.equal(parts.codes_of(latent), codes)
+    assert tokenizer.decode(codes).shape == pixels.shape
+    broken = latent.clone()
+    broken[0, 0, 1, 2, 3] = torch.nan
+    found = codes_or_not_finite(tokenizer.quantizer, broken) == NOT_FINITE
+    assert found.nonzero()[:, :4].unique(dim=0).tolist() == [[0, 1, 2, 3]]
 
 
 def test_entries_out_of_use_get_the_code_that_the_job_names() -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.pages import blocks_of
 from tests.reader.reader_encodings import write_output
 from tokpipe.reader.compose.grammar import KINDS
-from tokpipe.reader.compose.presets import PRESETS
+from tokpipe.reader.compose.template import PRESETS
 
 PAGE = Path("docs/sequences.md")
 

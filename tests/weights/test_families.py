@@ -12,12 +12,13 @@ import transformers
 from torch import Tensor
 
 from tests.models.adapter_helpers import file_of, noise, randomize, small_native
+from tests.models.test_adapters_cosmos import Encoder, ImageEncoder, program
 from tests.models.test_adapters_vqgan import in_llamagen_layout, random_state, vqgan
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.native_parts import VQConfig
-from tokpipe.config.tokenizer import Emu3Config, TokenizerConfig
+from tokpipe.config.tokenizer import CosmosDIConfig, CosmosDVConfig, Emu3Config, TokenizerConfig
 from tokpipe.config.vqgan import PRESETS
-from tokpipe.errors import WeightsMismatch
+from tokpipe.errors import ConfigError, WeightsMismatch
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.models.tokenizers.vqgan import VQGANTokenizer
 from tokpipe.weights.read import read_weights
@@ -117,6 +118,48 @@ def test_weights_of_an_encoder_alone_load_where_nothing_contradicts(
         *((name, "llamagen") for name in ENCODER_ALIKE),  # whose own keys say what they are
         ("llamagen", "janus in transformers"),
     }
+
+
+COSMOS: dict[str, tuple[CosmosDVConfig, torch.nn.Module]] = {
+    **{
+        f"{time}x{space}x{space}": (
+            CosmosDVConfig.model_validate(
+                {"kind": "cosmos_dv", "variant": f"{time}x{space}x{space}", "weights": "w"}
+            ),
+            Encoder(time, space),
+        )
+        for time, space in [(4, 8), (8, 8), (8, 16)]
+    },
+    **{
+        f"{space}x{space}": (
+            CosmosDIConfig.model_validate(
+                {"kind": "cosmos_di", "variant": f"{space}x{space}", "weights": "w"}
+            ),
+            ImageEncoder(space=space),
+        )
+        for space in [8, 16]
+    },
+}
+"""Programs, which have no keys: what they return for a small clip says what they are."""
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_cosmos_and_other_families_refuse_each_other(
+    states: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    given = {name: program(module) for name, (_, module) in COSMOS.items()}
+    given |= {name: file_of(state) for name, state in states.items()}
+    wanted = {name: config for name, (config, _) in COSMOS.items()} | CONFIGS
+    for (name, data), (other, config) in product(given.items(), wanted.items()):
+        if name in CONFIGS and other in CONFIGS:
+            continue
+        (tmp_path / "w").write_bytes(data)
+        there = config.model_copy(update={"weights": str(tmp_path / "w")})
+        if name == other:
+            build_tokenizer(there, read_weights(there, StoreOptions()).encoding)
+            continue
+        with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "w"))):
+            build_tokenizer(there, read_weights(there, StoreOptions()).encoding)
 
 
 @pytest.mark.parametrize(

@@ -147,14 +147,14 @@ class FSQConfig(Frozen):
     )  # fmt: skip
     """Values that each channel is rounded to."""
     num_codebooks: PositiveInt = 1
-    """Groups of channels with these levels, whose codes form one; the first counts least."""
+    """Groups of channels with these levels. Each has a code of its own at every position."""
     dim: PositiveInt | None = None
     """Channels of the latent and of code vectors, if they are projected to those that are rounded,
     and back."""
 
     @property
     def num_codes(self) -> int:
-        return int(math.prod(self.levels) ** self.num_codebooks)
+        return math.prod(self.levels)
 
     @property
     def codebook_dim(self) -> int:
@@ -171,6 +171,8 @@ class LFQConfig(Frozen):
     """Channels of the latent, and bits of a code unless ``num_bits`` says otherwise."""
     num_bits: Annotated[int, Field(ge=1, le=62)] | None = None
     """Bits of a code, if the channels are projected to them, and back."""
+    num_codebooks: PositiveInt = 1
+    """Groups of bits. Each has a code of its own at every position."""
     bit_order: Literal["big", "little"] = "big"
     """``big``: the first channel is the highest bit of a code; ``little``: the lowest."""
 

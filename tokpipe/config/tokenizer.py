@@ -151,6 +151,7 @@ class NativeConfig(TokenizerConfig):
             temporal_stride=self.encoder.temporal_compress_times,
             spatial_stride=self.encoder.spatial_stride * self.patch_size,
             codebook_size=self.quantizer.num_codes,
+            codes_per_position=getattr(self.quantizer, "num_codebooks", 1),
             bit_order=self.quantizer.bit_order if isinstance(self.quantizer, LFQConfig) else None,
             why_not_streamable=why_not_streamable,
         )

@@ -12,24 +12,6 @@ from tokpipe.formats.tables import to_parquet
 from tokpipe.telemetry.redact import printable
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
-_CARD = """\
----
-license: unknown
-size_categories: {size}
-configs: [{{config_name: default, data_files: data/*.parquet}}]
----
-# {name}
-
-{output.num_clips:,} clips of video, {output.num_codes:,} codes, and the columns of their source:
-
-    rows = datasets.load_dataset("FOLDER", split="train", streaming=True).with_format("numpy")
-
-Each row has {arrays}; `metadata.json` says what they mean.
-
-`tokpipe decode OUTPUT --clip CLIP_ID -o clip.mp4` turns a clip of the output with the fingerprint
-`{fingerprint}` into pixels. So does the decoder of the tokenizer, {tokenizer}.
-Its weights have the hash `{weights}` and the license: {license}.
-"""
 _CODES = '`row["codes"].reshape(row["shape"])`, codes (t, h, w[, c])'
 _TOKENS = '`tokens`, `loss`, and `row["positions"].reshape(-1, 3)`'
 
@@ -50,7 +32,8 @@ def write_huggingface(samples: Iterable[Sample], source: Source, folder: Path) -
         (folder / f"data/{number:06}.parquet").write_bytes(to_parquet(table))
     source.describe(folder)
     spec = output.tokenizer
-    card = _CARD.format(
+    card = Path(__file__).with_name("huggingface_card.md").read_text(encoding="utf-8")
+    card = card.format(
         size=_SIZES[min(max(len(str(output.num_clips)), 3), 9) - 3],
         name=printable(output.record.dataset),
         output=output,

@@ -1,6 +1,6 @@
 """``tokpipe decode``: writes one clip of an output as a video or an image."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from tokpipe.errors import NotFound
 from tokpipe.media.quality import Frames, Quality
-from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
+from tokpipe.media.writing import frame_grid, write_png, write_video
 from tokpipe.reader import Clip, Output
 from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.reconstruct.frames import SideBySide
@@ -43,23 +43,26 @@ class Decoded:
             TokpipeError: the clip or decoder does not exist, or weights or source have changed.
         """
         self.clip, self.path = _find(output, clip_id, source), path
-        is_video = path.suffix == ".mp4"
         self.num_frames = sum(chunk.n_frames for chunk in self.clip.chunks)
         self.quality = Quality() if compare else None  # Against the source
         self.size = (0, 0)  # (height, width) of a frame
-        grid = FrameGrid(self.num_frames, GRID_FRAMES, columns=GRID_FRAMES if compare else 4)
         with SideBySide(output, device) as both:
-            add: Callable[[Frames], None] = grid.add
-            if is_video:
-                add = both.enter_context(VideoWriter(path, self.clip.fps)).write
-            for block, original in both.blocks(self.clip, with_source=compare):
-                self.size = block.shape[1:3]
-                if self.quality is not None and original is not None:
-                    self.quality.add(original, block)
-                    block = np.concatenate([original, block], axis=2 if is_video else 1)
-                add(block)
-        if not is_video:
-            write_png(path, grid.picture())
+            blocks = self._shown(both.blocks(self.clip, with_source=compare))
+            if path.suffix == ".mp4":
+                write_video(path, self.clip.fps, blocks)
+            else:
+                columns = GRID_FRAMES if compare else 4
+                write_png(path, frame_grid(blocks, self.num_frames, GRID_FRAMES, columns))
+
+    def _shown(self, blocks: Iterator[tuple[Frames, Frames | None]]) -> Iterator[Frames]:
+        """Yield what is shown of each chunk, and measure its quality."""
+        for block, original in blocks:
+            self.size = block.shape[1:3]
+            if self.quality is not None and original is not None:
+                self.quality.add(original, block)
+                axis = 2 if self.path.suffix == ".mp4" else 1
+                block = np.concatenate([original, block], axis=axis)
+            yield block
 
     def lines(self) -> Iterator[str]:
         height, width = self.size

@@ -10,6 +10,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tokpipe.errors import TokpipeError
 from tokpipe.reader import Clip, Output
 from tokpipe.report.history import History, read_groups
@@ -47,21 +50,24 @@ class Pair:
 
     def _decode(self, both: SideBySide, *, with_source: bool) -> None:
         from tokpipe.media.quality import Quality
-        from tokpipe.media.writing import FrameGrid, jpeg_bytes
+        from tokpipe.media.writing import frame_grid, jpeg_bytes
 
-        num_frames, quality = self.num_frames, Quality()
-        decoded, source = (FrameGrid(num_frames, NUM_FRAMES, NUM_FRAMES) for _ in range(2))
-        for block, original in both.blocks(self.clip, with_source=with_source):
-            decoded.add(block)
-            if original is not None:
-                source.add(original)
-                quality.add(original, block)
-            self.size = block.shape[1:3]  # (height, width) of a frame
-        picture = decoded.picture()
-        self.decoded = jpeg_bytes(picture)
-        self.shown = picture.shape[1] // self.size[1]  # Frames in each picture
+        quality = Quality()
+
+        def blocks() -> Iterator[NDArray[np.uint8]]:
+            for block, original in both.blocks(self.clip, with_source=with_source):
+                self.size = block.shape[1:3]  # (height, width) of a frame
+                if original is not None:
+                    quality.add(original, block)
+                    block = np.concatenate([block, original], axis=1)
+                yield block
+
+        picture = frame_grid(blocks(), self.num_frames, NUM_FRAMES, columns=NUM_FRAMES)
+        height, width = self.size
+        self.decoded = jpeg_bytes(picture[:height])
+        self.shown = picture.shape[1] // width  # Frames in each picture
         if with_source:
-            self.source = jpeg_bytes(source.picture())
+            self.source = jpeg_bytes(picture[height:])
             self.psnr_db, self.ssim = quality.psnr_db, quality.ssim
 
 

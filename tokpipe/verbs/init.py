@@ -48,31 +48,6 @@ _OUTSIDE = """\
   # Rows with files elsewhere are rejected. If the table may name them, list their folders here:
   # allowed_prefixes: {}
 """
-_TEMPLATE = """\
-# For {target}, by `tokpipe init`. docs/jobs.md explains every setting.
-dataset: {name}
-sources:
-{sources}
-output:
-  # A folder on this machine, or a prefix such as s3://bucket/codes that all machines reach.
-  uri: {output}
-sampling:
-  # {about_fps}
-  fps: {fps:g}
-  # Longer videos become several clips of this many frames.
-  max_clip_frames: 129
-frames:
-  {sizes}
-tokenizer:
-  # The small one that ships, to try everything. Its card says how good it is.
-  checkpoint: builtin://fsq-4x8x8
-chunking:
-  policy: independent
-  # Encoded together: the first frame, plus a multiple of the tokenizer's temporal stride.
-  chunk_frames: 17
-# The run fails if more than this share of the clips is rejected.
-max_rejected_fraction: 0.05
-"""
 
 
 def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
@@ -208,7 +183,8 @@ def _text(
         text = yaml.safe_dump([one], allow_unicode=True, sort_keys=False)
         text += _OUTSIDE.format(json.dumps(proposed)) if proposed else ""
         sections.append(_COMMENTS[one["kind"]] + textwrap.indent(text, "  "))
-    return _TEMPLATE.format(
+    template = Path(__file__).with_name("init.yaml").read_text(encoding="utf-8")
+    return template.format(
         target=redact(" ".join(target.split())),
         name=in_yaml(name),
         sources="".join(sections).rstrip(),

@@ -22,6 +22,7 @@ from examples.train_tokenizer.loop import (
     losses,
     reconstruct,
     scaled,
+    spread,
     train,
 )
 from tests.examples.train_tokenizer.conftest import Config, Settings, phase
@@ -253,7 +254,7 @@ def test_losses_are_what_their_names_say(config: Config) -> None:
     x = scaled(noise(2, 5, 16, 16, 3))
     assert x.shape == (2, 3, 5, 16, 16)
     assert (float(x.min()), float(x.max())) == (-1, 1)
-    weights = LossConfig(l1=2, mse=3, gradient=0.5, saturation=0.25, rounding=0.1)
+    weights = LossConfig(l1=2, mse=3, gradient=0.5, saturation=0.25, spread=0.3, rounding=0.1)
     terms, _ = losses(tokenizer, x, weights)
     y, _, latent = reconstruct(tokenizer, x)
     assert isinstance(tokenizer.quantizer, FSQ)
@@ -264,12 +265,28 @@ def test_losses_are_what_their_names_say(config: Config) -> None:
         "mse": (error**2).mean(),
         "gradient": error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean(),
         "saturation": ((latent.abs() - 1.5).clamp_min(0) ** 2).mean(),
+        "spread": spread(bounded, tokenizer.quantizer.levels),
         "rounding": ((bounded - bounded.round()) ** 2).mean(),
     }
     for name, value in expected.items():
         assert float(terms[name]) == pytest.approx(float(value)), name
     total = sum(getattr(weights, name) * float(value) for name, value in expected.items())
     assert float(terms["loss"]) == pytest.approx(total, rel=1e-5)
+
+
+def test_the_spread_is_smallest_for_levels_used_equally_and_independently() -> None:
+    levels = torch.tensor([8, 5])
+    even = torch.cartesian_prod(torch.linspace(-4, 3, 64), torch.linspace(-2, 2, 64))
+    together = even[:64].clone()
+    together[:, 0] = torch.linspace(-4, 3, 64)
+
+    def of(channels: torch.Tensor) -> float:
+        return float(spread(channels.T[None, :, :, None, None], levels))
+
+    assert of(even) < 0.01
+    assert of(together) > 0.4  # each channel is even, but one tells the other
+    assert of(even * torch.tensor([1.0, 0.1])) > 0.1  # one level is used
+    assert of(even + torch.tensor([2.0, 0.0])) > 0.1
 
 
 def test_the_guide_separates_brightness_slopes_and_colours() -> None:

@@ -59,6 +59,9 @@ def test_a_crop_can_be_as_long_and_as_large_as_its_clip() -> None:
     crop = random_crop(ramp(5, 32, 32), np.random.default_rng(0), frames=5, size=32)
     assert sorted(crop[:, 0, 0, 0]) == [0, 10, 20, 30, 40]
     assert crop[0, 0, :, 1].max() == 250
+    for seed in range(20):  # played backwards, one whole frame is laid out as it was
+        crop = random_crop(ramp(1, 33, 33), np.random.default_rng(seed), frames=1, size=32)
+        assert crop.shape == (1, 32, 32, 3)
 
 
 def test_a_batch_depends_only_on_seed_and_step(config: Config) -> None:

@@ -237,11 +237,14 @@ def check_codes(codes: Tensor, traits: TokenizerTraits) -> None:
 
 
 def codes_or_not_finite(quantizer: Quantizer, latent: Tensor) -> Tensor:
-    """(B, C, ...) in any dtype -> (B, ...) int64; ``NOT_FINITE`` where a latent is not."""
+    """(B, C, ...) in any dtype -> (B, ...) or, for several codebooks, (B, ..., c) int64.
+
+    They are ``NOT_FINITE`` where a latent is not.
+    """
     latent = latent.float()
     finite = latent.isfinite().all(dim=1)
     codes = quantizer.codes_of(latent.masked_fill(~finite.unsqueeze(1), 0))
-    return codes.where(finite, NOT_FINITE)
+    return codes.where(finite if codes.ndim == finite.ndim else finite.unsqueeze(-1), NOT_FINITE)
 
 
 def _is_integer(tensor: Tensor) -> bool:

@@ -98,9 +98,10 @@ class NativeTokenizer(VideoTokenizer):
 
 def _quantizer(config: QuantizerConfig) -> Quantizer:
     if isinstance(config, FSQConfig):
-        return FSQ(config.levels * config.num_codebooks, config.dim)
+        return FSQ(config.levels, config.dim, config.num_codebooks)
     if isinstance(config, LFQConfig):
-        return LFQ(config.dim, config.num_codes, bit_order=config.bit_order)
+        size, groups = config.num_codes, config.num_codebooks
+        return LFQ(config.dim, size, num_codebooks=groups, bit_order=config.bit_order)
     size, dim = config.codebook_size, config.codebook_dim
     remap: dict[str, Any] = config.model_dump(include={"remap", "unknown_index"})
     if isinstance(config, GumbelConfig):

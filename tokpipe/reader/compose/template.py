@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,8 +18,10 @@ from tokpipe.config.explain import validate_settings
 from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.errors import ConfigError
 from tokpipe.reader.compose.grammar import KINDS, SHAPE, Part, expanded, parsed, text_of, wrong
-from tokpipe.reader.compose.presets import PRESETS
 from tokpipe.reader.compose.vocabulary import TEXT, Vocabulary, VocabularyConfig
+
+_PUBLISHED = tomllib.loads(Path(__file__).with_name("presets.toml").read_text(encoding="utf-8"))
+PRESETS: dict[str, str] = _PUBLISHED["templates"]
 
 Shape = tuple[int, ...]  # (t, h, w)
 Run = tuple[Part, ...]  # Literal text and fields that follow each other
@@ -111,8 +114,8 @@ class Template:
         if (preset := data.pop("preset", None)) is not None:
             if preset not in PRESETS:
                 raise ConfigError(f"{path}: preset: found {preset!r}; write one of {[*PRESETS]}")
-            vocabulary = {**PRESETS[preset]["vocabulary"], **(data.get("vocabulary") or {})}
-            data = {**PRESETS[preset], **data, "vocabulary": vocabulary}
+            vocabulary = {**_PUBLISHED["vocabulary"], **(data.get("vocabulary") or {})}
+            data = {"template": PRESETS[preset], **data, "vocabulary": vocabulary}
         context = {"root": path.parent}
         config = validate_settings(TemplateConfig, data, name=str(path), context=context)
         return cls(config.template, Vocabulary(**config.vocabulary.model_dump()), loss=config.loss)
