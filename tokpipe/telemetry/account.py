@@ -117,6 +117,12 @@ class Account:
         return self.clips.get(stage, 0) + rejected
 
     @property
+    def stage_seconds(self) -> dict[tuple[Stage, Activity], float]:
+        """Seconds of each stage's actors by activity."""
+        pairs = ((stage, of) for stage in STAGES for of in OF_STAGE[stage])
+        return {(stage, of): self.spent_s.get(of, 0.0) for stage, of in pairs}
+
+    @property
     def busy_shares(self) -> dict[Stage, float]:
         """Fraction of time (0 to 1) in which the actors of each stage were busy."""
         spent_s, up_s = self.spent_s, self.up_s
