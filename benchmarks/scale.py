@@ -88,11 +88,11 @@ def _open(folder: str) -> int:
 
 
 def _audit(folder: str) -> int:
-    from tokpipe.audit import audit
+    from tokpipe.audit import Audit
 
     job = job_of_table(Path(folder))
     store = Store(job.output.uri, job.storage)
-    report = audit(store, depth="manifest")
+    report = Audit(store, depth="manifest")
     assert report.is_clean, list(report.findings)
     assert report.totals is not None
     return report.totals.num_clips

@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, default_collate
 
 from tokpipe.errors import TokpipeError
-from tokpipe.media.writing import VideoWriter
+from tokpipe.media.writing import write_video
 from tokpipe.reader import Clip, ClipStream, CodeCache, Output, TokenSequences, open_output
 from tokpipe.reader.compose import Template, Vocabulary
 from tokpipe.reader.dataset import ClipDataset
@@ -301,9 +301,7 @@ def show(output: Output, like: Clip, codes: NDArray[np.int64], path: Path) -> No
     """Decode codes to a video, in place of the first chunk of a clip."""
     spec, job = output.tokenizer, output.trusted_job()
     chunk = replace(like.chunks[0], codes=codes.astype(spec.code_dtype))
-    with VideoWriter(path, like.fps) as writer:
-        for frames in Reconstructor(job, spec, "cpu").frames([chunk]):
-            writer.write(frames)
+    write_video(path, like.fps, Reconstructor(job, spec, "cpu").frames([chunk]))
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from examples.demo_tokenizer.scenes import make_palette, render_scene
-from tokpipe.media.writing import VideoWriter
+from tokpipe.media.writing import write_video
 
 FPS = 25
 
@@ -30,8 +30,8 @@ def draw_scenes(
     palette = make_palette(seed, textures, shapes, sorted(photos.iterdir()) if photos else ())
     for number in range(count):
         rng = np.random.default_rng((seed, 0, number))
-        with VideoWriter(folder / f"{number:05d}.mp4", FPS) as writer:
-            writer.write(render_scene(palette, rng, frames=frames, height=size, width=size))
+        scene = render_scene(palette, rng, frames=frames, height=size, width=size)
+        write_video(folder / f"{number:05d}.mp4", FPS, [scene])
 
 
 def main(arguments: list[str] | None = None) -> None:

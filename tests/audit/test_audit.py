@@ -8,9 +8,10 @@ import pytest
 
 from tests.audit.outputs import Made, edit, entry_of, finished, leave, put
 from tests.formats.formats_helpers import flipped
-from tokpipe.audit import audit
+from tokpipe.audit import Audit
+from tokpipe.audit.audit import Depth
+from tokpipe.audit.findings import EXAMPLES, Findings
 from tokpipe.audit.manifest import PlannedClips
-from tokpipe.audit.report import EXAMPLES, Depth, Findings
 from tokpipe.cli import main
 from tokpipe.formats.manifest import Claim, ManifestEntry, Reopened, append
 from tokpipe.plan import StoredPlan
@@ -30,12 +31,12 @@ def test_all_defects_are_reported(output: Made) -> None:
     store.put("clips/shard2.parquet", store.get("clips/shard2.parquet")[:-1])
     store.delete("manifest/00000005.json")
     once = dict.fromkeys(("entry_missing", "shard", "object_missing", "side_table"), 1)
-    assert audit(store).findings.counts == {**once, "unsettled": 4}
+    assert Audit(store).findings.counts == {**once, "unsettled": 4}
 
 
 def test_rows_of_a_missing_entry_are_unsettled(output: Made) -> None:
     output.store.delete("manifest/00000001.json")
-    report = audit(output.store)
+    report = Audit(output.store)
     (unsettled,) = (one for one in report.findings if one.kind == "unsettled")
     # Row 3 is cut into three clips, the first of which is in the shard before.
     assert "4 of 30 plan rows" in unsettled.message
@@ -44,8 +45,8 @@ def test_rows_of_a_missing_entry_are_unsettled(output: Made) -> None:
 
 def test_unsettled_rows_are_a_defect_unless_partial(tmp_path: Path) -> None:
     output = finished(tmp_path, num_shards=3)
-    assert audit(output.store).findings.counts["unsettled"] == audit(output.store).num_left > 0
-    assert audit(output.store, partial=True).is_clean
+    assert Audit(output.store).findings.counts["unsettled"] == Audit(output.store).num_left > 0
+    assert Audit(output.store, partial=True).is_clean
     assert main(["audit", output.store.uri]) == 8
     assert main(["audit", output.store.uri, "--partial"]) == 0
 
@@ -55,13 +56,13 @@ def test_each_depth_finds_what_it_reads(output: Made, depth: Depth, found: int) 
     key = "shards/shard0.parquet"
     output.store.put(key, flipped(output.store.get(key), 800))
     output.store.put("shards/shard1.parquet", b"short")
-    assert len(audit(output.store, depth=depth).findings) == found
+    assert len(Audit(output.store, depth=depth).findings) == found
 
 
 def test_a_checkpoint_beyond_the_last_entry_reveals_missing_entries(output: Made) -> None:
     for seq in range(2, 8):
         output.store.delete(f"manifest/{seq:08d}.json")
-    report = audit(output.store, partial=True)
+    report = Audit(output.store, partial=True)
     assert report.findings.counts["entry_missing"] == 2  # of four that are summed up
 
 
@@ -72,10 +73,10 @@ def test_a_clip_can_be_tokenized_after_its_rejection_is_withdrawn(output: Made) 
     claim = Claim("host", 1, "0.1.0")
     assert append(store, ManifestEntry(8, "driver-2", "later", claim=claim))
     assert append(store, ManifestEntry(9, "driver-2", "later", reopened=reopened))
-    assert audit(store).findings.counts == {"unsettled": 1}
+    assert Audit(store).findings.counts == {"unsettled": 1}
     receipt = put(output, "after-all", [rejection.ref])
     assert append(store, ManifestEntry(10, "driver-2", "later", (receipt,)))
-    report = audit(store)
+    report = Audit(store)
     assert report.is_clean, list(report.findings)
     assert report.totals is not None
     assert report.totals.num_rejected == 1
@@ -87,12 +88,12 @@ def test_a_tokenized_clip_cannot_be_reopened(output: Made) -> None:
     receipt = put(output, "second", [clip])
     entry = ManifestEntry(8, "driver", "later", (receipt,), reopened=(Reopened(clip, "no_video"),))
     assert append(output.store, entry)
-    assert audit(output.store).findings.counts == {"not_rejected": 1, "clip_twice": 1}
+    assert Audit(output.store).findings.counts == {"not_rejected": 1, "clip_twice": 1}
 
 
 def test_leftovers_are_reported_but_are_not_a_defect(output: Made) -> None:
     leave(output)
-    report = audit(output.store)
+    report = Audit(output.store)
     assert report.is_clean
     assert report.leftovers.num_objects == 4
     assert any("4 unlisted objects" in line for line in report.lines())
@@ -118,7 +119,7 @@ def test_an_invalid_listed_key_is_a_defect(output: Made, key: str) -> None:
     shards = (replace(entry_of(output.store, 0).shards[0], shard=key),)
     edit(output.store, 0, lambda entry: replace(entry, shards=shards))
     for depth in DEPTHS:
-        report = audit(output.store, depth=depth)
+        report = Audit(output.store, depth=depth)
         assert report.findings.counts["entry_damaged"] == 1
         assert report.num_shards_checked == (0 if depth == "manifest" else 7)
 

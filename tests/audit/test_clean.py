@@ -9,7 +9,7 @@ import pytest
 
 from tests.audit.outputs import LEFTOVERS, Made, finished, leave, put
 from tests.storage.listed import sizes
-from tokpipe.audit import audit, clean
+from tokpipe.audit import Audit, clean
 from tokpipe.cli import main
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.formats.layout import entry_key
@@ -42,7 +42,7 @@ def test_only_old_leftovers_are_removed(output: Made) -> None:
     assert before.keys() - after.keys() == LEFTOVERS
     assert removed.num_objects == len(LEFTOVERS)
     assert removed.size_bytes == sum(before[key] for key in LEFTOVERS)
-    report = audit(output.store)
+    report = Audit(output.store)
     assert report.is_clean
     assert report.leftovers.num_objects == 2  # those from just now
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.audit.defects import DEFECTS, FAMILIES, relist
 from tests.audit.outputs import Made, edit, entry_of, finished, parquet_edited
-from tokpipe.audit import audit
+from tokpipe.audit import Audit
 from tokpipe.storage import Store
 from tokpipe.telemetry.human import json_line
 
@@ -25,7 +25,7 @@ def test_a_planted_defect_is_found(
 ) -> None:
     shutil.copytree(clean_output.store.uri, tmp_path / "out")
     store = Store(str(tmp_path / "out"), clean_output.job.storage)
-    assert audit(store, depth="manifest").is_clean
+    assert Audit(store, depth="manifest").is_clean
     spoiled = replace(clean_output, store=store)
     plant, _ = FAMILIES[family]
     # Writers of the clean output are made to write into the copy.
@@ -34,7 +34,7 @@ def test_a_planted_defect_is_found(
         plant(spoiled, np.random.default_rng([number, len(family)]), tmp_path)
     finally:
         clean_output.write.store = before
-    report = audit(store)
+    report = Audit(store)
     assert not report.is_clean
     assert json_line(report.to_dict())
     for finding in report.findings:
@@ -45,7 +45,7 @@ def test_a_planted_defect_is_found(
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_clean_output_has_no_defects(tmp_path: Path, streaming: bool) -> None:
     output = finished(tmp_path, streaming=streaming)
-    report = audit(output.store)
+    report = Audit(output.store)
     assert report.is_clean, list(report.findings)
     assert report.num_left == 0
     assert report.totals is not None
@@ -61,6 +61,6 @@ def test_planting_itself_causes_no_defect(tmp_path: Path) -> None:
         edit(output.store, seq, lambda entry: replace(entry, written_at="now"))
         key = entry_of(output.store, seq).shards[0].shard
         relist(output, seq, parquet_edited(output.store.get(key), lambda table: table))
-    report = audit(output.store)
+    report = Audit(output.store)
     # Except for the checkpoint, which lists the original shards.
     assert report.findings.counts == {"checkpoint": 1}, list(report.findings)

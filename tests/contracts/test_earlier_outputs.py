@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tokpipe.audit import audit
+from tokpipe.audit import Audit
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import PlanMismatch
 from tokpipe.export import FORMATS, export_output
@@ -34,7 +34,7 @@ def test_codes_are_unchanged(output: Output) -> None:
 
 
 def test_the_audit_is_clean() -> None:
-    report = audit(Store(str(WRITTEN_BY_0_1_0), StoreOptions()))
+    report = Audit(Store(str(WRITTEN_BY_0_1_0), StoreOptions()))
     assert report.is_clean, list(report.lines())
 
 

@@ -17,7 +17,7 @@ from tests.end_to_end.jobs import (
     write_job,
     write_videos,
 )
-from tokpipe.audit import audit
+from tokpipe.audit import Audit
 from tokpipe.config.job import StoreOptions
 from tokpipe.reader import open_output
 from tokpipe.storage import Store
@@ -63,7 +63,7 @@ def test_outputs_name_what_encoded_them_and_a_job_may_insist_on_one_class(tmp_pa
         printed = " ".join(run_well(job("any", "in(full, other)"), cluster.address).split())
     finally:
         cluster.shutdown()
-    report = audit(Store(str(output), StoreOptions()))
+    report = Audit(Store(str(output), StoreOptions()))
     assert report.is_clean, list(report.lines())
     assert report.totals is not None
     (full,) = report.totals.encoders.keys() - {capped}

@@ -12,7 +12,7 @@ import pytest
 from tests.export.by_libraries import output_of
 from tokpipe.cli import main
 from tokpipe.errors import ConfigError, CorruptOutput
-from tokpipe.export import FORMATS, export_output, webdataset
+from tokpipe.export import FORMATS, export_output, packed
 from tokpipe.reader.output import Output
 
 
@@ -42,7 +42,7 @@ def test_memmap_is_read_as_1x_reads_it(codebook_size: int, tmp_path: Path) -> No
 def test_webdataset_keeps_the_files_of_a_clip_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webdataset, "TAR_BYTES", 1000)
+    monkeypatch.setattr(packed, "TAR_BYTES", 1000)
     output = output_of([(4, 4), (2, 3)])
     done = export_output(output, "webdataset", tmp_path / "tars")
     tars = sorted((tmp_path / "tars").glob("*.tar"))

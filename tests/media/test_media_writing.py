@@ -1,5 +1,6 @@
 """Videos and pictures for people show the frames that were written."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
+from tokpipe.media.writing import frame_grid, write_png, write_video
 
 
 def gradients(num_frames: int, height: int = 48, width: int = 64) -> NDArray[np.uint8]:
@@ -32,9 +33,7 @@ def read(path: Path) -> tuple[NDArray[np.uint8], float]:
 @pytest.mark.parametrize("fps", [8.0, 24000 / 1001, 0.5])
 def test_a_video_plays_back_in_its_colours_and_at_its_rate(tmp_path: Path, fps: float) -> None:
     frames = gradients(9)
-    with VideoWriter(tmp_path / "clip.mp4", fps) as video:
-        video.write(frames[:4])
-        video.write(frames[4:])
+    write_video(tmp_path / "clip.mp4", fps, [frames[:4], frames[4:]])
     found, rate = read(tmp_path / "clip.mp4")
     assert found.shape == frames.shape
     assert rate == pytest.approx(fps, rel=1e-4)
@@ -43,22 +42,20 @@ def test_a_video_plays_back_in_its_colours_and_at_its_rate(tmp_path: Path, fps: 
 
 @pytest.mark.parametrize("size", [(48, 64), (9, 15), (1, 1)])
 def test_frames_of_any_size_are_written(tmp_path: Path, size: tuple[int, int]) -> None:
-    with VideoWriter(tmp_path / "clip.mp4", 8.0) as video:
-        video.write(gradients(3, *size))
+    write_video(tmp_path / "clip.mp4", 8.0, [gradients(3, *size)])
     assert read(tmp_path / "clip.mp4")[0].shape == (3, *size, 3)
 
 
-def _interrupted(path: Path) -> None:
-    with VideoWriter(path, 8.0) as video:
-        video.write(gradients(3))
-        raise RuntimeError("in the middle")
+def interrupted() -> Iterator[NDArray[np.uint8]]:
+    yield gradients(3)
+    raise RuntimeError("in the middle")
 
 
 def test_an_interrupted_video_leaves_the_earlier_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"earlier")
     with pytest.raises(RuntimeError, match="in the middle"):
-        _interrupted(path)
+        write_video(path, 8.0, interrupted())
     assert path.read_bytes() == b"earlier"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -72,11 +69,8 @@ def test_a_picture_is_lossless(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("blocks", [[20], [1] * 20, [7, 13]])
 def test_a_grid_shows_evenly_spaced_frames_for_blocks_of_any_size(blocks: list[int]) -> None:
-    grid = FrameGrid(total=20, num_frames=5, columns=3)
-    for block in np.split(greys(20), np.cumsum(blocks)[:-1]):
-        grid.add(block)
-    assert grid.picture()[..., 0].tolist() == [[0, 5, 10], [14, 19, 0]]
+    grid = frame_grid(np.split(greys(20), np.cumsum(blocks)[:-1]), 20, num_frames=5, columns=3)
+    assert grid[..., 0].tolist() == [[0, 5, 10], [14, 19, 0]]
     for total in (1, 2, 3):  # a short clip, of which every frame is shown
-        grid = FrameGrid(total, num_frames=8, columns=4)
-        grid.add(greys(total))
-        assert grid.picture()[..., 0].tolist() == [list(range(total))]
+        grid = frame_grid([greys(total)], total, num_frames=8, columns=4)
+        assert grid[..., 0].tolist() == [list(range(total))]

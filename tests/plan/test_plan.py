@@ -53,7 +53,7 @@ def plan(root: Path, *sources: dict[str, Any], **settings: Any) -> tuple[StoredP
 
 def row_id(dataset: str, source_uri: str, *limits: float | None) -> str:
     span = b"".join(struct.pack("<?d", one is not None, one or 0.0) for one in limits)
-    return row_digests(dataset, [source_uri.encode("utf-8", "surrogatepass")], span).hex()
+    return row_digests(dataset, [source_uri.encode("utf-8", "surrogatepass")], [span])[0].hex()
 
 
 def items_of(reader: PlanReader) -> list[WorkItem]:

@@ -22,7 +22,6 @@ from tokpipe.errors import ConfigError, CorruptOutput, StorageError
 from tokpipe.reader import CodeCache as CompleteCache
 from tokpipe.reader import Output, ShardCodes
 from tokpipe.reader.shard_codes import write_shard_codes
-from tokpipe.reader.source import clip_of
 from tokpipe.storage.local_files import TEMPORARY_FOLDER
 from tokpipe.types import EncodedClip
 
@@ -92,7 +91,7 @@ def test_clips_may_extend_over_record_batches(
     (shard,) = CodeCache(output, tmp_path)
     assert_same(shard, clips)
     for number, clip in enumerate(clips):
-        clip_id, codes = clip_of(shard, number)
+        clip_id, codes = shard.clip(number)
         assert clip_id == clip.ref.clip_id
         np.testing.assert_array_equal(codes, np.concatenate(clip.codes))
     with pa.memory_map(str(tmp_path / f"{output.shards[0].sha256}.arrow")) as file:

@@ -23,7 +23,7 @@ from tokpipe.formats.manifest import Reopened, append
 from tokpipe.formats.sealed_json import CHECKSUM, seal
 from tokpipe.reader import open_output
 from tokpipe.reader.output import Output
-from tokpipe.reconstruct.command import decode_clip
+from tokpipe.reconstruct.command import Decoded
 from tokpipe.report import WrittenReport
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.human import json_line
@@ -75,7 +75,7 @@ def test_a_real_output_is_shown_with_figures_and_pictures(
         assert (frame.width, frame.height) == (4 * 64, 64)
     figures = json.loads(json_line(real_report.to_dict()))
     for pair in figures["pairs"]["clips"]:
-        decoded = decode_clip(
+        decoded = Decoded(
             output, tmp_path / "clip.png", clip_id=pair["clip_id"], compare=True, device="cpu"
         )
         assert decoded.quality is not None

@@ -5,8 +5,8 @@ from dataclasses import replace
 from tests.runtime.bench import LIMITS, Bench, items, one_node, only
 from tests.runtime.simulated_world import ref_of
 from tokpipe.runtime.dispatch import Dispatcher
+from tokpipe.runtime.dispatch.dispatcher import SHARDS_AHEAD
 from tokpipe.runtime.dispatch.fleet import SLOTS
-from tokpipe.runtime.dispatch.leasing import SHARDS_AHEAD
 from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import Clip, DecodedInfo, FetchPlan, Lease, Planned
 from tokpipe.runtime.dispatch.queues import Queues

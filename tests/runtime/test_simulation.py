@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.simulation import Simulation
-from tokpipe.runtime.dispatch import leasing, returns
+from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.blame import Blame
 from tokpipe.runtime.dispatch.fleet import Fleet
 from tokpipe.runtime.dispatch.outbox import Flights
@@ -115,9 +115,9 @@ BUGS: list[tuple[type | ModuleType, str, Callable[[Callable[..., Any]], object]]
     (StreamedClip, "can_encode", lambda old: property(lambda self: self.next_piece in self.pixels)),
     (StreamedClips, "take_back", without),
     (StreamedClips, "has_ended", lambda old: lambda self, lease: False),
-    (leasing, "_suspects", without),
-    (returns, "_decode_again", without),
-    (returns, "_end_streamed", lambda old: lambda parts, clip: parts.streams.end(clip)),
+    (Dispatcher, "_lease_suspects", without),
+    (Dispatcher, "_decode_again", without),
+    (Dispatcher, "_end_streamed", lambda old: lambda self, clip: self.streams.end(clip)),
 ]
 
 

@@ -19,7 +19,7 @@ from tests.end_to_end.jobs import TOKENIZER
 from tests.videos import numbers_of, write_video
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.job import StoreOptions
-from tokpipe.identity import SPAN_BYTES, row_digests
+from tokpipe.identity import row_digests
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
 from tokpipe.plan.stored import read_part, store_part
 from tokpipe.stages.decode import DecodeStage
@@ -288,7 +288,7 @@ def test_a_plan_without_versions_is_read_and_ids_do_not_depend_on_them(
     planned = Planned(tmp_path, stage, {"kind": "files", "uri": "*.mp4"})
     (item,) = planned.items()
     uri = str(tmp_path / "a.mp4").encode()
-    assert item.row_id == row_digests("test", [uri], bytes(SPAN_BYTES)).hex()
+    assert item.row_id == row_digests("test", [uri], [bytes(18)])[0].hex()
     (part,) = planned.plan.parts
     table = read_part(planned.store, part).drop_columns("source_version")
     older = store_part(planned.store, part.key, table, 0)

@@ -2,16 +2,7 @@
 
 import pytest
 
-from tokpipe.telemetry.account import (
-    ACTIVITIES,
-    NOUNS,
-    Account,
-    Activity,
-    Speed,
-    advice,
-    speed_of,
-    speed_text,
-)
+from tokpipe.telemetry.account import ACTIVITIES, NOUNS, Account, Activity, Speed
 from tokpipe.types import STAGES
 
 
@@ -20,7 +11,7 @@ def seconds(up: float = 100.0, **spent: float) -> Account:
 
 
 def speed(account: Account) -> Speed:
-    found = speed_of(account)
+    found = account.speed
     assert found is not None
     return found
 
@@ -49,8 +40,8 @@ def test_a_stage_is_as_busy_as_its_own_actors() -> None:
 
 
 def test_there_is_no_speed_before_an_encoder_is_up() -> None:
-    assert speed_of(Account()) is None
-    assert speed_of(seconds(up=0.0)) is None
+    assert Account().speed is None
+    assert seconds(up=0.0).speed is None
 
 
 def test_a_share_is_at_most_one_even_if_a_lease_started_before_the_window() -> None:
@@ -60,7 +51,7 @@ def test_a_share_is_at_most_one_even_if_a_lease_started_before_the_window() -> N
 
 def test_the_line_names_the_limit() -> None:
     def line(**spent: float) -> str:
-        return speed_text(speed(seconds(**spent)))
+        return speed(seconds(**spent)).text
 
     assert line(encode=97, transfer=1) == "encoders busy 97%: as fast as they can go"
     assert line(encode=60, decode=98) == "encoders busy 60%, limited by decoding (busy 98%)"
@@ -69,9 +60,9 @@ def test_the_line_names_the_limit() -> None:
 
 def test_every_limit_comes_with_something_to_change() -> None:
     for activity in ACTIVITIES:
-        text = advice(Speed(0.59, activity, 0.98))
+        text = Speed(0.59, activity, 0.98).advice
         is_encode = activity == "encode"
         limit = ": as fast" if is_encode else f", limited by {NOUNS[activity]} (busy 98%)"
         assert text.startswith(f"encoders busy 59%{limit}")
         assert len(text.partition(". ")[2]) > 20
-    assert advice(Speed(0.1, None, 0.2)).endswith("no stage is busy enough to name a limit")
+    assert Speed(0.1, None, 0.2).advice.endswith("no stage is busy enough to name a limit")

@@ -12,7 +12,7 @@ import pytest
 from tests.audit.outputs import Made, finished
 from tests.conftest import S3Bucket
 from tests.formats.formats_helpers import claimed
-from tokpipe.audit import audit, clean
+from tokpipe.audit import Audit, clean
 from tokpipe.cli import main
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import CorruptOutput, IncompleteOutput
@@ -147,7 +147,7 @@ def test_any_gap_is_found_and_named(
         open_output(copy.uri)
     with pytest.raises(CorruptOutput, match=message):
         claimed(copy, 30, "driver")
-    assert not audit(copy, depth="manifest").is_clean
+    assert not Audit(copy, depth="manifest").is_clean
 
 
 def swap(store: Store, _: Made) -> None:
@@ -197,7 +197,7 @@ def test_an_entry_that_was_replaced_breaks_the_chain(
     for read in reads:
         with pytest.raises(CorruptOutput, match=message):
             read(copy)
-    assert "entry_damaged" in audit(copy, depth="manifest").findings.counts
+    assert "entry_damaged" in Audit(copy, depth="manifest").findings.counts
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_an_entry_that_was_replaced_breaks_the_chain(
 def test_foreign_files_beside_the_entries_are_no_entries(key: str, copy: Store) -> None:
     copy.put(f"manifest/{key}", b"{}")
     assert count_entries(copy) == NUM_ENTRIES
-    assert audit(copy, depth="manifest").is_clean
+    assert Audit(copy, depth="manifest").is_clean
 
 
 class Lagging:
@@ -229,7 +229,7 @@ def test_a_listing_that_lags_behind_hides_nothing(unlisted: set[int], copy: Stor
     lagging: Any = Lagging(copy, map(entry_key, unlisted))
     assert load_state(lagging, 30).next_seq == count_entries(lagging) == NUM_ENTRIES
     if 7 not in unlisted:  # an audit leaves out what is committed meanwhile
-        assert audit(lagging, depth="manifest").is_clean
+        assert Audit(lagging, depth="manifest").is_clean
 
 
 def test_an_output_that_lost_its_last_entries_is_incomplete_for_training_and_export(

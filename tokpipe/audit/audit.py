@@ -1,4 +1,4 @@
-"""One audit of one output, from its record to a report."""
+"""One audit of one output, from its record to a report for people and for programs."""
 
 import functools
 import heapq
@@ -6,18 +6,21 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
+from tokpipe.audit.findings import Findings, Kind
 from tokpipe.audit.leftovers import Leftovers, Listing
 from tokpipe.audit.manifest import ManifestAudit, PlannedClips, check_plan
-from tokpipe.audit.report import AuditReport, Depth, Findings, Kind, Sampled
 from tokpipe.config.trust import NO_TRUST, Trust
 from tokpipe.errors import CorruptOutput, NotFound, SourceError, TokpipeError
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import JOB_RECORD
+from tokpipe.formats.manifest import Totals
 from tokpipe.formats.sealed_json import CHECKSUM
 from tokpipe.formats.shard import ShardMetadata
 from tokpipe.formats.shard_reader import check_shard
@@ -27,182 +30,257 @@ from tokpipe.plan import StoredPlan
 from tokpipe.reader import Output
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
+from tokpipe.telemetry.human import counted
 from tokpipe.types import Receipt
 
+Depth = Literal["manifest", "sizes", "bytes"]
+"""Check the manifest alone, or also the size of each listed object, or every byte and code."""
 _PARALLEL_CHECKS = 4  # Shards in memory: at most 0.5 GB with default settings
 
 
-def audit(
-    store: Store,
-    *,
-    depth: Depth = "bytes",
-    partial: bool = False,
-    sample: int = 0,
-    seed: int = 0,
-    trust: Trust = NO_TRUST,
-) -> AuditReport:
-    """Check an output and report every defect. Writes nothing.
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A clip that was encoded again."""
+
+    clip_id: str
+    source_uri: str
+    equal_fraction: float
+    """Fraction of its codes that came out the same, 0 to 1; 1 for an intact output."""
+    psnr_db: float | None
+    """Stored codes, decoded, against the source; None if the tokenizer has no decoder."""
+    psnr_again_db: float | None  # New codes, decoded, against the source
+
+    def line(self) -> str:
+        quality = ""
+        if self.psnr_db is not None and self.psnr_again_db is not None:
+            quality = f", PSNR {self.psnr_db:.2f} dB, encoded again {self.psnr_again_db:.2f} dB"
+        return f"clip {self.clip_id}: {self.equal_fraction:.2%} of its codes are the same{quality}"
+
+
+class Audit:
+    """Every defect of an output. Writes nothing.
 
     May leave out what is committed while it runs.
-
-    Args:
-        partial: the job is unfinished, so rows without an outcome are not a defect.
-        sample: number of tokenized clips to encode again, to compare their codes.
-        trust: what the output may name; a ``sample`` opens its sources.
     """
-    started = time.monotonic()
-    if sample:
-        trust.check_sources(store.uri)
-    findings = Findings()
-    listing = Listing(store)
-    record = _record(store, listing, findings)
-    if record is None:
-        return AuditReport(store.uri, depth, findings, elapsed_s=time.monotonic() - started)
-    plan = clips = None
-    try:
-        plan = StoredPlan.from_json(record.plan)
-    except CorruptOutput as error:
-        findings.add("plan", store.uri_of(JOB_RECORD), error)
-    else:
-        check_plan(store, record, plan, findings)
-        clips = PlannedClips(store, plan, record.job.get("sampling", {}))
-    manifest = ManifestAudit(store, record.num_rows, clips, findings)
-    totals, rng = manifest.state.totals, np.random.default_rng(seed)
-    chosen: list[tuple[float, str]] = []  # the clips with the smallest random numbers
-    metadata = ShardMetadata(record.fingerprint, record.tokenizer)
-    check = functools.partial(_check_objects, store, listing, metadata, depth, findings)
 
-    def receipts() -> Iterator[Receipt]:
-        nonlocal chosen
-        for entry in manifest.entries(listing):
-            for receipt in entry.shards:
-                keys = rng.random(len(receipt.clips)).tolist()
-                offered = zip(keys, (clip.clip_id for clip in receipt.clips), strict=True)
-                chosen = heapq.nsmallest(sample, [*chosen, *offered])
-                yield receipt
+    def __init__(
+        self,
+        store: Store,
+        *,
+        depth: Depth = "bytes",
+        partial: bool = False,
+        sample: int = 0,
+        seed: int = 0,
+        trust: Trust = NO_TRUST,
+    ) -> None:
+        """Check an output.
 
-    every = receipts()
-    deque(every if depth == "manifest" else read_ahead(check, every, _PARALLEL_CHECKS), maxlen=0)
-    num_left = record.num_rows - manifest.state.committed.num_done
-    if num_left and not partial:
-        findings.add(
-            "unsettled",
-            store.uri,
-            f"{store.uri}: {num_left:,} of {record.num_rows:,} plan rows are neither tokenized nor "
-            "rejected, so the dataset lacks them. Run the job again to finish it, or audit with "
-            "--partial if it is unfinished on purpose",
-            count=num_left,
-        )
-    parts = () if plan is None else {part.key for part in plan.parts}
-    leftovers = Leftovers.of(listing.unlisted(manifest.listed, parts))
-    sampled: tuple[Sampled, ...] = ()
-    if sample and not findings:
-        clip_ids = [clip_id for _, clip_id in chosen]
-        sampled = tuple(_encode_again(Output(store, trust=trust), clip_ids, findings))
-    return AuditReport(
-        store.uri,
-        depth,
-        findings,
-        num_entries=len(listing.entries),
-        num_rows=record.num_rows,
-        num_left=num_left,
-        totals=totals,
-        num_shards_checked=0 if depth == "manifest" else totals.num_shards,
-        num_bytes_checked=totals.size_bytes if depth == "bytes" else 0,
-        leftovers=leftovers,
-        sampled=sampled,
-        elapsed_s=time.monotonic() - started,
-    )
-
-
-def _record(store: Store, listing: Listing, findings: Findings) -> JobRecord | None:
-    uri = store.uri_of(JOB_RECORD)
-    try:
-        record = job_record.read(store)
-        if CHECKSUM not in json.loads(store.get(JOB_RECORD)):
-            raise damaged(uri, "it has no checksum, which every record of this version has")
-    except CorruptOutput as error:
-        findings.add("job_record", uri, error)
-        return None
-    except NotFound:
-        if not (listing.entries or listing.data):
-            raise  # it is not an output, or not yet
-        problem = "it is missing, although entries of the manifest or shards exist"
-        findings.add_damage("job_record", uri, problem)
-        return None
-    if digest(record.settings) != record.fingerprint:
-        problem = f"its settings do not hash to its fingerprint {record.fingerprint}"
-        findings.add_damage("job_record", uri, problem)
-    return record
-
-
-def _encode_again(output: Output, clip_ids: Sequence[str], findings: Findings) -> Iterator[Sampled]:
-    """Encode clips again from their sources: the one check that does not trust stored codes."""
-    from tokpipe.reconstruct.frames import Reencoder  # imports torch
-
-    with Reencoder(output) as reencoder:
-        for clip_id in clip_ids:
-            clip = output.clip(clip_id)
-            where = f"{output.store.uri}: clip {clip_id} of {clip.source_uri}"
-            try:
-                same, *psnrs = reencoder.compare(clip)
-            except (SourceError, NotFound) as error:
-                problem = (
-                    f"cannot be encoded again ({error}), so its codes are not confirmed. "
-                    "Restore its source, or sample other clips with --seed"
+        Args:
+            partial: the job is unfinished, so rows without an outcome are not a defect.
+            sample: number of tokenized clips to encode again, to compare their codes.
+            trust: what the output may name; a ``sample`` opens its sources.
+        """
+        started = time.monotonic()
+        if sample:
+            trust.check_sources(store.uri)
+        self.uri, self.depth, self.findings = store.uri, depth, Findings()
+        self.num_entries = self.num_rows = 0
+        self.num_left = 0  # Plan rows that are not settled
+        self.totals: Totals | None = None
+        """None if ``job.json`` is damaged, so nothing else could be checked."""
+        self.num_shards_checked = self.num_bytes_checked = 0
+        self.leftovers = Leftovers()
+        self.sampled: list[Sampled] = []
+        self._store, self._listing = store, Listing(store)
+        if (record := self._record()) is not None:
+            clip_ids = self._check(record, sample, np.random.default_rng(seed))
+            if self.num_left and not partial:
+                self.findings.add(
+                    "unsettled",
+                    store.uri,
+                    f"{store.uri}: {self.num_left:,} of {self.num_rows:,} plan rows are neither "
+                    "tokenized nor rejected, so the dataset lacks them. Run the job again to "
+                    "finish it, or audit with --partial if it is unfinished on purpose",
+                    count=self.num_left,
                 )
-            else:
-                yield Sampled(clip_id, clip.source_uri, same, *psnrs)
-                if same == 1:
-                    continue
-                problem = (
-                    f"produces different codes when it is encoded again: {same:.2%} are the same. "
-                    "Training would see another video. Unless hardware or library versions differ "
-                    "from those in job.json, tokenize it again to a new output prefix"
-                )
-            findings.add("codes_differ", output.store.uri, f"{where} {problem}")
+            if sample and not self.findings:
+                self._encode_again(Output(store, trust=trust), clip_ids)
+        self.elapsed_s = round(time.monotonic() - started, 3)
 
-
-def _check_objects(
-    store: Store,
-    listing: Listing,
-    metadata: ShardMetadata,
-    depth: Depth,
-    findings: Findings,
-    receipt: Receipt,
-) -> None:
-    """Check a shard that the manifest lists, which must have this ``metadata``, and its table."""
-    objects: list[tuple[Kind, str, int]] = [
-        ("shard", receipt.shard, receipt.size_bytes),
-        ("side_table", receipt.side_table, receipt.side_table_size_bytes),
-    ]
-    for kind, key, size_bytes in objects:
-        uri = f"{store.uri}/{key}"
+    def _record(self) -> JobRecord | None:
+        uri = self._store.uri_of(JOB_RECORD)
         try:
-            if depth == "sizes":
-                # An object that was not listed may be newer than the listing: ask the store for it.
-                found = listing.data.get(key)
-                size = store.size(key) if found is None else found.size_bytes
-                if size is None:
-                    raise NotFound(uri)
-                if size != size_bytes:
-                    raise damaged(uri, f"it has {size} bytes, but the manifest lists {size_bytes}")
-            elif kind == "shard":
-                check_shard(uri, store.get(key), receipt, metadata)
-            else:
-                _check_side_table(uri, store.get(key), receipt)
-        except NotFound:
-            problem = "it is missing, although the manifest lists it"
-            findings.add_damage("object_missing", uri, problem)
+            record = job_record.read(self._store)
+            if CHECKSUM not in json.loads(self._store.get(JOB_RECORD)):
+                raise damaged(uri, "it has no checksum, which every record of this version has")
         except CorruptOutput as error:
-            findings.add(kind, uri, error)
-        except TokpipeError:
-            raise
-        except Exception as error:
-            # A malicious manifest or file can make a parser raise anything. That is one more
-            # defect, and the audit continues.
-            problem = f"checking it failed with {type(error).__name__}: {error}"
-            findings.add_damage(kind, uri, problem)
+            self.findings.add("job_record", uri, error)
+            return None
+        except NotFound:
+            if not (self._listing.entries or self._listing.data):
+                raise  # it is not an output, or not yet
+            problem = "it is missing, although entries of the manifest or shards exist"
+            self.findings.add_damage("job_record", uri, problem)
+            return None
+        if digest(record.settings) != record.fingerprint:
+            problem = f"its settings do not hash to its fingerprint {record.fingerprint}"
+            self.findings.add_damage("job_record", uri, problem)
+        return record
+
+    def _check(self, record: JobRecord, sample: int, rng: np.random.Generator) -> list[str]:
+        """Check plan, manifest and objects; return the ids of ``sample`` random clips."""
+        store, listing = self._store, self._listing
+        plan_parts, clips = set[str](), None
+        try:
+            plan = StoredPlan.from_json(record.plan)
+        except CorruptOutput as error:
+            self.findings.add("plan", store.uri_of(JOB_RECORD), error)
+        else:
+            check_plan(store, record, plan, self.findings)
+            clips = PlannedClips(store, plan, record.job.get("sampling", {}))
+            plan_parts = {part.key for part in plan.parts}
+        manifest = ManifestAudit(store, record.num_rows, clips, self.findings)
+        chosen: list[tuple[float, str]] = []  # the clips with the smallest random numbers
+
+        def receipts() -> Iterator[Receipt]:
+            nonlocal chosen
+            for entry in manifest.entries(listing):
+                for receipt in entry.shards:
+                    keys = rng.random(len(receipt.clips)).tolist()
+                    offered = zip(keys, (clip.clip_id for clip in receipt.clips), strict=True)
+                    chosen = heapq.nsmallest(sample, [*chosen, *offered])
+                    yield receipt
+
+        every: Iterator[object] = receipts()
+        self.totals = totals = manifest.state.totals
+        if self.depth != "manifest":
+            metadata = ShardMetadata(record.fingerprint, record.tokenizer)
+            check = functools.partial(self._check_objects, metadata)
+            every = read_ahead(check, receipts(), _PARALLEL_CHECKS)
+        deque(every, maxlen=0)
+        self.num_entries, self.num_rows = len(listing.entries), record.num_rows
+        self.num_left = record.num_rows - manifest.state.committed.num_done
+        self.num_shards_checked = 0 if self.depth == "manifest" else totals.num_shards
+        self.num_bytes_checked = totals.size_bytes if self.depth == "bytes" else 0
+        self.leftovers = Leftovers.of(listing.unlisted(manifest.listed, plan_parts))
+        return [clip_id for _, clip_id in chosen]
+
+    def _check_objects(self, metadata: ShardMetadata, receipt: Receipt) -> None:
+        """Check a shard that the manifest lists, which must have this ``metadata``, and its table.
+
+        Runs in several threads."""
+        objects: list[tuple[Kind, str, int]] = [
+            ("shard", receipt.shard, receipt.size_bytes),
+            ("side_table", receipt.side_table, receipt.side_table_size_bytes),
+        ]
+        for kind, key, size_bytes in objects:
+            uri = f"{self.uri}/{key}"
+            try:
+                if self.depth == "sizes":
+                    # An object that was not listed may be newer than the listing: ask the store.
+                    found = self._listing.data.get(key)
+                    size = self._store.size(key) if found is None else found.size_bytes
+                    if size is None:
+                        raise NotFound(uri)
+                    if size != size_bytes:
+                        lists = f"but the manifest lists {size_bytes}"
+                        raise damaged(uri, f"it has {size} bytes, {lists}")
+                elif kind == "shard":
+                    check_shard(uri, self._store.get(key), receipt, metadata)
+                else:
+                    _check_side_table(uri, self._store.get(key), receipt)
+            except NotFound:
+                problem = "it is missing, although the manifest lists it"
+                self.findings.add_damage("object_missing", uri, problem)
+            except CorruptOutput as error:
+                self.findings.add(kind, uri, error)
+            except TokpipeError:
+                raise
+            except Exception as error:
+                # A malicious manifest or file can make a parser raise anything. That is one more
+                # defect, and the audit continues.
+                problem = f"checking it failed with {type(error).__name__}: {error}"
+                self.findings.add_damage(kind, uri, problem)
+
+    def _encode_again(self, output: Output, clip_ids: Sequence[str]) -> None:
+        """Encode clips again from their sources: the one check that does not trust stored codes."""
+        from tokpipe.reconstruct.frames import Reencoder  # imports torch
+
+        with Reencoder(output) as reencoder:
+            for clip_id in clip_ids:
+                clip = output.clip(clip_id)
+                try:
+                    same, *psnrs = reencoder.compare(clip)
+                except (SourceError, NotFound) as error:
+                    problem = (
+                        f"cannot be encoded again ({error}), so its codes are not confirmed. "
+                        "Restore its source, or sample other clips with --seed"
+                    )
+                else:
+                    self.sampled.append(Sampled(clip_id, clip.source_uri, same, *psnrs))
+                    if same == 1:
+                        continue
+                    problem = (
+                        f"produces different codes when it is encoded again: {same:.2%} are the "
+                        "same. Training would see another video. Unless hardware or library "
+                        "versions differ from those in job.json, tokenize it again to a new output "
+                        "prefix"
+                    )
+                where = f"{self.uri}: clip {clip_id} of {clip.source_uri}"
+                self.findings.add("codes_differ", self.uri, f"{where} {problem}")
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.findings
+
+    def lines(self) -> Iterator[str]:
+        """Yield one line per check, then the defects."""
+        yield f"audit of {self.uri}"
+        if self.totals is None:
+            yield "  checked only job.json, which says where everything else is"
+        else:
+            yield from self._checks(self.totals)
+        if self.is_clean:
+            yield f"clean: no defect found, in {self.elapsed_s:.1f} s"
+            return
+        counts = ", ".join(f"{kind} {count:,}" for kind, count in self.findings.counts.items())
+        yield f"{counted(len(self.findings), 'defect')}: {counts}"
+        for finding in self.findings:
+            yield f"{finding.kind}: {finding.message}"
+
+    def _checks(self, totals: Totals) -> Iterator[str]:
+        yield f"  plan      {self.num_rows:,} rows, {self.num_left:,} not settled"
+        yield (
+            f"  manifest  {self.num_entries:,} entries: {totals.num_clips:,} clips tokenized, "
+            f"{totals.num_rejected:,} rejected"
+        )
+        yield f"  encoders  {totals.encoders_text()}"
+        checked = f"{self.num_shards_checked:,} of {totals.num_shards:,} shards and side tables"
+        yield {
+            "manifest": f"  objects   {totals.num_shards:,} shards listed, none checked",
+            "sizes": f"  objects   sizes of {checked} checked",
+            "bytes": f"  objects   {checked} read, {self.num_bytes_checked / 1e6:,.1f} MB",
+        }[self.depth]
+        left = self.leftovers
+        if left.num_objects:
+            size = f"{left.size_bytes / 1e6:,.1f} MB"
+            yield f"  leftovers {left.num_objects:,} unlisted objects, {size}: see `tokpipe clean`"
+        for one in self.sampled:
+            yield f"  sample    {one.line()}"
+
+    def to_dict(self) -> dict[str, Any]:
+        own = {name: value for name, value in vars(self).items() if name[0] != "_"}
+        findings, totals = own.pop("findings"), own.pop("totals")
+        return {
+            **own,
+            "clean": self.is_clean,
+            "defects": findings.counts,
+            "examples": list(findings),
+            "num_tokenized": None if totals is None else totals.num_clips,
+            "num_rejected": None if totals is None else totals.num_rejected,
+            "num_shards": None if totals is None else totals.num_shards,
+            "encoders": None if totals is None else totals.encoders,
+        }
 
 
 def _check_side_table(uri: str, data: bytes, receipt: Receipt) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tokpipe.audit.findings import Findings
 from tokpipe.audit.leftovers import Listing
-from tokpipe.audit.report import Findings
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.job_record import JobRecord

@@ -103,9 +103,8 @@ class Verb:
 
 def job_of(parsed: argparse.Namespace) -> JobConfig:
     """Read the job file that the user named."""
-    from tokpipe.verbs.locate import check_not_in_output, load_pinned
+    from tokpipe.verbs.locate import load_pinned
 
-    check_not_in_output(parsed.job)
     return load_pinned(parsed.job)
 
 

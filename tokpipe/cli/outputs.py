@@ -82,9 +82,9 @@ class Decode(Verb, example="tokpipe decode jobs/demo.yaml --compare -o clip.mp4"
 
     def run(self, parsed: argparse.Namespace) -> Result:
         check_new_file(parsed.path, ".mp4", ".png")
-        from tokpipe.reconstruct.command import decode_clip
+        from tokpipe.reconstruct.command import Decoded
 
-        return decode_clip(
+        return Decoded(
             output_of(parsed),
             parsed.path,
             clip_id=parsed.clip,
@@ -167,9 +167,9 @@ class Audit(Verb, example="tokpipe audit jobs/demo.yaml --sample 10"):
         parser.add_trust()
 
     def run(self, parsed: argparse.Namespace) -> Result:
-        from tokpipe.audit import audit
+        from tokpipe.audit import Audit
 
-        report = audit(
+        found = Audit(
             store_of(parsed),
             depth=parsed.depth,
             partial=parsed.partial,
@@ -177,8 +177,8 @@ class Audit(Verb, example="tokpipe audit jobs/demo.yaml --sample 10"):
             seed=parsed.seed,
             trust=trust_of(parsed),
         )
-        print_lines(shown(report, parsed))
-        return 0 if report.is_clean else CorruptOutput.exit_code
+        print_lines(shown(found, parsed))
+        return 0 if found.is_clean else CorruptOutput.exit_code
 
 
 class Clean(Verb, example="tokpipe clean out/demo --older-than 2d --dry-run"):

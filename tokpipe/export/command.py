@@ -27,8 +27,7 @@ FORMATS: dict[str, str] = {
     "huggingface": "data/*.parquet and a card, for datasets.load_dataset(FOLDER)",
 }
 """Each format, with what its ``write_<name>`` writes."""
-# Modules of those formats that have none of their own name
-_MODULES = {"memmap": "flat", "megatron": "flat", "litdata": "packed", "mds": "packed"}
+_MODULES = {"memmap": "flat", "megatron": "flat", "huggingface": "huggingface"}  # Others: packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ def export_output(
             num_tokens += len(sample.arrays.get("tokens", ()))
             yield sample
 
-    module = importlib.import_module(f"tokpipe.export.{_MODULES.get(name, name)}")
+    module = importlib.import_module(f"tokpipe.export.{_MODULES.get(name, 'packed')}")
     getattr(module, f"write_{name}")(counting(), source, partial)
     if (num_clips, num_codes) != (output.num_clips, output.num_codes):
         raise CorruptOutput(

@@ -1,17 +1,21 @@
-"""Files of samples for litdata's and MosaicML's ``StreamingDataset``, which share their form.
+"""Files that hold many samples each: WebDataset's tars, litdata's chunks and MosaicML's shards.
 
-A file starts with its number of samples and the offsets at which each begins and the last one ends,
-as uint32. A head follows, then the samples. A sample is the sizes of its fields, as uint32, and
-their bytes, in the order of their names: ``clip_id``, the arrays, and ``json``, a description.
+A tar holds ``<clip id>.npy`` or ``<clip id>.tokens.npy`` and so on, then ``<clip id>.json``.
 
-The files are byte for byte what litdata's ``BinaryWriter`` writes (0.2.76, in a form unchanged
-since the first version: github.com/Lightning-AI/litData, ``streaming/writer.py``) and ``MDSWriter``
-(0.13, format version 2: github.com/mosaicml/streaming, ``base/format/mds/``), without requiring the
-libraries. The index of MDS has a SHA-256 of each shard, for ``validate_hash="sha256"``.
+The others, for litdata's and MosaicML's ``StreamingDataset``, share their form. A file starts with
+its number of samples and the offsets at which each begins and the last one ends, as uint32. A head
+follows, then the samples. A sample is the sizes of its fields, as uint32, and their bytes, in the
+order of their names: ``clip_id``, the arrays, and ``json``, a description. They are byte for byte
+what litdata's ``BinaryWriter`` writes (0.2.76, in a form unchanged since the first version:
+github.com/Lightning-AI/litData, ``streaming/writer.py``) and ``MDSWriter`` (0.13, format version 2:
+github.com/mosaicml/streaming, ``base/format/mds/``), without requiring the libraries. The index of
+MDS has a SHA-256 of each shard, for ``validate_hash="sha256"``.
 """
 
 import hashlib
+import io
 import json
+import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
@@ -23,10 +27,36 @@ from numpy.typing import NDArray
 from tokpipe.export.samples import Sample, Source
 
 FILE_BYTES = 2**26  # The default of both libraries. A file is larger only if a single sample is
+TAR_BYTES = 2**28  # A tar is closed at about this size
 
 _WORD = np.dtype("<u4")
 _LITDATA_TYPES = [np.dtype(f"<{kind}{n}") for kind in "iu" for n in (1, 2, 4, 8)]  # By number
 _LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
+
+
+def write_webdataset(samples: Iterable[Sample], source: Source, folder: Path) -> None:
+    """Write clips to ``000000.tar`` and so on, in order. Holds two shards in memory."""
+    rest = iter(samples)
+    number, sample = 0, next(rest, None)
+    while sample is not None:
+        with tarfile.open(folder / f"{number:06}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            size = 0
+            while sample is not None and size < TAR_BYTES:
+                for ending, data in _members(sample):
+                    header = tarfile.TarInfo(f"{sample.clip_id}.{ending}")
+                    header.size = len(data)
+                    tar.addfile(header, io.BytesIO(data))
+                    size += len(data)
+                sample = next(rest, None)
+        number += 1
+
+
+def _members(sample: Sample) -> Iterator[tuple[str, bytes]]:
+    for name, values in sample.arrays.items():
+        array = io.BytesIO()
+        np.save(array, values)
+        yield "npy" if name == "codes" else f"{name}.npy", array.getvalue()
+    yield "json", sample.sidecar.encode()
 
 
 def write_litdata(samples: Iterable[Sample], source: Source, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """OUT/job.json: how an output was made. Written once, before any shard."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
@@ -106,17 +106,13 @@ def read(store: Store) -> JobRecord:
     return JobRecord.from_json(uri, data)
 
 
-def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn nested settings into one mapping with dotted keys. Lists stay values."""
-
-    def pairs(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, Mapping) and value:
-            for key, inner in value.items():
-                yield from pairs(f"{prefix}.{key}" if prefix else str(key), inner)
-        else:
-            yield prefix, value
-
-    return dict(pairs("", settings)) if settings else {}
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        is_nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if is_nested else {f"{prefix}{key}": value}
+    return flat
 
 
 def check_resumable(

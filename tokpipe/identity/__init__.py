@@ -7,6 +7,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -21,27 +22,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-SPAN_BYTES = 18
-"""Start and end, each as a byte that is 1 if it is set and a little-endian float64 in seconds; a
-limit that is not set is all zeros."""
-
-
-def row_digests(dataset: str, source_uris: Iterable[bytes], spans: bytes) -> bytes:
-    """Return the binary ids of plan rows, 16 bytes each, from their ``SPAN_BYTES`` joined.
+def row_digests(dataset: str, source_uris: Iterable[bytes], spans: Iterable[bytes]) -> list[bytes]:
+    """Return the binary ids of plan rows.
 
     An id is the first 128 bits of SHA-256 over the length of the dataset's name (4 bytes,
-    little-endian), the name, the source uri (with any member) and the span. The length in front
-    and the fixed size of the span make this input unique.
+    little-endian), the name, the source uri (with any member) and the span. That is its start and
+    end, each as a byte that is 1 if it is set and a little-endian float64 in seconds, or else all
+    zeros. The length in front and the fixed size of the span make this input unique.
     """
     name = dataset.encode("utf-8", "surrogatepass")
     head = struct.pack("<I", len(name)) + name
-    sha256 = hashlib.sha256
-    return b"".join(
-        [
-            sha256(b"%b%b%b" % (head, uri, spans[at : at + SPAN_BYTES])).digest()[:16]
-            for at, uri in zip(range(0, len(spans), SPAN_BYTES), source_uris, strict=True)
-        ]
-    )
+    return [
+        hashlib.sha256(b"%b%b%b" % (head, uri, span)).digest()[:16]
+        for uri, span in zip(source_uris, spans, strict=True)
+    ]
 
 
 def clip_id(
@@ -81,7 +75,10 @@ def fingerprint_settings(
     sizes, stores, deadlines. ``device`` is the kind that encodes, ``"cpu"`` or ``"cuda"``, and
     ``decoders`` the versions of the job's decoders and of their FFmpeg, as they load.
     """
-    versions = {name: installed_version(name) for name in ("torch", *job.tokenizer.libraries)}
+    libraries = {}
+    for name in ("torch", *job.tokenizer.libraries):
+        with suppress(PackageNotFoundError):
+            libraries[name] = version(name)
     return {
         "codes_version": CODES_VERSION,
         "weights": weights_hash,
@@ -104,18 +101,10 @@ def fingerprint_settings(
             # CUDA kernels are selected by shape, so the batch size can change a rounding.
             **({"batch_chunks": job.encode.batch_chunks} if device == "cuda" else {}),
         },
-        "libraries": {name: found for name, found in versions.items() if found},
+        "libraries": libraries,
     }
 
 
 def releases(versions: Mapping[str, str]) -> dict[str, str]:
     """Shorten versions to two numbers: a patch release leaves the frames of good files alone."""
     return {name: ".".join(version.split(".")[:2]) for name, version in versions.items()}
-
-
-def installed_version(package: str) -> str | None:
-    """Return the version of a package, or None if it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

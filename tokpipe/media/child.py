@@ -139,10 +139,8 @@ class _Clip:
             least = f"sampling.min_clip_frames is {self.min_frames}"
             raise SourceError("too_short", f"{found}; {least}")
         aspect, orientation = timeline.pixel_aspect, timeline.orientation
-        rows, columns = orientation.oriented(timeline.height, timeline.width)
-        shown_aspect = orientation.oriented_aspect(aspect)
-        sizes = [(height, width) for height, width in request["sizes"]]
-        size = nearest_size(sizes, rows, columns, shown_aspect)
+        rows, columns, shown_aspect = orientation.shown(timeline.height, timeline.width, aspect)
+        size = nearest_size(list(map(tuple, request["sizes"])), rows, columns, shown_aspect)
         placed = size, request["fit"], aspect, orientation, timeline.crop
         chosen = {name: request[name] for name in ("matrix", "hdr", "background", "deinterlace")}
         self.framing = Framing(*placed, **chosen, has_fields=timeline.has_fields)
@@ -181,8 +179,7 @@ class _Clip:
         # All pages at once, which is far faster than one page fault each.
         mapped = mmap.mmap(memory, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         mapped[: times_s.nbytes] = times_s.tobytes()
-        pixels = np.frombuffer(mapped, np.uint8, math.prod(self.shape), times_s.nbytes)
-        out = pixels.reshape(self.shape)
+        out = np.ndarray(self.shape, np.uint8, mapped, times_s.nbytes)
         task = Task(self.path, self.timeline, self.wanted, self.framing, file_name=self.file_name)
         try:
             decoder.decode(task, out)

@@ -1,7 +1,6 @@
 """Decodes clips in a child process that can be killed: hostile files do hang and crash decoders."""
 
 import logging
-import math
 import mmap
 import os
 import signal
@@ -124,14 +123,14 @@ class VideoDecoder:
         """
         asked = {"segment": segment, "num_segments": num_segments, "media": media}
         video, fd = self._answer(file, {"start_s": start_s, "end_s": end_s, **asked})
-        shape = video.pop("shape")
+        shape = tuple(video.pop("shape"))
         try:
             memory = mmap.mmap(fd, 0)  # as long as frames refer to it
         finally:
             os.close(fd)
         pts_s = np.frombuffer(memory, np.float64, shape[0]).copy()
-        pixels = np.frombuffer(memory, np.uint8, math.prod(shape), video.pop("offset"))
-        return Video(pixels.reshape(shape), pts_s, **video)
+        frames = np.ndarray(shape, np.uint8, memory, video.pop("offset"))
+        return Video(frames, pts_s, **video)
 
     def probe(
         self,

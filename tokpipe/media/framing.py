@@ -49,9 +49,8 @@ class Framing:
 
     def fit(self, height: int, width: int) -> Fit:
         """How a frame stored as (height, width), without what is hidden, fits once upright."""
-        shown = self.orientation.oriented(height, width)
-        aspect = self.orientation.oriented_aspect(self.pixel_aspect)
-        return fit_frame(*shown, aspect, self.size, self.mode)
+        shown = self.orientation.shown(height, width, self.pixel_aspect)
+        return fit_frame(*shown, self.size, self.mode)
 
 
 class Painter:

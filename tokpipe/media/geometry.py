@@ -36,9 +36,9 @@ class Orientation:
         """Stored (height, width) -> shown, and the other way round."""
         return (width, height) if self.transpose else (height, width)
 
-    def oriented_aspect(self, pixel_aspect: Fraction) -> Fraction:
-        """Width over height of a pixel as stored -> as shown."""
-        return 1 / pixel_aspect if self.transpose else pixel_aspect
+    def shown(self, height: int, width: int, aspect: Fraction) -> tuple[int, int, Fraction]:
+        """Stored (height, width), and the width of a pixel over its height -> shown."""
+        return *self.oriented(height, width), 1 / aspect if self.transpose else aspect
 
 
 def orientation_of(matrix: Sequence[int]) -> Orientation:

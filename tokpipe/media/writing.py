@@ -2,62 +2,53 @@
 
 import os
 import uuid
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
+from tokpipe.media.quality import Frames
 from tokpipe.storage.local_files import write_file
 
 CRF = 12  # x264's quality: far less loss than any tokenizer, at a tenth of the lossless size
 
 
-class VideoWriter:
-    """Writes an H.264 MP4 of constant frame rate, which appears at its path once it is complete.
+def write_video(path: Path, fps: float, blocks: Iterable[Frames]) -> None:
+    """Write blocks of (T, H, W, 3) frames to an H.264 MP4 of constant frame rate.
 
-    All frames have the size of the first. Use it as a context manager: an exception inside leaves
+    All frames have the size of the first. The file appears once it is complete: an error leaves
     no new file, and an existing one untouched.
     """
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with av.open(os.fspath(part), "w", format="mp4") as container:
+            stream: av.VideoStream | None = None
+            for picture in chain.from_iterable(blocks):
+                stream = stream or _new_stream(container, fps, *picture.shape[:2])
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                container.mux(stream.encode(frame))
+            if stream is not None:
+                container.mux(stream.encode(None))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path = path
-        self.rate = Fraction(fps).limit_denominator(60_000)
-        self._part = path.with_name(f".{uuid.uuid4().hex}.part")
 
-    def __enter__(self) -> "VideoWriter":
-        self._container = av.open(os.fspath(self._part), "w", format="mp4")
-        self._stream: av.VideoStream | None = None
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        try:
-            if kind is None and self._stream is not None:
-                self._container.mux(self._stream.encode(None))
-            self._container.close()
-            if kind is None:
-                self._part.replace(self.path)
-        finally:
-            self._part.unlink(missing_ok=True)
-
-    def write(self, frames: NDArray[np.uint8]) -> None:
-        """Append (T, H, W, 3) RGB frames."""
-        if self._stream is None:
-            self._stream = self._new_stream(*frames.shape[1:3])
-        for picture in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            self._container.mux(self._stream.encode(frame))
-
-    def _new_stream(self, height: int, width: int) -> av.VideoStream:
-        stream = self._container.add_stream("libx264", rate=self.rate)
-        stream.width, stream.height = width, height
-        # 4:2:0 plays everywhere, but only has even sizes.
-        stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
-        stream.options = {"crf": str(CRF)}
-        # What swscale converts RGB to: BT.601 (smpte170m) of limited range.
-        stream.codec_context.colorspace, stream.codec_context.color_range = 6, 1
-        return stream
+def _new_stream(
+    container: av.container.OutputContainer, fps: float, height: int, width: int
+) -> av.VideoStream:
+    stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(60_000))
+    stream.width, stream.height = width, height
+    # 4:2:0 plays everywhere, but only has even sizes.
+    stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
+    stream.options = {"crf": str(CRF)}
+    # What swscale converts RGB to: BT.601 (smpte170m) of limited range.
+    stream.codec_context.colorspace, stream.codec_context.color_range = 6, 1
+    return stream
 
 
 def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
@@ -83,32 +74,22 @@ def _encoded(
     return b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
 
 
-class FrameGrid:
-    """Lays out evenly spaced frames of a clip in rows of ``columns``.
+def frame_grid(
+    blocks: Iterable[Frames], total: int, num_frames: int, columns: int
+) -> NDArray[np.uint8]:
+    """Lay out ``num_frames`` evenly spaced of the ``total`` frames in rows of ``columns``.
 
-    Keeps at most ``num_frames`` of the ``total`` frames that follow, so memory does not grow with
-    the clip.
+    Returns (rows * H, columns * W, 3), black where there is no frame. Keeps only those frames, so
+    memory does not grow with the clip.
     """
-
-    def __init__(self, total: int, num_frames: int, columns: int) -> None:
-        count = min(total, num_frames)
-        self._wanted = {round(i * (total - 1) / max(1, count - 1)) for i in range(count)}
-        self._columns = min(columns, len(self._wanted))
-        self._seen = 0
-        self._kept: list[NDArray[np.uint8]] = []
-
-    def add(self, frames: NDArray[np.uint8]) -> None:
-        """Take the next (T, H, W, 3) frames of the clip."""
-        for index, picture in enumerate(frames, start=self._seen):
-            if index in self._wanted:
-                self._kept.append(picture.copy())
-        self._seen += len(frames)
-
-    def picture(self) -> NDArray[np.uint8]:
-        """Return (rows * H, columns * W, 3); places without a frame are black."""
-        height, width, _ = self._kept[0].shape
-        num_rows = -(-len(self._kept) // self._columns)
-        cells = np.zeros((num_rows * self._columns, height, width, 3), np.uint8)
-        cells[: len(self._kept)] = self._kept
-        rows = cells.reshape(num_rows, self._columns, height, width, 3).swapaxes(1, 2)
-        return rows.reshape(num_rows * height, self._columns * width, 3)
+    count = min(total, num_frames)
+    wanted = {round(i * (total - 1) / max(1, count - 1)) for i in range(count)}
+    frames = enumerate(chain.from_iterable(blocks))
+    kept = [picture.copy() for index, picture in frames if index in wanted]
+    height, width, _ = kept[0].shape
+    columns = min(columns, len(wanted))
+    num_rows = -(-len(kept) // columns)
+    cells = np.zeros((num_rows * columns, height, width, 3), np.uint8)
+    cells[: len(kept)] = kept
+    rows = cells.reshape(num_rows, columns, height, width, 3).swapaxes(1, 2)
+    return rows.reshape(num_rows * height, columns * width, 3)

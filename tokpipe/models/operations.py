@@ -20,7 +20,6 @@ def conv3d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    *,
     stride: tuple[int, ...] = (1, 1, 1),
     padding: tuple[int, ...] = (0, 0, 0),
     dilation: tuple[int, ...] = (1, 1, 1),
@@ -115,8 +114,7 @@ class Conv3d(nn.Conv3d):
         """(B, C_in, T, H, W) -> (B, C_out, T', H', W')."""
         padding, bias = self.padding, self.bias if with_bias else None
         assert not isinstance(padding, str)
-        how = {"stride": self.stride, "padding": padding, "dilation": self.dilation}
-        return conv3d(x, self.weight, bias, **how, groups=self.groups)
+        return conv3d(x, self.weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Conv2d(nn.Conv2d):
@@ -131,14 +129,9 @@ class Conv2d(nn.Conv2d):
         if x.ndim == 4 and x.device.type != "cpu":
             return super().forward(x)
         assert not isinstance(self.padding, str)
-        y = conv3d(
-            x if x.ndim == 5 else x.unsqueeze(2),
-            self.weight.unsqueeze(2),
-            self.bias,
-            stride=(1, *self.stride),
-            padding=(0, *self.padding),
-            dilation=(1, *self.dilation),
-        )
+        frames, weight = x if x.ndim == 5 else x.unsqueeze(2), self.weight.unsqueeze(2)
+        how = (1, *self.stride), (0, *self.padding), (1, *self.dilation)
+        y = conv3d(frames, weight, self.bias, *how)
         return y if x.ndim == 5 else y.squeeze(2)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
-from tokpipe.identity import SPAN_BYTES, digest, row_digests
+from tokpipe.identity import digest, row_digests
 from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, StoredPlan, read_part, store_part
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
@@ -31,10 +31,9 @@ class _Part:
     """A stored part, with what is needed only until the plan is complete."""
 
     def __init__(
-        self, store: Store, key: str, rows: pa.Table, source: int, first_row: int, hashes: _Hashes
+        self, store: Store, key: str, rows: pa.Table, source: int, hashes: _Hashes
     ) -> None:
         self.stored = store_part(store, key, rows, source)
-        self.first_row = first_row  # Within its source
         self.num_problems = rows.num_rows - rows.column("problem").null_count
         self.hashes = hashes
 
@@ -100,20 +99,19 @@ def _store_all(
 ) -> list[_Part]:
     """Assign row ids and store parts in threads, while the next rows are read."""
 
-    def put(number: int, source: int, first_row: int, table: pa.Table) -> _Part:
+    def put(number: int, source: int, table: pa.Table) -> _Part:
         table, hashes = with_row_ids(dataset, table)
-        return _Part(store, f"{prefix}{number:05d}.parquet", table, source, first_row, hashes)
+        return _Part(store, f"{prefix}{number:05d}.parquet", table, source, hashes)
 
     futures: list[Future[_Part]] = []
     with ThreadPoolExecutor(_WRITERS) as pool:
         for index, source in enumerate(sources):
-            num_rows = 0
+            num_before = len(futures)
             for table in _cut(source.batches()):
                 if len(futures) > _WRITERS:  # bounds memory: sources can be faster than the store
                     futures[-_WRITERS - 1].result()
-                futures.append(pool.submit(put, len(futures), index, num_rows, table))
-                num_rows += table.num_rows
-            if not num_rows:
+                futures.append(pool.submit(put, len(futures), index, table))
+            if len(futures) == num_before:
                 raise ConfigError(f"{source.label} has no rows: correct or remove it.")
     return [future.result() for future in futures]
 
@@ -124,14 +122,16 @@ def _find_duplicates(store: Store, parts: Sequence[_Part]) -> dict[int, str]:
     hashes.sort()
     repeated = hashes[1:][hashes[1:] == hashes[:-1]]
     first_with: dict[str, str] = {}
+    first_of: dict[int, int] = {}  # Position of each source's first row
     duplicates = {}
     start = 0
     for part in parts:
+        first_row = start - first_of.setdefault(part.stored.source, start)
         inside = np.flatnonzero(np.isin(part.hashes, repeated))
         if len(inside):
             rows = read_part(store, part.stored, OWN_COLUMNS).take(pa.array(inside)).to_pylist()
             for offset, row in zip(inside.tolist(), rows, strict=True):
-                place = f"source {part.stored.source} row {part.first_row + offset}"
+                place = f"source {part.stored.source} row {first_row + offset}"
                 # Hashes of 8 bytes may collide; equal ids of 16 bytes mean the same clip.
                 first = first_with.setdefault(row[ROW_ID.name], place)
                 if first != place:
@@ -144,20 +144,18 @@ def _find_duplicates(store: Store, parts: Sequence[_Part]) -> dict[int, str]:
 
 def _without_rows(store: Store, parts: Sequence[_Part], dropped: Collection[int]) -> list[_Part]:
     """Rewrite the parts that hold dropped rows. Nobody has read them yet."""
-    is_kept = np.ones(sum(part.stored.num_rows for part in parts), bool)
+    ends = np.cumsum([part.stored.num_rows for part in parts])
+    is_kept = np.ones(ends[-1], bool)
     is_kept[np.fromiter(dropped, np.int64)] = False
     kept = []
-    start = 0
-    for part in parts:
-        keep = is_kept[start : start + part.stored.num_rows]
-        start += len(keep)
+    for part, keep in zip(parts, np.split(is_kept, ends[:-1]), strict=True):
         if not keep.any():
             store.delete(part.stored.key)
         elif keep.all():
             kept.append(part)
         else:
             table = read_part(store, part.stored).filter(pa.array(keep))
-            rest = table, part.stored.source, part.first_row, part.hashes[keep]
+            rest = table, part.stored.source, part.hashes[keep]
             kept.append(_Part(store, part.stored.key, *rest))
     return kept
 
@@ -185,15 +183,14 @@ def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
 def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, _Hashes]:
     """Add the ids of a table's rows as its first column; also return their first 8 bytes."""
     spans = np.zeros(table.num_rows, np.dtype([("a", "?"), ("b", "<f8"), ("c", "?"), ("d", "<f8")]))
-    assert spans.dtype.itemsize == SPAN_BYTES
     for is_set, seconds, name in (("a", "b", "start_s"), ("c", "d", "end_s")):
         column = table.column(name)
         spans[is_set] = column.is_valid().to_numpy()
         spans[seconds] = column.fill_null(0.0).to_numpy() + 0.0  # -0.0 becomes 0.0
     uris = table.column("source_uri").cast(pa.binary()).to_pylist()
-    ids = row_digests(dataset, uris, spans.tobytes())
-    texts = pa.array([ids[at : at + 16].hex() for at in range(0, len(ids), 16)], pa.string())
-    return table.add_column(0, ROW_ID, texts), np.frombuffer(ids, np.dtype("<u8"))[::2].copy()
+    ids = row_digests(dataset, uris, spans.view("V18").tolist())
+    texts = pa.array([one.hex() for one in ids], pa.string())
+    return table.add_column(0, ROW_ID, texts), np.frombuffer(b"".join(ids), "<u8")[::2].copy()
 
 
 class RowSample:

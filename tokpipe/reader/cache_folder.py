@@ -17,11 +17,9 @@ T = TypeVar("T")
 
 
 class CacheFolder:
-    """Files in ``path``, named by what they were made from and never changed.
+    """Files in ``path``, named by what they were made from and never changed. See ``CodeCache``.
 
-    Files appear whole, by renaming, so a killed process leaves no partial file. Above
-    ``max_bytes``, the least recently opened ones are removed; their space is free once no process
-    maps them. ``on_removal`` is called when this object removed some.
+    ``on_removal`` is called when this object removed some, to make room for another.
     """
 
     def __init__(self, path: Path, max_bytes: int | None, on_removal: Callable[[], None]) -> None:

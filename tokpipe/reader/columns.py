@@ -2,8 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,62 +60,54 @@ def check_columns(output: Output, names: Sequence[str]) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
 class KeptClips:
     """Which clips of an output a filter keeps: one bit per clip."""
 
-    sizes: NDArray[np.int64]
-    """(shards,) number of clips that are kept."""
-    digest: str  # Of the bits
-    _bits: NDArray[np.uint8]
-    _starts: NDArray[np.int64]  # Each shard's first byte
+    def __init__(self, output: Output, folder: CacheFolder, keep: Any) -> None:
+        """Evaluate ``keep``, an Arrow expression, over the side tables of all shards.
+
+        The bits are kept in ``folder``, so each node does it once. Only the columns that the
+        expression needs are decoded.
+
+        Raises:
+            ConfigError: the expression is not boolean, names unknown columns, or keeps no clip.
+        """
+        shards = output.shards
+        starts = np.append(0, np.cumsum(-(-shards.clip_counts // 8)))  # Each shard's first byte
+        self._starts, self._bits = starts, np.empty(0, np.uint8)
+        if len(shards):
+            names = _needed(output, keep)
+
+            def packed(info: ShardInfo) -> bytes:
+                mask = _evaluated(keep, output.side_table(info, names)).fill_null(False)
+                return np.packbits(mask.to_numpy(zero_copy_only=False)).tobytes()
+
+            # All of the expression, which its text may abridge. Nothing reads it back.
+            (buffer,) = keep.__reduce__()[1]
+            hashes = "".join(shards.field("side_table_sha256").tolist())
+            self._bits = folder.get(
+                output.store.uri,
+                hashlib.sha256(hashes.encode() + buffer).hexdigest(),
+                ".filter",
+                lambda path: np.memmap(path, np.uint8, "r", shape=(int(starts[-1]),)),
+                lambda file: file.writelines(read_ahead(packed, shards, _AHEAD)),
+            )
+        each = (self._clips(shard) for shard in range(len(shards)))
+        self.sizes = np.array([clips.sum() for clips in each], np.int64)
+        """(shards,) number of clips that are kept."""
+        self.digest = sha256(self._bits.tobytes())[:32]
+        if len(shards) and not self.sizes.any():
+            raise ConfigError(
+                f"filter: {keep!s:.400} keeps none of the {counted(output.num_clips, 'clip')} of "
+                f"{output.store.uri}, so an epoch would be empty"
+            )
 
     def clip(self, shard: int, number: int) -> int:
         """Return which of a shard's clips is the ``number``-th that is kept."""
-        bits = self._bits[self._starts[shard] : self._starts[shard + 1]]
-        return int(np.flatnonzero(np.unpackbits(bits))[number])
+        return int(np.flatnonzero(self._clips(shard))[number])
 
-
-def kept_clips(output: Output, folder: CacheFolder, keep: Any) -> KeptClips:
-    """Evaluate ``keep``, an Arrow expression, over the side tables of all shards.
-
-    The bits are kept in ``folder``, so each node does it once. Only the columns that the expression
-    needs are decoded.
-
-    Raises:
-        ConfigError: the expression is not boolean, names unknown columns, or keeps no clip.
-    """
-    hashes = output.shards.field("side_table_sha256").tolist()
-    starts = np.append(0, np.cumsum(-(-output.shards.clip_counts // 8)))
-    names = _needed(output, keep) if hashes else []
-
-    def packed(info: ShardInfo) -> bytes:
-        mask = _evaluated(keep, output.side_table(info, names)).fill_null(False)
-        return np.packbits(mask.to_numpy(zero_copy_only=False)).tobytes()
-
-    def read(path: Path) -> NDArray[np.uint8]:
-        bits: NDArray[np.uint8] = np.memmap(path, np.uint8, "r", shape=(int(starts[-1]),))
-        return bits
-
-    bits = np.empty(0, np.uint8)
-    if hashes:
-        # All of the expression, which its text may abridge. Nothing reads it back.
-        (buffer,) = keep.__reduce__()[1]
-        key = hashlib.sha256("".join(hashes).encode() + buffer).hexdigest()
-        bits = folder.get(
-            output.store.uri,
-            key,
-            ".filter",
-            read,
-            lambda file: file.writelines(read_ahead(packed, output.shards, _AHEAD)),
-        )
-    sizes = [int(np.unpackbits(bits[a:b]).sum()) for a, b in pairwise(starts.tolist())]
-    if hashes and not any(sizes):
-        raise ConfigError(
-            f"filter: {keep!s:.400} keeps none of the {counted(output.num_clips, 'clip')} of "
-            f"{output.store.uri}, so an epoch would be empty"
-        )
-    return KeptClips(np.array(sizes, np.int64), sha256(bits.tobytes())[:32], bits, starts)
+    def _clips(self, shard: int) -> NDArray[np.uint8]:
+        return np.unpackbits(self._bits[self._starts[shard] : self._starts[shard + 1]])
 
 
 def _needed(output: Output, keep: Any) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +54,13 @@ class ShardCodes:
 
     def __iter__(self) -> Iterator[Codes]:
         return map(self.__getitem__, range(len(self)))
+
+    def clip(self, number: int) -> tuple[str, Codes]:
+        """Return a clip's id and codes (t, h, w), its chunks concatenated in time."""
+        first, last = self.clip_starts[number : number + 2].tolist()
+        clip_id: str = self.rows.column("clip_id")[first].as_py()
+        blocks: list[Any] = [self[row] for row in range(first, last)]
+        return clip_id, blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def write_shard_codes(file: IO[bytes], shard: ShardReader) -> None:

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from tokpipe.errors import ConfigError, TokpipeError
 from tokpipe.formats.job_record import differences, flatten
 from tokpipe.reader.code_cache import CodeCache
-from tokpipe.reader.columns import check_columns, kept_clips
+from tokpipe.reader.columns import KeptClips, check_columns
 from tokpipe.reader.order import EpochOrder, quotas
 from tokpipe.reader.output import Output
-from tokpipe.reader.shard_codes import ShardCodes
 from tokpipe.types import Codes
 
 _log = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ class Source:
         self.cache = cache
         self.columns = tuple(sorted(set(columns)))
         check_columns(cache.output, self.columns)
-        self._kept = None if keep is None else kept_clips(cache.output, cache.folder, keep)
+        self._kept = None if keep is None else KeptClips(cache.output, cache.folder, keep)
         self.filter = None if self._kept is None else [str(keep), self._kept.digest]
         """What a state says of the filter: its text, and a hash of which clips it keeps."""
 
@@ -51,7 +50,7 @@ class Source:
         """Return a clip's id, codes and columns."""
         if self._kept is not None:
             number = self._kept.clip(shard, number)
-        clip_id, codes = clip_of(self.cache.shard(shard), number)
+        clip_id, codes = self.cache.shard(shard).clip(number)
         if not self.columns:
             return clip_id, codes, {}
         return clip_id, codes, self.cache.columns(shard, self.columns).of(number, clip_id)
@@ -64,22 +63,20 @@ class Source:
                 self.cache.columns(shard, self.columns)
 
 
-def clip_of(shard: ShardCodes, number: int) -> tuple[str, Codes]:
-    """Return the id and codes (t, h, w) of a shard's clip, its chunks concatenated in time."""
-    first, last = shard.clip_starts[number : number + 2].tolist()
-    clip_id: str = shard.rows.column("clip_id")[first].as_py()
-    blocks: list[Any] = [shard[row] for row in range(first, last)]
-    return clip_id, blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-
-
 def clips_per_epoch(
     outputs: Sequence[Output], weights: Sequence[float], epoch_clips: int
 ) -> list[int]:
     """Divide an epoch among outputs by weight; ConfigError if they do not mix."""
     if not outputs or len(outputs) != len(weights):
         raise ConfigError(f"{len(weights)} weights for {len(outputs)} outputs: pass one for each")
-    _check_same_codes(outputs)
-    if len(outputs) == 1:
+    first, *others = outputs
+    for other in others:
+        if changed := differences(_meaning(first), _meaning(other), "and"):
+            raise ConfigError(
+                f"{first.store.uri} and {other.store.uri} come from different tokenizers "
+                f"({'; '.join(changed)}). In a mix, the same code would mean different pixels"
+            )
+    if not others:
         return [epoch_clips]  # 0 if the output has no clips yet
     for output in outputs:
         if not output.num_clips:
@@ -93,16 +90,6 @@ def clips_per_epoch(
             one = f"{output.store.uri} has so little weight that an epoch of {epoch_clips} clips"
             raise ConfigError(f"{one} would have none of it: raise either, or leave it out")
     return found
-
-
-def _check_same_codes(outputs: Sequence[Output]) -> None:
-    first, *others = outputs
-    for other in others:
-        if changed := differences(_meaning(first), _meaning(other), "and"):
-            raise ConfigError(
-                f"{first.store.uri} and {other.store.uri} come from different tokenizers "
-                f"({'; '.join(changed)}). In a mix, the same code would mean different pixels"
-            )
 
 
 def _meaning(output: Output) -> dict[str, Any]:

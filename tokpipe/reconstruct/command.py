@@ -1,8 +1,6 @@
 """``tokpipe decode``: writes one clip of an output as a video or an image."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ import numpy as np
 
 from tokpipe.errors import NotFound
 from tokpipe.media.quality import Frames, Quality
-from tokpipe.media.writing import FrameGrid, VideoWriter, write_png
+from tokpipe.media.writing import frame_grid, write_png, write_video
 from tokpipe.reader import Clip, Output
 from tokpipe.reader.search import side_rows, source_matcher
 from tokpipe.reconstruct.frames import SideBySide
@@ -19,15 +17,52 @@ from tokpipe.telemetry.human import counted
 GRID_FRAMES = 8  # Frames in an image
 
 
-@dataclass(frozen=True)
 class Decoded:
-    """What ``decode_clip`` wrote."""
+    """A clip of an output, decoded from its codes and written as a video or an image."""
 
-    clip: Clip
-    num_frames: int
-    size: tuple[int, int]  # (height, width) of a reconstructed frame
-    quality: Quality | None  # Against the source; None without a comparison
-    path: Path
+    def __init__(
+        self,
+        output: Output,
+        path: Path,
+        *,
+        clip_id: str | None = None,
+        source: str | None = None,
+        compare: bool,
+        device: str = "auto",
+    ) -> None:
+        """Decode a clip's codes to frames and write them to ``path``.
+
+        Args:
+            path: ``.mp4`` for the whole clip, ``.png`` for a grid of its frames.
+            clip_id: which clip; None for the first of the output.
+            source: instead, the first clip whose source matches, as in ``source_matcher``.
+            compare: decode the source again, measure PSNR and SSIM against it, and show it: on the
+                left of a video, above each row of an image.
+
+        Raises:
+            TokpipeError: the clip or decoder does not exist, or weights or source have changed.
+        """
+        self.clip, self.path = _find(output, clip_id, source), path
+        self.num_frames = sum(chunk.n_frames for chunk in self.clip.chunks)
+        self.quality = Quality() if compare else None  # Against the source
+        self.size = (0, 0)  # (height, width) of a frame
+        with SideBySide(output, device) as both:
+            blocks = self._shown(both.blocks(self.clip, with_source=compare))
+            if path.suffix == ".mp4":
+                write_video(path, self.clip.fps, blocks)
+            else:
+                columns = GRID_FRAMES if compare else 4
+                write_png(path, frame_grid(blocks, self.num_frames, GRID_FRAMES, columns))
+
+    def _shown(self, blocks: Iterator[tuple[Frames, Frames | None]]) -> Iterator[Frames]:
+        """Yield what is shown of each chunk, and measure its quality."""
+        for block, original in blocks:
+            self.size = block.shape[1:3]
+            if self.quality is not None and original is not None:
+                self.quality.add(original, block)
+                axis = 2 if self.path.suffix == ".mp4" else 1
+                block = np.concatenate([original, block], axis=axis)
+            yield block
 
     def lines(self) -> Iterator[str]:
         height, width = self.size
@@ -49,48 +84,6 @@ class Decoded:
             "num_codes": self.clip.codes.size,
             "quality": quality and {"psnr_db": quality.psnr_db, "ssim": quality.ssim},
         }
-
-
-def decode_clip(
-    output: Output,
-    path: Path,
-    *,
-    clip_id: str | None = None,
-    source: str | None = None,
-    compare: bool,
-    device: str = "auto",
-) -> Decoded:
-    """Decode a clip's codes to frames and write them to ``path``.
-
-    Args:
-        path: ``.mp4`` for the whole clip, ``.png`` for a grid of its frames.
-        clip_id: which clip; None for the first of the output.
-        source: instead, the first clip whose source matches, as in ``source_matcher``.
-        compare: decode the source again, measure PSNR and SSIM against it, and show it: on the
-            left of a video, above each row of an image.
-
-    Raises:
-        TokpipeError: the clip or decoder does not exist, or weights or source have changed.
-    """
-    clip = _find(output, clip_id, source)
-    total = sum(chunk.n_frames for chunk in clip.chunks)
-    quality = Quality() if compare else None
-    height = width = 0
-    with ExitStack() as stack:
-        both = stack.enter_context(SideBySide(output, device))
-        grid = FrameGrid(total, GRID_FRAMES, columns=GRID_FRAMES if compare else 4)
-        add: Callable[[Frames], None] = grid.add
-        if path.suffix == ".mp4":
-            add = stack.enter_context(VideoWriter(path, clip.fps)).write
-        for block, original in both.blocks(clip, with_source=compare):
-            height, width = block.shape[1:3]
-            if quality is not None and original is not None:
-                quality.add(original, block)
-                block = np.concatenate([original, block], axis=2 if path.suffix == ".mp4" else 1)
-            add(block)
-        if path.suffix == ".png":
-            write_png(path, grid.picture())
-    return Decoded(clip, total, (height, width), quality, path)
 
 
 def _find(output: Output, clip_id: str | None, source: str | None) -> Clip:

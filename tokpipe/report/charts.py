@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from tokpipe.report.history import PROCESSING, History, StageUse
+from tokpipe.report.history import History, StageUse
 from tokpipe.telemetry.human import duration, short
 from tokpipe.telemetry.usage import CodeUsage
 
@@ -128,9 +128,9 @@ def stage_bars(stages: Sequence[StageUse]) -> list[Bar]:
     bars = []
     for use in stages:
         parts, left = [], 0.0
-        for name, fraction in sorted(use.fractions.items(), key=lambda x: x[0] not in PROCESSING):
+        for name, fraction in sorted(use.fractions.items(), key=lambda x: x[0] != use.stage):
             width = min(fraction, 1 - left)
-            kind = "work" if name in PROCESSING else "moving"
+            kind = "work" if name == use.stage else "moving"
             parts.append(BarPart(left, width, kind, f"{name} {fraction:.1%}"))
             left += width
         actors = f"{use.actors:,.1f}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokpipe.formats.checks import utc_time
 from tokpipe.formats.manifest import ManifestEntry, read_entries
 from tokpipe.reader import Output
-from tokpipe.telemetry.account import ACTIVITIES, OF_STAGE, Account, Speed, speed_of
+from tokpipe.telemetry.account import ACTIVITIES, OF_STAGE, Account, Speed
 from tokpipe.types import STAGES, Rejected, Stage
 
 MAX_STEPS = 120  # A step lasts 1, 2, 4, ... seconds: the shortest of which so many are enough
@@ -20,8 +20,6 @@ MAX_STEPS = 120  # A step lasts 1, 2, 4, ... seconds: the shortest of which so m
 MAX_ENTRIES = 2048
 """Entries name every clip, so reading those of 100 million clips would take half an hour."""
 NUM_EXAMPLES = 3
-PROCESSING = ("decode", "encode", "write")
-"""Activities that process clips; the others (download, transfer) move them."""
 
 _COLUMNS = [
     *("clips", "frames", "timed_s", "timed_frames"),
@@ -78,12 +76,10 @@ class Step:
     @property
     def speed(self) -> Speed | None:
         """None if the manifest does not record what actors did."""
-        return speed_of(
-            Account(
-                spent_s={one: self[f"spent {one}"] for one in ACTIVITIES},
-                up_s={one: self[f"up {one}"] for one in STAGES},
-            )
-        )
+        return Account(
+            spent_s={one: self[f"spent {one}"] for one in ACTIVITIES},
+            up_s={one: self[f"up {one}"] for one in STAGES},
+        ).speed
 
 
 class StageUse:
@@ -102,7 +98,7 @@ class StageUse:
         is_known = working_s > 0 and frames > 0
         self.own_frames_per_s = frames / working_s * self.actors if is_known else None
         """Rate of this many actors if they never waited; None if they did nothing."""
-        self.processing = sum(value for one, value in self.fractions.items() if one in PROCESSING)
+        self.processing = self.fractions[stage]  # Its other activity moves clips, if it has one
         self.waiting = max(0.0, 1.0 - sum(self.fractions.values()))
 
 

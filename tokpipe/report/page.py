@@ -13,7 +13,6 @@ import tokpipe
 from tokpipe.formats.checks import utc_time
 from tokpipe.formats.job_record import flatten
 from tokpipe.report import charts
-from tokpipe.telemetry.account import advice
 from tokpipe.telemetry.human import counted, duration, short, size_text, slow_text
 from tokpipe.telemetry.redact import printable, redact_nested
 
@@ -37,7 +36,6 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     jinja.filters |= {
-        "advice": advice,
         "base64": _base64,
         "counted": counted,
         "duration": duration,
@@ -52,15 +50,7 @@ def environment() -> Environment:
         "slow_text": slow_text,
         "yaml": partial(yaml.safe_dump, sort_keys=False, allow_unicode=True, width=88),
     }
-    jinja.globals |= {
-        "code_histogram": charts.code_histogram,
-        "length_histogram": charts.length_histogram,
-        "rate_chart": charts.rate_chart,
-        "rejected_bars": charts.rejected_bars,
-        "speed_chart": charts.speed_chart,
-        "stage_bars": charts.stage_bars,
-        "version": tokpipe.__version__,
-    }
+    jinja.globals |= {"charts": charts, "version": tokpipe.__version__}
     return jinja
 
 

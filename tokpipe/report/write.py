@@ -10,6 +10,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tokpipe.errors import TokpipeError
 from tokpipe.reader import Clip, Output
 from tokpipe.report.history import History, read_groups
@@ -47,44 +50,39 @@ class Pair:
 
     def _decode(self, both: SideBySide, *, with_source: bool) -> None:
         from tokpipe.media.quality import Quality
-        from tokpipe.media.writing import FrameGrid, jpeg_bytes
+        from tokpipe.media.writing import frame_grid, jpeg_bytes
 
-        num_frames, quality = self.num_frames, Quality()
-        decoded, source = (FrameGrid(num_frames, NUM_FRAMES, NUM_FRAMES) for _ in range(2))
-        for block, original in both.blocks(self.clip, with_source=with_source):
-            decoded.add(block)
-            if original is not None:
-                source.add(original)
-                quality.add(original, block)
-            self.size = block.shape[1:3]  # (height, width) of a frame
-        picture = decoded.picture()
-        self.decoded = jpeg_bytes(picture)
-        self.shown = picture.shape[1] // self.size[1]  # Frames in each picture
+        quality = Quality()
+
+        def blocks() -> Iterator[NDArray[np.uint8]]:
+            for block, original in both.blocks(self.clip, with_source=with_source):
+                self.size = block.shape[1:3]  # (height, width) of a frame
+                if original is not None:
+                    quality.add(original, block)
+                    block = np.concatenate([block, original], axis=1)
+                yield block
+
+        picture = frame_grid(blocks(), self.num_frames, NUM_FRAMES, columns=NUM_FRAMES)
+        height, width = self.size
+        self.decoded = jpeg_bytes(picture[:height])
+        self.shown = picture.shape[1] // width  # Frames in each picture
         if with_source:
-            self.source = jpeg_bytes(source.picture())
+            self.source = jpeg_bytes(picture[height:])
             self.psnr_db, self.ssim = quality.psnr_db, quality.ssim
 
 
-class Pairs:
-    """Clips that are decoded together with their sources.
+def _pairs(output: Output, clips: Sequence[Clip], device: str) -> tuple[list[Pair], str | None]:
+    """Decode clips together with their sources. Weights, sources or torch may well be missing on
+    this machine; then return what is missing."""
+    try:
+        from tokpipe.reconstruct import SideBySide
 
-    Weights, sources or torch may well be missing on this machine. Then ``problem`` says what is
-    missing.
-    """
-
-    def __init__(self, output: Output, clips: Sequence[Clip], device: str) -> None:
-        self.pairs: list[Pair] = []
-        self.problem: str | None = None
-        try:
-            from tokpipe.reconstruct import SideBySide
-
-            with SideBySide(output, device) as both:
-                self.pairs = [Pair(both, clip) for clip in clips]
-        except ImportError as error:
-            do = "Decoding needs what a worker has: pip install tokpipe[run]"
-            self.problem = f"{error}. {do}"
-        except TokpipeError as error:
-            self.problem = str(error)
+        with SideBySide(output, device) as both:
+            return [Pair(both, clip) for clip in clips], None
+    except ImportError as error:
+        return [], f"{error}. Decoding needs what a worker has: pip install tokpipe[run]"
+    except TokpipeError as error:
+        return [], str(error)
 
 
 class WrittenReport:
@@ -118,7 +116,10 @@ class WrittenReport:
         self.status = Status(output, now=now)
         self.history = History(read_groups(output))
         self.sample = Sample(output, num_shards=num_shards, num_clips=num_pairs, seed=seed)
-        self.pairs = Pairs(output, self.sample.clips, device) if num_pairs else None
+        self.pairs: list[Pair] | None = None
+        self.no_pairs: str | None = None  # Why clips cannot be decoded here
+        if num_pairs:
+            self.pairs, self.no_pairs = _pairs(output, self.sample.clips, device)
         self.max_bits_per_code = math.log2(output.tokenizer.codebook_size)
         """Entropy if all codes of the codebook were equally frequent."""
         worked_s, num_frames = self.history.worked_s, self.status.totals.num_frames
@@ -130,19 +131,15 @@ class WrittenReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures of the report."""
-        status, sample, pairs = self.status, self.sample, None
-        usage, speed = sample.usage, self.history.whole.speed
+        sample, speed = self.sample, self.history.whole.speed
+        usage, names = sample.usage, ("psnr_db", "ssim", "problem")
+        pairs = None
         if self.pairs is not None:
             clips = [
-                {
-                    "clip_id": one.clip.clip_id,
-                    "psnr_db": one.psnr_db,
-                    "ssim": one.ssim,
-                    "problem": one.problem,
-                }
-                for one in self.pairs.pairs
+                {"clip_id": one.clip.clip_id, **{name: getattr(one, name) for name in names}}
+                for one in self.pairs
             ]
-            pairs = {"problem": self.pairs.problem, "clips": clips}
+            pairs = {"problem": self.no_pairs, "clips": clips}
         return {
             "file": self.path,
             "size_bytes": self.size_bytes,
@@ -162,12 +159,12 @@ class WrittenReport:
                 "damaged": sample.damaged,
             },
             "pairs": pairs,
-            "status": status.to_dict(),
+            "status": self.status.to_dict(),
         }
 
     def lines(self) -> Iterator[str]:
         """Yield what was written, and what the report could not show."""
-        sample, pairs = self.sample, self.pairs
+        sample = self.sample
         yield f"{self.path}: report on {self.status.uri}, {size_text(self.size_bytes)}"
         shards = f"{sample.num_shards:,} of {sample.num_shards_of:,} shards"
         yield f"  codes and lengths were counted in {shards}"
@@ -175,8 +172,8 @@ class WrittenReport:
             yield f"  {incomplete}"
         for message in sample.damaged:
             yield f"  left out: {message}"
-        if pairs is not None and pairs.problem is not None:
-            yield f"  without pictures: {pairs.problem}"
-        for pair in pairs.pairs if pairs else ():
+        if self.no_pairs is not None:
+            yield f"  without pictures: {self.no_pairs}"
+        for pair in self.pairs or ():
             if pair.problem is not None:
                 yield f"  without the source of clip {pair.clip.clip_id}: {pair.problem}"

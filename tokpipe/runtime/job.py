@@ -26,7 +26,7 @@ from tokpipe.runtime.shell import Shell
 from tokpipe.runtime.signals import OF_RUN
 from tokpipe.runtime.snapshot import Snapshot, Snapshots, no_room
 from tokpipe.storage import probe_store
-from tokpipe.telemetry.account import Account, advice, speed_of
+from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, slow_text
 from tokpipe.telemetry.logs import driver_log, log_event
 
@@ -204,14 +204,14 @@ def _speed_lines(outcome: Outcome) -> Iterator[str]:
     """How fast the run was, what limited it, and what losses cost."""
     account, seconds = outcome.account, outcome.encoding_s
     num_clips, num_frames = account.clips.get("write", 0), account.num_frames
-    speed = speed_of(account)
+    speed = account.speed
     if speed is not None and seconds < MIN_JUDGED_S:
         yield f"  encoding took {duration(seconds)}, too short to judge the speed"
     elif speed is not None:
         clips_per_s, frames_per_s = rate_text(num_clips / seconds), rate_text(num_frames / seconds)
         done = counted(num_clips, "clip")
         yield f"  this run: {done} at {clips_per_s} clips/s, {frames_per_s} frames/s"
-        yield f"  {advice(speed)}"
+        yield f"  {speed.advice}"
         yield (
             f"  goodput {account.goodput or 0:.0%}: {account.useful_s:,.0f} of "
             f"{account.paid_s:,.0f} encoder seconds produced the codes committed by this run"

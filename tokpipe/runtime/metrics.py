@@ -4,31 +4,31 @@ They are read in the driver, twice a second, from the snapshot that progress lin
 counted twice, and no clip costs anything.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ray.util.metrics import Counter, Gauge
 
 from tokpipe.runtime.snapshot import Snapshot
-from tokpipe.telemetry.account import OF_STAGE, busy_shares, speed_of
 from tokpipe.telemetry.redact import printable
 from tokpipe.types import STAGES
 
 JOB_LABELS = ("dataset", "plan_id")
 """Labels of every metric. ``plan_id`` is its first 12 digits, as in shard names."""
 
-Labels = tuple[str, ...]  # Values of a metric's labels besides JOB_LABELS, in order
-Kind = Literal["counter", "gauge"]
+Labels = tuple[str, ...]  # A metric's labels besides JOB_LABELS, or their values, in order
 
 
 class Metric(NamedTuple):
-    """One metric, and how to read it from a snapshot: one value, or values by label."""
+    """One metric, and where a snapshot has its value: one, or values by label."""
 
     name: str  # As passed to Ray; see ``exposed``
-    kind: Kind  # Counters start at 0 with each driver, which is a restart for Prometheus too
+    kind: Literal["counter", "gauge"]
     description: str
-    read: Callable[[Snapshot], float | Mapping[Any, float] | None]
-    labels: tuple[str, ...] = ()  # Besides JOB_LABELS
+    value: str
+    labels: Labels = ()  # Besides JOB_LABELS
 
     @property
     def exposed(self) -> str:
@@ -37,95 +37,20 @@ class Metric(NamedTuple):
 
     def values(self, snapshot: Snapshot) -> dict[Labels, float]:
         """Values by labels. Empty while there is nothing to measure."""
-        value = self.read(snapshot)
+        value: Any = snapshot
+        for name in self.value.split("."):
+            value = None if value is None else getattr(value, name)
+        if self.kind == "counter" and self.labels == ("stage",):  # from 0 for each
+            value = {stage: value.get(stage, 0) for stage in STAGES}
         if isinstance(value, Mapping):
             return {key if isinstance(key, tuple) else (key,): one for key, one in value.items()}
         return {} if value is None else {(): value}
 
 
-def _gauge(name: str, description: str, read: Callable[[Snapshot], Any], *labels: str) -> Metric:
-    return Metric(f"tokpipe_{name}", "gauge", description, read, labels)
-
-
-def _counter(name: str, description: str, field: str, *labels: str) -> Metric:
-    """A counter of a field of the run's account; by stage, it starts with 0 for each."""
-
-    def read(now: Snapshot) -> Any:
-        value = getattr(now.run, field)
-        return {stage: value.get(stage, 0) for stage in STAGES} if "stage" in labels else value
-
-    return Metric(f"tokpipe_{name}", "counter", description, read, labels)
-
-
-def _stage_seconds(snapshot: Snapshot) -> Mapping[Labels, float]:
-    spent_s = snapshot.run.spent_s
-    return {(stage, of): spent_s.get(of, 0.0) for stage in STAGES for of in OF_STAGE[stage]}
-
-
-METRICS: tuple[Metric, ...] = (
-    _gauge(
-        "plan_rows",
-        "Rows of the plan: clips, or sources that are cut into several clips.",
-        lambda now: now.num_rows,
-    ),
-    _gauge(
-        "plan_rows_done",
-        "Rows of which every clip is tokenized or rejected, by any run.",
-        lambda now: now.num_rows_done,
-    ),
-    _counter(
-        "clips", "Clips that a stage has finished; for `write`, committed clips.", "clips", "stage"
-    ),
-    _counter("frames", "Frames of committed clips.", "num_frames"),
-    _counter("codes", "Codes of committed clips.", "num_codes"),
-    _counter(
-        "source_bytes",
-        "Bytes of source videos that decoders fetched, or found on local disk.",
-        "download_bytes",
-    ),
-    _counter("written_bytes", "Bytes of committed shards and their side tables.", "written_bytes"),
-    _counter("rejected_clips", "Clips whose rejection is committed.", "rejected", "reason"),
-    Metric(
-        "tokpipe_stage_seconds",
-        "counter",
-        "Seconds of actors by activity: download, decode, transfer (an encoder had a lease but no "
-        "pixels yet), encode, write.",
-        _stage_seconds,
-        ("stage", "activity"),
-    ),
-    _counter("actor_seconds", "Seconds that actors were up, busy or not.", "up_s", "stage"),
-    _gauge("actors", "Actors that take leases.", lambda now: now.actors, "stage"),
-    _gauge(
-        "encoder_paths",
-        "Encoders on GPUs, by how they compute: with `norms` other than `triton`, it is slower.",
-        lambda now: now.paths,
-        *("dtype", "norms", "graphs", "batch_chunks", "cudnn"),
-    ),
-    _gauge(
-        "busy_ratio",
-        "Fraction of the last minute in which a stage's actors were busy, 0 to 1.",
-        lambda now: busy_shares(now.recent),
-        "stage",
-    ),
-    _gauge(
-        "speed_of_light_ratio",
-        "Fraction of the last minute in which encoders computed, 0 to 1: how close the job is to "
-        "the speed of its encoders alone.",
-        lambda now: (speed := speed_of(now.recent)) and speed.share,
-    ),
-    _gauge(
-        "goodput_ratio",
-        "Fraction of this run's encoder time that produced committed codes, 0 to 1.",
-        lambda now: now.run.goodput,
-    ),
-    _counter(
-        "lost_actors",
-        "Actors that were up and died, or were killed at a deadline.",
-        "lost_actors",
-        "stage",
-    ),
+METRICS = tuple(
+    Metric(**{**one, "name": f"tokpipe_{one['name']}", "labels": tuple(one.get("labels", ()))})
+    for one in tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))["metrics"]
 )
-
 
 Sent = dict[tuple[str, Labels], float]  # Current values of counters
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Self
+from contextlib import ExitStack
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -10,7 +10,6 @@ from rich.text import Text
 
 from tokpipe.runtime.console import say
 from tokpipe.runtime.snapshot import Snapshot
-from tokpipe.telemetry.account import speed_of, speed_text
 from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, share_text
 from tokpipe.telemetry.logs import log_event
 from tokpipe.telemetry.redact import printable
@@ -23,23 +22,17 @@ MIN_LIMIT_S = 10.0
 """Seconds of encoders before a limit is named: the first leases say nothing about the job."""
 
 
-class ProgressView:
+class ProgressView(ExitStack):
     """Live lines on a terminal; elsewhere, and for the log, a line every ``interval_s`` seconds."""
 
     def __init__(self, console: Console, interval_s: float) -> None:
+        super().__init__()
         self.console = console
         self.interval_s = interval_s
-        self._live = Live(console=console, auto_refresh=False) if console.is_interactive else None
+        self._live: Live | None = None
+        if console.is_interactive:
+            self._live = self.enter_context(Live(console=console, auto_refresh=False))
         self._next_line = 0.0
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def show(self, snapshot: Snapshot) -> None:
         if self._live is not None:
@@ -110,14 +103,14 @@ def _rejected_text(snapshot: Snapshot) -> str:
 
 def _speed_text(snapshot: Snapshot) -> str:
     """How close the last minute was to the encoders' speed; empty while too little is known."""
-    speed = speed_of(snapshot.recent)
+    speed = snapshot.recent.speed
     if speed is None or snapshot.recent.up_s["encode"] < MIN_LIMIT_S:
         return ""
-    return speed_text(speed)
+    return speed.text
 
 
 def _log(snapshot: Snapshot) -> None:
-    speed, run = speed_of(snapshot.recent), snapshot.run
+    speed, run = snapshot.recent.speed, snapshot.run
     names = ("clips", "num_frames", "num_codes", "written_bytes", "goodput")
     log_event(
         "progress",

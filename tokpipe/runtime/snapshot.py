@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from tokpipe.config.job import PoolConfig
 from tokpipe.formats.manifest import ManifestState
 from tokpipe.runtime.dispatch import Dispatcher
-from tokpipe.runtime.dispatch.parts import Parts
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.human import duration
@@ -122,7 +121,7 @@ class Snapshots:
         )
 
 
-def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str:
+def waiting_for(parts: Dispatcher, last_up: Mapping[Stage, float], now: float) -> str:
     """Return what holds the job up; empty while every stage has a worker.
 
     ``last_up``: when each stage last had one.
@@ -144,7 +143,7 @@ def waiting_for(parts: Parts, last_up: Mapping[Stage, float], now: float) -> str
     return f"starting {what} {workers} ({now - min(map(last_up.__getitem__, idle)):.0f} s)"
 
 
-def no_room(parts: Parts) -> str:
+def no_room(parts: Dispatcher) -> str:
     """Return which stage no node can run. One that lacks CPUs starts an actor that needs none."""
     capacity, limits, fleet = parts.pools.capacity, parts.pools.limits, parts.fleet
     if capacity is None or parts.out.is_over or parts.settlement.is_stopping:

@@ -1,5 +1,7 @@
 """What columns of tables hold: types that can be carried, and fields within columns."""
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -64,15 +66,10 @@ def within(kind: pa.DataType, at: tuple[str, ...] = ()) -> dict[tuple[str, ...],
     return found
 
 
-def find(columns: pa.Schema, name: str) -> tuple[list[str], pa.DataType] | None:
-    """Return where a column, or the field ``a.b`` within one, is, and its type."""
-    path = [name] if name in columns.names else name.split(".")
-    kind = pa.struct(list(columns))
-    for part in path:
-        if not _types.is_struct(kind) or kind.get_field_index(part) < 0:
-            return None
-        kind = kind.field(part).type
-    return path, kind
+def find(inner: Mapping[tuple[str, ...], pa.DataType], name: str) -> tuple[str, ...]:
+    """Return where a column, or the field ``a.b`` within one, is; empty if there is none."""
+    path = (name,) if (name,) in inner else tuple(name.split("."))
+    return path if path in inner else ()
 
 
 def check_carried(label: str, columns: pa.Schema) -> None:

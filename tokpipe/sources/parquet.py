@@ -35,15 +35,15 @@ class ParquetFile(Pinned):
         Bytes of videos are not read: they can be most of a table.
         """
         with self._open() as file:
-            own = self._columns_of(file)
-            found = [find(own, field.name) or ([], pa.null()) for field in columns]
+            inner = within(pa.struct(list(self._columns_of(file))))
+            paths = [find(inner, field.name) for field in columns]
             is_set = {
-                ".".join(path): self._is_set(file, ".".join(path))
-                for field, (path, kind) in zip(columns, found, strict=True)
-                if pa.types.is_binary(kind) and pa.types.is_boolean(field.type)
+                path: self._is_set(file, path)
+                for field, path in zip(columns, paths, strict=True)
+                if path and pa.types.is_binary(inner[path]) and pa.types.is_boolean(field.type)
             }
-            inner = within(pa.struct(list(own)))
-            skipped = {*is_set, *(f"{'.'.join(at)}.bytes" for at in inner if is_media(inner[at]))}
+            media = ((*at, "bytes") for at in inner if is_media(inner[at]))
+            skipped = set(map(".".join, (*is_set, *media)))
             leaves = [leaf for leaf in _leaves(file) if leaf not in skipped]
             place = 1
             for batch in file.iter_batches(
@@ -52,17 +52,15 @@ class ParquetFile(Pinned):
                 check_text_bytes(batch.columns)
                 places = range(place, place + batch.num_rows)
                 rows = np.arange(place - 1, place - 1 + batch.num_rows)
-                names = unique_names(batch.schema.names)
+                whole = batch.rename_columns(unique_names(batch.schema.names)).to_struct_array()
                 problems: dict[int, str] = {}
                 arrays = []
-                for field, (path, kind) in zip(columns, found, strict=True):
-                    if (leaf := ".".join(path)) in is_set:
-                        arrays.append(is_set[leaf].take(pa.array(rows)))
-                    elif path and not pa.types.is_null(kind):
-                        array = batch.column(names.index(path[0]))
-                        for name in path[1:]:
-                            array = pc.struct_field(array, [array.type.get_field_index(name)])
-                        arrays.append(_checked(plain(array, field.type), field, problems))
+                for field, path in zip(columns, paths, strict=True):
+                    if path in is_set:
+                        arrays.append(is_set[path].take(pa.array(rows)))
+                    elif path and not pa.types.is_null(inner[path]):
+                        array = plain(pc.struct_field(whole, path), field.type)
+                        arrays.append(_checked(array, field, problems))
                     else:  # only other tables of the glob have it, or values in it
                         arrays.append(pa.nulls(batch.num_rows, field.type))
                 place += batch.num_rows
@@ -91,9 +89,10 @@ class ParquetFile(Pinned):
                 raise ConfigError(f"{self.uri}: column {name!r} {error}: rename one.") from error
         return pa.schema(columns)
 
-    def _is_set(self, file: Any, leaf: str) -> pa.Array:
+    def _is_set(self, file: Any, path: tuple[str, ...]) -> pa.Array:
         """Return whether each row has a value, without reading those that statistics describe."""
-        at, masks = _leaves(file).index(leaf), []
+        leaf, masks = ".".join(path), []
+        at = _leaves(file).index(leaf)
         for index in range(file.num_row_groups):
             group = file.metadata.row_group(index)
             known = group.column(at).statistics
@@ -102,10 +101,7 @@ class ParquetFile(Pinned):
                 masks.append(pa.repeat(num_nulls == 0, group.num_rows))
                 continue
             for batch in file.iter_batches(1, row_groups=[index], columns=[leaf]):
-                (array,) = batch.columns
-                while pa.types.is_struct(array.type):
-                    array = pc.struct_field(array, [0])
-                masks.append(array.is_valid())
+                masks.append(pc.struct_field(batch.to_struct_array(), path).is_valid())
         return pa.chunked_array(masks, pa.bool_()).combine_chunks()
 
 

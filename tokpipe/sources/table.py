@@ -56,7 +56,7 @@ class TableRows(RowSource):
     _columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
     """What is read: carried columns and those that make URIs and times."""
     _carried: Sequence[str] = ()
-    _template: Template | None = None
+    _template: Template = field(default_factory=lambda: Template(""))
     media: Sequence[str] = ()  # Columns with embedded videos, pictures or sounds
     _texts: str | None = None
     """The column with URIs; none if a template makes them, or all videos are embedded."""
@@ -84,7 +84,7 @@ class TableRows(RowSource):
         self.outside_example = ""
         for table in self._tables:
             base = self._base(table.uri)
-            folder = self._template.folder if self._template else ""
+            folder = self._template.folder
             if not re.match(_ABSOLUTE, f"{folder}/"):
                 folder = f"{base}/{folder}"
             allowed = AllowedUris(table.uri, self.config.allowed_prefixes, folder)
@@ -115,8 +115,7 @@ class TableRows(RowSource):
     def _used(self) -> list[tuple[str, str]]:
         keys = ("uri_column", "start_column", "end_column")
         named = [(key, name) for key in keys if (name := getattr(self.config, key)) is not None]
-        columns = self._template.columns if self._template else []
-        return [*named, *(("uri_template", name) for name in columns)]
+        return [*named, *(("uri_template", name) for name in self._template.columns)]
 
     def _table_file(self, uri: str) -> TableFile:
         ending = sources.TABLE_ENDING.search(uri)
@@ -171,14 +170,13 @@ class TableRows(RowSource):
             "end_column": (holds_seconds, times),
             "uri_template": (_is_printable, printable),
         }
-        read = {}
+        read, inner = {}, within(pa.struct(list(columns)))
         for key, name in self._used():
-            found = find(columns, name)
+            kind = inner.get(find(inner, name))
             if isinstance(table, JsonFile) and name.split(".")[0] in columns.names:
-                found = [name], pa.string()
-            if found is None:
+                kind = pa.string()
+            if kind is None:
                 raise ConfigError(self._explain_missing(key, name, table, columns.names))
-            kind = found[1]
             fits, text = wanted[key]
             if not fits(kind):
                 raise ConfigError(
@@ -187,17 +185,17 @@ class TableRows(RowSource):
             if key != "uri_column":
                 read[name] = kind
                 continue
-            inner = is_media(kind)
-            if inner or not pa.types.is_string(kind):
-                self._bytes = f"{name}.bytes" if inner else name
+            has_both = is_media(kind)
+            if has_both or not pa.types.is_string(kind):
+                self._bytes = f"{name}.bytes" if has_both else name
                 read[self._bytes] = pa.bool_()
-            if inner or pa.types.is_string(kind):
-                self._texts = f"{name}.path" if inner else name
+            if has_both or pa.types.is_string(kind):
+                self._texts = f"{name}.path" if has_both else name
                 read[self._texts] = pa.string()
         self.media = [one.name for one in columns if is_media(one.type)]
         once = {name for key, name in self._used() if key != "uri_template"}
         # Videos and sounds within a table would make the plan and side tables as large as it is.
-        large = {at[0] for at, kind in within(pa.struct(list(columns))).items() if is_media(kind)}
+        large = {at[0] for at, kind in inner.items() if is_media(kind)}
         carried = [one for one in columns if one.name not in once | large]
         self._carried = [one.name for one in carried]
         self._columns = pa.schema(list({**read, **{one.name: one.type for one in carried}}.items()))
@@ -217,8 +215,8 @@ class TableRows(RowSource):
     def _base(self, table_uri: str) -> str:
         store, slashes, folder = table_uri.rpartition("/")[0].rpartition("://")
         parts = folder.split("/")
-        num_left = len(parts) - (self._template.num_parents if self._template else 0)
-        return f"{store}{slashes}{'/'.join(parts[: max(1, num_left)])}"
+        num_left = max(1, len(parts) - self._template.num_parents)
+        return f"{store}{slashes}{'/'.join(parts[:num_left])}"
 
     def _rows(
         self, table: TableFile, base: str, raw: RawBatch, schema: pa.Schema, allowed: AllowedUris
@@ -269,7 +267,7 @@ class TableRows(RowSource):
         self, rows: pa.RecordBatch, base: str, embedded: pa.Array | None, problems: dict[int, str]
     ) -> pa.Array:
         """Return absolute URIs, null or empty where there is none or it has a problem."""
-        if self._template:
+        if self.config.uri_template is not None:
             uris = self._template.fill(rows, problems)
         elif self._texts:
             uris = rows.column(self._texts)

@@ -8,7 +8,7 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -74,7 +74,7 @@ def find_members(uri: str, extension: str, options_json: str) -> dict[str, dict[
 def _index(uri: str, options: StoreOptions, extensions: set[str]) -> tuple[pa.Table, LeftOut]:
     clips = _Clips(uri, extensions)
     rows, batches = clips.rows(options), []
-    while some := [row._asdict() for row in itertools.islice(rows, _BATCH_ROWS)]:
+    while some := list(itertools.islice(rows, _BATCH_ROWS)):
         batches.append(pa.RecordBatch.from_pylist(some, _SCHEMA))
     table, left_out = pa.Table.from_batches(batches, _SCHEMA), clips.left_out
     return _last_of_each_name(table, left_out), left_out
@@ -91,19 +91,8 @@ def _last_of_each_name(rows: pa.Table, left_out: LeftOut) -> pa.Table:
     return rows.take(sorted(last.values()))
 
 
-class _Row(NamedTuple):
-    """A video member with the texts of its key, or the problem of a tar."""
-
-    source_uri: str
-    archive_uri: str | None = None
-    member_offset: int | None = None
-    member_size: int | None = None
-    source_version: int | None = None
-    key: str | None = None
-    txt: str | None = None
-    json: str | None = None
-    problem: str | None = None
-
+_Row = dict[str, Any]
+"""Of ``_SCHEMA``: a video member with the texts of its key, or the problem of a tar."""
 
 _Group = tuple[list[tuple[str, _Row]], dict[str, str]]
 """Of one key: its videos, and its texts by what follows the key, such as ``txt``, or ``1.txt``
@@ -131,7 +120,7 @@ class _Clips:
             problem = str(error)
         yield from self._settled(is_last=True)
         if problem:
-            yield _Row(self._uri, problem=problem)
+            yield {"source_uri": self._uri, "problem": problem}
 
     def _add(self, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
         name = member.name
@@ -159,11 +148,12 @@ class _Clips:
         if member.isreg() and not member.issparse():
             file.seek(member.offset_data - tarfile.BLOCKSIZE)
             head = file.read(min(tarfile.BLOCKSIZE + member.size, MEMBER_VERSION_BYTES))
-            return _Row("", self._uri, member.offset_data, member.size, version_of(head))
+            place = {"member_offset": member.offset_data, "member_size": member.size}
+            return {"archive_uri": self._uri, **place, "source_version": version_of(head)}
         what = "sparse, a device or a pipe, so it cannot be read in place"
         if member.islnk() or member.issym():
             what = f"a link to {member.linkname}; pack the files with tar -h --hard-dereference"
-        return _Row("", problem=printable(f"{self._uri}: its member {member.name} is {what}"))
+        return {"problem": printable(f"{self._uri}: its member {member.name} is {what}")}
 
     def _settled(self, *, is_last: bool = False) -> Iterator[_Row]:
         """Release the oldest keys while too much is held, and all of them at last."""
@@ -179,12 +169,9 @@ class _Clips:
                 own = (f"{stem}.{kind}" for kind in ("txt", "json"))
                 txt, json = (one if one in texts else one.rpartition(".")[2] for one in own)
                 unused -= {txt, json}
-                yield row._replace(
-                    source_uri=f"{self._uri}#{printable(name)}",
-                    key=printable(key),
-                    txt=texts.get(txt),
-                    json=texts.get(json),
-                )
+                found = {"txt": texts.get(txt), "json": texts.get(json)}
+                uri = f"{self._uri}#{printable(name)}"
+                yield {**row, "source_uri": uri, "key": printable(key), **found}
             for ending in unused:
                 self.left_out.add(kind_of(f"{key}.{ending}"), f"{key}.{ending}")
 

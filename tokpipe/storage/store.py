@@ -136,16 +136,11 @@ class Store:
             with _memory_lock if client.protocol == "memory" else contextlib.nullcontext():
                 client.call(doing, uri, "pipe_file", client.path_of(uri), data, **keywords)
         except NotFound as error:
-            if client.is_local:  # such as a folder below /proc
-                raise StorageError(
-                    f"{uri}: its folder cannot be created ({error.__cause__}). Correct output.uri"
-                ) from error
-            # Keys need no folder, so the bucket must be missing.
-            raise StorageError(
-                f"{uri}: cannot be written, because its bucket or container does not exist "
-                f"({error.__cause__}). Create {self.uri.split('/')[2]!r} first, or correct "
-                "output.uri"
-            ) from error
+            found, do = "its folder cannot be created", "Correct"  # such as one below /proc
+            if not client.is_local:  # keys need no folder
+                found = "cannot be written, because its bucket or container does not exist"
+                do = f"Create {self.uri.split('/')[2]!r} first, or correct"
+            raise StorageError(f"{uri}: {found} ({error.__cause__}). {do} output.uri") from error
 
 
 def probe_store(store: Store) -> None:

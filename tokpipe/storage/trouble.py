@@ -7,9 +7,11 @@ in the chain of causes. Classes are known by name, because few of the libraries 
 import contextlib
 import errno
 import time
+import tomllib
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from enum import Enum
+from pathlib import Path
 
 from tokpipe.errors import TokpipeError
 
@@ -30,57 +32,13 @@ class Trouble(Enum):
     """Not an error of a store: a bug, or one of tokpipe's own errors. Raise it unchanged."""
 
 
-_KNOWN: dict[Trouble, tuple[int | str, ...]] = {
-    Trouble.TRANSIENT: (
-        408, 425, 429,
-        409,  # such as two creates that met; AWS says to try again
-        "BadDigest", "IncompleteBody", "RequestLimitExceeded", "SlowDown", "Throttling",
-        "ThrottlingException", "XAmzContentSHA256Mismatch",
-        "NoSuchUpload",  # the multipart upload is gone, so start another
-        "RequestTimeout",  # has status 400
-        "aiohttp.HttpProcessingError",  # its ``code`` 400 is aiohttp's, not the server's
-        "botocore.ConnectionError", "botocore.CredentialRetrievalError", "botocore.HTTPClientError",
-        "botocore.IncompleteReadError", "botocore.MetadataRetrievalError", "google.TransportError",
-        "huggingface_hub.LocalEntryNotFoundError!",  # neither cached nor reached
-    ),
-    Trouble.NODE: (
-        errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, "builtins.MemoryError",
-        "aiohttp.ClientHttpProxyError!", "aiohttp.ClientProxyConnectionError!",
-    ),
-    Trouble.CREDENTIALS: (
-        401, "AccountProblem", "AuthorizationHeaderMalformed", "ExpiredToken",
-        "ExpiredTokenException", "InvalidAccessKeyId", "InvalidClientTokenId", "InvalidSecurity",
-        "InvalidToken", "MissingSecurityHeader", "NotSignedUp", "RequestTimeTooSkewed",
-        "SignatureDoesNotMatch", "TokenRefreshRequired", "UserSuspended",
-        "AccountIsDisabled", "AuthenticationFailed", "InvalidAuthenticationInfo",  # of Azure
-        "azure.ClientAuthenticationError", "botocore.NoCredentialsError",
-        "botocore.PartialCredentialsError", "google.GoogleAuthError",
-        "huggingface_hub.GatedRepoError!",  # for the whole repository
-    ),
-    Trouble.DENIED: (403, "builtins.PermissionError"),
-    Trouble.NOT_FOUND: (
-        404, 410, "builtins.FileNotFoundError", "builtins.NotADirectoryError",
-        "huggingface_hub.EntryNotFoundError",
-    ),
-    Trouble.EXISTS: (412, "azure.ResourceExistsError!", "builtins.FileExistsError"),
-    Trouble.BAD_RANGE: (416,),
-    Trouble.BAD_NAME: (
-        errno.ENAMETOOLONG, "builtins.NotImplementedError", "builtins.UnicodeError",
-        "InvalidBucketName", "InvalidResourceName", "InvalidURI", "KeyTooLongError",
-        "aiohttp.InvalidURL", "botocore.ParamValidationError", "httpx.InvalidURL",
-        "huggingface_hub.HFValidationError", "huggingface_hub.HfUriError", "requests.InvalidURL",
-    ),
-    Trouble.PERMANENT: (
-        errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK,
-        errno.ENOSPC, errno.ENOSYS, errno.ENOTEMPTY, errno.EOPNOTSUPP, errno.EROFS,
-        errno.EXDEV, "ssl.SSLCertVerificationError",
-        "aiohttp.TooManyRedirects", "httpx.TooManyRedirects", "requests.TooManyRedirects",
-        "botocore.BotoCoreError", "huggingface_hub.OfflineModeIsEnabled!",
-    ),
-}  # fmt: skip
-"""HTTP statuses, errnos, codes of S3 and Azure, and classes by the names of package and class;
-with ``!`` those that say more than their causes."""
-_TROUBLES = {key: trouble for trouble, keys in _KNOWN.items() for key in keys}
+_KNOWN = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_TROUBLES = {
+    getattr(errno, key, key) if isinstance(key, str) else key: Trouble[kind]
+    for kind, keys in _KNOWN.items()
+    for key in keys
+}
+"""By number or name; the file says what they are."""
 
 
 def classify(error: BaseException) -> Trouble:

@@ -23,6 +23,42 @@ NOUNS: Mapping[Activity, str] = {
     "download": "downloading", "decode": "decoding", "transfer": "moving frames",
     "encode": "encoding", "write": "writing",
 }  # fmt: skip
+_REMEDIES: Mapping[Activity, str] = {
+    "download": "Use a store nearer to the nodes, or lower runtime.decode.cpus for more decoders",
+    "decode": "Add CPUs, or lower runtime.decode.cpus if they were not all busy",
+    "transfer": "Use a faster network, or fewer GPUs per node",
+    "encode": "Only more or faster encoders help: add GPUs, or CPUs if it encodes on CPUs",
+    "write": "Raise runtime.write.max_actors, or use a faster store",
+}
+AS_BUSY = 0.02
+"""Fractions that differ by less count as equal. Encode is then named as the limit, because
+only more encoders would help."""
+IDLE = 0.5  # A stage that is busy for a smaller fraction of its time is not a limit
+
+
+class Speed(NamedTuple):
+    """How fast a job is, compared with its encoders by themselves."""
+
+    share: float  # Fraction of encoder time in which encoders computed (0 to 1)
+    limit: Activity | None
+    """The activity that limits the job; None if no stage is busy, such as at the start."""
+    limit_share: float  # Fraction of its time that the limiting stage was busy (0 to 1)
+
+    @property
+    def text(self) -> str:
+        """One line: ``encoders busy 60%, limited by decoding (busy 98%)``."""
+        if self.limit is None:
+            why = ": no stage is busy enough to name a limit"
+        elif self.limit == "encode":
+            why = ": as fast as they can go"
+        else:
+            why = f", limited by {NOUNS[self.limit]} (busy {self.limit_share:.0%})"
+        return f"encoders busy {self.share:.0%}{why}"
+
+    @property
+    def advice(self) -> str:
+        """What limited a job, and what would make it faster."""
+        return self.text if self.limit is None else f"{self.text}. {_REMEDIES[self.limit]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,76 +116,42 @@ class Account:
             rejected += self.rejected_at.get("encode", 0)
         return self.clips.get(stage, 0) + rejected
 
+    @property
+    def stage_seconds(self) -> dict[tuple[Stage, Activity], float]:
+        """Seconds of each stage's actors by activity."""
+        pairs = ((stage, of) for stage in STAGES for of in OF_STAGE[stage])
+        return {(stage, of): self.spent_s.get(of, 0.0) for stage, of in pairs}
+
+    @property
+    def busy_shares(self) -> dict[Stage, float]:
+        """Fraction of time (0 to 1) in which the actors of each stage were busy."""
+        spent_s, up_s = self.spent_s, self.up_s
+        busy = {stage: sum(spent_s.get(one, 0.0) for one in OF_STAGE[stage]) for stage in STAGES}
+        up = {stage: up_s.get(stage, 0.0) for stage in STAGES}
+        # A lease is counted when it ends, so part of it may be earlier.
+        return {one: min(1.0, busy[one] / up[one]) if up[one] > 0 else 0.0 for one in STAGES}
+
+    @property
+    def speed(self) -> Speed | None:
+        """None before any encoder is up.
+
+        The limit is the longest activity of the stage whose actors are busiest.
+        """
+        if self.up_s.get("encode", 0.0) <= 0:
+            return None
+        busy = self.busy_shares
+        share = min(1.0, self.spent_s.get("encode", 0.0) / self.up_s["encode"])
+        most = max(busy.values())
+        if most < IDLE:
+            return Speed(share, None, most)
+        stage = max(STAGES, key=lambda one: busy[one])
+        if busy["encode"] >= most - AS_BUSY:
+            stage = "encode"
+        limit = max(OF_STAGE[stage], key=lambda one: self.spent_s.get(one, 0.0))
+        return Speed(share, limit, busy[stage])
+
 
 def _summed(one: Any, more: Any, sign: int) -> Any:
     if isinstance(one, Mapping):
         return {key: one.get(key, 0) + sign * more.get(key, 0) for key in {**one, **more}}
     return one + sign * more
-
-
-AS_BUSY = 0.02
-"""Fractions that differ by less count as equal. Encode is then named as the limit, because
-only more encoders would help."""
-IDLE = 0.5  # A stage that is busy for a smaller fraction of its time is not a limit
-
-
-class Speed(NamedTuple):
-    """How fast a job is, compared with its encoders by themselves."""
-
-    share: float  # Fraction of encoder time in which encoders computed (0 to 1)
-    limit: Activity | None
-    """The activity that limits the job; None if no stage is busy, such as at the start."""
-    limit_share: float  # Fraction of its time that the limiting stage was busy (0 to 1)
-
-
-def speed_of(account: Account) -> Speed | None:
-    """Return a job's speed, or None before any encoder is up.
-
-    The limit is the longest activity of the stage whose actors are busiest.
-    """
-    if account.up_s.get("encode", 0.0) <= 0:
-        return None
-    busy = busy_shares(account)
-    share = min(1.0, account.spent_s.get("encode", 0.0) / account.up_s["encode"])
-    most = max(busy.values())
-    if most < IDLE:
-        return Speed(share, None, most)
-    stage = max(STAGES, key=lambda one: busy[one])
-    if busy["encode"] >= most - AS_BUSY:
-        stage = "encode"
-    limit = max(OF_STAGE[stage], key=lambda one: account.spent_s.get(one, 0.0))
-    return Speed(share, limit, busy[stage])
-
-
-def busy_shares(account: Account) -> dict[Stage, float]:
-    """Return the fraction of time (0 to 1) in which the actors of each stage were busy."""
-    spent_s, up_s = account.spent_s, account.up_s
-    busy = {stage: sum(spent_s.get(one, 0.0) for one in OF_STAGE[stage]) for stage in STAGES}
-    # A lease is counted when it ends, so part of it may be earlier.
-    return {one: min(1.0, busy[one] / up_s[one]) if up_s.get(one, 0.0) > 0 else 0.0 for one in busy}
-
-
-def speed_text(speed: Speed) -> str:
-    """Format as one line: ``encoders busy 60%, limited by decoding (busy 98%)``."""
-    if speed.limit is None:
-        why = ": no stage is busy enough to name a limit"
-    elif speed.limit == "encode":
-        why = ": as fast as they can go"
-    else:
-        why = f", limited by {NOUNS[speed.limit]} (busy {speed.limit_share:.0%})"
-    return f"encoders busy {speed.share:.0%}{why}"
-
-
-def advice(speed: Speed) -> str:
-    """Say what limited a job, and what would make it faster."""
-    text = speed_text(speed)
-    return text if speed.limit is None else f"{text}. {_REMEDIES[speed.limit]}"
-
-
-_REMEDIES: Mapping[Activity, str] = {
-    "download": "Use a store nearer to the nodes, or lower runtime.decode.cpus for more decoders",
-    "decode": "Add CPUs, or lower runtime.decode.cpus if they were not all busy",
-    "transfer": "Use a faster network, or fewer GPUs per node",
-    "encode": "Only more or faster encoders help: add GPUs, or CPUs if it encodes on CPUs",
-    "write": "Raise runtime.write.max_actors, or use a faster store",
-}

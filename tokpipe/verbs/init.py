@@ -29,7 +29,7 @@ from tokpipe.storage.left_out import kind_of
 from tokpipe.storage.listing import Listing
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact
-from tokpipe.verbs.locate import is_inside_output
+from tokpipe.verbs.locate import outputs_around
 
 _OPTIONS = StoreOptions()
 _NUM_SAMPLED = 8
@@ -101,7 +101,7 @@ def _sources_of(uri: str) -> tuple[list[dict[str, Any]], list[str]]:
     is_file = is_glob or (kinds.total() == 1 and not listing.folder)
     found_names = (some[0] for some in listing.left_out.names.values())
     # An earlier output's tables are no list of videos.
-    beside = (name for name in found_names if not is_inside_output(f"{uri.rstrip('/')}/{name}"))
+    beside = (name for name in found_names if not any(outputs_around(f"{uri.rstrip('/')}/{name}")))
     names = [uri] if is_file else list(beside)
     patterns = {}
     for name in names:

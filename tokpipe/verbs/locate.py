@@ -53,12 +53,21 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
     )
 
 
-def load_pinned(path: Path) -> JobConfig:
+def load_pinned(path: str | Path) -> JobConfig:
     """Read a job file, with commits in place of branches of the Hub's repositories.
 
     If its output was started, they are the commits that the output records, so that a resumed job
     reads the same bytes. Not those of programs, because anyone may have written the record.
+
+    Raises:
+        ConfigError: it is wrong, or belongs to an output, whose files are not trusted.
     """
+    if output := next(outputs_around(str(Path(path).absolute())), None):
+        raise ConfigError(
+            f"{path}: belongs to the output {output}, so it is not a job file. To resume the "
+            "job, use tokpipe run with the job file that has this output.uri; to see how far "
+            f"it is, tokpipe status {output}"
+        )
     known = recorded = cache(partial(_recorded_commits, path))
     job = load_job(path, read=lambda uri, how: read_object(_pinned(uri, how, known), how))
     if job.tokenizer.kind in PROGRAMS:
@@ -78,7 +87,7 @@ def _pinned(uri: str, options: StoreOptions, known: Callable[[], Mapping[str, st
     return client.uri_of(pinned_name(client, uri, known))
 
 
-def _recorded_commits(path: Path) -> dict[str, str]:
+def _recorded_commits(path: str | Path) -> dict[str, str]:
     """Return the commit of each repository of which a job's output records only one."""
     with suppress(NotFound):
         text = str(job_record.read(Store(*load_output(path))).job)
@@ -95,18 +104,7 @@ def is_job_file(named: str) -> bool:
     path = _local(named)
     if path is None or path.suffix not in (".yaml", ".yml"):
         return False
-    return path.is_file() and not is_inside_output(str(path))
-
-
-def check_not_in_output(path: Path) -> None:
-    """Raise ConfigError for a job file that is an output or in one, which is not trusted."""
-    for output in (str(path.absolute()), *_above(str(path.absolute()))):
-        if _is_output(output):
-            raise ConfigError(
-                f"{path}: belongs to the output {output}, so it is not a job file. To resume the "
-                "job, use tokpipe run with the job file that has this output.uri; to see how far "
-                f"it is, tokpipe status {output}"
-            )
+    return path.is_file() and not any(outputs_around(str(path)))
 
 
 def _local(uri: str) -> Path | None:
@@ -114,8 +112,9 @@ def _local(uri: str) -> Path | None:
     return Path(os.path.abspath(rest)) if protocol == "file" else None  # noqa: PTH100
 
 
-def is_inside_output(path: str) -> bool:
-    return any(map(_is_output, _above(path)))
+def outputs_around(path: str) -> Iterator[str]:
+    """Yield the outputs that a local path is, or is in."""
+    return (one for one in (path, *_above(path)) if Path(one, JOB_RECORD).is_file())
 
 
 def _above(uri: str) -> Iterator[str]:
@@ -124,7 +123,3 @@ def _above(uri: str) -> Iterator[str]:
     for number in range(max(1, len(parts) - 3), len(parts)):
         if parts[number] in _INSIDE:
             yield "/".join(parts[:number])
-
-
-def _is_output(folder: str) -> bool:
-    return Path(folder, JOB_RECORD).is_file()

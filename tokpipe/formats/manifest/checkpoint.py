@@ -134,8 +134,7 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
     uri = store.uri_of(checkpoint_shards_key(seq))
     table = store.get_range(checkpoint_shards_key(seq), 0, size_bytes + 1)
     check_bytes(uri, table, size_bytes=size_bytes, sha256_hex=sha256_hex)
-    shards = _read_table(uri, table)
-    return ManifestState(committed, next_seq=seq, totals=totals, shards=shards, tail=tail)
+    return ManifestState(committed, seq, totals, _read_table(uri, table), tail)
 
 
 _PARTIAL = TypeAdapter(list[tuple[Count, Positive, Annotated[set[Count], Field(min_length=1)]]])

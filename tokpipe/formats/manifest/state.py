@@ -1,6 +1,5 @@
 """The sum of a manifest: settled clips, totals, and a table of shards."""
 
-import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -32,7 +31,7 @@ SHARD_LIST_SCHEMA = required(
     }
 )
 """A listed shard: its receipt without the clips, and the number of the entry that lists it."""
-
+_OF_RECEIPT = set(SHARD_LIST_SCHEMA.names).intersection(Receipt.__slots__)
 
 UNRECORDED = "hardware that was not recorded"
 """The encoder class of clips that earlier versions encoded."""
@@ -114,27 +113,19 @@ _KEPT_APART = 4096
 """New shards that are kept as Python objects, which take five times the memory of table rows."""
 
 
+@dataclass(eq=False, slots=True)
 class ManifestState:
     """The manifest before entry ``next_seq``.
 
     Holds a bit per plan row and a table row per shard, but no object per clip.
     """
 
-    def __init__(
-        self,
-        committed: CommittedRows,
-        *,
-        next_seq: int = 0,
-        totals: Totals | None = None,
-        shards: pa.Table | None = None,
-        tail: Tail = Tail(),  # noqa: B008 (frozen)
-    ) -> None:
-        self.committed = committed
-        self.next_seq = next_seq
-        self.tail = tail
-        self.totals = Totals() if totals is None else totals
-        self._shards = SHARD_LIST_SCHEMA.empty_table() if shards is None else shards
-        self._new_shards: list[dict[str, str | int]] = []
+    committed: CommittedRows
+    next_seq: int = 0
+    totals: Totals = field(default_factory=Totals)
+    _shards: pa.Table = field(default_factory=SHARD_LIST_SCHEMA.empty_table)
+    tail: Tail = field(default_factory=Tail)
+    _new_shards: list[dict[str, str | int]] = field(default_factory=list, init=False)
 
     @property
     def shards(self) -> pa.Table:
@@ -195,6 +186,5 @@ class ManifestState:
 
 def _listed(receipt: Receipt, seq: int) -> dict[str, str | int]:
     height, width = receipt.grid
-    fields = {one.name: getattr(receipt, one.name) for one in dataclasses.fields(receipt)}
-    del fields["clips"], fields["grid"], fields["encoders"]
+    fields = {name: getattr(receipt, name) for name in _OF_RECEIPT}
     return {"seq": seq, **fields, "num_clips": len(receipt.clips), "h": height, "w": width}

@@ -42,13 +42,12 @@ def load_backend(name: str) -> Any:
     try:
         return import_module(name if "." in name else f"{__name__}.{name}")
     except (ImportError, OSError, RuntimeError) as error:  # shared libraries raise all of them
-        if name == "pillow":
-            do = "pip install 'tokpipe[images]' on every node, or set media: video for all sources"
-            raise ConfigError(
-                f"pictures need Pillow, which does not load ({error}); {do}"
-            ) from error
+        found = f"decode.backend: {name} does not load ({error})"
         do = "install it and the libraries that it needs on every node, or name another backend"
-        raise ConfigError(f"decode.backend: {name} does not load ({error}); {do}") from error
+        if name == "pillow":
+            found = f"pictures need Pillow, which does not load ({error})"
+            do = "pip install 'tokpipe[images]' on every node, or set media: video for all sources"
+        raise ConfigError(f"{found}; {do}") from error
 
 
 def versions_of(names: Iterable[str]) -> dict[str, str]:

@@ -266,51 +266,49 @@ class Template:
         return np.concatenate(fixed), values
 
 
-@dataclass(frozen=True, slots=True)
 class _Layout:
-    """A template for clips of one shape. Its text is yet missing."""
+    """A template for clips of one shape. Its text is yet missing.
 
-    index: NDArray[np.int64]  # Number of each code; ~k for the special token with number k
-    loss: NDArray[np.bool_]
-    positions: NDArray[np.int32]
-    events: list[tuple[int, Run | None]]  # Place in ``index`` of text, or of a cut
+    ConfigError if a clip does not have every code once, or fields could not be told apart.
+    """
+
+    def __init__(self, template: Template, shape: Shape) -> None:
+        grid = (*shape, len(template.vocabulary.sizes))
+        numbers = np.arange(np.prod(grid, dtype=np.int64)).reshape(grid)
+        try:
+            items = [*expanded(template.parts, numbers)]
+        except IndexError as error:
+            raise wrong(template.template, f"codebooks are 0 to {grid[-1] - 1}") from error
+        parts, length = [np.empty(0, np.int64)], 0
+        self.events: list[tuple[int, Run | None]] = []  # Place in ``index`` of text, or of a cut
+        for kind, group in groupby(items, type):
+            if kind is Part:
+                run = tuple(one for one in group if isinstance(one, Part))
+                _check_run(template, run)
+                if any(other and place == length for place, other in self.events[-2:]):
+                    problem = "the text of two frames could not be told apart: put a token between"
+                    raise wrong(template.template, problem)
+                self.events.append((length, run))
+                continue
+            for item in group:
+                if isinstance(item, np.ndarray):
+                    parts.append(item)
+                    length += len(item)
+                else:
+                    self.events.append((length, None))
+        self.index = np.concatenate(parts)
+        """Number of each code; ~k for the special token with number k."""
+        is_code = self.index >= 0
+        codes = self.index[is_code]
+        if len(codes) != numbers.size or not np.bincount(codes).all():
+            raise wrong(template.template, "it does not have every code of a clip exactly once")
+        self.positions = np.zeros((length, 3), np.int32)
+        self.positions[is_code] = np.stack(np.unravel_index(codes, grid)[:3], axis=-1)
+        counted = [template.counts(name) for name in ("codes", *template.vocabulary.special)]
+        self.loss = np.array(counted)[np.maximum(0, -self.index)]
 
 
-@lru_cache(16)
-def _layout_of(template: Template, shape: Shape) -> _Layout:
-    """ConfigError if a clip does not have every code once, or fields could not be told apart."""
-    grid = (*shape, len(template.vocabulary.sizes))
-    numbers = np.arange(np.prod(grid, dtype=np.int64)).reshape(grid)
-    try:
-        items = [*expanded(template.parts, numbers)]
-    except IndexError as error:
-        raise wrong(template.template, f"codebooks are 0 to {grid[-1] - 1}") from error
-    index, length = [np.empty(0, np.int64)], 0
-    events: list[tuple[int, Run | None]] = []
-    for kind, group in groupby(items, type):
-        if kind is Part:
-            run = tuple(one for one in group if isinstance(one, Part))
-            _check_run(template, run)
-            if any(other and place == length for place, other in events[-2:]):
-                problem = "the text of two frames could not be told apart: put a token between"
-                raise wrong(template.template, problem)
-            events.append((length, run))
-            continue
-        for item in group:
-            if isinstance(item, np.ndarray):
-                index.append(item)
-                length += len(item)
-            else:
-                events.append((length, None))
-    joined = np.concatenate(index)
-    is_code = joined >= 0
-    codes = joined[is_code]
-    if len(codes) != numbers.size or not np.bincount(codes).all():
-        raise wrong(template.template, "it does not have every code of a clip exactly once")
-    positions = np.zeros((length, 3), np.int32)
-    positions[is_code] = np.stack(np.unravel_index(codes, grid)[:3], axis=-1)
-    counted = [template.counts(name) for name in ("codes", *template.vocabulary.special)]
-    return _Layout(joined, np.array(counted)[np.maximum(0, -joined)], positions, events)
+_layout_of = lru_cache(16)(_Layout)
 
 
 def _check_run(template: Template, run: Run) -> None:

@@ -13,13 +13,23 @@ clock and no I/O in here: the Ray shell and the simulation drive the same object
 - What is in flight is bounded by credits, whatever the size of the plan.
 """
 
-from tokpipe.runtime.dispatch import leasing, protocol, returns
-from tokpipe.runtime.dispatch.parts import Parts
-from tokpipe.runtime.dispatch.protocol import Command, Event
-from tokpipe.types import STAGES
+from tokpipe.runtime.dispatch import protocol
+from tokpipe.runtime.dispatch.protocol import ActorId, Command, Event, Lease
+from tokpipe.runtime.dispatch.returns import Returns
+from tokpipe.types import STAGES, Stage
+
+SHARDS_AHEAD = 4
+"""Shards per write actor that may wait before encoders pause: codes are small, but they add up."""
 
 
-class Dispatcher(Parts):
+class Dispatcher(Returns):
+    """Passes each event to its owner, then starts what can start, and leases waiting work.
+
+    Of each stage, suspects go out first, each to an idle actor. While any waits, nothing else of
+    its stage goes out, or no actor would ever be idle. Then come pieces of streamed clips, since
+    the longest of them may be what the end of the job waits for.
+    """
+
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time ``now`` (seconds, monotonic); return what must be done."""
         self.out.now = now
@@ -34,9 +44,9 @@ class Dispatcher(Parts):
     def _react(self, event: Event) -> None:
         match event:
             case protocol.LeaseDone():
-                returns.done(self, event)
+                self._done(event)
             case protocol.LeaseFailed():
-                returns.failed(self, event)
+                self._failed(event)
             case protocol.Planned():
                 self.queues.planned(event)
             case protocol.Committed():
@@ -46,7 +56,7 @@ class Dispatcher(Parts):
                 for attempt, node in self.fleet.ask_about_late():
                     self.out.emit(protocol.FindInputs(self.flights.attempts[attempt], node))
                 for actor, why in self.fleet.remove_overdue():
-                    returns.lost(self, actor, blame=why)
+                    self._lost(actor, blame=why)
             case protocol.Capacity():
                 unfit = {stage: self.fleet.starts.unfit_nodes(stage) for stage in STAGES}
                 self.pools.resize(event.without(unfit))
@@ -58,7 +68,7 @@ class Dispatcher(Parts):
             case protocol.ActorLost():
                 if (dead := self.fleet.lost(event)) is not None:
                     blame = None if event.node_lost else event.message
-                    returns.lost(self, dead, blame=blame)
+                    self._lost(dead, blame=blame)
             case protocol.SetupFailed():
                 self.fleet.setup_failed(event)
             case protocol.Draining():
@@ -78,9 +88,9 @@ class Dispatcher(Parts):
             self.queues.ask_for_plan(self.pools.lease_clips * 2 * num_decoders)
             self.streams.admit(self.fleet.num_up["encode"])
             for lease in self.queues.due_retries():
-                returns.put_back(self, lease)
-            leasing.decodes(self)
-            leasing.encodes(self)
+                self._put_back(lease)
+            self._lease_decodes()
+            self._lease_encodes()
         self._settle()
 
     def _follow_capacity(self) -> None:
@@ -93,7 +103,7 @@ class Dispatcher(Parts):
             if pools.capacity.most(stage):  # else an autoscaler may add a node that may run it
                 fleet.replace_starved(stage)
             for actor_id in fleet.surplus(stage, target):
-                returns.lost(self, fleet.remove(actor_id), blame=None)
+                self._lost(fleet.remove(actor_id), blame=None)
             one_shares = stage == "decode" and sizes.decode_shares
             fleet.fill(stage, target, one_shares=one_shares)
 
@@ -110,7 +120,7 @@ class Dispatcher(Parts):
         is_over = self.out.now >= settlement.encode_until or (is_stopping and not encoding)
         no_more_codes = all_encoded or is_over
         settlement.close_due(all_of_them=no_more_codes)
-        leasing.writes(self)
+        self._lease_writes()
         if no_more_codes:
             self.breaker.settle(is_done=all_encoded)
         all_written = not (
@@ -123,3 +133,63 @@ class Dispatcher(Parts):
         settlement.finish_if_over(
             all_written=all_written, all_encoded=all_encoded, encoding=encoding
         )
+
+    def _lease_decodes(self) -> None:
+        """Lease to decoders as far as credits go, so that few pixels wait for encoders.
+
+        Suspects need no credits, because there are never more of them than one lease had clips;
+        nor do the later pieces of streamed clips, of which each has few out.
+        """
+        self._lease_suspects("decode")
+        has_leased = True
+        while has_leased and self._room("decode"):  # for streamed clips in progress, in turns
+            has_leased = False
+            for clip in list(self.streams.to_decode.values()):
+                actor = self.fleet.same_actor("decode", clip.last_actor.get("decode"))
+                if actor is not None:
+                    self._send(self.streams.lease_decode(clip, actor), actor)
+                    has_leased = True
+        clips = self.pools.lease_clips
+        pixels = self.queues.num_decoded / clips + len(self.streams.waiting)
+        of_encoder = 2 * max(1.0, self.pools.limits.batch_chunks / clips)
+        bound = of_encoder * max(1, self.fleet.num_up["encode"]) + self.fleet.num_up["decode"]
+        while pixels + self.flights.num["decode"] < bound and (actor := self._room("decode")):
+            if (lease := self.queues.next_decode(clips)) is None:
+                return
+            self._send(lease, actor)
+
+    def _lease_encodes(self) -> None:
+        """Lease to encoders, unless codes pile up because the output's store is slow."""
+        if len(self.queues.shards) > SHARDS_AHEAD * self.fleet.num["write"]:
+            return
+        self._lease_suspects("encode")
+        while self.streams.to_encode and (actor := self._room("encode")):
+            clip = next(iter(self.streams.to_encode.values()))
+            actor = self.fleet.same_actor("encode", clip.last_actor.get("encode")) or actor
+            self._send(self.streams.lease_encode(clip, actor), actor)
+        clips = self.pools.lease_clips
+        while actor := self._room("encode"):
+            is_idle = self.fleet.idle_actor("encode") is not None
+            if (lease := self.queues.next_encode(clips, is_idle=is_idle)) is None:
+                return
+            self._send(lease, actor)
+
+    def _lease_writes(self) -> None:
+        self._lease_suspects("write")
+        while self.queues.shards and (actor := self._room("write")):
+            self._send(self.queues.shards.popleft(), actor)
+
+    def _lease_suspects(self, stage: Stage) -> None:
+        suspects = self.queues.suspects[stage]
+        while suspects and (actor := self.fleet.idle_actor(stage)):
+            self._send(suspects.popleft(), actor, alone=True)
+
+    def _room(self, stage: Stage) -> ActorId | None:
+        """The actor for an ordinary lease, if one may go out."""
+        return None if self.queues.suspects[stage] else self.fleet.actor_with_room(stage)
+
+    def _send(self, lease: Lease, actor: ActorId, *, alone: bool = False) -> None:
+        flight = protocol.Dispatch(self.out.new_id(), actor, lease)
+        self.fleet.assign(actor, flight.attempt, alone=alone)
+        self.flights.start(flight)
+        self.out.emit(flight)
