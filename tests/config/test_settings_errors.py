@@ -40,6 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "webdataset": {"kind": "webdataset", "uri": "a.tar"},
     "vqgan": {"kind": "vqgan", "weights": "w", "preset": "emu3.5"},
     "movqgan": {"kind": "movqgan", "weights": "w"},
+    "vidtok": {"kind": "vidtok", "weights": "w", "preset": "vidtok-488-4096"},
     "emu3": {"kind": "emu3", "weights": "w"},
     "cosmos_dv": {"kind": "cosmos_dv", "variant": "4x8x8", "weights": "w"},
     "custom": {"kind": "custom", "implementation": "a:B", "declares": DECLARES},

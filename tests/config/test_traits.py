@@ -120,18 +120,27 @@ def test_codes_use_the_smallest_dtype() -> None:
 
 URI = "s3://models/w"
 GUMBEL = parts.GumbelConfig(kind="gumbel", codebook_size=9, codebook_dim=6, latent_dim=5)
-ALL: dict[str, kinds.TokenizerConfig] = {
-    "native": native(),
-    "movqgan": kinds.VQGANConfig.model_validate({"kind": "movqgan", "weights": URI}),
-    "vqgan": kinds.VQGANConfig.model_validate({"kind": "vqgan", "weights": URI, "preset": "janus"}),
-    "emu3": kinds.Emu3Config(kind="emu3", weights=URI),
-    "cosmos": kinds.CosmosDVConfig(kind="cosmos_dv", variant="8x16x16", weights=URI),
-    "custom": custom(),
-}
 
 
 def vqgan(**settings: Any) -> kinds.VQGANConfig:
     return kinds.VQGANConfig.model_validate({"kind": "vqgan", "weights": URI, **settings})
+
+
+def vidtok(**settings: Any) -> kinds.VidTokConfig:
+    return kinds.VidTokConfig.model_validate({"kind": "vidtok", "weights": URI, **settings})
+
+
+ALL: dict[str, kinds.TokenizerConfig] = {
+    "native": native(),
+    "movqgan": kinds.VQGANConfig.model_validate({"kind": "movqgan", "weights": URI}),
+    "vqgan": kinds.VQGANConfig.model_validate({"kind": "vqgan", "weights": URI, "preset": "janus"}),
+    "vqgan of video": vqgan(preset="open-magvit2-video"),
+    "vidtok": vidtok(preset="vidtok-488-32768"),
+    "vidtok v1.1": vidtok(preset="vidtok-488-32768-v1.1"),
+    "emu3": kinds.Emu3Config(kind="emu3", weights=URI),
+    "cosmos": kinds.CosmosDVConfig(kind="cosmos_dv", variant="8x16x16", weights=URI),
+    "custom": custom(),
+}
 
 
 def test_outputs_of_kind_movqgan_keep_their_fingerprint() -> None:
@@ -165,6 +174,12 @@ def test_settings_beside_a_preset_replace_its_own() -> None:
     assert len({str(one) for one in (*changed, settings)}) == 4
 
 
+def test_outputs_of_image_tokenizers_keep_their_fingerprint() -> None:
+    """From before ``convolutions``."""
+    assert "convolutions" not in vqgan(preset="open-magvit2-128").codes_settings()
+    assert vqgan(preset="open-magvit2-video").codes_settings()["convolutions"] == "causal_3d"
+
+
 def test_every_kind_knows_its_traits() -> None:
     found = {}
     for name, config in ALL.items():
@@ -176,6 +191,9 @@ def test_every_kind_knows_its_traits() -> None:
         "native": (4, 1, None, 4, 64_000, "BCTHW", False),
         "movqgan": (1, 1, None, 8, 16_384, "BCHW", True),
         "vqgan": (1, 1, None, 16, 16_384, "BCHW", True),
+        "vqgan of video": (4, 1, None, 8, 262_144, "BCTHW", False),
+        "vidtok": (4, 1, None, 8, 32_768, "BCTHW", True),
+        "vidtok v1.1": (4, 1, None, 8, 32_768, "BCTHW", False),
         "emu3": (4, 4, 4, 8, 32_768, "BTCHW", False),
         "cosmos": (8, 1, None, 16, 64_000, "BCTHW", False),
         "custom": (4, 1, None, 8, 100, "BCTHW", False),
@@ -246,6 +264,14 @@ def test_patches_multiply_the_stride() -> None:
             r"attn_resolutions=\[16\] is not Open-MAGVIT2",
         ),
         (lambda: vqgan(preset="open-magvit2-256", embed_dim=14), "z_channels=18, embed_dim=14"),
+        (
+            lambda: vqgan(preset="ibq-1024", convolutions="causal_3d"),
+            r"ibq with .* convolutions=causal_3d, .* is not Open-MAGVIT2: use lfq",
+        ),
+        (lambda: vqgan(preset="open-magvit2-video", ch_mult=(2, 1, 4)), "1 only at the first"),
+        (lambda: vidtok(preset="vidtok-488-4096", ch_mult=(1, 2, 4)), "should have at least 4"),
+        (lambda: vidtok(preset="ibq-1024"), "preset\n  Input should be 'vidtok-488-4096'"),
+        (lambda: vidtok(preset="vidtok-488-4096", release=None), "release\n  Input should be"),
         (lambda: vqgan(), "quantizer\n  Field required"),
         (lambda: custom("a.b"), "'a.b' does not name a class"),
         (lambda: custom(probe_size=(9, 8)), "height 9 is not a multiple"),

@@ -33,7 +33,16 @@ def job_of(block: dict[str, Any]) -> JobConfig:
 
 def test_every_section_on_the_page_is_valid() -> None:
     kinds = [job_of(yaml.safe_load(block)).tokenizer.kind for block in blocks("yaml")]
-    assert kinds == ["native", "native", "vqgan", "emu3", "cosmos_dv", *["custom"] * 3]
+    assert kinds == [
+        "native",
+        "native",
+        "vqgan",
+        "vqgan",
+        "vidtok",
+        "emu3",
+        "cosmos_dv",
+        *["custom"] * 3,
+    ]
 
 
 def test_the_example_on_the_page_is_the_class_that_ships_and_it_runs(

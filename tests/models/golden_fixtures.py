@@ -63,6 +63,18 @@ def inputs(case: str) -> list[Tensor]:
     ]
 
 
+def weights(case: str) -> dict[str, Tensor]:
+    """The published state_dict of the fixture."""
+    shapes = spec(case)["state_dict"].items()
+    return {key: torch.from_numpy(parameter(key, tuple(shape))) for key, shape in shapes}
+
+
+def pixels(case: str) -> Tensor:
+    """The input of a tokenizer: (B, T, H, W, 3) uint8."""
+    (x,) = inputs(case)
+    return ((x + 1) * 127.5).to(torch.uint8)
+
+
 def outputs(case: str) -> dict[str, Tensor]:
     """The expected outputs, by name."""
     with np.load(FOLDER / f"{case}.npz") as arrays:

@@ -11,7 +11,8 @@ from benchmarks.gpu.stage import tokenizer_config
 from tests.models.adapter_helpers import small_native
 from tests.models.test_adapters_emu3 import CONFIG as EMU3
 from tests.models.test_adapters_movqgan import CONFIG as MOVQGAN
-from tests.models.test_adapters_vqgan import LFQ, SMALL, vqgan
+from tests.models.test_adapters_vidtok import vidtok
+from tests.models.test_adapters_vqgan import LFQ, SMALL, VIDEO, vqgan
 from tokpipe.config.native_parts import (
     Encoder3DConfig,
     FSQConfig,
@@ -46,6 +47,8 @@ KINDS: dict[str, tuple[TokenizerConfig, int]] = {
     "movqgan": (MOVQGAN, 3),
     "vqgan": (vqgan(quantizer="vq_cosine", **SMALL), 3),
     "open-magvit2": (vqgan(**LFQ), 3),
+    "open-magvit2 video": (vqgan(**VIDEO), 5),
+    "vidtok": (vidtok(), 9),
     "emu3": (EMU3, 4),
 }
 PUBLISHED = tokenizer_config(type("Setting", (), {"of": lambda self, full, tiny: full})())

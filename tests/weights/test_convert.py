@@ -11,8 +11,12 @@ import yaml
 from torch import Tensor
 
 from tests.models.adapter_helpers import file_of, noise, randomize, small_native
+from tests.models.test_adapters_vidtok import published_state as vidtok_state
+from tests.models.test_adapters_vidtok import vidtok
 from tests.models.test_adapters_vqgan import (
+    VIDEO,
     in_llamagen_layout,
+    in_video_layout,
     published_state,
     random_state,
     vqgan,
@@ -158,6 +162,7 @@ def test_strip_drop_and_ema_work_together(tmp_path: Path, below: str, of_whole: 
 
 W = {"w": torch.ones(1)}
 EMA = {"choices": Choices(ema=True)}
+NO_LOSS = Choices(drop=("loss.",))
 AVERAGES = {"a.b.c": torch.ones(1), "a.bc": torch.ones(1), "model_ema.abc": torch.ones(1)}
 
 
@@ -269,6 +274,28 @@ def test_weights_of_a_preset_are_recognized(preset: str, named: str) -> None:
         assert _infer("vqgan", kept, Path("m")) == {"kind": "vqgan", "preset": named}
 
 
+def test_video_tokenizers_become_folders_for_jobs(tmp_path: Path) -> None:
+    pixels = noise(1, 5, 16, 16, 3)
+    for name, config, state in (
+        ("vidtok", vidtok("v1.1"), vidtok_state(vidtok("v1.1"))),
+        ("vqgan", vqgan(**VIDEO), in_video_layout(published_state(vqgan(**VIDEO)))),
+    ):
+        saved = {"state_dict": {**state, "loss.logvar": torch.zeros(1)}}
+        settings = config.model_dump_json(exclude={"weights", "name"})
+        (tmp_path / f"{name}.json").write_text(settings)
+        how: dict[str, Any] = {"kind": "vqgan"}
+        if name == "vidtok":
+            how = {"kind": None, "config": tmp_path / f"{name}.json", "choices": NO_LOSS}
+        lines = converted(tmp_path / name, saved, **how)
+        assert "left out 1 keys below 'loss.'" in lines[0]
+        assert written(tmp_path / name).keys() == state.keys(), "as published"
+        tokenizer = tokenizer_of(tmp_path / name / "out")
+        wanted = build_tokenizer(config, file_of(state), with_decoder=True)
+        codes = tokenizer.encode(pixels)
+        assert torch.equal(codes, wanted.encode(pixels))
+        assert torch.equal(tokenizer.decode(codes), wanted.decode(codes))
+
+
 def test_a_preset_is_named_to_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(published_state(vqgan(quantizer="vq_cosine", **SHAPE)), tmp_path / "m.ckpt")
     command = ["convert", str(tmp_path / "m.ckpt"), "--preset", "janus", "-o", str(tmp_path / "o")]
@@ -276,7 +303,8 @@ def test_a_preset_is_named_to_convert(tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr()
     assert "m.ckpt: preset janus, quantizer vq_cosine" in printed.out
     assert "m.ckpt: the weights do not fit VQGANTokenizer: missing decoder." in printed.err
-    assert _infer("janus", {}, Path("m")) == {"kind": "vqgan", "preset": "janus"}
+    for name, kind in (("janus", "vqgan"), ("vidtok-488-4096", "vidtok")):
+        assert _infer(name, {}, Path("m")) == {"kind": kind, "preset": name}
 
 
 def test_existing_files_are_not_overwritten(model: VQGANTokenizer, tmp_path: Path) -> None:

@@ -13,11 +13,23 @@ from torch import Tensor
 
 from tests.models.adapter_helpers import file_of, noise, randomize, small_native
 from tests.models.test_adapters_cosmos import Encoder, ImageEncoder, program
-from tests.models.test_adapters_vqgan import in_llamagen_layout, random_state, vqgan
+from tests.models.test_adapters_vidtok import published_state, vidtok
+from tests.models.test_adapters_vqgan import (
+    in_llamagen_layout,
+    in_video_layout,
+    random_state,
+    vqgan,
+)
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.native_parts import VQConfig
-from tokpipe.config.tokenizer import CosmosDIConfig, CosmosDVConfig, Emu3Config, TokenizerConfig
-from tokpipe.config.vqgan import PRESETS
+from tokpipe.config.published import presets_of
+from tokpipe.config.tokenizer import (
+    CosmosDIConfig,
+    CosmosDVConfig,
+    Emu3Config,
+    TokenizerConfig,
+    VidTokConfig,
+)
 from tokpipe.errors import ConfigError, WeightsMismatch
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.models.tokenizers.vqgan import VQGANTokenizer
@@ -28,6 +40,7 @@ TINY: dict[str, Any] = {
     "z_channels": 10, "embed_dim": 10, "codebook_size": 1024,
 }  # fmt: skip
 EMU3: dict[str, Any] = {"base_channels": 32, "num_res_blocks": 1, "codebook_size": 1024}
+VIDTOK: dict[str, Any] = {"ch": 32, "ch_mult": (1, 1, 1, 1), "levels": (2,) * 10}
 CONFIGS: dict[str, TokenizerConfig] = {
     "taming": vqgan(quantizer="vq", **TINY),
     "ibq": vqgan(quantizer="ibq", **TINY),
@@ -37,12 +50,19 @@ CONFIGS: dict[str, TokenizerConfig] = {
     "chameleon": vqgan(quantizer="vq", **{**TINY, "attn_resolutions": ()}),
     "movqgan": vqgan(quantizer="vq", decoder="movq", **TINY),
     "open-magvit2": vqgan(quantizer="lfq", **{**TINY, "attn_resolutions": ()}),
+    "open-magvit2 video": vqgan(
+        quantizer="lfq", convolutions="causal_3d", **{**TINY, "attn_resolutions": ()}
+    ),
+    "vidtok": vidtok("v1.0", **VIDTOK),
+    "vidtok v1.1": vidtok("v1.1", **VIDTOK),
     "native": small_native(VQConfig(kind="vq", codebook_size=1024, codebook_dim=10)),
     "emu3": Emu3Config(kind="emu3", weights="s3://w", channel_multiplier=(1, 1, 1, 1), **EMU3),
 }
 """Of one size, so that no shape tells them apart."""
-ALIKE = ({"taming", "ibq"}, {"llamagen", "janus in transformers"})
-"""The former have the same keys and other codes; the latter are one model."""
+ALIKE = (
+    *({"taming", "ibq"}, {"vidtok", "vidtok v1.1"}),  # the same keys and other codes
+    {"llamagen", "janus in transformers"},  # one model
+)
 ENCODER_ALIKE = {"taming", "ibq", "movqgan", "janus in transformers"}
 """Whose encoders have the same keys: only decoders tell these apart."""
 
@@ -60,8 +80,11 @@ def states() -> dict[str, dict[str, Tensor]]:
             model = transformers.Emu3VQVAE(published)
             randomize(model)
             found[name] = dict(model.state_dict())
+        elif isinstance(config, VidTokConfig):
+            found[name] = published_state(config)
         else:
             found[name] = random_state(vqgan(**config.model_dump(exclude={"kind", "weights"})))
+    found["open-magvit2 video"] = in_video_layout(found["open-magvit2 video"])
     found["llamagen"] = in_llamagen_layout(found["llamagen"], 3)
     up = r"^decoder\.up\.(\d)"
     found["janus in transformers"] = {
@@ -117,6 +140,7 @@ def test_weights_of_an_encoder_alone_load_where_nothing_contradicts(
         *product(ENCODER_ALIKE, repeat=2),
         *((name, "llamagen") for name in ENCODER_ALIKE),  # whose own keys say what they are
         ("llamagen", "janus in transformers"),
+        *permutations(("vidtok", "vidtok v1.1")),
     }
 
 
@@ -171,6 +195,10 @@ def test_cosmos_and_other_families_refuse_each_other(
         ("taming", "llamagen", r"decoder\.up\..* have quantizer: vq or ibq, but .*: vq_cosine"),
         ("gumbel", "ibq", r"quantize\.proj\.\w+ have quantizer: gumbel, but .*quantizer: ibq"),
         ("open-magvit2", "ibq", r"\.mid_block\..* have quantizer: lfq, but .*quantizer: ibq"),
+        ("open-magvit2 video", "open-magvit2", r"\.conv_1\..* have convolutions: causal_3d, but"),
+        ("open-magvit2", "open-magvit2 video", r"missing (en|de)coder\..*\.conv\.weight"),
+        ("vidtok", "open-magvit2 video", r"down_temporal\..* kind: vidtok, but .*kind: vqgan"),
+        ("open-magvit2 video", "vidtok", r"unexpected (en|de)coder\."),
         ("emu3", "movqgan", r"unexpected (en|de)coder\."),
         ("native", "taming", r"unexpected encoder\.conv_in\.conv"),
     ],
@@ -195,7 +223,7 @@ def test_vq_and_ibq_differ_only_in_their_codes(states: dict[str, dict[str, Tenso
 
 
 def keys_and_shapes() -> Iterator[tuple[str, dict[str, Any]]]:
-    for preset in PRESETS:
+    for preset in presets_of("vqgan"):
         with torch.device("meta"):
             state = VQGANTokenizer(vqgan(preset=preset), with_decoder=True).state_dict()
         yield preset, {key: value.shape for key, value in state.items()}

@@ -12,7 +12,7 @@ from rich.console import Console
 from tokpipe.cli.arguments import Parser, Verb, job_of, positive
 from tokpipe.cli.output import Result, print_lines
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.vqgan import PRESETS
+from tokpipe.config.published import PRESETS
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.runtime import submitted
 from tokpipe.telemetry.human import json_line
@@ -223,7 +223,7 @@ class Convert(Verb, example="tokpipe convert movqgan_270M.ckpt --kind vqgan -o t
         settings = parser.add_mutually_exclusive_group(required=True)
         what = "derive the settings from the weights' shapes"
         settings.add_argument("--kind", choices=["vqgan", "movqgan", "emu3"], help=what)
-        what = "take the settings of this preset of kind vqgan"
+        what = "take the settings of this preset of kind vqgan or vidtok"
         settings.add_argument("--preset", dest="kind", choices=PRESETS, metavar="NAME", help=what)
         what = "read the settings from a tokenizer section"
         settings.add_argument("--config", type=Path, metavar="YAML", help=what)

@@ -16,6 +16,10 @@ ChannelMultiples = Annotated[
     ),
 ]
 FinestChannels = Annotated[PositiveInt, Field(description="Channels of the finest level.")]
+FSQLevels = Annotated[
+    tuple[Annotated[int, Field(ge=2)], ...],
+    Field(min_length=1, description="Values that each channel is rounded to."),
+]
 
 
 def check_channels(ch: int, ch_mult: tuple[int, ...]) -> None:
@@ -142,10 +146,7 @@ class FSQConfig(Frozen):
     """Finite scalar quantization, arXiv:2309.15505."""
 
     kind: Literal["fsq"]
-    levels: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (
-        8, 8, 8, 5, 5, 5,
-    )  # fmt: skip
-    """Values that each channel is rounded to."""
+    levels: FSQLevels = (8, 8, 8, 5, 5, 5)
     num_codebooks: PositiveInt = 1
     """Groups of channels with these levels. Each has a code of its own at every position."""
     dim: PositiveInt | None = None

@@ -3,6 +3,7 @@
 Every kind knows its ``traits``, so a job is checked and planned without torch.
 """
 
+import math
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -21,14 +22,15 @@ from tokpipe.config.native_parts import (
     ChannelMultiples,
     Encoder3DConfig,
     FinestChannels,
+    FSQLevels,
     Levels,
     LFQConfig,
     Movq3DConfig,
     QuantizerConfig,
     check_channels,
 )
+from tokpipe.config.published import PRESETS, presets_of, with_preset
 from tokpipe.config.traits import TokenizerTraits
-from tokpipe.config.vqgan import PRESETS
 
 Name = Annotated[
     str,
@@ -162,7 +164,7 @@ class NativeConfig(TokenizerConfig):
 
 
 class VQGANConfig(Levels, TokenizerConfig):
-    """An image tokenizer of the VQGAN family, for images or for the frames of a video one by one.
+    """A tokenizer of the VQGAN family, for images, frames of a video one by one, or clips.
 
     ``preset`` names a published one, and sets all that is required here. ``kind: movqgan`` sets
     what ``preset: movqgan-270m`` does.
@@ -171,7 +173,7 @@ class VQGANConfig(Levels, TokenizerConfig):
     decoder_keys: ClassVar[tuple[str, ...]] = ("decoder.", "post_quant_conv.")
 
     kind: Literal["vqgan", "movqgan"]
-    preset: Literal[*PRESETS] | None = None  # type: ignore[valid-type]
+    preset: Literal[*presets_of("vqgan")] | None = None  # type: ignore[valid-type]
     """Settings of a published tokenizer, which those written beside it replace."""
     weights: Uri
     """safetensors with the published keys; `tokpipe convert` makes it from a .ckpt."""
@@ -182,6 +184,9 @@ class VQGANConfig(Levels, TokenizerConfig):
     channel, the first the lowest, with the networks of Open-MAGVIT2."""
     decoder: Literal["plain", "movq"] = "plain"
     """``movq``: norms of the decoder read the code vectors, as in SBER-MoVQGAN."""
+    convolutions: Literal["2d", "causal_3d"] = "2d"
+    """``causal_3d``: Open-MAGVIT2's networks of video. Each level but the last that has a multiple
+    in ``ch_mult`` other than 1 halves time, too."""
     z_channels: PositiveInt
     """Channels between the encoder and ``quant_conv``."""
     embed_dim: PositiveInt
@@ -196,35 +201,40 @@ class VQGANConfig(Levels, TokenizerConfig):
             return data
         if data.get("kind") == "movqgan":
             data = {**PRESETS["movqgan-270m"], **data, "kind": "vqgan"}
-        if (name := str(data.get("preset"))) in PRESETS:
-            data = {"name": name, **PRESETS[name], **data}
-        # Strict models take a list for a tuple from JSON only.
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return with_preset(data)
 
     @model_validator(mode="after")
     def _bits_fit(self) -> Self:
         z, dim, size = self.z_channels, self.embed_dim, self.codebook_size
-        if self.quantizer == "lfq" and (z != dim or size != 2**dim or self.attn_resolutions):
+        quantizer, is_video = self.quantizer, self.convolutions == "causal_3d"
+        fits = quantizer == "lfq" and z == dim and size == 2**dim and not self.attn_resolutions
+        halves_time = [is_video and multiple != 1 for multiple in self.ch_mult[:-1]]
+        if (is_video or quantizer == "lfq") and not (fits and halves_time == sorted(halves_time)):
             raise ValueError(
-                f"lfq with z_channels={z}, embed_dim={dim}, codebook_size={size} and "
-                f"attn_resolutions={[*self.attn_resolutions]} is not Open-MAGVIT2: use {dim} "
-                f"channels for both, {2**dim} codes and no attention"
+                f"{quantizer} with z_channels={z}, embed_dim={dim}, codebook_size={size}, "
+                f"convolutions={self.convolutions}, ch_mult={[*self.ch_mult]} and "
+                f"attn_resolutions={[*self.attn_resolutions]} is not Open-MAGVIT2: use lfq, {dim} "
+                f"channels for both, {2**dim} codes, no attention and, for video, multiples of 1 "
+                "only at the first levels"
             )
         return self
 
     @property
     def traits(self) -> TokenizerTraits:
+        is_video = self.convolutions == "causal_3d"
         return TokenizerTraits(
-            temporal_stride=1,
+            temporal_stride=2 ** sum(m != 1 for m in self.ch_mult[:-1]) if is_video else 1,
             spatial_stride=self.spatial_stride,
             codebook_size=self.codebook_size,
-            layout="BCHW",
+            layout="BCTHW" if is_video else "BCHW",
             bit_order="little" if self.quantizer == "lfq" else None,
-            why_not_streamable=None,
+            why_not_streamable="its norms span all frames of a chunk" if is_video else None,
         )
 
     def codes_settings(self) -> dict[str, Any]:
         settings = super().codes_settings()
+        if self.convolutions == "2d":  # as before there were others
+            del settings["convolutions"]
         if (self.decoder, self.quantizer) == ("movq", "vq"):  # as when this was a kind
             return {k: v for k, v in settings.items() if k != "quantizer"} | {"kind": "movqgan"}
         return settings
@@ -280,6 +290,48 @@ class Emu3Config(TokenizerConfig):
                 "Emu3 encodes every four frames separately; encoding a clip whole produces other "
                 "codes than its authors get"
             ),
+        )
+
+
+class VidTokConfig(TokenizerConfig):
+    """Microsoft's VidTok, its causal models with FSQ.
+
+    ``preset`` names a published one, and sets all that is required here. Names are as published.
+    """
+
+    decoder_keys: ClassVar[tuple[str, ...]] = ("decoder.",)
+
+    kind: Literal["vidtok"]
+    preset: Literal[*presets_of("vidtok")] | None = None  # type: ignore[valid-type]
+    """Settings of a published tokenizer, which those written beside it replace."""
+    weights: Uri
+    """safetensors with the published keys; `tokpipe convert` makes it from a .ckpt."""
+    release: Literal["v1.0", "v1.1"]
+    """No key of the weights tells it. Convolutions see zeros before the clip in ``v1.0``, and the
+    first frame in ``v1.1``, whose decoder interpolates in time."""
+    ch: FinestChannels = 128
+    ch_mult: Annotated[ChannelMultiples, Field(min_length=4)]
+    num_res_blocks: PositiveInt = 2
+    """Residual blocks per level of the encoder, over space and time; the decoder has one more."""
+    time_downsample_factor: Literal[4, 8]
+    """Frames per latent frame, after the first. The last levels that halve the size halve time."""
+    levels: FSQLevels
+    licence: Licence = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, data: Any) -> Any:
+        return with_preset(data) if isinstance(data, dict) else data
+
+    @property
+    def traits(self) -> TokenizerTraits:
+        return TokenizerTraits(
+            temporal_stride=self.time_downsample_factor,
+            spatial_stride=int(2 ** (len(self.ch_mult) - 1)),
+            codebook_size=math.prod(self.levels),
+            why_not_streamable=None
+            if self.release == "v1.0"
+            else "its decoder interpolates in time",
         )
 
 
@@ -383,6 +435,7 @@ AnyTokenizer = Annotated[
     Annotated[NativeConfig, Tag("native")]
     | Annotated[VQGANConfig, Tag("vqgan")]
     | Annotated[Emu3Config, Tag("emu3")]
+    | Annotated[VidTokConfig, Tag("vidtok")]
     | Annotated[CosmosDVConfig, Tag("cosmos_dv")]
     | Annotated[CosmosDIConfig, Tag("cosmos_di")]
     | Annotated[CustomConfig, Tag("custom")],

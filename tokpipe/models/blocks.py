@@ -183,9 +183,10 @@ class AttnBlock(nn.Module):
         *,
         norm: Norm = "clip",
         add_conv_pad_mode: PadMode | None = None,
+        make_norm: Callable[..., Any] = block_norm,
     ) -> None:
         super().__init__()
-        self.norm = block_norm(
+        self.norm = make_norm(
             in_channels, zq_ch, add_conv, norm, add_conv_pad_mode or self.pad_mode
         )
         self.q = Conv2d(in_channels, in_channels, 1)

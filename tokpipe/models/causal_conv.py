@@ -90,12 +90,16 @@ class CausalConv3d(nn.Module):
 
         With ``stream``, ``x`` is one piece of a clip, and its past is the end of the piece before.
         """
+        return self.conv(self.padded(x, stream))
+
+    def padded(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        """What ``conv`` reads: ``x`` behind its past."""
         self._check_frames(x, stream)
         if self.past_frames:
             x = torch.cat([self._past(x, stream), x], dim=2)
             if stream is not None:
                 stream.keep(x, self.past_frames)
-        return self.conv(self.pad(x))
+        return self.pad(x)
 
     def silu_input(
         self,

@@ -68,9 +68,10 @@ class Level(nn.Module):
 class Levels(nn.ModuleList):
     """The levels of a way ``down`` to the coarsest or ``up`` from it; number 0 is the finest.
 
-    The way up has ``more_up`` blocks more at each level. The first resamplers also halve or double
-    time, as often as ``temporal_stride`` says; None is for images. ``skips`` are the channels of
-    activations that the blocks take as well, the last first.
+    The way up has ``more_up`` blocks more at each level. The first resamplers, or with
+    ``time_last`` the last, also halve or double time, as often as ``temporal_stride`` says; None
+    is for images. ``skips`` are the channels of activations that the blocks take as well, the last
+    first.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class Levels(nn.ModuleList):
         pyramid: Pyramid,
         make_block: Factory,
         make_attn: Factory,
-        make_resampler: Factory,
+        make_resampler: Callable[..., nn.Module | None],
         *,
         temporal_stride: int | None = None,
+        time_last: bool = False,
         skips: Sequence[int] = (),
         more_up: int = 1,
     ) -> None:
@@ -102,7 +104,8 @@ class Levels(nn.ModuleList):
             attends = size >> at in pyramid.attn_resolutions
             level = Level(blocks, [make_attn(before) for _ in inputs if attends])
             if at != order[-1]:  # after the blocks, as published: a seed draws in this order
-                in_time = () if temporal_stride is None else (2**number < temporal_stride,)
+                halvings = len(widths) - 2 - number if time_last else number
+                in_time = () if temporal_stride is None else (2**halvings < temporal_stride,)
                 resampler = make_resampler(before, pyramid.resamp_with_conv, *in_time)
                 setattr(level, f"{way}sample", resampler)
             self.insert(len(self) if way == "down" else 0, level)

@@ -13,9 +13,9 @@ import yaml
 
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.config.explain import in_yaml, validate_settings
+from tokpipe.config.published import PRESETS, presets_of, proved_settings
 from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.config.tokenizer import AnyTokenizer, TokenizerConfig
-from tokpipe.config.vqgan import PRESETS, proved_settings
 from tokpipe.errors import ConfigError
 from tokpipe.storage.local_files import write_file
 from tokpipe.weights.read import encoding_tensors, tensors_sha256
@@ -51,8 +51,8 @@ def convert(
     Runs nothing in ``source``, which stays memory-mapped. Builds the tokenizer from the result
     before writing it, so a folder left behind is one that loads strictly. Settings are
     those of ``config``, a tokenizer section without ``weights``, or else ``kind`` says: those of
-    the preset of kind ``vqgan`` that it names, or ``vqgan``, ``movqgan`` or ``emu3``, whose
-    settings follow from the shapes of the weights.
+    the preset that it names, or ``vqgan``, ``movqgan`` or ``emu3``, whose settings follow from the
+    shapes of the weights.
     """
     import safetensors.torch
 
@@ -77,7 +77,7 @@ def convert(
         name=f"{config or source} does not describe a tokenizer",
     )
     if preset := PRESETS.get(section.get("preset", "")):
-        yield f"{source}: preset {section['preset']}, quantizer {preset['quantizer']}"
+        yield f"{source}: preset {section['preset']}, quantizer {preset.get('quantizer', 'fsq')}"
     # safetensors takes neither strided views nor tensors that share memory, such as tied weights.
     copies = {key: one.detach().resolve_neg().contiguous().clone() for key, one in state.items()}
     data = safetensors.torch.save(copies)
@@ -219,9 +219,11 @@ def _infer(kind: str, state: Mapping[str, Tensor], source: Path) -> dict[str, An
     from tokpipe.models.tokenizers.vqgan import Emu3Tokenizer, VQGANTokenizer
 
     if kind in PRESETS:
-        return {"kind": "vqgan", "preset": kind}
+        return {"kind": PRESETS[kind].get("kind", "vqgan"), "preset": kind}
     is_emu3 = kind == "emu3"
     renamed = (Emu3Tokenizer if is_emu3 else VQGANTokenizer).renamed(state)
+    if any(".conv_1." in key for key in state):  # Open-MAGVIT2's of video
+        renamed = {key.replace(".conv.", "."): one for key, one in renamed.items()}
     shapes = {key: tuple(tensor.shape) for key, tensor in renamed.items()}
     try:
         down = "encoder.down_block.down" if is_emu3 else "encoder.down"
@@ -244,8 +246,9 @@ def _infer(kind: str, state: Mapping[str, Tensor], source: Path) -> dict[str, An
     proved = {name: values for name, (values, _) in proved_settings(state).items()}
     if kind == "movqgan":
         proved |= {"decoder": ("movq",), "quantizer": ("vq",)}
-    for preset, published in PRESETS.items():
-        agrees = all(published[name] in values for name, values in proved.items())
+    for preset in presets_of("vqgan"):
+        published = PRESETS[preset]
+        agrees = all(published.get(name) in values for name, values in proved.items())
         if agrees and {**published, **section} == published:
             return {"kind": "vqgan", "preset": preset}
     section |= {name: " or ".join(values) for name, values in proved.items()}

@@ -10,8 +10,8 @@ from typing import Any
 
 from tokpipe.config.checkpoint import BUILTIN, builtin_path
 from tokpipe.config.job import StoreOptions
+from tokpipe.config.published import check_keys
 from tokpipe.config.tokenizer import CosmosDVConfig, NativeConfig, TokenizerConfig
-from tokpipe.config.vqgan import check_keys
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.storage import Store
 from tokpipe.storage.client import client_of

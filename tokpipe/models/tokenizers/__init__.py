@@ -10,6 +10,7 @@ from tokpipe.config.tokenizer import (
     Emu3Config,
     NativeConfig,
     TokenizerConfig,
+    VidTokConfig,
     VQGANConfig,
 )
 from tokpipe.errors import ConfigError
@@ -17,6 +18,7 @@ from tokpipe.models.tokenizers.base import NOT_FINITE, VideoTokenizer, load_weig
 from tokpipe.models.tokenizers.cosmos import CosmosDVTokenizer
 from tokpipe.models.tokenizers.custom import CustomTokenizer
 from tokpipe.models.tokenizers.native import NativeTokenizer, randomize
+from tokpipe.models.tokenizers.vidtok import VidTokTokenizer
 from tokpipe.models.tokenizers.vqgan import Emu3Tokenizer, VQGANTokenizer
 
 __all__ = ["NOT_FINITE", "VideoTokenizer", "build_on_meta", "build_tokenizer"]
@@ -25,6 +27,7 @@ _KINDS: dict[type[TokenizerConfig], Callable[..., VideoTokenizer]] = {
     NativeConfig: NativeTokenizer,
     VQGANConfig: VQGANTokenizer,
     Emu3Config: Emu3Tokenizer,
+    VidTokConfig: VidTokTokenizer,
 }
 """Kinds whose weights are one safetensors file, with the keys of their class."""
 

@@ -1,5 +1,6 @@
 """The interface of every tokenizer, and the checks and the loading that all of them share."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -8,9 +9,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from tokpipe.config.published import check_keys
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.config.traits import TokenizerTraits, by_codebook
-from tokpipe.config.vqgan import check_keys
 from tokpipe.errors import ConfigError
 from tokpipe.models.published import load_published
 from tokpipe.models.quantizers.base import Quantizer, check_range
@@ -249,6 +250,14 @@ def codes_or_not_finite(quantizer: Quantizer, latent: Tensor) -> Tensor:
 
 def _is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def renamed_keys(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> dict[str, Tensor]:
+    """Replace each pattern, a regular expression, in turn in every key."""
+    keys = dict(zip(state, state, strict=True))
+    for pattern, replacement in patterns.items():
+        keys = {key: re.sub(pattern, replacement, new) for key, new in keys.items()}
+    return {keys[key]: value for key, value in state.items()}
 
 
 def load_weights(

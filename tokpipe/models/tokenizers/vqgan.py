@@ -1,23 +1,26 @@
-"""The VQGAN family of image tokenizers, and its relative for video: Emu3's from transformers."""
+"""The VQGAN family of tokenizers, and its relative for video: Emu3's from transformers."""
 
+import math
 import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokpipe.config.published import RENAMED
 from tokpipe.config.tokenizer import Emu3Config, VQGANConfig
-from tokpipe.config.vqgan import RENAMED
 from tokpipe.errors import ConfigError
 from tokpipe.models import LFQ, GumbelQuantizer, Quantizer, VectorQuantizer
 from tokpipe.models.blocks import ResnetBlock
+from tokpipe.models.causal_conv import CausalConv3d
 from tokpipe.models.group_norm import group_norm
-from tokpipe.models.levels import Levels, Pyramid
+from tokpipe.models.levels import Factory, Levels, Pyramid
 from tokpipe.models.networks_2d import Decoder, Encoder
 from tokpipe.models.operations import Conv2d, Conv3d, same_conv2d, silu
-from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
+from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite, renamed_keys
 
 
 class VQGANTokenizer(VideoTokenizer):
@@ -43,9 +46,10 @@ class VQGANTokenizer(VideoTokenizer):
         self.post_quant_conv: nn.Module | None = nn.Identity() if with_decoder else None
         self.quantize = _quantizer(config)
         if config.quantizer == "lfq":
-            self.encoder = _MAGVIT2Encoder(Pyramid(**shape), in_channels=3, z_channels=z)
+            how: dict[str, Any] = {"z_channels": z, "is_video": config.convolutions != "2d"}
+            self.encoder = _MAGVIT2Encoder(Pyramid(**shape), **how)
             if with_decoder:
-                self.decoder = _MAGVIT2Decoder(Pyramid(**shape), out_ch=3, z_channels=z)
+                self.decoder = _MAGVIT2Decoder(Pyramid(**shape), **how)
             return
         self.encoder = Encoder(**shape, in_channels=3, z_channels=z, double_z=False)
         self.quant_conv = Conv2d(z, dim, 1)
@@ -56,15 +60,15 @@ class VQGANTokenizer(VideoTokenizer):
 
     @staticmethod
     def renamed(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Rename the keys of LlamaGen, Janus and transformers' JanusVQVAE, and no others."""
-        renamed = _renamed(state, RENAMED["taming"])
+        """Rename the keys of LlamaGen, Janus, transformers' JanusVQVAE and Open-MAGVIT2's video."""
+        renamed = renamed_keys(state, RENAMED["taming"])
         renamed.pop("quantize.codebook_used", None)  # statistics of training
         if not any(key.startswith("decoder.up.0.upsample.conv.") for key in renamed):
             return renamed
         # These count the levels of the decoder from the coarsest.
         last = max(int(level) for level in re.findall(r"decoder\.up\.(\d+)", " ".join(renamed)))
         reverse = {rf"^decoder\.up\.{n}\.": f"decoder.up.-{last - n}." for n in range(last + 1)}
-        return _renamed(renamed, {**reverse, r"\.up\.-": ".up."})
+        return renamed_keys(renamed, {**reverse, r"\.up\.-": ".up."})
 
     def _encode(self, x: Tensor) -> Tensor:
         return codes_or_not_finite(self.quantize, self.quant_conv(self.encoder(x)))
@@ -87,66 +91,82 @@ def _quantizer(config: VQGANConfig) -> Quantizer:
     return VectorQuantizer(size, dim, search=search)
 
 
-def _renamed(state: Mapping[str, Tensor], patterns: Mapping[str, str]) -> dict[str, Tensor]:
-    """Replace each pattern, a regular expression, in turn in every key."""
-    keys = dict(zip(state, state, strict=True))
-    for pattern, replacement in patterns.items():
-        keys = {key: re.sub(pattern, replacement, new) for key, new in keys.items()}
-    return {keys[key]: value for key, value in state.items()}
+class _MAGVIT2(nn.Module):
+    """What Open-MAGVIT2's encoder and decoder share: no attention and few biases.
 
+    With ``is_video`` convolutions are causal, over time as well, but norms span all frames.
+    """
 
-_conv = partial(same_conv2d, bias=False)
-_block = partial(ResnetBlock, dropout=0.0, temb_channels=0, make_conv=_conv, make_nin=_conv)
-
-
-def _mid_block(pyramid: Pyramid) -> nn.Sequential:
-    widths = [pyramid.widths[-1]] * pyramid.num_res_blocks
-    return nn.Sequential(*(_block(in_channels=width, out_channels=width) for width in widths))
-
-
-class _MAGVIT2Encoder(nn.Module):
-    """Images to latents, without attention and with few biases."""
-
-    def __init__(self, pyramid: Pyramid, *, in_channels: int, z_channels: int) -> None:
+    def __init__(self, pyramid: Pyramid, is_video: bool) -> None:
         super().__init__()
-        halve = partial(Conv2d, kernel_size=3, stride=2, padding=1)
-        self.conv_in = _conv(in_channels, pyramid.ch, 3)
-        self.down = Levels("down", pyramid, _block, nn.Identity, lambda c, _: halve(c, c))
-        self.mid_block = _mid_block(pyramid)
+        causal = partial(CausalConv3d, pad_mode="constant_causal")
+        self.conv: Factory = causal if is_video else same_conv2d
+        conv = partial(self.conv, bias=False)
+        block = partial(ResnetBlock, dropout=0.0, temb_channels=0)
+        self.block = partial(block, make_conv=conv, make_nin=conv)
+        self.stride = 2 ** sum(m != 1 for m in pyramid.ch_mult[:-1]) if is_video else None
+        widths = [pyramid.widths[-1]] * pyramid.num_res_blocks
+        self.mid_block = nn.Sequential(*(self.block(in_channels=width) for width in widths))
+
+
+class _MAGVIT2Encoder(_MAGVIT2):
+    """Images, or clips, to latents."""
+
+    def __init__(self, pyramid: Pyramid, *, z_channels: int, is_video: bool) -> None:
+        super().__init__(pyramid, is_video)
+        self.conv_in = self.conv(3, pyramid.ch, 3, bias=False)
+        self.down = Levels(
+            *("down", pyramid, self.block, nn.Identity, _halving),
+            temporal_stride=self.stride,
+            time_last=True,
+        )
         self.norm_out = group_norm(pyramid.widths[-1])
-        self.conv_out = Conv2d(pyramid.widths[-1], z_channels, 1)
+        self.conv_out = self.conv(pyramid.widths[-1], z_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) in [-1, 1] -> (B, z_channels, H / s, W / s)."""
+        """(B, 3, ..., H, W) in [-1, 1] -> (B, z_channels, ..., H / s, W / s)."""
         h = self.mid_block(self.down(self.conv_in(x)))
         return self.conv_out(silu(self.norm_out(h)))
 
 
-class _MAGVIT2Decoder(nn.Module):
-    """Latents to images.
+def _halving(channels: int, _with_conv: bool, *in_time: bool) -> nn.Module:
+    """A convolution that halves rows and columns, and ``in_time`` 2T + 1 frames to T + 1."""
+    if not in_time:
+        return Conv2d(channels, channels, 3, stride=2, padding=1)
+    conv = Conv3d(channels, channels, 3, stride=(1 + in_time[0], 2, 2), padding=(0, 1, 1))
+    return nn.Sequential(nn.ConstantPad3d((0, 0, 0, 0, 2, 0), 0.0), conv)
+
+
+class _MAGVIT2Decoder(_MAGVIT2):
+    """Latents to images, or clips.
 
     Each level starts with a group norm, scaled and shifted by the latent's deviation and mean.
     """
 
-    def __init__(self, pyramid: Pyramid, *, out_ch: int, z_channels: int) -> None:
-        super().__init__()
+    def __init__(self, pyramid: Pyramid, *, z_channels: int, is_video: bool) -> None:
+        super().__init__(pyramid, is_video)
         widths, linear = pyramid.widths, partial(nn.Linear, z_channels)
-        self.conv_in = Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.mid_block = _mid_block(pyramid)
-        self.up = Levels("up", pyramid, _block, nn.Identity, _DepthToSpace, more_up=0)
+        self.conv_in = self.conv(z_channels, widths[-1], 3)
+        self.up = Levels(
+            *("up", pyramid, self.block, nn.Identity, partial(_DepthToSpace, self.conv)),
+            temporal_stride=self.stride,
+            more_up=0,
+        )
         pairs = ({"gamma": linear(n), "beta": linear(n)} for n in [*widths[1:], widths[-1]])
         self.adaptive = nn.ModuleList(map(nn.ModuleDict, pairs))
         self.norm_out = group_norm(widths[0])
-        self.conv_out = Conv2d(widths[0], out_ch, 3, padding=1)
+        self.conv_out = self.conv(widths[0], 3, 3)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, z_channels, h, w) -> (B, out_ch, s h, s w), about [-1, 1]; NaN if h w is 1."""
+        """(B, z_channels, ..., h, w) -> (B, 3, ..., s h, s w); NaN if there is one position."""
         h = self.mid_block(self.conv_in(z))
-        deviation, mean = (z.flatten(2).var(-1) + 1e-6).sqrt(), z.mean((2, 3))
+        flat = z.flatten(2)
+        deviation, mean = (flat.var(-1) + 1e-6).sqrt(), flat.mean(-1)
         for level, layers in zip(self.up.in_order(), list(self.adaptive)[::-1], strict=True):
             scale, shift = layers.gamma(deviation), layers.beta(mean)  # type: ignore[operator]
             h = F.group_norm(h.contiguous(), 32, eps=1e-6)
-            h = h * scale[..., None, None] + shift[..., None, None]
+            shape = (*scale.shape, *[1] * (h.ndim - 2))
+            h = h * scale.view(shape) + shift.view(shape)
             for block in level.block:
                 h = block(h)
             h = h if level.upsample is None else level.upsample(h)
@@ -154,17 +174,25 @@ class _MAGVIT2Decoder(nn.Module):
 
 
 class _DepthToSpace(nn.Module):
-    """Doubles rows and columns: a convolution makes the channels of four positions."""
+    """Doubles rows and columns, and ``in_time`` the frames after the first.
 
-    def __init__(self, channels: int, _with_conv: bool) -> None:
+    A convolution makes the channels of all positions that one becomes.
+    """
+
+    def __init__(self, conv: Factory, channels: int, _with_conv: bool, *in_time: bool) -> None:
         super().__init__()
-        self.conv1 = Conv2d(channels, 4 * channels, 3, padding=1)
+        self.factors = (*(1 + one for one in in_time), 2, 2)
+        self.conv1 = conv(channels, math.prod(self.factors) * channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        """(B, C, ..., H, W) -> (B, C, ..., 2H, 2W)."""
         # All channels of a position are together, where pixel_shuffle has positions of a channel.
-        x = self.conv1(x).unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2)
-        return F.pixel_shuffle(x, 2)
+        y = self.conv1(x).unflatten(1, (*self.factors, -1))
+        last = len(self.factors) + 1
+        y = y.permute(0, last, *(axis for n in range(1, last) for axis in (last + n, n)))
+        sizes = [n * factor for n, factor in zip(x.shape[2:], self.factors, strict=True)]
+        y = y.reshape(*x.shape[:2], *sizes)
+        return torch.cat([y[:, :, :1], y[:, :, 2:]], dim=2) if self.factors[:-2] == (2,) else y
 
 
 class Emu3Tokenizer(VideoTokenizer):
@@ -194,7 +222,7 @@ class Emu3Tokenizer(VideoTokenizer):
     @staticmethod
     def renamed(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Rename the keys of BAAI/Emu3-VisionTokenizer; leave keys of transformers unchanged."""
-        renamed = _renamed(state, RENAMED["transformers"])
+        renamed = renamed_keys(state, RENAMED["transformers"])
         for key, value in renamed.items():
             if key.endswith("_proj.weight") and value.ndim == 4 and value.shape[2:] == (1, 1):
                 renamed[key] = value.flatten(1)

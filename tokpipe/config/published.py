@@ -1,18 +1,32 @@
-"""What is published of the VQGAN family: presets, and what the keys of weights prove."""
+"""What is published of tokenizers: presets, and what the keys of weights prove."""
 
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from tokpipe.errors import WeightsMismatch
 
 # TOML, which is read in a tenth of the time of YAML, whenever settings are checked.
-_PUBLISHED = tomllib.loads(Path(__file__).with_name("vqgan.toml").read_text(encoding="utf-8"))
+_PUBLISHED = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))
 PRESETS: dict[str, dict[str, Any]] = _PUBLISHED["presets"]
-"""Settings of published tokenizers, by name."""
+"""Settings of published tokenizers, by name; ``kind`` is vqgan where they have none."""
 RENAMED: dict[str, dict[str, str]] = _PUBLISHED["renamed"]
 """For the keys of a package: regular expressions in keys of others, and what replaces them."""
+
+
+def presets_of(kind: str) -> list[str]:
+    """The names of the presets of a kind."""
+    return [name for name, one in PRESETS.items() if one.get("kind", "vqgan") == kind]
+
+
+def with_preset(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer section, and what its preset sets besides, with tuples in place of lists."""
+    name = str(section.get("preset"))
+    if name in presets_of(str(section.get("kind"))):
+        section = {"name": name, **PRESETS[name], **section}
+    # Strict models take a list for a tuple from JSON only.
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
 
 
 def proved_settings(keys: Collection[str]) -> dict[str, tuple[tuple[str, ...], str]]:
