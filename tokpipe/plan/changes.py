@@ -3,13 +3,14 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.config.job import JobConfig, StoreOptions
-from tokpipe.plan.stored import ROW_ID, StoredPlan, read_part
+from tokpipe.plan.stored import ROW_ID, PlanReader, StoredPlan, read_part
 from tokpipe.plan.write import write_plan
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counted
@@ -17,57 +18,60 @@ from tokpipe.telemetry.redact import redact
 
 KEEPS_PLAN = "An output keeps its plan: tokenize new and changed sources to another output.uri"
 _NUM_EXAMPLES = 3
+_Stored = tuple[Store, StoredPlan]
 
 
 @contextmanager
-def plan_now(job: JobConfig) -> Iterator[tuple[Store, StoredPlan]]:
+def plan_now(job: JobConfig) -> Iterator[_Stored]:
     """Plan a job's sources as they are now, in a folder that is there until the end."""
     with tempfile.TemporaryDirectory(prefix="tokpipe-plan-") as folder:
         store = Store(folder, StoreOptions())
         yield store, write_plan(job, store, "now")
 
 
+@dataclass(frozen=True)
 class SourceChanges:
-    """The rows of one plan that another lacks, and those whose source has another version.
+    """How many rows one plan has that another lacks, and how many have another version.
 
-    Both are plans of one dataset. A row's version is the size and the ETag or time of change of its
-    file; files that a table names have none. Memory holds 16 bytes per row of both.
+    A row's version is the size and the ETag or time of change of its file; files that a table names
+    have none. ``examples`` are URIs of the first rows of each kind.
     """
 
-    def __init__(self, before: tuple[Store, StoredPlan], now: tuple[Store, StoredPlan]) -> None:
+    num_new: int
+    num_gone: int
+    num_changed: int
+    examples: dict[str, list[str]]
+
+    @classmethod
+    def between(cls, before: _Stored, now: _Stored) -> Self:
+        """Compare two plans of one dataset, in 16 bytes of memory per row of both."""
         (old, old_versions), (new, new_versions) = _rows(*before), _rows(*now)
         is_new, is_gone = np.isin(new, old, invert=True), np.isin(old, new, invert=True)
-        # Of each row that is in both, its places.
-        _, there, here = np.intersect1d(old, new, return_indices=True)
-        is_other = old_versions[there] != new_versions[here]
-        changed = here[is_other & (old_versions[there] != 0) & (new_versions[here] != 0)]
-        self.num_new, self.num_gone = int(is_new.sum()), int(is_gone.sum())
-        self.num_changed = len(changed)
-        self.examples = {
+        _, there, here = np.intersect1d(old, new, return_indices=True)  # places in both
+        there_version, version = old_versions[there], new_versions[here]
+        changed = here[(there_version != version) & (there_version != 0) & (version != 0)]
+        examples = {
             "new": _uris(*now, np.flatnonzero(is_new)),
             "gone": _uris(*before, np.flatnonzero(is_gone)),
             "changed": _uris(*now, np.sort(changed)),
         }
-        """URIs of the first rows of each kind."""
+        return cls(int(is_new.sum()), int(is_gone.sum()), len(changed), examples)
 
     @classmethod
     def of_output(cls, job: JobConfig, store: Store, plan: StoredPlan) -> Self:
         """Read the sources of a job, and compare them with the plan in its output."""
         with plan_now(job) as now:
-            return cls((store, plan), now)
+            return cls.between((store, plan), now)
 
     @property
     def text(self) -> str:
         """All of it on one line; empty if nothing differs."""
-        counts = {"new": self.num_new, "gone": self.num_gone, "changed": self.num_changed}
+        counts = zip(self.examples, (self.num_new, self.num_gone, self.num_changed), strict=True)
         return ", ".join(
             f"{counted(number, 'row')} {kind} (such as {self.examples[kind][0]})"
-            for kind, number in counts.items()
+            for kind, number in counts
             if number
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        return vars(self)
 
 
 def _rows(store: Store, plan: StoredPlan) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -82,11 +86,5 @@ def _rows(store: Store, plan: StoredPlan) -> tuple[NDArray[np.uint64], NDArray[n
 
 
 def _uris(store: Store, plan: StoredPlan, rows: NDArray[np.int64]) -> list[str]:
-    found, start = list[str](), 0
-    for part in plan.parts:
-        inside = rows[(rows >= start) & (rows < start + part.num_rows)][:_NUM_EXAMPLES] - start
-        if len(inside) and len(found) < _NUM_EXAMPLES:
-            table = read_part(store, part, ["source_uri"])
-            found += map(redact, table.column("source_uri").take(inside).to_pylist())
-        start += part.num_rows
-    return found[:_NUM_EXAMPLES]
+    items = PlanReader(store, plan).items(rows[:_NUM_EXAMPLES])
+    return [redact(item.source_uri) for item in items]

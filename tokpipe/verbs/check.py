@@ -6,7 +6,7 @@ not needed; what needs torch or PyAV is not checked without them.
 
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -225,8 +225,8 @@ def _changes(job: JobConfig, output: Output) -> CheckResult:
     found = SourceChanges.of_output(job, output.store, plan)
     if found.text:
         text = f"warning: since the output was planned: {found.text}. {KEEPS_PLAN}"
-        return CheckResult("warning", text, {"warning": text, **found.to_dict()})
-    return CheckResult("changes", "  sources are as they were planned", found.to_dict())
+        return CheckResult("warning", text, {"warning": text, **asdict(found)})
+    return CheckResult("changes", "  sources are as they were planned", asdict(found))
 
 
 def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckResult]:

@@ -81,7 +81,7 @@ class Forecast:
             with suppress(StorageError):
                 there = Store(job.output.uri, job.storage)
                 planned = StoredPlan.from_json(job_record.read(there).plan)
-                self.source_changes = SourceChanges((there, planned), (store, plan))
+                self.source_changes = SourceChanges.between((there, planned), (store, plan))
         amounts = [Estimate.of(values, plan.num_rows) for values in zip(*sample, strict=True)]
         self.dataset = job.dataset
         self.num_rows, self.num_duplicates = plan.num_rows, plan.num_duplicates
@@ -104,8 +104,7 @@ class Forecast:
             self.cost = self.encoder_s / 3600 * price_per_hour
 
     def to_dict(self) -> dict[str, Any]:
-        changes = self.source_changes and self.source_changes.to_dict()
-        return {**vars(self), "source_changes": changes}
+        return vars(self)
 
     def lines(self) -> Iterator[str]:
         """Yield the forecast for people."""

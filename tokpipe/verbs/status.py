@@ -60,9 +60,7 @@ class Status:
     def to_dict(self) -> dict[str, Any]:
         totals = {name: getattr(self.totals, name) for name in self.totals.__slots__}
         totals["goodput"] = self.totals.goodput
-        changes = self.source_changes and self.source_changes.to_dict()
-        rest = {"totals": totals, "is_done": self.is_done, "source_changes": changes}
-        return {**vars(self), **rest}
+        return {**vars(self), "totals": totals, "is_done": self.is_done}
 
     def lines(self) -> Iterator[str]:
         totals = self.totals
