@@ -56,7 +56,7 @@ def test_a_wrong_setting_is_named(config: Config, changes: dict[str, Any], compl
     [
         ({"decoder": None}, "decoder is missing"),
         ({"weights": "model.safetensors"}, "starts from random weights"),
-        ({"quantizer": {"kind": "vq", "codebook_size": 8, "codebook_dim": 4}}, "for fsq only"),
+        ({"quantizer": {"kind": "vq", "codebook_size": 8, "codebook_dim": 4}}, "are for fsq"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_trained_is_rejected(
