@@ -280,7 +280,7 @@ def trained_encoder() -> Encoder3D:
 
     encoder = Encoder3D(
         ch=32,
-        ch_mult=(1, 1, 4),
+        ch_mult=(1, 2, 4),
         num_res_blocks=1,
         attn_resolutions=(),
         in_channels=12,

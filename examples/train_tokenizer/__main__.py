@@ -23,7 +23,7 @@ def parse(words: Sequence[str]) -> "argparse.Namespace":
         description="Train a tokenizer, continuing from the last checkpoint in its output. Ctrl-C "
         "and SIGTERM stop it after the current step, with a checkpoint; the same command "
         "continues.",
-        epilog="example: python -m examples.train_tokenizer examples/demo_tokenizer/train.yaml",
+        epilog="example: python -m examples.train_tokenizer examples/train_tokenizer/small.yaml",
     )
     parser.add_argument("file", type=Path, metavar="TRAINING.yaml", help="the training file")
     parser.set_defaults(run=run)

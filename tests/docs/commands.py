@@ -21,7 +21,12 @@ from tests.pages import REPOSITORY, Block, blocks_of, name_of, pages
 _SUITE = "runs tests: `make test` runs all of them, this one too"
 _PYPI = "tokpipe is not on PyPI yet: tests/infra/test_wheel.py installs the wheel and its extras"
 _AN_HOUR = "takes half an hour on an idle machine; "
-_TRAIN = "python -m examples.train_tokenizer examples/demo_tokenizer/train.yaml"
+_TRAIN = "python -m examples.train_tokenizer examples/train_tokenizer/small.yaml"
+_TRAIN_ALL = "python -m examples.train_tokenizer examples/demo_tokenizer/train.yaml"
+_DRAW = "python -m examples.demo_tokenizer.draw_scenes out"
+_DRAW_PHOTOS = _DRAW + "/photos/1 --photos out/material --count 450 --textures 1200"
+_DRAW_MORE = _DRAW + "/photos/2 --photos out/material --count 250 --textures 800 --seed 7"
+_DRAW_OTHERS = _DRAW + "/scenes --count 150 --textures 300 --seed 5"
 
 _HUB = "needs the Hugging Face Hub: tests/verbs/test_pinned_jobs.py does the same with a stand-in"
 
@@ -84,6 +89,10 @@ SLOW: dict[str, str] = {
 STOPPED: dict[str, str] = {
     "python -m examples.demo_tokenizer.draw_scenes out/scenes": "ls out/scenes/00001.mp4",
     _TRAIN: "test -e out/train/log.jsonl",
+    _TRAIN_ALL: "test -e out/train/log.jsonl",
+    _DRAW_PHOTOS: "ls out/photos/1/00001.mp4",
+    _DRAW_MORE: "ls out/photos/2/00001.mp4",
+    _DRAW_OTHERS: "ls out/scenes/00001.mp4",
 }
 """Command that takes very long -> the condition, for bash, on which it gets Ctrl-C."""
 

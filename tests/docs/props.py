@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from tests.docs.scene import Scene
-from tests.models.adapter_helpers import randomize, small_native
+from tests.models.adapter_helpers import noise, randomize, small_native
 from tests.pages import REPOSITORY
 from tokpipe.config.native_parts import FSQConfig
 from tokpipe.config.tokenizer import VQGANConfig
@@ -61,7 +62,18 @@ def past_run(scene: Scene) -> None:
     scene.bash("rm -r out/mine; tokpipe run jobs/mine.yaml")
 
 
+def material(scene: Scene) -> None:
+    """A photograph and footage, in place of those that the built-in tokenizer was trained on."""
+    (scene.clone / "out/material").mkdir(parents=True)
+    pixels = noise(1, 1, 600, 800, 3)[0, 0].numpy()
+    Image.fromarray(pixels).save(scene.clone / "out/material/photo.jpg")
+    for name in ("tears-of-steel", "various", "gestures"):
+        (scene.clone / "out/footage" / name).mkdir(parents=True)
+        shutil.copy(scene.clone / "videos/dog.mp4", scene.clone / "out/footage" / name)
+
+
 PROPS: dict[str, Callable[[Scene], None]] = {
+    "examples/demo_tokenizer/README.md": material,
     "README.md": whole_videos,
     "docs/monitoring.md": past_run,
     "docs/quickstart.md": quickstart,

@@ -36,11 +36,11 @@ def wrong_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions in bfloat16 sum half of the channels, as a broken library might."""
     right = operations.conv3d
 
-    def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, **kwargs: Any) -> Tensor:
+    def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
         if x.dtype == torch.bfloat16:
             x = x.clone()
             x[:, x.shape[1] // 2 :] = 0
-        return right(x, weight, bias, **kwargs)
+        return right(x, weight, bias, *rest)
 
     monkeypatch.setattr(operations, "conv3d", conv3d)
 

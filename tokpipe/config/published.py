@@ -9,15 +9,17 @@ from tokpipe.errors import WeightsMismatch
 
 # TOML, which is read in a tenth of the time of YAML, whenever settings are checked.
 _PUBLISHED = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))
-PRESETS: dict[str, dict[str, Any]] = _PUBLISHED["presets"]
-"""Settings of published tokenizers, by name; ``kind`` is vqgan where they have none."""
+PRESETS: dict[str, dict[str, Any]] = {
+    name: {"kind": "vqgan", **one} for name, one in _PUBLISHED["presets"].items()
+}
+"""Settings of published tokenizers, by name. The file leaves out the kind ``vqgan``."""
 RENAMED: dict[str, dict[str, str]] = _PUBLISHED["renamed"]
 """For the keys of a package: regular expressions in keys of others, and what replaces them."""
 
 
 def presets_of(kind: str) -> list[str]:
     """The names of the presets of a kind."""
-    return [name for name, one in PRESETS.items() if one.get("kind", "vqgan") == kind]
+    return [name for name, one in PRESETS.items() if one["kind"] == kind]
 
 
 def with_preset(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -154,17 +154,19 @@ class PlanReader:
         The schema is always the same: a column that a row's source lacks is null.
         """
         order = np.argsort(rows, kind="stable")
-        # With the ids: Arrow cannot put tables without columns together.
-        pieces = [pa.schema([ROW_ID, *self._columns]).empty_table()]
+        if not self._columns.names:
+            # Without reading the plan; and Arrow cannot build a table of rows without columns.
+            return pa.table({"row": pa.nulls(len(order))}).select([])
+        pieces = [self._columns.empty_table()]
         for index, _, places in self.by_part(np.asarray(rows, np.int64)[order]):
             table = self._part(index).take(places)
             names = [name for name in self._columns.names if name in table.column_names]
-            pieces.append(table.select([ROW_ID.name, *names]))
+            pieces.append(table.select(names))
         found = "its columns are not those of the parts of the plan"
         with as_damage(self._uri, found, pa.ArrowException):
             # Promotion fills the columns that a part lacks with nulls.
             table = pa.concat_tables(pieces, promote_options="default")
-        return table.take(pa.array(np.argsort(order))).select(self._columns.names)
+        return table.take(pa.array(np.argsort(order)))
 
     def iter_undone(
         self, done: Callable[[int, int], NDArray[np.bool_]]

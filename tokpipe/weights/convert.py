@@ -219,7 +219,7 @@ def _infer(kind: str, state: Mapping[str, Tensor], source: Path) -> dict[str, An
     from tokpipe.models.tokenizers.vqgan import Emu3Tokenizer, VQGANTokenizer
 
     if kind in PRESETS:
-        return {"kind": PRESETS[kind].get("kind", "vqgan"), "preset": kind}
+        return {"kind": PRESETS[kind]["kind"], "preset": kind}
     is_emu3 = kind == "emu3"
     renamed = (Emu3Tokenizer if is_emu3 else VQGANTokenizer).renamed(state)
     if any(".conv_1." in key for key in state):  # Open-MAGVIT2's of video

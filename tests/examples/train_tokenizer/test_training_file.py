@@ -5,8 +5,10 @@ import pytest
 
 from examples.train_tokenizer.config import TrainConfig, load_training
 from tests.examples.train_tokenizer.conftest import Config, Settings, phase
+from tokpipe.config.checkpoint import read_local, resolve_checkpoint
 from tokpipe.config.explain import validate_settings
 from tokpipe.config.sources import TableSource
+from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError
 
 REPO = Path(__file__).parents[3]
@@ -14,9 +16,17 @@ REPO = Path(__file__).parents[3]
 
 def test_the_training_file_of_the_built_in_tokenizer_is_valid() -> None:
     loaded = load_training(REPO / "examples" / "demo_tokenizer" / "train.yaml")
-    video, scenes = loaded.sources
+    *_, video = loaded.sources
     assert isinstance(video, TableSource)
     assert video.uri == str(REPO / "examples" / "data" / "training_span.csv")
+    section, _ = resolve_checkpoint({"checkpoint": "builtin://fsq-4x8x8"}, read_local, {})
+    shipped = validate_settings(NativeConfig, section, name="the built-in tokenizer")
+    assert shipped == loaded.tokenizer.model_copy(update={"weights": shipped.weights})
+
+
+def test_the_training_file_of_the_page_is_valid() -> None:
+    loaded = load_training(REPO / "examples" / "train_tokenizer" / "small.yaml")
+    _, scenes = loaded.sources
     assert scenes.uri == str(REPO / "out" / "scenes" / "*.mp4")
 
 
@@ -46,7 +56,7 @@ def test_a_wrong_setting_is_named(config: Config, changes: dict[str, Any], compl
     [
         ({"decoder": None}, "decoder is missing"),
         ({"weights": "model.safetensors"}, "starts from random weights"),
-        ({"quantizer": {"kind": "vq", "codebook_size": 8, "codebook_dim": 4}}, "for fsq only"),
+        ({"quantizer": {"kind": "vq", "codebook_size": 8, "codebook_dim": 4}}, "are for fsq"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_trained_is_rejected(

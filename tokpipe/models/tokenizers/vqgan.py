@@ -46,7 +46,8 @@ class VQGANTokenizer(VideoTokenizer):
         self.post_quant_conv: nn.Module | None = nn.Identity() if with_decoder else None
         self.quantize = _quantizer(config)
         if config.quantizer == "lfq":
-            how: dict[str, Any] = {"z_channels": z, "is_video": config.convolutions != "2d"}
+            stride = config.traits.temporal_stride if config.convolutions != "2d" else None
+            how: dict[str, Any] = {"z_channels": z, "temporal_stride": stride}
             self.encoder = _MAGVIT2Encoder(Pyramid(**shape), **how)
             if with_decoder:
                 self.decoder = _MAGVIT2Decoder(Pyramid(**shape), **how)
@@ -94,17 +95,16 @@ def _quantizer(config: VQGANConfig) -> Quantizer:
 class _MAGVIT2(nn.Module):
     """What Open-MAGVIT2's encoder and decoder share: no attention and few biases.
 
-    With ``is_video`` convolutions are causal, over time as well, but norms span all frames.
+    With ``temporal_stride`` convolutions are causal, over time as well, but norms span all frames.
     """
 
-    def __init__(self, pyramid: Pyramid, is_video: bool) -> None:
+    def __init__(self, pyramid: Pyramid, temporal_stride: int | None) -> None:
         super().__init__()
         causal = partial(CausalConv3d, pad_mode="constant_causal")
-        self.conv: Factory = causal if is_video else same_conv2d
+        self.conv: Factory = same_conv2d if temporal_stride is None else causal
         conv = partial(self.conv, bias=False)
         block = partial(ResnetBlock, dropout=0.0, temb_channels=0)
         self.block = partial(block, make_conv=conv, make_nin=conv)
-        self.stride = 2 ** sum(m != 1 for m in pyramid.ch_mult[:-1]) if is_video else None
         widths = [pyramid.widths[-1]] * pyramid.num_res_blocks
         self.mid_block = nn.Sequential(*(self.block(in_channels=width) for width in widths))
 
@@ -112,12 +112,12 @@ class _MAGVIT2(nn.Module):
 class _MAGVIT2Encoder(_MAGVIT2):
     """Images, or clips, to latents."""
 
-    def __init__(self, pyramid: Pyramid, *, z_channels: int, is_video: bool) -> None:
-        super().__init__(pyramid, is_video)
+    def __init__(self, pyramid: Pyramid, *, z_channels: int, temporal_stride: int | None) -> None:
+        super().__init__(pyramid, temporal_stride)
         self.conv_in = self.conv(3, pyramid.ch, 3, bias=False)
         self.down = Levels(
             *("down", pyramid, self.block, nn.Identity, _halving),
-            temporal_stride=self.stride,
+            temporal_stride=temporal_stride,
             time_last=True,
         )
         self.norm_out = group_norm(pyramid.widths[-1])
@@ -143,13 +143,13 @@ class _MAGVIT2Decoder(_MAGVIT2):
     Each level starts with a group norm, scaled and shifted by the latent's deviation and mean.
     """
 
-    def __init__(self, pyramid: Pyramid, *, z_channels: int, is_video: bool) -> None:
-        super().__init__(pyramid, is_video)
+    def __init__(self, pyramid: Pyramid, *, z_channels: int, temporal_stride: int | None) -> None:
+        super().__init__(pyramid, temporal_stride)
         widths, linear = pyramid.widths, partial(nn.Linear, z_channels)
         self.conv_in = self.conv(z_channels, widths[-1], 3)
         self.up = Levels(
             *("up", pyramid, self.block, nn.Identity, partial(_DepthToSpace, self.conv)),
-            temporal_stride=self.stride,
+            temporal_stride=temporal_stride,
             more_up=0,
         )
         pairs = ({"gamma": linear(n), "beta": linear(n)} for n in [*widths[1:], widths[-1]])

@@ -83,9 +83,8 @@ class Returns:
                 self.out.count("num_opened")
             is_first = item.version is None and not item.follows
             if isinstance(result, protocol.DecodedInfo) and is_first:
-                item = replace(
-                    item, version=result.version
-                )  # its other clips need the same content
+                # Its other clips need the same content.
+                item = replace(item, version=result.version)
             if item.num_segments is None and total > 1:
                 item = replace(item, num_segments=total)
                 self.queues.add_segments(item, total)
