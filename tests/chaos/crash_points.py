@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tests.end_to_end.jobs import Table, assert_complete, codes_of, write_job
 from tests.formats.formats_helpers import Crash, encoded_clip, shard_metadata
+from tokpipe.audit import Audit
 from tokpipe.config import JobConfig, load_job
 from tokpipe.errors import NotFound
 from tokpipe.formats import job_record
@@ -16,6 +17,7 @@ from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.manifest import load_state
 from tokpipe.identity import clip_id
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
+from tokpipe.plan.changes import store_growth
 from tokpipe.runtime.assemble import Feed
 from tokpipe.runtime.commit import Committer
 from tokpipe.stages.write import WriteStage
@@ -60,16 +62,16 @@ class CrashingStore:
         return answer
 
 
-def new_job(folder: Path, output_uri: str) -> JobConfig:
+def new_job(folder: Path, output_uri: str, num_rows: int = NUM_ROWS) -> JobConfig:
     """A job over a table of rows whose videos nobody will look for."""
-    rows = [f"s3://videos/{row}.mp4,caption {row}" for row in range(NUM_ROWS)]
+    rows = [f"s3://videos/{row}.mp4,caption {row}" for row in range(num_rows)]
     table = folder / "clips.csv"
     table.write_text("\n".join(["url,caption", *rows]) + "\n")
     source = {"kind": "table", "uri": str(table), "uri_column": "url"}
     return load_job(write_job(folder / "job.yaml", source, output_uri))
 
 
-def drive(job: JobConfig, store: Any, attempt: str) -> None:
+def drive(job: JobConfig, store: Any, attempt: str, *, extend: bool = False) -> None:
     """One life of a driver: plan or resume, and write and commit what is left, shard by shard.
 
     Everything that reaches the store is the product's; only who decodes and encodes is not here.
@@ -78,10 +80,15 @@ def drive(job: JobConfig, store: Any, attempt: str) -> None:
         record = job_record.read(store)
     except NotFound:
         record = job_record.write_once(store, _record(job, store, attempt))
-    plan = StoredPlan.from_json(record.plan)
     state = load_state(store, record.num_rows, interval=CHECKPOINT_EVERY)
+    plan, growth = StoredPlan.of(record, state.growth), None
+    if extend:
+        growth = store_growth(job, store, plan, attempt)
     committer = Committer(store, state, attempt, CHECKPOINT_EVERY)
     committer.claim()
+    if growth:
+        committer.grow(growth)
+        plan = StoredPlan.of(record, state.growth)
     feed = Feed(PlanReader(store, plan), committer.state.committed)
     stage = WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan)
     stage.store = store
@@ -99,8 +106,10 @@ def check_output(job: JobConfig, undisturbed: Table) -> None:
     """Every planned clip settled once, every listed object there, every code as in peace."""
     assert_complete(job)
     store = Store(job.output.uri, job.storage)
-    from_checkpoint = load_state(store, NUM_ROWS, interval=CHECKPOINT_EVERY)
+    num_rows = job_record.read(store).num_rows  # before it was extended
+    from_checkpoint = load_state(store, num_rows, interval=CHECKPOINT_EVERY)
     assert from_checkpoint.committed.num_done == NUM_ROWS
+    assert Audit(store).findings.counts.keys() <= {"job_record"}  # its settings have no hash
     assert codes_of(job) == undisturbed
 
 

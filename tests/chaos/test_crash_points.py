@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.chaos.crash_points import CrashingStore, Side, check_output, drive, new_job
+from tests.chaos.crash_points import NUM_ROWS, CrashingStore, Side, check_output, drive, new_job
 from tests.end_to_end.jobs import Table, codes_of
 from tests.formats.formats_helpers import Crash
 from tokpipe.config import JobConfig
@@ -75,6 +75,53 @@ def test_a_crash_at_any_store_call_loses_and_doubles_nothing(
 
 
 lives = st.tuples(st.integers(0, 80), st.sampled_from(SIDES))
+NUM_BEFORE = 5
+
+
+def extension_dies_at(job: JobConfig, number: int, side: Side, attempt: str) -> str | None:
+    """One life of an extension that ends at this call; returns the call, or None."""
+    store = CrashingStore(Store(job.output.uri, job.storage), number, side)
+    try:
+        drive(job, store, attempt, extend=True)
+    except Crash:
+        return store.calls[-1]
+    return None
+
+
+def test_a_crash_at_any_store_call_of_an_extension_loses_and_doubles_nothing(
+    peace: tuple[Table, list[str]], tmp_path: Path
+) -> None:
+    """Nor does it if the next life extends again, or only resumes and another one extends."""
+    died, number = list[str](), 0
+    while number == len(died) // (2 * len(SIDES)):
+        for side in SIDES:
+            for next_extends in (False, True):
+                uri = f"memory://{uuid.uuid4().hex}/out"
+                drive(job := new_job(tmp_path, uri, NUM_BEFORE), Store(uri, job.storage), "first")
+                job = new_job(tmp_path, uri)
+                if died_at := extension_dies_at(job, number, side, "second"):
+                    died.append(died_at)
+                drive(job, Store(uri, job.storage), "third", extend=next_extends)
+                drive(job, Store(uri, job.storage), "fourth", extend=True)
+                check_output(job, peace[0])
+        number += 1
+    assert {"create", "put", "get_range"} <= {str(call).partition(" ")[0] for call in died}
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_ten_extensions_with_crashes_between_them_are_one_output(
+    peace: tuple[Table, list[str]], data: st.DataObject
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"memory://{uuid.uuid4().hex}/out"
+        drive(job := new_job(Path(folder), uri, 1), Store(uri, job.storage), "first")
+        for num_rows in range(1, NUM_ROWS + 2):
+            job = new_job(Path(folder), uri, min(num_rows, NUM_ROWS))
+            for number, side in data.draw(st.lists(lives, max_size=3)):
+                extension_dies_at(job, number, side, uuid.uuid4().hex[:8])
+        drive(job, Store(uri, job.storage), "last", extend=True)
+        check_output(job, peace[0])
 
 
 @settings(max_examples=30)

@@ -196,9 +196,9 @@ def wait_until(
         time.sleep(every_s)
 
 
-def run_without_ray(config: JobConfig) -> None:
+def run_without_ray(config: JobConfig, *, extend: bool = False) -> None:
     """Make the output of a job in this process, each clip by itself, by the stages of a run."""
-    output, console = JobOutput(config), Console(quiet=True)
+    output, console = JobOutput(config, extend=extend), Console(quiet=True)
     output.start(console)
     parts = Run(output, console)
     encode_stage = parts.encode()
@@ -277,7 +277,7 @@ def assert_complete(job: Path | JobConfig) -> None:
     store = Store(config.output.uri, config.storage)
     record = job_record.read(store)
     state = load_state(store, record.num_rows)
-    assert state.committed.num_done == record.num_rows
+    assert state.committed.num_done == state.committed.num_rows
     seen: set[str] = set()
     for entry in iter_entries(store):
         seen -= {one.ref.clip_id for one in entry.reopened}

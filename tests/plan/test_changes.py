@@ -141,7 +141,7 @@ def test_every_verb_says_what_is_not_in_the_output(
         assert main([verb, job, *["--sources"] * (verb == "status")]) == 0
         printed = " ".join(capsys.readouterr().out.split())
         assert f"1 row new (such as {tmp_path}/videos/late.mp4)" in printed, verb
-        assert ("tokenize new and changed sources to another output.uri" in printed) is (
+        assert ("New ones are added by tokpipe run --extend" in printed) is (
             verb in ("run", "check")
         )
 

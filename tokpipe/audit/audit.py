@@ -13,7 +13,7 @@ import numpy as np
 
 from tokpipe.audit.findings import Findings, Kind
 from tokpipe.audit.leftovers import Leftovers, Listing
-from tokpipe.audit.manifest import ManifestAudit, PlannedClips, check_plan
+from tokpipe.audit.manifest import ManifestAudit, PlannedClips, check_named, check_plan
 from tokpipe.config.trust import NO_TRUST, Trust
 from tokpipe.errors import CorruptOutput, NotFound, SourceError, TokpipeError
 from tokpipe.formats import job_record
@@ -130,15 +130,14 @@ class Audit:
     def _check(self, record: JobRecord, sample: int, rng: np.random.Generator) -> list[str]:
         """Check plan, manifest and objects; return the ids of ``sample`` random clips."""
         store, listing = self._store, self._listing
-        plan_parts, clips = set[str](), None
+        clips = None
         try:
             plan = StoredPlan.from_json(record.plan)
         except CorruptOutput as error:
             self.findings.add("plan", store.uri_of(JOB_RECORD), error)
         else:
-            check_plan(store, record, plan, self.findings)
+            check_named(store.uri_of(JOB_RECORD), plan, record.num_rows, self.findings)
             clips = PlannedClips(store, plan, record.job.get("sampling", {}))
-            plan_parts = {part.key for part in plan.parts}
         manifest = ManifestAudit(store, record.num_rows, clips, self.findings)
         chosen: list[tuple[float, str]] = []  # the clips with the smallest random numbers
 
@@ -158,10 +157,15 @@ class Audit:
             check = functools.partial(self._check_objects, metadata)
             every = read_ahead(check, receipts(), _PARALLEL_CHECKS)
         deque(every, maxlen=0)
-        self.num_entries, self.num_rows = len(listing.entries), record.num_rows
-        self.num_left = record.num_rows - manifest.state.committed.num_done
+        committed = manifest.state.committed
+        self.num_entries, self.num_rows = len(listing.entries), committed.num_rows
+        self.num_left = committed.num_unsettled
         self.num_shards_checked = 0 if self.depth == "manifest" else totals.num_shards
         self.num_bytes_checked = totals.size_bytes if self.depth == "bytes" else 0
+        plan_parts = set[str]()
+        if clips is not None:
+            check_plan(store, clips.plan, self.findings)
+            plan_parts = {part.key for part in clips.plan.parts}
         self.leftovers = Leftovers.of(listing.unlisted(manifest.listed, plan_parts))
         return [clip_id for _, clip_id in chosen]
 

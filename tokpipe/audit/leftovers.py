@@ -12,7 +12,7 @@ from tokpipe.config.job import LISTED_WITHIN_S
 from tokpipe.errors import ConfigError
 from tokpipe.formats import job_record
 from tokpipe.formats.layout import MANIFEST_KEY
-from tokpipe.formats.manifest import CommittedRows, count_entries, iter_entries
+from tokpipe.formats.manifest import CommittedRows, ManifestState, count_entries, iter_entries
 from tokpipe.plan import StoredPlan
 from tokpipe.storage import Store, StoredObject
 
@@ -87,19 +87,17 @@ def clean(
     now_s = time.time()
     listing = Listing(store)
     record = job_record.read(store)
+    state = ManifestState(CommittedRows(record.num_rows))
     # A second listing may show less than the first, and what it lacks would look unlisted.
     end = max(count_entries(store), listing.entries[-1] + 1 if listing.entries else 0)
-    committed, listed = CommittedRows(record.num_rows), set[str]()
     for entry in iter_entries(store, to_seq=end):
-        for withdrawn in entry.reopened:
-            committed.reopen(withdrawn.ref)
-        for ref in entry.refs():
-            committed.add(ref)
-        listed.update(key for one in entry.shards for key in (one.shard, one.side_table))
-    plan_parts = {part.key for part in StoredPlan.from_json(record.plan).parts}
+        state.apply(entry)
+    shards, committed = state.shards, state.committed
+    listed = {*shards.column("shard").to_pylist(), *shards.column("side_table").to_pylist()}
+    plan_parts = {part.key for part in StoredPlan.of(record, state.growth).parts}
     every = listing.unlisted(listed, plan_parts)
     old = [found for found in every if now_s - found.modified_s > older_than_s]
-    keeps = committed.num_done < record.num_rows and not partial
+    keeps = committed.num_unsettled and not partial
     removed = [found for found in old if not (keeps and found.key in listing.data)]
     if not dry_run:
         for found in removed:

@@ -13,13 +13,19 @@ from tokpipe.audit.findings import Findings
 from tokpipe.audit.leftovers import Listing
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.checks import damaged
-from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import JOB_RECORD, checkpoint_key, entry_key
-from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState, count_entries
+from tokpipe.formats.manifest import (
+    CommittedRows,
+    Growth,
+    ManifestEntry,
+    ManifestState,
+    count_entries,
+)
 from tokpipe.formats.manifest.checkpoint import read_checkpoint
 from tokpipe.formats.manifest.log import READ_AHEAD, read_entry
-from tokpipe.identity import clip_id, digest
+from tokpipe.identity import clip_id
 from tokpipe.plan import PlanReader, StoredPlan
+from tokpipe.plan.stored import plan_id_of, row_ids
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.redact import redact
@@ -33,15 +39,18 @@ _KEPT_PARTS = 8
 """Parts of about 6 MB in memory. The manifest nearly follows the plan, so few are in use."""
 
 
-def check_plan(store: Store, record: JobRecord, plan: StoredPlan, findings: Findings) -> None:
-    """Read every part of the plan once. Holds 8 bytes per row, to find repeated ids."""
-    where = store.uri_of(JOB_RECORD)
-    if plan.plan_id != digest([part.sha256 for part in plan.parts]):
+def check_named(where: str, plan: StoredPlan, num_rows: int, findings: Findings) -> None:
+    """Check what an object says of the plan that it names."""
+    if plan.plan_id != plan_id_of(plan.parts):
         findings.add("plan", where, f"{where}: its plan_id does not match the parts it names")
-    if not record.num_rows == plan.num_rows == sum(part.num_rows for part in plan.parts):
-        problem = f"num_rows={record.num_rows} is not the sum of the plan's parts"
+    if not num_rows == plan.num_rows == sum(part.num_rows for part in plan.parts):
+        problem = f"num_rows={num_rows} is not the sum of the plan's parts"
         findings.add("plan", where, f"{where}: {problem}")
-    reader = PlanReader(store, plan)
+
+
+def check_plan(store: Store, plan: StoredPlan, findings: Findings) -> None:
+    """Read every part of the plan once. Holds 8 bytes per row, to find repeated ids."""
+    where, reader = store.uri_of(JOB_RECORD), PlanReader(store, plan)
     hashes: list[NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
     for index, part in enumerate(plan.parts):
         uri = store.uri_of(part.key)
@@ -50,8 +59,7 @@ def check_plan(store: Store, record: JobRecord, plan: StoredPlan, findings: Find
         except (CorruptOutput, NotFound, pa.ArrowException) as error:
             findings.add("plan", uri, error)
             continue
-        ids = bytes.fromhex("".join(table.column("row_id").to_pylist()))
-        hashes.append(np.frombuffer(ids, np.dtype("<u8"))[::2].copy())  # the first 8 bytes of each
+        hashes.append(row_ids(table)[:, 0].copy())
     every = np.sort(np.concatenate(hashes))
     if repeated := int((every[1:] == every[:-1]).sum()):
         findings.add(
@@ -67,6 +75,7 @@ class PlannedClips:
     """Compares clips with what the plan's rows must produce, with a few parts in memory."""
 
     def __init__(self, store: Store, plan: StoredPlan, sampling: dict[str, Any]) -> None:
+        self._store, self.plan = store, plan
         self._reader = PlanReader(store, plan)
         try:
             cut = sampling["max_clip_frames"], sampling["fps"] and float(sampling["fps"])
@@ -74,6 +83,10 @@ class PlannedClips:
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(store.uri_of(JOB_RECORD), "its job has no sampling") from error
         self._part = lru_cache(_KEPT_PARTS)(self._read_part)
+
+    def grow(self, more: StoredPlan) -> None:
+        self.plan = self.plan.grown(more)
+        self._reader = PlanReader(self._store, self.plan)
 
     def mismatches(self, refs: Sequence[ClipRef]) -> Iterator[tuple[ClipRef, str]]:
         """Yield each clip that contradicts its row, and what differs.
@@ -113,7 +126,7 @@ class ManifestAudit:
     def __init__(
         self, store: Store, num_rows: int, clips: PlannedClips | None, findings: Findings
     ) -> None:
-        self._store = store
+        self._store, self._num_rows = store, num_rows
         self._clips = clips
         self._findings = findings
         self.state = ManifestState(CommittedRows(num_rows))
@@ -173,7 +186,19 @@ class ManifestAudit:
         for rejection in entry.rejected:
             with suppress(CorruptOutput):  # reported by _settle
                 self._rejected.add(rejection.ref)
-        self.state.count(entry)
+        try:
+            self.state.count(entry)
+            if entry.growth is not None:
+                self._grow(uri, entry.growth)
+        except CorruptOutput as error:
+            self._findings.add("plan", uri, error)
+
+    def _grow(self, uri: str, growth: Growth) -> None:
+        self._rejected.grow(growth.num_rows)
+        more = StoredPlan.from_json(growth.plan)
+        check_named(uri, more, growth.num_rows, self._findings)
+        if self._clips is not None:
+            self._clips.grow(more)
 
     def _list(self, uri: str, seq: int, receipt: Receipt) -> None:
         if receipt.side_table != receipt.shard.replace("shards/", "clips/", 1):
@@ -217,12 +242,13 @@ class ManifestAudit:
         uri = self._store.uri_of(checkpoint_key(seq))
         state = self.state
         try:
-            saved = read_checkpoint(self._store, seq, state.committed.num_rows)
+            saved = read_checkpoint(self._store, seq, self._num_rows)
             if not (
                 saved.committed.bitmap == state.committed.bitmap
                 and saved.committed.partial == state.committed.partial
                 and saved.totals == state.totals
                 and saved.tail == state.tail
+                and saved.growth == state.growth
                 and saved.shards.equals(state.shards)
             ):
                 raise CorruptOutput(f"{uri} is damaged: it does not sum up the entries before it.")

@@ -99,6 +99,8 @@ class Run(Verb, example="tokpipe run jobs/demo.yaml"):
     def add_arguments(self, parser: Parser) -> None:
         parser.add_job()
         parser.add_flag("--dry-run", "only check the job, as tokpipe check does")
+        what = "also tokenize what the sources, or sources added after them, have had since"
+        parser.add_flag("--extend", what)
         what = "try rejected clips again, after fixing their files or the job's limits"
         parser.add_flag("--retry-rejected", what)
         what = "with --retry-rejected: only clips rejected for this reason"
@@ -125,7 +127,7 @@ class Run(Verb, example="tokpipe run jobs/demo.yaml"):
         from tokpipe.runtime.job import run_job, summary_lines
 
         retry = RetryRejected(parsed.reason) if parsed.retry_rejected else None
-        outcome = run_job(job, console, retry)
+        outcome = run_job(job, console, retry, extend=parsed.extend)
         print_lines(summary_lines(job, outcome), console)
         if outcome.signal is not None:
             return 128 + outcome.signal
@@ -137,7 +139,8 @@ class Run(Verb, example="tokpipe run jobs/demo.yaml"):
 def _run_options(parsed: argparse.Namespace) -> list[str]:
     if parsed.reason is not None and not parsed.retry_rejected:
         raise ConfigError("--reason requires --retry-rejected")
-    options = ["--dry-run"] * parsed.dry_run + ["--retry-rejected"] * parsed.retry_rejected
+    flags = "dry_run", "extend", "retry_rejected"
+    options = [f"--{name.replace('_', '-')}" for name in flags if getattr(parsed, name)]
     return options if parsed.reason is None else [*options, "--reason", parsed.reason]
 
 

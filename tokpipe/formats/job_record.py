@@ -1,7 +1,7 @@
 """OUT/job.json: how an output was made. Written once, before any shard."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
@@ -11,6 +11,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, NotFound, PlanMismatch
 from tokpipe.formats.checks import as_damage, damaged, explained
 from tokpipe.formats.layout import JOB_RECORD
+from tokpipe.formats.manifest import Growth
 from tokpipe.formats.sealed_json import read_sealed, seal, unseal
 from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.identity import fingerprint_settings
@@ -116,12 +117,26 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_resumable(
-    store: Store, record: JobRecord, job: JobConfig, weights_hash: str, decoders: Mapping[str, str]
+    store: Store,
+    record: JobRecord,
+    job: JobConfig,
+    weights_hash: str,
+    decoders: Mapping[str, str],
+    growth: Sequence[Growth] = (),
+    *,
+    extends: bool = False,
 ) -> None:
-    """Check that resuming an output would mix neither two kinds of codes nor two plans."""
+    """Check that resuming an output would mix neither two kinds of codes nor two plans.
+
+    A job that ``extends`` what was planned with its ``growth`` may have sources after those.
+    """
     job = record.settled(job)
+    wanted_plan = _plan_inputs(job.model_dump(mode="json"))
     try:
-        planned = _plan_inputs(record.job)
+        latest = {"sources": growth[-1].sources} if growth else {}
+        planned = _plan_inputs({**record.job, **latest})
+        if extends:
+            wanted_plan["sources"] = wanted_plan["sources"][: len(planned["sources"])]
     except (AttributeError, KeyError, TypeError) as error:
         found = f"its job lacks what a plan is made from ({explained(error)})"
         raise damaged(store.uri_of(JOB_RECORD), found, "Other clips could be mixed in") from error
@@ -130,7 +145,7 @@ def check_resumable(
     check_same(
         store.uri,
         {**record.settings, **planned},
-        {**wanted, **_plan_inputs(job.model_dump(mode="json"))},
+        {**wanted, **wanted_plan},
     )
 
 
@@ -154,7 +169,8 @@ def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) 
     if changed:
         raise PlanMismatch(
             f"{uri} was written with different settings ({'; '.join(changed)}). "
-            "Resuming would mix two kinds of codes in one dataset. Write to a new output prefix."
+            "Resuming would mix two kinds of codes in one dataset. Write to a new output prefix. "
+            "Sources may only be added after those that there were, by --extend."
         )
 
 

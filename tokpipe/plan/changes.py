@@ -1,23 +1,37 @@
-"""How the sources of a job differ now from the plan of its output."""
+"""How the sources of a job differ now from the plan of its output, and growth by what is new."""
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.config.job import JobConfig, StoreOptions
-from tokpipe.plan.stored import ROW_ID, PlanReader, StoredPlan, read_part
-from tokpipe.plan.write import write_plan
+from tokpipe.errors import PlanMismatch
+from tokpipe.formats.job_record import differences
+from tokpipe.formats.manifest import Growth
+from tokpipe.plan.stored import (
+    ROW_ID,
+    PlanPart,
+    PlanReader,
+    StoredPlan,
+    read_part,
+    row_ids,
+    store_part,
+)
+from tokpipe.plan.write import cut, num_problems, write_plan
+from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.redact import redact
 
-KEEPS_PLAN = "An output keeps its plan: tokenize new and changed sources to another output.uri"
+HOW_TO_EXTEND = "New ones are added by tokpipe run --extend"
 _NUM_EXAMPLES = 3
+_PARTS_AHEAD = 4
 _Stored = tuple[Store, StoredPlan]
 
 
@@ -44,10 +58,10 @@ class SourceChanges:
 
     @classmethod
     def between(cls, before: _Stored, now: _Stored) -> Self:
-        """Compare two plans of one dataset, in 16 bytes of memory per row of both."""
+        """Compare two plans of one dataset, in 24 bytes of memory per row of both."""
         (old, old_versions), (new, new_versions) = _rows(*before), _rows(*now)
-        is_new, is_gone = np.isin(new, old, invert=True), np.isin(old, new, invert=True)
-        _, there, here = np.intersect1d(old, new, return_indices=True)  # places in both
+        is_new, is_gone = _lacking(new, old), _lacking(old, new)
+        _, there, here = np.intersect1d(old[:, 0], new[:, 0], return_indices=True)
         there_version, version = old_versions[there], new_versions[here]
         changed = here[(there_version != version) & (there_version != 0) & (version != 0)]
         examples = {
@@ -74,15 +88,52 @@ class SourceChanges:
         )
 
 
+def store_growth(
+    job: JobConfig, store: Store, before: StoredPlan, plan_attempt: str
+) -> Growth | None:
+    """Store what the sources have now and a plan lacks, as ``plan/<plan_attempt>/<n>.parquet``.
+
+    Returns None if there is nothing new. The rows join the plan once the manifest says so.
+
+    Raises:
+        PlanMismatch: the sources carry other columns, which shards of one output cannot have.
+    """
+    with plan_now(job) as (folder, now):
+        if changed := differences(before.columns, {**before.columns, **now.columns}, "->"):
+            raise PlanMismatch(
+                f"{store.uri}: the sources now carry other columns ({'; '.join(changed)}), and all "
+                "clips of an output have the same. Remove them, or write to a new output prefix."
+            )
+        is_new = _lacking(_rows(folder, now)[0], _rows(store, before)[0])
+        places = PlanReader(folder, now).by_part(np.flatnonzero(is_new))
+        parts, problems = list[PlanPart](), 0
+        for source, of_source in groupby(places, lambda one: now.parts[one[0]].source):
+            tables = (read_part(folder, now.parts[index]).take(at) for index, _, at in of_source)
+            for rows in cut(batch for table in tables for batch in table.to_batches()):
+                key = f"plan/{plan_attempt}/{len(parts):05d}.parquet"
+                parts.append(store_part(store, key, rows, source))
+                problems += num_problems(rows)
+        if not parts:
+            return None
+        plan = now.with_parts(parts, problems)
+        sources = job.model_dump(mode="json")["sources"]
+        return Growth(before.num_rows, plan.num_rows, asdict(plan), sources)
+
+
 def _rows(store: Store, plan: StoredPlan) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """The first 8 bytes of each row's id, and its version, or 0 if it has none."""
-    ids, versions = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
-    for part in plan.parts:
-        table = read_part(store, part, [ROW_ID.name, "source_version"])
-        texts = table.column(ROW_ID.name).to_pylist()
-        ids.append(np.frombuffer(bytes.fromhex("".join(texts)), "<u8")[::2])
+    """Each row's id, as ``row_ids``, and its version, or 0 if it has none."""
+    ids, versions = [np.empty((0, 2), np.uint64)], [np.empty(0, np.uint64)]
+    columns = [ROW_ID.name, "source_version"]
+    for table in read_ahead(lambda one: read_part(store, one, columns), plan.parts, _PARTS_AHEAD):
+        ids.append(row_ids(table))
         versions.append(table.column("source_version").fill_null(0).to_numpy())
     return np.concatenate(ids), np.concatenate(versions)
+
+
+def _lacking(ids: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Whether each id is missing in ``known``. Both halves of one that is not would have to be
+    there by accident."""
+    return ~(np.isin(ids[:, 0], known[:, 0]) & np.isin(ids[:, 1], known[:, 1]))
 
 
 def _uris(store: Store, plan: StoredPlan, rows: NDArray[np.int64]) -> list[str]:

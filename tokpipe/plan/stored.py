@@ -2,8 +2,8 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Annotated, Any
@@ -17,8 +17,11 @@ from pydantic import Field, TypeAdapter
 from tokpipe.config.sources import Source
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.checks import as_damage, damaged, explained, sha256
+from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import JOB_RECORD
+from tokpipe.formats.manifest import Growth
 from tokpipe.formats.tables import UNREADABLE, check_texts, from_parquet
+from tokpipe.identity import digest
 from tokpipe.sources.rows import ROW_SCHEMA, items_of
 from tokpipe.storage.left_out import LeftOut
 from tokpipe.storage.store import Store
@@ -61,6 +64,27 @@ class StoredPlan:
     """What the sources found and did not take; earlier versions did not count it."""
 
     @classmethod
+    def of(cls, record: JobRecord, growth: Iterable[Growth] = ()) -> "StoredPlan":
+        """Return the plan of an output, with what joined it since it was written."""
+        plan = cls.from_json(record.plan)
+        for one in growth:
+            plan = plan.grown(cls.from_json(one.plan))
+        return plan
+
+    def grown(self, more: "StoredPlan") -> "StoredPlan":
+        """Return this plan with the rows of another one after its own."""
+        num_problems = self.num_problems + more.num_problems
+        whole = self.with_parts((*self.parts, *more.parts), num_problems)
+        return replace(whole, left_out=more.left_out)  # the later listing of all sources
+
+    def with_parts(self, parts: Iterable[PlanPart], num_problems: int) -> "StoredPlan":
+        """Return this plan with other rows."""
+        parts = tuple(parts)
+        num_rows = sum(part.num_rows for part in parts)
+        own: dict[str, Any] = {"num_rows": num_rows, "num_problems": num_problems}
+        return replace(self, plan_id=plan_id_of(parts), parts=parts, **own)
+
+    @classmethod
     def from_json(cls, value: dict[str, Any]) -> "StoredPlan":
         """Reverse ``asdict``."""
         try:
@@ -71,6 +95,16 @@ class StoredPlan:
 
 
 _STORED = TypeAdapter(StoredPlan)
+
+
+def plan_id_of(parts: Iterable[PlanPart]) -> str:
+    return digest([part.sha256 for part in parts])
+
+
+def row_ids(rows: pa.Table) -> NDArray[np.uint64]:
+    """Return (rows, 2) halves of the rows' ids."""
+    ids = bytes.fromhex("".join(rows.column(ROW_ID.name).to_pylist()))
+    return np.frombuffer(ids, "<u8").reshape(-1, 2)
 
 
 def store_part(store: Store, key: str, table: pa.Table, source: int) -> PlanPart:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
-from tokpipe.identity import digest, row_digests
-from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, StoredPlan, read_part, store_part
+from tokpipe.identity import row_digests
+from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, StoredPlan, plan_id_of, read_part, store_part
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
 from tokpipe.storage.left_out import LeftOut
@@ -34,8 +34,13 @@ class _Part:
         self, store: Store, key: str, rows: pa.Table, source: int, hashes: _Hashes
     ) -> None:
         self.stored = store_part(store, key, rows, source)
-        self.num_problems = rows.num_rows - rows.column("problem").null_count
+        self.num_problems = num_problems(rows)
         self.hashes = hashes
+
+
+def num_problems(rows: pa.Table) -> int:
+    """Return how many rows of a plan cannot be clips."""
+    return rows.num_rows - rows.column("problem").null_count  # type: ignore[no-any-return]
 
 
 def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
@@ -68,7 +73,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     for source in sources:
         left_out.update(source.listing.left_out)
     return StoredPlan(
-        plan_id=digest([part.stored.sha256 for part in parts]),
+        plan_id=plan_id_of(part.stored for part in parts),
         parts=tuple(part.stored for part in parts),
         num_rows=sum(part.stored.num_rows for part in parts),
         num_problems=sum(part.num_problems for part in parts),
@@ -107,7 +112,7 @@ def _store_all(
     with ThreadPoolExecutor(_WRITERS) as pool:
         for index, source in enumerate(sources):
             num_before = len(futures)
-            for table in _cut(source.batches()):
+            for table in cut(source.batches()):
                 if len(futures) > _WRITERS:  # bounds memory: sources can be faster than the store
                     futures[-_WRITERS - 1].result()
                 futures.append(pool.submit(put, len(futures), index, table))
@@ -160,7 +165,8 @@ def _without_rows(store: Store, parts: Sequence[_Part], dropped: Collection[int]
     return kept
 
 
-def _cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+def cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Join and cut batches to tables as large as parts should be."""
     held: list[pa.RecordBatch] = []
     num_rows = num_bytes = 0
     for whole in batches:

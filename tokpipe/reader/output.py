@@ -21,6 +21,7 @@ from tokpipe.formats.shard import ShardMetadata, TokenizerSpec, shard_schema
 from tokpipe.formats.shard_reader import Chunk, ShardReader, check_same_tokenizer
 from tokpipe.formats.side_table import OWN_COLUMNS, read_side_table
 from tokpipe.formats.tables import rows_of
+from tokpipe.plan import StoredPlan
 from tokpipe.reader.values import Clip, ClipIndex, ShardInfo, ShardList
 from tokpipe.storage import Store
 from tokpipe.storage.ranged import RangedFile
@@ -131,12 +132,21 @@ class Output:
     @property
     def num_rows_left(self) -> int:
         """Plan rows that are neither tokenized nor rejected: 0 once the job is finished."""
-        return self.record.num_rows - self.state.committed.num_done
+        return self.state.committed.num_unsettled
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the plan, with those that joined it."""
+        return self.state.committed.num_rows
+
+    @property
+    def plan(self) -> StoredPlan:
+        return StoredPlan.of(self.record, self.state.growth)
 
     @property
     def incomplete(self) -> str:
         """How much of the plan is missing, in words; empty once the job is finished."""
-        left, rows = self.num_rows_left, counted(self.record.num_rows, "plan row")
+        left, rows = self.num_rows_left, counted(self.num_rows, "plan row")
         return f"incomplete: {left:,} of {rows} are neither tokenized nor rejected" if left else ""
 
     def check_complete(self, effect: str, option: str) -> None:
@@ -222,7 +232,7 @@ class Output:
             sha256_hex=info.side_table_sha256,
             columns=None if columns is None else [*dict.fromkeys(["plan_row", *columns])],
         )
-        rows, known = table.column("plan_row").to_numpy(), self.record.num_rows
+        rows, known = table.column("plan_row").to_numpy(), self.num_rows
         if not ((rows >= 0) & (rows < known)).all():
             raise damaged(info.side_table_uri, "its rows are not in the plan")
         if len(rows) != info.num_clips:

@@ -19,7 +19,7 @@ from tokpipe.media.quality import Frames, Quality
 from tokpipe.models.process import usable_device
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
-from tokpipe.plan import PlanReader, StoredPlan
+from tokpipe.plan import PlanReader
 from tokpipe.reader import Chunk, Clip, Output
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
@@ -162,8 +162,7 @@ class SideBySide(ExitStack):
         """What names the sources, and what decodes them until this is closed."""
         job, output = self._job, self._output
         output.trust.check_sources(output.store.uri)
-        plan = StoredPlan.from_json(output.record.plan)
-        reader = PlanReader(output.store, plan, output.trust.sources or job.sources)
+        reader = PlanReader(output.store, output.plan, output.trust.sources or job.sources)
         stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
         return reader, self.enter_context(stage)
 

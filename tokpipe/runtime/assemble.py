@@ -22,10 +22,17 @@ from tokpipe.errors import NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import entry_key
-from tokpipe.formats.manifest import CommittedRows, ManifestState, iter_rejected, load_state
+from tokpipe.formats.manifest import (
+    CommittedRows,
+    Growth,
+    ManifestState,
+    iter_rejected,
+    load_state,
+)
 from tokpipe.formats.shard import TokenizerSpec, estimated_bytes
 from tokpipe.identity import digest, fingerprint_settings
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
+from tokpipe.plan.changes import store_growth
 from tokpipe.runtime.cluster import gpu_bytes, live_nodes
 from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.console import say
@@ -66,8 +73,11 @@ class RetryRejected:
 class JobOutput:
     """A job's output and weights as a run finds them, and the id of the run's driver."""
 
-    def __init__(self, job: JobConfig) -> None:
-        """Open the output, and check that the job may resume it. Writes nothing.
+    def __init__(self, job: JobConfig, *, extend: bool = False) -> None:
+        """Open the output, and check that the job may resume it.
+
+        With ``extend``, also stores what is new in the sources, for the plan to grow by; otherwise
+        writes nothing.
 
         Raises:
             PlanMismatch: the output was started with different settings or sources.
@@ -79,28 +89,36 @@ class JobOutput:
         self.record: JobRecord | None = None  # None before the first run
         self.state: ManifestState | None = None
         """The manifest when it was looked up; None before the first run."""
+        self.growth: Growth | None = None
+        """What this run adds to the plan."""
         with suppress(NotFound):
             self.record = job_record.read(self.store)
         self.weights = read_weights(job.tokenizer, job.storage)
         if self.record is not None:
             found = decoder_versions(job.decode, job.has_pictures)
-            job_record.check_resumable(self.store, self.record, job, self.weights.hash, found)
             self.state = load_state(self.store, self.record.num_rows)
+            grown = self.state.growth
+            wanted = self.record, job, self.weights.hash, found, grown
+            job_record.check_resumable(self.store, *wanted, extends=extend)
+            if extend:
+                plan = StoredPlan.of(self.record, grown)
+                self.growth = store_growth(job, self.store, plan, self.driver)
 
     def is_done(self, retry: RetryRejected | None) -> bool:
         """Whether every plan row is settled and no rejection is to be tried again."""
-        if self.record is None or self.state is None:
+        if self.state is None or self.growth is not None:
             return False
         rejected = iter_rejected(self.store, self.state.next_seq)  # reads nothing yet
-        return self.state.committed.num_done == self.record.num_rows and (
+        return not self.state.committed.num_unsettled and (
             retry is None or not any(map(retry.selects, rejected))
         )
 
     @cached_property
     def plan(self) -> StoredPlan:
-        """The stored plan of an output that was started."""
+        """The stored plan of an output that was started, with what this run adds to it."""
         assert self.record is not None
-        return StoredPlan.from_json(self.record.plan)
+        growth = [] if self.state is None else self.state.growth
+        return StoredPlan.of(self.record, [*growth, self.growth] if self.growth else growth)
 
     @property
     def log_context(self) -> dict[str, object]:
@@ -208,6 +226,8 @@ class Run:
         self.committer = Committer(store, state, output.driver)
         self.committer.claim()
         claim = entry_key(state.next_seq - 1)
+        if (growth := output.growth) is not None:
+            self.committer.grow(growth)
         self.landmark = Landmark(store, claim, store.get(claim))
         """The driver's claim, by which actors recognize the output."""
         fixed = set[int]()

@@ -12,11 +12,12 @@ from itertools import chain
 from typing import Any
 
 import tokpipe
-from tokpipe.errors import Fenced, RuntimeFault, StorageError
+from tokpipe.errors import Fenced, PlanMismatch, RuntimeFault, StorageError
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import (
     CHECKPOINT_INTERVAL,
     Claim,
+    Growth,
     ManifestEntry,
     ManifestState,
     Reopened,
@@ -107,6 +108,15 @@ class Committer:
         for start in range(0, len(withdrawn), REOPENED_PER_ENTRY):
             self.append(reopened=tuple(withdrawn[start : start + REOPENED_PER_ENTRY]))
         return len(withdrawn)
+
+    def grow(self, growth: Growth) -> None:
+        """Append rows to the plan, whose end must be where they were planned to follow."""
+        if growth.first_row != self.state.committed.num_rows:
+            raise PlanMismatch(
+                f"{self.store.uri}: another run has extended the plan since this one listed the "
+                "sources. Rows would be in it twice. Run the same command again."
+            )
+        self.append(growth=growth)
 
     def watch(self) -> None:
         """Raise Fenced if another driver has claimed the output, without waiting for a commit."""

@@ -16,7 +16,7 @@ import tokpipe
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import RuntimeFault, TokpipeError, UnsafeStore
 from tokpipe.formats.manifest import Totals
-from tokpipe.plan.changes import KEEPS_PLAN, SourceChanges
+from tokpipe.plan.changes import HOW_TO_EXTEND, SourceChanges
 from tokpipe.runtime.assemble import JobOutput, RetryRejected, Run
 from tokpipe.runtime.cluster import connected, warn_of_unused
 from tokpipe.runtime.console import say
@@ -53,15 +53,18 @@ class Outcome:
     changes: str = ""  # How the sources differ from the plan, as text
 
 
-def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None) -> Outcome:
+def run_job(
+    job: JobConfig, console: Console, retry: RetryRejected | None = None, *, extend: bool = False
+) -> Outcome:
     """Start or resume a job, and work until it is done or a signal stops it.
 
-    Whatever it raises, committed work is kept.
+    With ``extend``, what is new in its sources joins the plan first. Whatever it raises, committed
+    work is kept.
     """
     started = time.monotonic()
     OF_RUN.say = lambda text: say(console, text, "yellow")
-    output = JobOutput(job)
-    changes = _changes_text(output)
+    output = JobOutput(job, extend=extend)
+    changes = "" if extend else _changes_text(output)
     if output.state is not None and output.is_done(retry):
         elapsed_s, left_out = time.monotonic() - started, output.plan.left_out.text
         totals = output.state.totals
@@ -84,18 +87,21 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
             shell, state, left_out = Shell(run), run.committer.state, output.plan.left_out.text
             log_event(
                 "run_started",
-                f"{job.output.uri}: {record.num_rows:,} plan rows on {record.device}",
+                f"{job.output.uri}: {output.plan.num_rows:,} plan rows on {record.device}",
                 output_uri=job.output.uri,
                 fingerprint=record.fingerprint,
-                num_rows=record.num_rows,
+                num_rows=output.plan.num_rows,
                 num_rows_done=state.committed.num_done,
                 device=record.device,
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 tokpipe_version=tokpipe.__version__,
             )
-            rows, num_done = counted(record.num_rows, "plan row"), state.committed.num_done
-            where = f"{num_done:,} settled before; encoding on {record.device}"
+            committed = state.committed
+            rows = counted(committed.num_rows, "plan row")
+            if output.growth is not None:
+                rows += f", {output.growth.num_rows:,} of them new"
+            where = f"{committed.num_done:,} settled before; encoding on {record.device}"
             say(console, f"{job.output.uri}: {rows}, {where}")
             if left_out:
                 say(console, f"left out: {left_out}")
@@ -129,7 +135,7 @@ def run_job(job: JobConfig, console: Console, retry: RetryRejected | None = None
         finish.outcome,
         state.totals,
         time.monotonic() - started,
-        record.num_rows - state.committed.num_done,
+        state.committed.num_unsettled,
         left_out,
         run.dispatcher.out.account,
         encoding_s,
@@ -176,7 +182,7 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     if outcome.left_out:
         yield f"  left out: {outcome.left_out}"
     if outcome.changes:
-        yield f"  since it was planned: {outcome.changes}. {KEEPS_PLAN}"
+        yield f"  since it was planned: {outcome.changes}. {HOW_TO_EXTEND}"
     if marked := outcome.account.marked:
         yield f"  marked in this run: {counts_text(marked)} (column marks of clips/)"
     yield from _speed_lines(outcome)

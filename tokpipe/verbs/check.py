@@ -16,8 +16,8 @@ from tokpipe.config.job import JobConfig
 from tokpipe.config.sources import MEDIA_EXTENSIONS
 from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
-from tokpipe.plan import RowSample, StoredPlan, merge_columns
-from tokpipe.plan.changes import KEEPS_PLAN, SourceChanges
+from tokpipe.plan import RowSample, merge_columns
+from tokpipe.plan.changes import HOW_TO_EXTEND, SourceChanges
 from tokpipe.reader import Output
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import RowSource
@@ -219,12 +219,11 @@ def _trial(job: JobConfig) -> Generator[CheckResult, None, TokenizerWeights | No
 
 
 def _changes(job: JobConfig, output: Output) -> CheckResult:
-    plan = StoredPlan.from_json(output.record.plan)
-    if plan.num_rows > MAX_ROWS:
+    if output.num_rows > MAX_ROWS:
         return _not_checked("what changed in the sources since the plan", "tokpipe plan says it")
-    found = SourceChanges.of_output(job, output.store, plan)
+    found = SourceChanges.of_output(job, output.store, output.plan)
     if found.text:
-        text = f"warning: since the output was planned: {found.text}. {KEEPS_PLAN}"
+        text = f"warning: since the output was planned: {found.text}. {HOW_TO_EXTEND}"
         return CheckResult("warning", text, {"warning": text, **asdict(found)})
     return CheckResult("changes", "  sources are as they were planned", asdict(found))
 
@@ -241,8 +240,9 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
             yield _not_checked(f"whether {uri} has the settings of this job", "see above")
         else:
             decoders = decoder_versions(job.decode, job.has_pictures)
-            job_record.check_resumable(store, existing.record, job, weights.hash, decoders)
-        done, rows = existing.state.committed.num_done, existing.record.num_rows
+            growth = existing.state.growth
+            job_record.check_resumable(store, existing.record, job, weights.hash, decoders, growth)
+        done, rows = existing.state.committed.num_done, existing.num_rows
         text = f"output {uri}: {done:,} of {rows:,} plan rows settled"
         facts = {"uri": uri, "is_new": False, "num_rows": rows, "num_rows_done": done}
         yield _changes(job, existing)

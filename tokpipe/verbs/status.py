@@ -7,7 +7,6 @@ from typing import Any
 from tokpipe.config.job import JobConfig
 from tokpipe.formats.checks import utc_time
 from tokpipe.formats.manifest import ManifestEntry, iter_entries
-from tokpipe.plan import StoredPlan
 from tokpipe.plan.changes import SourceChanges
 from tokpipe.reader import Output
 from tokpipe.telemetry.human import counted, duration, rate_text, share_text, slow_text
@@ -30,7 +29,7 @@ class Status:
         recent = list(iter_entries(output.store, first, state.next_seq))
         self.uri, self.dataset = output.store.uri, record.dataset
         self.fingerprint, self.created_at = record.fingerprint, record.created_at
-        self.num_rows = record.num_rows
+        self.num_rows = output.num_rows
         """Rows of the plan: clips, or sources that are cut into several clips."""
         self.num_rows_done = done = state.committed.num_done
         """Rows of which every clip is tokenized or rejected."""
@@ -45,13 +44,12 @@ class Status:
         """Clips settled per second by the recent commits."""
         self.source_changes: SourceChanges | None = None
         if job is not None:
-            plan = StoredPlan.from_json(record.plan)
-            self.source_changes = SourceChanges.of_output(job, output.store, plan)
+            self.source_changes = SourceChanges.of_output(job, output.store, output.plan)
         self.left_s: float | None = 0.0 if self.is_done else None
         """Seconds to the end at that rate."""
         if done and self.clips_per_s and not self.is_done:
             clips_per_row = (state.totals.num_clips + state.totals.num_rejected) / done
-            self.left_s = (record.num_rows - done) * clips_per_row / self.clips_per_s
+            self.left_s = output.num_rows_left * clips_per_row / self.clips_per_s
 
     @property
     def is_done(self) -> bool:

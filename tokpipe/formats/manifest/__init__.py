@@ -12,7 +12,7 @@ from tokpipe.formats.manifest.checkpoint import (
     write_checkpoint,
 )
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
-from tokpipe.formats.manifest.entry import Claim, ManifestEntry, Reopened
+from tokpipe.formats.manifest.entry import Claim, Growth, ManifestEntry, Reopened
 from tokpipe.formats.manifest.log import (
     append,
     count_entries,
@@ -23,7 +23,7 @@ from tokpipe.formats.manifest.log import (
 from tokpipe.formats.manifest.state import ManifestState, Totals
 
 __all__ = [
-    "CHECKPOINT_INTERVAL", "Claim", "CommittedRows", "ManifestEntry", "ManifestState", "PartialRow",
-    "Reopened", "Totals", "append", "checkpoint_spacing", "count_entries", "iter_entries",
-    "iter_rejected", "load_state", "read_entries", "write_checkpoint",
+    "CHECKPOINT_INTERVAL", "Claim", "CommittedRows", "Growth", "ManifestEntry", "ManifestState",
+    "PartialRow", "Reopened", "Totals", "append", "checkpoint_spacing", "count_entries",
+    "iter_entries", "iter_rejected", "load_state", "read_entries", "write_checkpoint",
 ]  # fmt: skip

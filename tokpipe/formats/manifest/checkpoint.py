@@ -7,6 +7,7 @@ a missing or damaged one costs only time.
 import base64
 import logging
 import zlib
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.checks import as_damage, check_bytes, damaged, in_brief, sha256
 from tokpipe.formats.layout import checkpoint_key, checkpoint_shards_key
 from tokpipe.formats.manifest.committed import CommittedRows, PartialRow
-from tokpipe.formats.manifest.entry import Tail
+from tokpipe.formats.manifest.entry import Growth, Tail
 from tokpipe.formats.manifest.log import count_entries, iter_entries, read_entry
 from tokpipe.formats.manifest.state import SHARD_LIST_SCHEMA, UNRECORDED, ManifestState, Totals
 from tokpipe.formats.sealed_json import dump_lines, read_sealed, seal, unseal
@@ -27,8 +28,8 @@ from tokpipe.types import SHA256, SHARD_KEY, SIDE_TABLE_KEY, Count, Positive
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 2
-"""2 since entries of format 3; the checkpoint after an earlier one is written as 1."""
+CHECKPOINT_FORMAT = 3
+"""2 since entries of format 3, and 3 of a plan that grew. Without either it is written as 1."""
 
 CHECKPOINT_INTERVAL = 64
 
@@ -49,7 +50,7 @@ def load_state(
     interval: int = CHECKPOINT_INTERVAL,
     known: ManifestState | None = None,
 ) -> ManifestState:
-    """Return the state of an output's manifest, over a plan of ``num_rows`` rows.
+    """Return the state of an output's manifest, whose plan began with ``num_rows`` rows.
 
     With checkpoints this takes one listing of the manifest and a few dozen requests. From an
     earlier state that is ``known``, and that this may change, it takes no listing.
@@ -60,20 +61,20 @@ def load_state(
     state = ManifestState(CommittedRows(num_rows)) if known is None else known
     num_entries = count_entries(store, state.next_seq)
     if num_entries - state.next_seq >= interval:
-        state = _newest_checkpoint(store, state, num_entries, interval)
+        state = _newest_checkpoint(store, state, num_entries, interval, num_rows)
     for entry in iter_entries(store, state.next_seq, num_entries, after=state.tail):
         state.apply(entry)
     return state
 
 
 def _newest_checkpoint(
-    store: Store, known: ManifestState, num_entries: int, interval: int
+    store: Store, known: ManifestState, num_entries: int, interval: int, num_rows: int
 ) -> ManifestState:
     """Try checkpoints, newest first. If none is newer than what is known, entries must be read."""
     seq = num_entries
     while (seq := seq - seq % checkpoint_spacing(seq, interval)) > known.next_seq:
         try:
-            return read_checkpoint(store, seq, known.committed.num_rows)
+            return read_checkpoint(store, seq, num_rows)
         except NotFound:
             pass
         except CorruptOutput as error:
@@ -99,7 +100,7 @@ def write_checkpoint(store: Store, state: ManifestState) -> bool:
 
 
 def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
-    """Return the state before entry ``seq``, over a plan of ``num_rows`` rows.
+    """Return the state before entry ``seq``, whose plan began with ``num_rows`` rows.
 
     Raises:
         NotFound: the checkpoint does not exist, or only half of it does.
@@ -110,6 +111,8 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
     record = unseal(uri, data, newest_format=CHECKPOINT_FORMAT)
     kinds = KeyError, TypeError, ValueError, zlib.error
     with as_damage(uri, "it does not parse as a checkpoint", *kinds):
+        growth = _GROWTH.validate_python(record.get("growth", []))
+        num_rows += sum(one.num_rows for one in growth)
         if (record["seq"], record["num_rows"]) != (seq, num_rows):
             raise ValueError(f"it is for entry {record['seq']} and {record['num_rows']} plan rows")
         committed = CommittedRows(
@@ -134,11 +137,12 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
     uri = store.uri_of(checkpoint_shards_key(seq))
     table = store.get_range(checkpoint_shards_key(seq), 0, size_bytes + 1)
     check_bytes(uri, table, size_bytes=size_bytes, sha256_hex=sha256_hex)
-    return ManifestState(committed, seq, totals, _read_table(uri, table), tail)
+    return ManifestState(committed, seq, totals, _read_table(uri, table), tail, growth)
 
 
 _PARTIAL = TypeAdapter(list[tuple[Count, Positive, Annotated[set[Count], Field(min_length=1)]]])
 _TOTALS, _COUNT, _TAIL = TypeAdapter(Totals), TypeAdapter(Count), TypeAdapter(Tail)
+_GROWTH = TypeAdapter(list[Growth])
 
 
 def _record(state: ManifestState, table: bytes) -> dict[str, Any]:
@@ -146,9 +150,10 @@ def _record(state: ManifestState, table: bytes) -> dict[str, Any]:
     totals = {field: getattr(state.totals, field) for field in Totals.__slots__}
     bitmap = zlib.compress(state.committed.bitmap)
     return {
-        "format": 1 + state.tail.is_linked,
+        "format": CHECKPOINT_FORMAT if state.growth else 1 + state.tail.is_linked,
         "seq": state.next_seq,
         "tail": state.tail,
+        **({"growth": [asdict(one) for one in state.growth]} if state.growth else {}),
         "totals": {**totals, "rejected": dict(sorted(state.totals.rejected.items()))},
         "num_rows": state.committed.num_rows,
         "shards_size_bytes": len(table),

@@ -48,7 +48,12 @@ class CommittedRows:
     @property
     def num_unopened(self) -> int:
         """Rows of which no clip is settled."""
-        return self.num_rows - self.num_done - len(self.partial)
+        return self.num_unsettled - len(self.partial)
+
+    @property
+    def num_unsettled(self) -> int:
+        """Rows that are not fully settled."""
+        return self.num_rows - self.num_done
 
     @property
     def num_left(self) -> int:
@@ -92,6 +97,11 @@ class CommittedRows:
                 "would overlap. Restore it, or tokenize to a new output prefix."
             )
         return ref.segment in partial.done
+
+    def grow(self, num_rows: int) -> None:
+        """Append rows of which nothing is settled."""
+        self.num_rows += num_rows
+        self._bits.extend(bytes((self.num_rows + 7) // 8 - len(self._bits)))
 
     def add(self, ref: ClipRef) -> bool:
         """Settle one clip. Return False if it was settled before. Raises as ``in`` does."""

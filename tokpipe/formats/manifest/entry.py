@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from tokpipe.formats.checks import as_damage, damaged
 from tokpipe.formats.layout import entry_key
@@ -12,10 +12,11 @@ from tokpipe.formats.sealed_json import dump_lines, seal, unseal
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.redact import redact
-from tokpipe.types import ClipRef, Count, Receipt, Rejected
+from tokpipe.types import ClipRef, Count, Positive, Receipt, Rejected
 
-MANIFEST_FORMAT = 3
-"""2 since entries can withdraw rejections, and 3 since each holds the hash of the one before.
+MANIFEST_FORMAT = 4
+"""2 since entries can withdraw rejections, 3 since each holds the hash of the one before, and 4
+since the plan can grow; an entry without that is written as 3.
 
 An earlier version that resumed an output of format 3 would break the chain, so it must not.
 """
@@ -44,6 +45,16 @@ class Reopened:
 
 
 @dataclass(frozen=True, slots=True)
+class Growth:
+    """Rows that join the plan."""
+
+    first_row: Annotated[int, Field(ge=0, le=2**32)]  # Number of rows that the plan had before
+    num_rows: Positive
+    plan: dict[str, Any]  # The stored plan of these rows alone
+    sources: list[dict[str, Any]]  # Those of the job by now: the ones before, and perhaps others
+
+
+@dataclass(frozen=True, slots=True)
 class ManifestEntry:
     """What one commit adds to the output, or the claim of a driver that starts."""
 
@@ -55,6 +66,7 @@ class ManifestEntry:
     claim: Claim | None = None
     """Set in a driver's first entry. It takes the next number of any older driver."""
     reopened: tuple[Reopened, ...] = ()  # Unsettled before anything else in this entry counts
+    growth: Growth | None = None
     account: Account | None = None
     """Seconds of actors since the same driver's previous entry, by ``_RECORDED``."""
     previous: str | None = None
@@ -79,7 +91,7 @@ class ManifestEntry:
         clip would double the manifest of a large output.
         """
         body: dict[str, Any] = {
-            "format": 1 + bool(self.reopened) if self.previous is None else MANIFEST_FORMAT,
+            "format": 1 + bool(self.reopened) if self.previous is None else 3,
             "seq": self.seq,
             "writer": self.writer,
             "written_at": self.written_at,
@@ -98,6 +110,8 @@ class ManifestEntry:
             body["reopened"] = list(map(asdict, self.reopened))
         if self.claim is not None:
             body["claim"] = asdict(self.claim)
+        if self.growth is not None:
+            body |= {"format": MANIFEST_FORMAT, "growth": asdict(self.growth)}
         if self.account is not None:
             for key, names in _RECORDED.items():
                 body[key] = {name: _rounded(getattr(self.account, name)) for name in names}

@@ -8,7 +8,7 @@ from pydantic import NonNegativeInt
 
 from tokpipe.errors import CorruptOutput
 from tokpipe.formats.manifest.committed import CommittedRows
-from tokpipe.formats.manifest.entry import ManifestEntry, Tail
+from tokpipe.formats.manifest.entry import Growth, ManifestEntry, Tail
 from tokpipe.formats.tables import required
 from tokpipe.telemetry.human import counted, counts_text, size_text
 from tokpipe.types import Receipt
@@ -125,6 +125,7 @@ class ManifestState:
     totals: Totals = field(default_factory=Totals)
     _shards: pa.Table = field(default_factory=SHARD_LIST_SCHEMA.empty_table)
     tail: Tail = field(default_factory=Tail)
+    growth: list[Growth] = field(default_factory=list)  # What has joined the plan, in order
     _new_shards: list[dict[str, str | int]] = field(default_factory=list, init=False)
 
     @property
@@ -172,10 +173,19 @@ class ManifestState:
         self.count(entry)
 
     def count(self, entry: ManifestEntry) -> None:
-        """Add the next entry to the totals, without settling its clips.
+        """Add the next entry to the totals and the plan, without settling its clips.
 
-        An audit calls this where ``apply`` would raise.
+        An audit calls this where ``apply`` would raise, except that growth has to fit.
         """
+        if (growth := entry.growth) is not None:
+            if growth.first_row != self.committed.num_rows:
+                raise CorruptOutput(
+                    f"manifest entry {entry.seq} adds rows after row {growth.first_row} to a plan "
+                    f"of {self.committed.num_rows} rows. Clips would belong to other rows. "
+                    "Restore the manifest from a copy."
+                )
+            self.committed.grow(growth.num_rows)
+            self.growth.append(growth)
         self.totals.add(entry)
         self._new_shards += (_listed(receipt, entry.seq) for receipt in entry.shards)
         self.next_seq += 1
