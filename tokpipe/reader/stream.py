@@ -121,14 +121,6 @@ class ClipMix:
         if shuffle and not self._supply.follows:
             window_shards = fitted_window(self._sources, window_shards)
         self._seed, self._shuffle, self._window_shards = seed, shuffle, window_shards
-        self._fixed: dict[str, Any] = {
-            "seed": seed,
-            "shuffle": shuffle,
-            "window_shards": window_shards,
-            "datasets": [output.record.dataset for output in outputs],
-            "filter": None if filter is None else [source.filter for source in self._sources],
-            "follow": outputs[0].record.writer if self._supply.follows else None,
-        }
         self._epochs = Epochs()
 
     def _refresh(self) -> None:
@@ -170,8 +162,9 @@ class ClipMix:
         self._refresh()
         if not self._supply.is_whole:
             raise TypeError("the number of clips is unknown before the job has finished")
+        (epoch, left), num_readers = self._epochs.next, world_size * num_workers
         own = range(rank * num_workers, (rank + 1) * num_workers)
-        return [self._share(*self._epochs.next, one, world_size * num_workers) for one in own]
+        return [self._share(epoch, left, reader, num_readers) for reader in own]
 
     def __iter__(self) -> "ClipIterator":
         reader, num_readers = self.ranks.reader()
@@ -212,12 +205,12 @@ class ClipMix:
         per_node = num_readers // self.num_nodes
         for node, mate in of_nodes.items():
             left, own = {str(node): mate}, range(node * per_node, (node + 1) * per_node)
-            shares = [self._share(mate["epoch"], left, reader, num_readers) for reader in own]
             taken = [of_readers[reader]["taken"] for reader in own]
             try:
-                rests[str(node)] = shares[0].left.after(taken).state()
+                rests[str(node)] = self._remaining(mate["epoch"], left, node).after(taken).state()
             except ValueError as error:
                 raise ConfigError(f"resume: {error}") from error
+            shares = (self._share(mate["epoch"], left, reader, num_readers) for reader in own)
             is_done &= all(one >= len(share) for one, share in zip(taken, shares, strict=True))
         self._epochs.set((first["epoch"] + is_done, None if is_done else rests))
 
@@ -271,8 +264,14 @@ class ClipMix:
     def _settings(self) -> dict[str, Any]:
         """Return what decides the order, of which a state must have the same."""
         counts = {"num_clips": self._num_clips, "clips_per_epoch": self.clips_per_epoch}
+        filters = [source.filter for source in self._sources]
         return {
-            **self._fixed,
+            "seed": self._seed,
+            "shuffle": self._shuffle,
+            "window_shards": self._window_shards,
+            "datasets": [cache.output.record.dataset for cache in self.caches],
+            "filter": filters if any(filters) else None,
+            "follow": self._supply.output.record.writer if self._supply.follows else None,
             **(counts if self._supply.is_whole else dict.fromkeys(counts)),
             "num_nodes": self.num_nodes if self.locality else None,
         }
