@@ -2,10 +2,6 @@
 
 All depend on a few numbers only and are the same on every machine. No rank has to know what the
 others have read, and a run can resume with another number of ranks.
-
-Of several sources, an epoch has a fixed number of items each. Readers take turns at each source, as
-they do with a single one, and each spreads its items evenly over its epoch. So the items of an
-epoch do not depend on the number of readers, and every reader sees them in proportion.
 """
 
 import math
@@ -114,8 +110,8 @@ class Remaining:
     """The unread part of an epoch, or of a node's part of it, for each of several sources.
 
     ``n`` readers take turns at the items of one source after another: reader ``k`` takes the items
-    ``k``, ``k + n`` and so on. So the number of items that each has taken is enough to resume, with
-    any number of readers.
+    ``k``, ``k + n`` and so on. So an epoch has the same items for any number of readers, and the
+    number of items that each has taken is enough to resume.
     """
 
     ends: Sequence[int]  # Of each source, the position after its last one
@@ -171,11 +167,10 @@ class Remaining:
 class Share:
     """What one of several readers takes from what is left of several sources, and in which order.
 
-    Readers take turns at every source. Dealing a source continues with the reader at which the
-    source before it stopped, so all readers get the same number of items, or one less. A reader
-    spreads its items evenly: at any time, the number it has had of each source is within a few
-    items of what is due. Each reader has its own phases; otherwise all would begin with the same
-    sources.
+    Readers take turns from one source to the next, so all get the same number of items, or one
+    less. A reader spreads its items evenly: at any time, the number it has had of each source is
+    within a few items of what is due. Each reader has its own phases; otherwise all would begin
+    with the same sources.
 
     With ``even``, all readers get the same number of items. ``"drop"`` leaves out the last item of
     those that have one more; those that have one less read an item twice with ``"repeat"``.
@@ -251,7 +246,7 @@ def quotas(weights: Sequence[float], number: int) -> list[int]:
     exact = [Fraction(weight) for weight in weights]
     due = [number * weight / sum(exact) for weight in exact]
     whole = [math.floor(one) for one in due]
-    by_fraction = sorted(range(len(due)), key=lambda k: (whole[k] - due[k], k))
+    by_fraction = sorted(range(len(due)), key=lambda k: whole[k] - due[k])
     for k in by_fraction[: number - sum(whole)]:
         whole[k] += 1
     return whole
