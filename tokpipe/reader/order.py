@@ -179,17 +179,17 @@ class Share:
     def __init__(
         self, left: Remaining, reader: int, num_readers: int, even: Even | None = None
     ) -> None:
-        self.left, self.num_readers = left, num_readers
-        self._reader, self._even = reader, even
+        self.left, self.num_readers, self.even = left, num_readers, even
+        self._reader = reader
         self._firsts = [(reader - start) % num_readers for start in left.dealt_from]
         parts = zip(left.sizes, self._firsts, strict=True)
         self._sizes = [-((first - size) // num_readers) for size, first in parts]
         self._phases: list[int] = random_bits(len(left.ends), left.seed, reader).tolist()
 
     def __len__(self) -> int:
-        if self._even == "drop":
+        if self.even == "drop":
             return len(self.left) // self.num_readers
-        return self._most if self._even == "repeat" else sum(self._sizes)
+        return self._most if self.even == "repeat" else sum(self._sizes)
 
     @property
     def _most(self) -> int:

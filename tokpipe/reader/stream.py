@@ -204,42 +204,36 @@ class ClipMix:
         rests, is_done = {}, self._supply.is_whole
         per_node = num_readers // self.num_nodes
         for node, mate in of_nodes.items():
-            left, own = {str(node): mate}, range(node * per_node, (node + 1) * per_node)
+            own = range(node * per_node, (node + 1) * per_node)
+            share = self._share(mate["epoch"], {str(node): mate}, own[0], num_readers)
             taken = [of_readers[reader]["taken"] for reader in own]
-            try:
-                rests[str(node)] = self._remaining(mate["epoch"], left, node).after(taken).state()
-            except ValueError as error:
-                raise ConfigError(f"resume: {error}") from error
-            shares = (self._share(mate["epoch"], left, reader, num_readers) for reader in own)
-            is_done &= all(one >= len(share) for one, share in zip(taken, shares, strict=True))
+            rests[str(node)] = share.left.after(taken).state()
+            shares = (Share(share.left, k, per_node, share.even) for k in range(per_node))
+            is_done &= all(one >= len(each) for one, each in zip(taken, shares, strict=True))
         self._epochs.set((first["epoch"] + is_done, None if is_done else rests))
 
     def _node_of(self, state: Mapping[str, Any]) -> int:
         """Return the node of the reader that saved a state."""
         return int(state["reader"] * self.num_nodes // state["num_readers"])
 
-    def _remaining(self, epoch: int, left: Mapping[str, Any] | None, node: int) -> Remaining:
-        """Return what a node has to read: what is ``left`` of an epoch, by node, or its part."""
-        supply, num_nodes = self._supply, self.num_nodes
-        numbers = np.array(
-            self.clips_per_epoch if supply.is_whole else [supply.num_served(epoch)], np.int64
-        )
-        starts, ends = (place * numbers // num_nodes for place in (node, node + 1))
+    def _share(
+        self, epoch: int, left: Mapping[str, Any] | None, reader: int, num_readers: int
+    ) -> Share:
+        """Return what a reader has to read of what its node has: what is ``left`` of the epoch for
+        this node, or else its part."""
+        num_nodes, is_whole = self.num_nodes, self._supply.is_whole
+        node, place = divmod(reader, num_readers // num_nodes)
+        clips = self.clips_per_epoch if is_whole else [self._supply.num_served(epoch)]
+        numbers = np.array(clips, np.int64)
+        starts, ends = (one * numbers // num_nodes for one in (node, node + 1))
         if self.even:
             ends = starts + (numbers + (num_nodes - 1) * (self.even == "repeat")) // num_nodes
         part = {"start": starts.tolist(), "pending": [[]] * len(starts)}
         if left is not None:
             part = left[str(node)]
-        return Remaining(ends.tolist(), part["start"], part["pending"], self._seed)
-
-    def _share(
-        self, epoch: int, left: Mapping[str, Any] | None, reader: int, num_readers: int
-    ) -> Share:
-        """Return what a reader has to read, of what its node has."""
-        num_readers //= self.num_nodes
-        node, place = divmod(reader, num_readers)
-        even: Even | None = self.even if self._supply.is_whole or not self.even else "drop"
-        return Share(self._remaining(epoch, left, node), place, num_readers, even)
+        remaining = Remaining(ends.tolist(), part["start"], part["pending"], self._seed)
+        even: Even | None = self.even if is_whole or not self.even else "drop"
+        return Share(remaining, place, num_readers // num_nodes, even)
 
     def _check(self, state: Mapping[str, Any]) -> None:
         self._refresh()  # the state may be from a later moment
@@ -252,12 +246,12 @@ class ClipMix:
                     f"{value}: use the outputs and settings with which the state was saved"
                 )
         try:
-            _State.model_validate(dict(state))
-            if state["num_readers"] % self.num_nodes:
+            found = _State.model_validate(dict(state))
+            if found.num_readers % self.num_nodes:
                 raise ValueError(f"not all of {self.num_nodes} nodes have as many readers")
-            node = self._node_of(state)
-            if not state["taken"] <= len(self._remaining(state["epoch"], {str(node): state}, node)):
-                raise ValueError(f"it has taken {state['taken']} clips, more than there are")
+            left = {str(self._node_of(state)): state}
+            share = self._share(found.epoch, left, found.reader, found.num_readers)
+            share.counts(found.taken)
         except ValueError as error:
             raise ConfigError(f"the state is damaged: {explained(error)}") from error
 
