@@ -25,7 +25,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.reader import ClipMix, ClipStream, CodeCache, TokenSequences, open_output
 from tokpipe.reader.compose import Template, Vocabulary
 from tokpipe.reader.dataset import ClipDataset
-from tokpipe.reader.order import Even, MixRemaining, Remaining, Share
+from tokpipe.reader.order import Even, Remaining, Share
 from tokpipe.storage import Store
 
 OpenStream = Callable[..., ClipMix]
@@ -283,7 +283,7 @@ def test_workers_read_from_a_store(method: str, s3_bucket: S3Bucket, tmp_path: P
 def test_even_readers_get_the_same_number_of_clips(
     sizes: list[int], num_readers: int, even: Even
 ) -> None:
-    left = MixRemaining(tuple(map(Remaining, sizes)), seed=5)
+    left = Remaining(sizes, [0] * len(sizes), [[]] * len(sizes), seed=5)
     total, found = sum(sizes), []
     for reader in range(num_readers):
         share = Share(left, reader, num_readers, even)

@@ -58,11 +58,11 @@ def test_positions_out_of_range_are_rejected(position: int) -> None:
 
 def test_readers_of_equal_speed_leave_few_pending_items() -> None:
     taken = [1000, 1001, 1000, 999]
-    remaining = Remaining(10**8).after(taken)
-    assert len(remaining.pending) <= 8
+    remaining = Remaining([10**8], [0], [[]], 0).after(taken)
+    assert len(remaining.pending[0]) <= 8
     assert len(remaining) == 10**8 - sum(taken)
 
 
 def test_states_of_different_moments_are_rejected() -> None:
-    with pytest.raises(ValueError, match="reader 1 of 2 cannot have taken 6 of 10 items"):
-        Remaining(10).after([5, 6])
+    with pytest.raises(ValueError, match="a reader of 2 cannot have taken 6 of 5 items"):
+        Remaining([10], [0], [[]], 0).after([5, 6])

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokpipe.reader.order import MixRemaining, Remaining, Share, quotas
+from tokpipe.reader.order import Remaining, Share, quotas
 
 
-def of_sizes(sizes: list[int], seed: int = 0) -> MixRemaining:
-    return MixRemaining(tuple(Remaining(size) for size in sizes), seed)
+def of_sizes(sizes: list[int], seed: int = 0) -> Remaining:
+    return Remaining(sizes, [0] * len(sizes), [[]] * len(sizes), seed)
 
 
 def items_of(share: Share, number: int | None = None) -> list[tuple[int, int]]:
@@ -19,8 +19,8 @@ def items_of(share: Share, number: int | None = None) -> list[tuple[int, int]]:
     counts = share.counts(0)
     found = []
     for _ in range(len(share) if number is None else number):
-        source = share.next_source(counts)
-        found.append((source, share.position(source, counts[source])))
+        source, position = share.item(counts)
+        found.append((source, position))
         counts[source] += 1
         assert share.counts(len(found)) == counts, "a search and a walk agree"
     return found
@@ -58,7 +58,7 @@ def test_every_reader_is_in_proportion_at_any_moment(weights: Any, num_readers: 
         share = Share(left, reader, num_readers)
         counts, taken = share.counts(0), np.zeros_like(due)
         for row in taken:
-            counts[share.next_source(counts)] += 1
+            counts[share.item(counts)[0]] += 1
             row[:] = counts
         assert np.abs(taken - due).max() < 2.5, "too many or too few clips"
         together += taken
@@ -73,7 +73,7 @@ def test_a_state_far_into_an_epoch_is_found_by_search() -> None:
     assert sum(counts) == 10_000_000_000
     assert abs(counts[0] - 7_000_000_000) < 3
     for _ in range(10):
-        counts[share.next_source(counts)] += 1
+        counts[share.item(counts)[0]] += 1
     assert counts == share.counts(10_000_000_010)
     with pytest.raises(ValueError, match=r"cannot have taken 11 of 10 items"):
         Share(of_sizes([7, 3]), 0, 1).counts(11)
@@ -81,8 +81,8 @@ def test_a_state_far_into_an_epoch_is_found_by_search() -> None:
 
 def test_readers_of_equal_speed_leave_few_pending_items() -> None:
     left = of_sizes([700_000, 300_000]).after([10_000] * 24)
-    assert sum(len(part.pending) for part in left.parts) < 24 * 5
-    taken = [part.num_items - len(part) for part in left.parts]
+    assert sum(map(len, left.pending)) < 24 * 5
+    taken = [end - size for end, size in zip(left.ends, left.sizes, strict=True)]
     assert taken == pytest.approx([168_000, 72_000], abs=10)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import ShardCodes, write_shard_codes
 from tokpipe.storage.read_ahead import read_ahead
 
+_AHEAD = 2  # Shards that iterating prepares, each in a thread and in memory
 _MAPPED_SHARDS = 16_384  # The kernel allows a process 65,530 maps
 _ROW_BYTES = 256  # What the columns of a chunk take at most, other than codes
 _UNPACKED = 5  # Times that columns take of the space of their side table, at most
@@ -35,7 +36,6 @@ class CodeCache:
         folder: on a local disk. A code takes 2 bytes there, or 4 if there are more than 65,536.
         max_bytes: limit on the size of the folder, not counting files that are being written. The
             least recently opened files are removed; their space is free once no process maps them.
-        read_ahead: shards that iterating prepares in advance, each in a thread and in memory.
         allow_partial: without it, an output whose job has not finished raises IncompleteOutput.
     """
 
@@ -45,26 +45,24 @@ class CodeCache:
         folder: str | Path,
         *,
         max_bytes: int | None = None,
-        read_ahead: int = 2,
         allow_partial: bool = False,
     ) -> None:
         if not allow_partial and not output.follow:
             output.check_complete("training would miss clips", "allow_partial=True to CodeCache")
         self.output = output
         self.folder = CacheFolder(Path(folder), max_bytes, self._unmap)
-        self._read_ahead = read_ahead
-        self._num_mapped = _MAPPED_SHARDS
-        if max_bytes is not None:  # a removed file takes space while a process maps it
-            smallest = int(self.sizes().min(initial=max_bytes))
-            self._num_mapped = min(_MAPPED_SHARDS, max(1, max_bytes // max(1, smallest)))
-        self._mapped = lru_cache(self._num_mapped)(self._find)
+
+    @cached_property
+    def _mapped(self) -> Any:
+        """The files that this process maps, by shard and names of columns: None for its codes."""
+        number = _MAPPED_SHARDS
+        if (limit := self.folder.max_bytes) is not None:  # removed files take space until then
+            smallest = int(self.sizes().min(initial=limit))
+            number = min(number, max(1, limit // max(1, smallest)))
+        return lru_cache(number)(self._find)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_mapped": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._mapped = lru_cache(self._num_mapped)(self._find)
+        return {name: value for name, value in vars(self).items() if name != "_mapped"}
 
     def sizes(self, columns: Sequence[str] = ()) -> NDArray[np.int64]:
         """(shards,) about how many bytes each shard takes on disk, with these columns."""
@@ -82,7 +80,7 @@ class CodeCache:
 
     def __iter__(self) -> Iterator[ShardCodes]:
         """Yield every shard, preparing the next ones meanwhile."""
-        return read_ahead(self.shard, range(len(self)), self._read_ahead)
+        return read_ahead(self.shard, range(len(self)), _AHEAD)
 
     def shard(self, number: int) -> ShardCodes:
         """Return one shard, from the cache if it is there.
@@ -92,8 +90,7 @@ class CodeCache:
             ConfigError: it alone exceeds ``max_bytes``.
             StorageError: the output's store or the local disk failed.
         """
-        codes = self._mapped(number, None)
-        assert isinstance(codes, ShardCodes)
+        codes: ShardCodes = self._mapped(number, None)
         return codes
 
     def columns(self, number: int, names: tuple[str, ...]) -> ShardColumns:
@@ -102,8 +99,7 @@ class CodeCache:
         Raises:
             CorruptOutput: the side table is not what the manifest lists.
         """
-        columns = self._mapped(number, names)
-        assert isinstance(columns, ShardColumns)
+        columns: ShardColumns = self._mapped(number, names)
         return columns
 
     def _unmap(self) -> None:

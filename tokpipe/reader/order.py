@@ -2,10 +2,6 @@
 
 All depend on a few numbers only and are the same on every machine. No rank has to know what the
 others have read, and a run can resume with another number of ranks.
-
-Of several sources, an epoch has a fixed number of items each. Readers take turns at each source, as
-they do with a single one, and each spreads its items evenly over its epoch. So the items of an
-epoch do not depend on the number of readers, and every reader sees them in proportion.
 """
 
 import math
@@ -22,7 +18,6 @@ from numpy.typing import NDArray
 Even = Literal["drop", "repeat"]
 
 _KEPT_WINDOWS = 4
-_MIXED = "these states were not saved at the same moment of one run"
 _ONE = 2**64  # Times are integers from 0 to this, so no machine rounds them differently
 
 
@@ -60,8 +55,7 @@ class EpochOrder:
         total, starts = int(self._shard_starts[-1]), list[int]()
         for part in range(num_parts):
             first, last = part * total // num_parts, (part + 1) * total // num_parts
-            begin = np.searchsorted(self._shard_starts, first, side="right") - 1
-            inner = self._shard_starts[begin : -1 : window_shards if shuffle else 1]
+            inner = self._shard_starts[self._places(first) : -1 : window_shards if shuffle else 1]
             starts += [max(first, start) for start in inner.tolist() if start < last]
         self._starts = np.array([*starts, total], np.int64)
         self._window = lru_cache(_KEPT_WINDOWS)(self._make_window)
@@ -84,27 +78,21 @@ class EpochOrder:
     def shards_of(self, window: int, end: int) -> list[int]:
         """Return the shards of a window and of the next one, if that begins before ``end``."""
         last = window + 1 + (self._starts[window + 1] < min(end, len(self)))
-        span = self._span(int(self._starts[window]), int(self._starts[last]))
-        shards: list[int] = self._shards[span].tolist()
+        first_place, last_place = self._places(self._starts[[window, last]] - [0, 1])
+        shards: list[int] = self._shards[first_place : last_place + 1].tolist()
         return shards
 
-    def _span(self, first: int, last: int) -> slice:
-        """Return the places of the shards that hold positions of a range."""
-        begin = np.searchsorted(self._shard_starts, first, side="right") - 1
-        return slice(int(begin), int(np.searchsorted(self._shard_starts, last, side="left")))
+    def _places(self, positions: Any) -> Any:
+        """Return where the shards of positions stand in the order of shards."""
+        return np.searchsorted(self._shard_starts, positions, side="right") - 1
 
     def _make_window(self, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (items,) the shard of each item of a window, and its place in the shard."""
-        first, last = self._starts[window : window + 2].tolist()
-        span = self._span(first, last)
-        starts = self._shard_starts[span]
-        sizes = np.diff(np.append(starts, last).clip(first))
-        shards = np.repeat(self._shards[span], sizes)
-        items = np.arange(first, last) - np.repeat(starts, sizes)
+        positions = np.arange(*self._starts[window : window + 2])
         if self._shuffle:
-            places = self._permutation(len(items), 1 + window)
-            shards, items = shards[places], items[places]
-        return shards, items
+            positions = positions[self._permutation(len(positions), 1 + window)]
+        places = self._places(positions)
+        return self._shards[places], positions - self._shard_starts[places]
 
     def _permutation(self, number: int, stream: int) -> NDArray[np.int64]:
         return np.argsort(random_bits(number, self._seed, self._epoch, stream), kind="stable")
@@ -119,133 +107,109 @@ def random_bits(number: int, *seeds: int | Sequence[int]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """The unread part of an epoch: some pending positions, and all from ``start`` on.
+    """The unread part of an epoch, or of a node's part of it, for each of several sources.
 
-    ``n`` readers take turns: reader ``k`` takes the items ``k``, ``k + n`` and so on. So the number
-    of items that each has taken is enough to resume, with any number of readers.
+    ``n`` readers take turns at the items of one source after another: reader ``k`` takes the items
+    ``k``, ``k + n`` and so on. So an epoch has the same items for any number of readers, and the
+    number of items that each has taken is enough to resume.
     """
 
-    num_items: int  # Items of the whole epoch, or those before the end of a node's part
-    start: int = 0
-    pending: tuple[int, ...] = ()  # Positions before ``start`` that no reader has taken
-
-    def __post_init__(self) -> None:
-        places = [*self.pending, self.start, self.num_items + 1]
-        if any(one >= later for one, later in pairwise(places)):
-            raise ValueError(f"{places[:9]} ... are not increasing positions in an epoch")
-
-    def __len__(self) -> int:
-        return len(self.pending) + self.num_items - self.start
-
-    def position(self, index: int) -> int:
-        """Return the position in the epoch of the ``index``-th item that is left."""
-        if index < len(self.pending):
-            return self.pending[index]
-        return self.start + index - len(self.pending)
-
-    def num_taken_by(self, reader: int, num_readers: int) -> int:
-        """Return how many items one of ``num_readers`` readers takes until nothing is left."""
-        return max(0, -(-(len(self) - reader) // num_readers))
-
-    def after(self, taken: Sequence[int]) -> "Remaining":
-        """Return what is left once reader ``k`` of ``len(taken)`` has taken ``taken[k]`` items."""
-        number = len(taken)
-        for reader, count in enumerate(taken):
-            if not 0 <= count <= self.num_taken_by(reader, number):
-                found = f"reader {reader} of {number} cannot have taken {count} of {len(self)}"
-                raise ValueError(f"{found} items: {_MIXED}")
-        rounds, ends = min(taken), [k + (n - 1) * number + 1 for k, n in enumerate(taken) if n]
-        end = max(ends, default=0)
-        left = [i for i in range(rounds * number, end) if i // number >= taken[i % number]]
-        pending = [self.position(index) for index in left]
-        if end < len(self.pending):
-            return Remaining(self.num_items, self.start, (*pending, *self.pending[end:]))
-        return Remaining(self.num_items, self.start + end - len(self.pending), tuple(pending))
-
-
-@dataclass(frozen=True, slots=True)
-class MixRemaining:
-    """The unread part of an epoch, or of a node's part of it, for each of several sources."""
-
-    parts: tuple[Remaining, ...]
+    ends: Sequence[int]  # Of each source, the position after its last one
+    start: Sequence[int]  # Of each, all positions from here on are left
+    pending: Sequence[Sequence[int]]  # And these positions before
     seed: int  # Determines the phases with which each reader begins
 
-    def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
+    def __post_init__(self) -> None:
+        for pending, start, end in zip(self.pending, self.start, self.ends, strict=True):
+            places = [*pending, start, end + 1]
+            if any(one >= later for one, later in pairwise(places)):
+                raise ValueError(f"{places[:9]} ... are not increasing positions in an epoch")
 
-    def state(self) -> dict[str, list[Any]]:
-        """Return this as plain values."""
-        pending = [list(part.pending) for part in self.parts]
-        return {"start": [part.start for part in self.parts], "pending": pending}
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of items that are left of each source."""
+        parts = zip(self.pending, self.start, self.ends, strict=True)
+        return [len(pending) + end - start for pending, start, end in parts]
 
     @property
     def dealt_from(self) -> list[int]:
         """Number of items in the sources before each one: its first item goes to that reader."""
-        return list(accumulate(map(len, self.parts[:-1]), initial=0))
+        return list(accumulate(self.sizes[:-1], initial=0))
 
-    def after(self, taken: Sequence[int]) -> "MixRemaining":
-        """Return what is left, as ``Remaining.after`` does for one source."""
-        number = len(taken)
+    def position(self, source: int, index: int) -> int:
+        """Return the position in the epoch of the ``index``-th item that is left of a source."""
+        pending = self.pending[source]
+        if index < len(pending):
+            return pending[index]
+        return self.start[source] + index - len(pending)
+
+    def state(self) -> dict[str, list[Any]]:
+        """Return this as plain values."""
+        return {"start": list(self.start), "pending": [list(one) for one in self.pending]}
+
+    def after(self, taken: Sequence[int]) -> "Remaining":
+        """Return what is left once reader ``k`` of ``len(taken)`` has taken ``taken[k]`` items."""
+        number, starts, pending = len(taken), list[int](), list[list[int]]()
         counts = [Share(self, k, number).counts(done) for k, done in enumerate(taken)]
-        parts = [
-            part.after([counts[(k + start) % number][source] for k in range(number)])
-            for source, (part, start) in enumerate(zip(self.parts, self.dealt_from, strict=True))
-        ]
-        return MixRemaining(tuple(parts), self.seed)
+        for source, first in enumerate(self.dealt_from):
+            done = [counts[(k + first) % number][source] for k in range(number)]
+            end = max((k + (n - 1) * number + 1 for k, n in enumerate(done) if n), default=0)
+            left = [i for i in range(min(done) * number, end) if i // number >= done[i % number]]
+            earlier = self.pending[source]
+            pending.append([*(self.position(source, i) for i in left), *earlier[end:]])
+            starts.append(self.start[source] + max(0, end - len(earlier)))
+        return Remaining(self.ends, starts, pending, self.seed)
 
 
 class Share:
     """What one of several readers takes from what is left of several sources, and in which order.
 
-    Readers take turns at every source. Dealing a source continues with the reader at which the
-    source before it stopped, so all readers get the same number of items, or one less. A reader
-    spreads its items evenly: at any time, the number it has had of each source is within a few
-    items of what is due. Each reader has its own phases; otherwise all would begin with the same
-    sources.
+    Readers take turns from one source to the next, so all get the same number of items, or one
+    less. A reader spreads its items evenly: at any time, the number it has had of each source is
+    within a few items of what is due. Each reader has its own phases; otherwise all would begin
+    with the same sources.
 
     With ``even``, all readers get the same number of items. ``"drop"`` leaves out the last item of
     those that have one more; those that have one less read an item twice with ``"repeat"``.
     """
 
     def __init__(
-        self, left: MixRemaining, reader: int, num_readers: int, even: Even | None = None
+        self, left: Remaining, reader: int, num_readers: int, even: Even | None = None
     ) -> None:
-        self._left, self._reader, self._num_readers, self._even = left, reader, num_readers, even
+        self.left, self.num_readers, self.even = left, num_readers, even
+        self._reader = reader
         self._firsts = [(reader - start) % num_readers for start in left.dealt_from]
-        self._sizes = [
-            part.num_taken_by(first, num_readers)
-            for part, first in zip(left.parts, self._firsts, strict=True)
-        ]
-        self._phases: list[int] = random_bits(len(left.parts), left.seed, reader).tolist()
+        parts = zip(left.sizes, self._firsts, strict=True)
+        self._sizes = [-((first - size) // num_readers) for size, first in parts]
+        self._phases: list[int] = random_bits(len(left.ends), left.seed, reader).tolist()
 
     def __len__(self) -> int:
-        if self._even == "drop":
-            return len(self._left) // self._num_readers
-        return self._most if self._even == "repeat" else sum(self._sizes)
+        if self.even == "drop":
+            return len(self.left) // self.num_readers
+        return self._most if self.even == "repeat" else sum(self._sizes)
 
     @property
     def _most(self) -> int:
-        return -(-len(self._left) // self._num_readers)
+        return -(-len(self.left) // self.num_readers)
 
     def item(self, counts: Sequence[int]) -> tuple[int, int]:
         """Return source and position of the item after ``counts`` of each."""
-        if sum(counts) < sum(self._sizes):
-            source = self.next_source(counts)
-            return source, self.position(source, counts[source])
-        # Its own first item again or, if it has none, that of another reader.
-        other = self._reader if any(counts) else self._reader % len(self._left)
-        share = Share(self._left, other, self._num_readers)
-        return share.item([0] * len(counts))
-
-    def next_source(self, counts: Sequence[int]) -> int:
-        """Return the source of the item after ``counts`` of each. At least one must be left."""
         left = [source for source, size in enumerate(self._sizes) if counts[source] < size]
-        return min(left, key=lambda source: self._time(source, counts[source]))
+        if not left:
+            # Its own first item again or, if it has none, that of another reader.
+            other = self._reader if any(counts) else self._reader % len(self.left)
+            return Share(self.left, other, self.num_readers).item([0] * len(counts))
 
-    def position(self, source: int, count: int) -> int:
-        """Return the position of the ``count``-th item that this reader takes from a source."""
-        index = self._firsts[source] + count * self._num_readers
-        return self._left.parts[source].position(index)
+        def due(source: int) -> int:
+            """Return when the source's next item is due, from 0 to ``_ONE``."""
+            return (counts[source] * _ONE + self._phases[source]) // self._sizes[source]
+
+        source = min(left, key=due)
+        index = self._firsts[source] + counts[source] * self.num_readers
+        return source, self.left.position(source, index)
 
     def counts(self, taken: int) -> list[int]:
         """Return how many of each source are among the first ``taken`` items, in log time.
@@ -253,8 +217,10 @@ class Share:
         An item that was read twice counts once.
         """
         if not 0 <= taken <= self._most:
-            found = f"a reader of {self._num_readers} cannot have taken {taken} of {self._most}"
-            raise ValueError(f"{found} items: {_MIXED}")
+            raise ValueError(
+                f"a reader of {self.num_readers} cannot have taken {taken} of {self._most} items: "
+                "these states were not saved at the same moment of one run"
+            )
         taken = min(taken, sum(self._sizes))
         time, step = 0, _ONE  # at most ``taken`` items are due before ``time``
         while step:
@@ -263,12 +229,8 @@ class Share:
             step //= 2
         counts = self._due_before(time)
         while sum(counts) < taken:  # items due exactly at this time
-            counts[self.next_source(counts)] += 1
+            counts[self.item(counts)[0]] += 1
         return counts
-
-    def _time(self, source: int, count: int) -> int:
-        """Return when the ``count``-th item of a source is due, from 0 to ``_ONE``."""
-        return (count * _ONE + self._phases[source]) // self._sizes[source]
 
     def _due_before(self, time: int) -> list[int]:
         return [
@@ -284,7 +246,7 @@ def quotas(weights: Sequence[float], number: int) -> list[int]:
     exact = [Fraction(weight) for weight in weights]
     due = [number * weight / sum(exact) for weight in exact]
     whole = [math.floor(one) for one in due]
-    by_fraction = sorted(range(len(due)), key=lambda k: (whole[k] - due[k], k))
+    by_fraction = sorted(range(len(due)), key=lambda k: whole[k] - due[k])
     for k in by_fraction[: number - sum(whole)]:
         whole[k] += 1
     return whole

@@ -12,7 +12,7 @@ from tokpipe.formats.checks import explained
 from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.reader.compose import Document, Template, Vocabulary
 from tokpipe.reader.compose.vocabulary import MAX_TOKENS
-from tokpipe.reader.order import Even, MixRemaining
+from tokpipe.reader.order import Even, Share
 from tokpipe.reader.stream import ClipIterator, ClipMix
 from tokpipe.types import Count
 
@@ -116,21 +116,22 @@ class TokenSequences:
         Raises:
             TypeError: there is neither ``num_sequences`` nor ``even``.
         """
-        if (number := self.num_of(*self.stream.left(num_workers))) is None:
+        share, *_ = self.stream.shares(num_workers)
+        if (number := self.num_of(share)) is None:
             raise TypeError("the number of sequences is unknown: pass num_sequences or even")
         return [number] * num_workers
 
-    def num_of(self, left: MixRemaining, num_readers: int) -> int | None:
-        """Return how many sequences each of several readers yields of what is left of an epoch."""
+    def num_of(self, share: Share) -> int | None:
+        """Return how many sequences a reader yields of what is left of an epoch."""
         if self.even is None:
             return self.num_sequences
         outputs = [cache.output for cache in self.stream.caches]
         num_tokens = sum(
-            len(part) * (output.num_codes + output.num_clips) // output.num_clips
-            for part, output in zip(left.parts, outputs, strict=True)
-            if len(part)
+            number * (output.num_codes + output.num_clips) // output.num_clips
+            for number, output in zip(share.left.sizes, outputs, strict=True)
+            if number
         )
-        places = self.length * num_readers
+        places = self.length * share.num_readers
         return max(1, num_tokens // places if self.even == "drop" else -(-num_tokens // places))
 
     def __len__(self) -> int:
@@ -187,7 +188,7 @@ class SequenceIterator(Iterator[dict[str, Any]]):
 
     @property
     def _num_sequences(self) -> int | None:
-        return self._sequences.num_of(*self._clips.left())
+        return self._sequences.num_of(self._clips.share)
 
     def _next_clip(self) -> Any:
         sample = next(self._clips, None)

@@ -1,7 +1,7 @@
 """Clips for training: shuffled, shared among ranks and workers, resumable to the clip."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.reader.code_cache import CodeCache
 from tokpipe.reader.epochs import Epoch, Epochs
 from tokpipe.reader.follow import Supply
-from tokpipe.reader.order import EpochOrder, Even, MixRemaining, Remaining, Share
+from tokpipe.reader.order import EpochOrder, Even, Remaining, Share
 from tokpipe.reader.ranks import Ranks
 from tokpipe.reader.source import Ahead, Source, clips_per_epoch, fitted_window
 from tokpipe.types import Codes, Count, Positive
@@ -121,14 +121,6 @@ class ClipMix:
         if shuffle and not self._supply.follows:
             window_shards = fitted_window(self._sources, window_shards)
         self._seed, self._shuffle, self._window_shards = seed, shuffle, window_shards
-        self._fixed: dict[str, Any] = {
-            "seed": seed,
-            "shuffle": shuffle,
-            "window_shards": window_shards,
-            "datasets": [output.record.dataset for output in outputs],
-            "filter": None if filter is None else [source.filter for source in self._sources],
-            "follow": outputs[0].record.writer if self._supply.follows else None,
-        }
         self._epochs = Epochs()
 
     def _refresh(self) -> None:
@@ -162,19 +154,17 @@ class ClipMix:
 
     def num_items(self, num_workers: int) -> list[int]:
         """Return how many clips each worker of this rank yields in the next iteration."""
-        whole, num_readers = self.left(num_workers)
-        first = self.ranks.rank()[0] * num_workers % num_readers
-        readers = range(first, first + num_workers)
-        return [len(Share(whole, reader, num_readers, self.even)) for reader in readers]
+        return list(map(len, self.shares(num_workers)))
 
-    def left(self, num_workers: int) -> tuple[MixRemaining, int]:
-        """Return what this rank's node has to read in the next iteration, and its readers."""
+    def shares(self, num_workers: int) -> list[Share]:
+        """Return what each worker of this rank reads in the next iteration."""
         rank, world_size = self.ranks.rank()
         self._refresh()
         if not self._supply.is_whole:
             raise TypeError("the number of clips is unknown before the job has finished")
-        whole, _ = self._share(*self._epochs.next, rank * num_workers, world_size * num_workers)
-        return whole, world_size * num_workers // self.num_nodes
+        (epoch, left), num_readers = self._epochs.next, world_size * num_workers
+        own = range(rank * num_workers, (rank + 1) * num_workers)
+        return [self._share(epoch, left, reader, num_readers) for reader in own]
 
     def __iter__(self) -> "ClipIterator":
         reader, num_readers = self.ranks.reader()
@@ -214,45 +204,36 @@ class ClipMix:
         rests, is_done = {}, self._supply.is_whole
         per_node = num_readers // self.num_nodes
         for node, mate in of_nodes.items():
-            left, own = {str(node): mate}, range(node * per_node, (node + 1) * per_node)
+            own = range(node * per_node, (node + 1) * per_node)
+            share = self._share(mate["epoch"], {str(node): mate}, own[0], num_readers)
             taken = [of_readers[reader]["taken"] for reader in own]
-            try:
-                rests[str(node)] = self._remaining(mate["epoch"], left, node).after(taken).state()
-            except ValueError as error:
-                raise ConfigError(f"resume: {error}") from error
-            shares = (self._share(mate["epoch"], left, reader, num_readers)[1] for reader in own)
-            is_done &= all(one >= len(share) for one, share in zip(taken, shares, strict=True))
+            rests[str(node)] = share.left.after(taken).state()
+            shares = (Share(share.left, k, per_node, share.even) for k in range(per_node))
+            is_done &= all(one >= len(each) for one, each in zip(taken, shares, strict=True))
         self._epochs.set((first["epoch"] + is_done, None if is_done else rests))
 
     def _node_of(self, state: Mapping[str, Any]) -> int:
         """Return the node of the reader that saved a state."""
         return int(state["reader"] * self.num_nodes // state["num_readers"])
 
-    def _remaining(self, epoch: int, left: Mapping[str, Any] | None, node: int) -> MixRemaining:
-        """Return what a node has to read: what is ``left`` of an epoch, by node, or its part."""
-        num_nodes, parts = self.num_nodes, list[Remaining]()
-        is_whole = self._supply.is_whole
-        numbers = self.clips_per_epoch if is_whole else [self._supply.num_served(epoch)]
-        for source, number in enumerate(numbers):
-            start, end = (place * number // num_nodes for place in (node, node + 1))
-            if self.even == "drop":
-                end = start + number // num_nodes
-            elif self.even == "repeat":
-                end = start - -number // num_nodes
-            pending: Sequence[int] = ()
-            if left is not None:
-                start, pending = (left[str(node)][key][source] for key in ("start", "pending"))
-            parts.append(Remaining(end, start, tuple(pending)))
-        return MixRemaining(tuple(parts), self._seed)
-
     def _share(
         self, epoch: int, left: Mapping[str, Any] | None, reader: int, num_readers: int
-    ) -> tuple[MixRemaining, Share]:
-        """Return what the node of a reader has to read, and what the reader does."""
-        node, place = divmod(reader, num_readers // self.num_nodes)
-        whole = self._remaining(epoch, left, node)
-        even: Even | None = self.even if self._supply.is_whole or not self.even else "drop"
-        return whole, Share(whole, place, num_readers // self.num_nodes, even)
+    ) -> Share:
+        """Return what a reader has to read of what its node has: what is ``left`` of the epoch for
+        this node, or else its part."""
+        num_nodes, is_whole = self.num_nodes, self._supply.is_whole
+        node, place = divmod(reader, num_readers // num_nodes)
+        clips = self.clips_per_epoch if is_whole else [self._supply.num_served(epoch)]
+        numbers = np.array(clips, np.int64)
+        starts, ends = (one * numbers // num_nodes for one in (node, node + 1))
+        if self.even:
+            ends = starts + (numbers + (num_nodes - 1) * (self.even == "repeat")) // num_nodes
+        part = {"start": starts.tolist(), "pending": [[]] * len(starts)}
+        if left is not None:
+            part = left[str(node)]
+        remaining = Remaining(ends.tolist(), part["start"], part["pending"], self._seed)
+        even: Even | None = self.even if is_whole or not self.even else "drop"
+        return Share(remaining, place, num_readers // num_nodes, even)
 
     def _check(self, state: Mapping[str, Any]) -> None:
         self._refresh()  # the state may be from a later moment
@@ -265,20 +246,26 @@ class ClipMix:
                     f"{value}: use the outputs and settings with which the state was saved"
                 )
         try:
-            _State.model_validate(dict(state))
-            if state["num_readers"] % self.num_nodes:
+            found = _State.model_validate(dict(state))
+            if found.num_readers % self.num_nodes:
                 raise ValueError(f"not all of {self.num_nodes} nodes have as many readers")
-            node = self._node_of(state)
-            if not state["taken"] <= len(self._remaining(state["epoch"], {str(node): state}, node)):
-                raise ValueError(f"it has taken {state['taken']} clips, more than there are")
+            left = {str(self._node_of(state)): state}
+            share = self._share(found.epoch, left, found.reader, found.num_readers)
+            share.counts(found.taken)
         except ValueError as error:
             raise ConfigError(f"the state is damaged: {explained(error)}") from error
 
     def _settings(self) -> dict[str, Any]:
         """Return what decides the order, of which a state must have the same."""
         counts = {"num_clips": self._num_clips, "clips_per_epoch": self.clips_per_epoch}
+        filters = [source.filter for source in self._sources]
         return {
-            **self._fixed,
+            "seed": self._seed,
+            "shuffle": self._shuffle,
+            "window_shards": self._window_shards,
+            "datasets": [cache.output.record.dataset for cache in self.caches],
+            "filter": filters if any(filters) else None,
+            "follow": self._supply.output.record.writer if self._supply.follows else None,
             **(counts if self._supply.is_whole else dict.fromkeys(counts)),
             "num_nodes": self.num_nodes if self.locality else None,
         }
@@ -312,20 +299,24 @@ class ClipStream(ClipMix):
 
 
 class ClipIterator(Iterator[Any]):
-    """The clips that one reader takes from an epoch."""
+    """The clips that one reader takes from an epoch. It begins with the first clip or state."""
 
     def __init__(self, stream: ClipMix, *, reader: int, num_readers: int) -> None:
         self._stream = stream
         self._reader, self._num_readers = reader, num_readers
-        self._share: Share | None = None  # Until it begins with the first clip or state
+
+    @cached_property
+    def share(self) -> Share:
+        """What this reader takes, as far as is known."""
+        return self._begin()
 
     def _begin(self, wanted: Epoch | None = None, taken: int = 0) -> Share:
         self._epoch, left = self._stream._epochs.claim(wanted)
         share = self._look(left)
-        is_whole = left is None and self._is_whole and self._left
+        is_whole = left is None and self._is_whole and share.left
         if is_whole and self._stream.even == "drop" and not share:
             raise ConfigError(
-                f"even='drop': an epoch of {len(self._left)} clips leaves none for "
+                f"even='drop': an epoch of {len(share.left)} clips leaves none for "
                 f"{self._num_readers} readers. Use fewer workers, or even='repeat'"
             )
         self._taken, self._counts = taken, share.counts(taken)
@@ -337,51 +328,45 @@ class ClipIterator(Iterator[Any]):
         stream = self._stream
         stream._refresh()
         self._is_whole = stream._supply.is_whole
-        self._left, share = stream._share(self._epoch, left, self._reader, self._num_readers)
-        self._share, self.num_clips = share, len(share)
+        self.share = stream._share(self._epoch, left, self._reader, self._num_readers)
+        self.num_clips = len(self.share)
         """Number of clips that this reader takes from its epoch, as far as is known."""
         self._order = lru_cache(2 * len(stream.caches))(stream._order)  # two passes of each output
-        return share
+        return self.share
 
     def __next__(self) -> Any:
-        share = self._begin() if self._share is None else self._share
+        share, stream = self.share, self._stream
         while self._taken >= len(share):
             if self._is_whole:
                 raise StopIteration
-            self._stream._supply.wait(self._epoch, self._left.parts[0].num_items)
-            share = self._look({"0": self._left.state()})
-        stream, (source, position) = self._stream, share.item(self._counts)
+            stream._supply.wait(self._epoch, share.left.ends[0])
+            share = self._look({"0": share.left.state()})
+        source, position = share.item(self._counts)
         ever = self._epoch * stream.clips_per_epoch[source] + position
         number, place = divmod(ever, stream._num_clips[source])
         order = self._order(source, number)
-        end = place + self._left.parts[source].num_items - position  # of what this node reads
+        end = place + share.left.ends[source] - position  # of what this node reads
         self._ahead.make(source, order, order.window_of(place), end)
         clip_id, codes, columns = stream._sources[source].clip(*order[place])
         self._taken += 1
         self._counts[source] += 1
         return stream._make(clip_id, codes, **columns)
 
-    def left(self) -> tuple[MixRemaining, int]:
-        """Return what its node had to read when this epoch began, and the readers of the node."""
-        if self._share is None:
-            self._begin()
-        return self._left, self._num_readers // self._stream.num_nodes
-
     def rewind(self, taken: int = 0) -> None:
         """Go back to where ``taken`` clips were read; without any clips, to those of another."""
-        share = self._begin() if self._share is None else self._share
-        if self._left and not share:
-            share = Share(self._left, self._reader % len(self._left), self._num_readers)
-        self._share, self._taken, self._counts = share, taken, share.counts(taken)
+        left = self.share.left
+        if left and not self.share:
+            self.share = Share(left, self._reader % len(left), self.share.num_readers)
+        self._taken, self._counts = taken, self.share.counts(taken)
 
     def state_dict(self) -> dict[str, Any]:
         """Return this reader's position, as plain values."""
-        whole, _ = self.left()
+        left = self.share.left.state()
         return {
             "format": self._stream._format,
             **self._stream._settings(),
             "epoch": self._epoch,
-            **whole.state(),
+            **left,
             "reader": self._reader,
             "num_readers": self._num_readers,
             "taken": self._taken,

@@ -93,7 +93,8 @@ class Template:
         self._special = np.array([*vocabulary.special.values()][::-1], np.int64)
         for shape in product(range(1, 5), repeat=3) if finds_shape else [(2, 2, 2)]:
             layout, codes = _layout_of(self, shape), np.zeros((*shape, len(vocabulary.sizes)), int)
-            fields = [p for _, run in layout.events for p in run or () if p.kind in KINDS]
+            runs = (piece for piece in layout.pieces if isinstance(piece, tuple))
+            fields = [part for run in runs for part in run if part.kind in KINDS]
             values = {p.name: KINDS[p.kind][0]() for p in fields}
             values |= {p.name: [values[p.name]] * shape[0] for p in fields if p.frame is not None}
             tokens = self.compose(codes, values).tokens
@@ -150,19 +151,18 @@ class Template:
         values = {**(values or {}), **dict(zip(SHAPE, grid.shape[:3], strict=True))}
         flat = (grid + self.vocabulary.offsets).ravel()
         fixed = np.concatenate([flat, self._special])[layout.index]
-        parts, cuts = [], []
-        begin = length = 0
-        for place, run in [*layout.events, (len(fixed), None)]:
-            span = slice(begin, place)
-            parts.append((fixed[span], layout.loss[span], layout.positions[span]))
-            length, begin = length + place - begin, place
-            if run is None:
+        parts, cuts, length = [], [], 0
+        for piece in layout.pieces:
+            if piece is None:
                 cuts.append(length)
+                continue
+            if isinstance(piece, slice):
+                parts.append((fixed[piece], layout.loss[piece], layout.positions[piece]))
             else:
-                parts.append(self._encode(run, values))
-                length += len(parts[-1][0])
+                parts.append(self._encode(piece, values))
+            length += len(parts[-1][0])
         tokens, loss, positions = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Document(tokens, loss, positions, np.array(cuts[:-1], np.int64))
+        return Document(tokens, loss, positions, np.array(cuts, np.int64))
 
     def parse(self, tokens: Sequence[int] | NDArray[Any], shape: Shape | None = None) -> Parsed:
         """Return the clip and the fields from which ``compose`` makes these tokens.
@@ -177,10 +177,13 @@ class Template:
             if (shape := shape or self._shape_of(tokens)) is None:
                 raise ValueError("the shape of its clip cannot be found: pass shape=(t, h, w)")
             layout = _layout_of(self, shape)
-            fixed, values = self._read(layout, tokens)
-            is_code = layout.index >= 0
-            flat = np.empty(is_code.sum(), np.int64)
-            flat[layout.index[is_code]] = fixed[is_code]
+            values = self._values_in(layout, tokens)
+            order = layout.index[layout.index >= 0]
+            found = tokens[self.vocabulary.uses[tokens] >= len(self.vocabulary.special)]
+            if len(found) != len(order):
+                raise ValueError(f"it has {len(found)} codes, and the clip {len(order)}")
+            flat = np.empty_like(found)
+            flat[order] = found
             codes = flat.reshape(*shape, books) - self.vocabulary.offsets
             again = self.compose(codes, values).tokens
             if not np.array_equal(again, tokens):
@@ -215,7 +218,7 @@ class Template:
             index = _layout_of(self, (t, h, 1)).index
             return np.bincount(~index[index < 0], minlength=num_special)
 
-        _, values = self._read(_layout_of(self, (1, 1, 1)), tokens, first_code=True)
+        values = self._values_in(_layout_of(self, (1, 1, 1)), tokens, first_code=True)
         uses = self.vocabulary.uses[tokens]
         number = int((uses >= num_special).sum()) // len(self.vocabulary.sizes)
         # Special tokens occur a + b t + c t h times: equations for t and t h.
@@ -231,39 +234,38 @@ class Template:
         t, rows = np.rint(solved).astype(int).tolist()
         return (t, rows // t, number // rows) if rank == 2 and min(t, rows) > 0 else None
 
-    def _read(
+    def _values_in(
         self, layout: "_Layout", tokens: NDArray[np.int64], first_code: bool = False
-    ) -> tuple[NDArray[np.int64], dict[str, Any]]:
-        """Return the tokens for ``layout.index``, and the fields of its text.
+    ) -> dict[str, Any]:
+        """Return the fields of the text for a layout.
 
         With ``first_code``, reading ends there: that far, all shapes have the same layout.
         """
-        fixed, values = [], dict[str, Any]()
+        values, at = dict[str, Any](), 0
         stops = np.append(np.flatnonzero(self.vocabulary.uses[tokens] != TEXT), len(tokens))
-        begin = at = 0
-        for place, run in [*layout.events, (len(layout.index), None)]:
-            fixed.append(tokens[at : at + place - begin])
-            if first_code and (layout.index[begin:place] >= 0).any():
-                break
-            begin, at = place, at + place - begin
-            if at > len(tokens):
-                raise ValueError("it ends too early")
-            if run is None:
+        for piece in layout.pieces:
+            if isinstance(piece, slice):
+                if first_code and (layout.index[piece] >= 0).any():
+                    break
+                at += piece.stop - piece.start
+                if at > len(tokens):
+                    raise ValueError("it ends too early")
+            if not isinstance(piece, tuple):
                 continue
             assert self.vocabulary.text is not None
             start, at = at, int(stops[np.searchsorted(stops, at)])
             text = self.vocabulary.text.decode(tokens[start:at].tolist())
-            looks = (KINDS[p.kind][1] if p.kind in KINDS else re.escape(p.name) for p in run)
+            looks = (KINDS[p.kind][1] if p.kind in KINDS else re.escape(p.name) for p in piece)
             if not (match := re.fullmatch("".join(looks), text, re.DOTALL)):
                 raise ValueError(f"its text {text!r:.99} is not that of the template")
-            fields = (part for part in run if part.kind in KINDS)
+            fields = (part for part in piece if part.kind in KINDS)
             for field, found in zip(fields, match.groups(), strict=True):
                 value = KINDS[field.kind][0](found)
                 if field.frame is None:
                     values[field.name] = value
                 else:  # frames come in order, and some have the same field twice
                     values[field.name] = [*values.get(field.name, [])[: field.frame], value]
-        return np.concatenate(fixed), values
+        return values
 
 
 class _Layout:
@@ -276,27 +278,26 @@ class _Layout:
         grid = (*shape, len(template.vocabulary.sizes))
         numbers = np.arange(np.prod(grid, dtype=np.int64)).reshape(grid)
         try:
-            items = [*expanded(template.parts, numbers)]
+            items: list[Any] = [*expanded(template.parts, numbers)]
         except IndexError as error:
             raise wrong(template.template, f"codebooks are 0 to {grid[-1] - 1}") from error
-        parts, length = [np.empty(0, np.int64)], 0
-        self.events: list[tuple[int, Run | None]] = []  # Place in ``index`` of text, or of a cut
+        indices, length = [np.empty(0, np.int64)], 0
+        self.pieces: list[slice | Run | None] = []
+        """Places in ``index``, text and fields, and places between two frames."""
         for kind, group in groupby(items, type):
-            if kind is Part:
-                run = tuple(one for one in group if isinstance(one, Part))
-                _check_run(template, run)
-                if any(other and place == length for place, other in self.events[-2:]):
+            if kind is np.ndarray:
+                indices.append(np.concatenate([*group]))
+                start, length = length, length + len(indices[-1])
+                self.pieces.append(slice(start, length))
+            elif kind is Part:
+                _check_run(template, run := tuple(group))
+                if isinstance(next(filter(None, reversed(self.pieces)), None), tuple):
                     problem = "the text of two frames could not be told apart: put a token between"
                     raise wrong(template.template, problem)
-                self.events.append((length, run))
-                continue
-            for item in group:
-                if isinstance(item, np.ndarray):
-                    parts.append(item)
-                    length += len(item)
-                else:
-                    self.events.append((length, None))
-        self.index = np.concatenate(parts)
+                self.pieces.append(run)
+            else:
+                self.pieces += group
+        self.index = np.concatenate(indices)
         """Number of each code; ~k for the special token with number k."""
         is_code = self.index >= 0
         codes = self.index[is_code]
