@@ -4,7 +4,6 @@ The codebook is moved by the gradient, or follows the latents by averages.
 """
 
 import os
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -53,15 +52,13 @@ class CodebookQuantizer(Quantizer):
             raise ValueError(f"a codebook of {num_vectors} vectors of {dim} channels is empty")
         used = None if remap is None else _used_entries(remap, num_vectors)
         num_used = num_vectors if used is None else len(used)
-        if unknown_index not in ("random", "extra") and (
-            not isinstance(unknown_index, int) or not 0 <= unknown_index < num_used
-        ):
+        if unknown_index not in ("random", "extra") and unknown_index not in range(num_used):
             raise ValueError(
                 f"unknown_index={unknown_index!r}: use 'random', 'extra' or a position below "
                 f"{num_used}; any other code would name no vector"
             )
-        extra = used is not None and unknown_index == "extra"
-        super().__init__(num_used + extra, dim, latent_dim)
+        has_extra = used is not None and unknown_index == "extra"
+        super().__init__(num_used + has_extra, dim, latent_dim)
         self.num_vectors = num_vectors
         self.unknown_index = unknown_index
         self.register_constant("used", used)
@@ -73,10 +70,6 @@ class CodebookQuantizer(Quantizer):
         """
         vectors = self._vectors(self._checked(indices))
         return vectors if shape is None else vectors.reshape(tuple(shape)).movedim(-1, 1)
-
-    def _flat(self, codes: Tensor) -> Tensor:
-        """(B, ...) -> (N,), or (N, 1) under ``remap``, as published."""
-        return codes.flatten() if self.used is None else codes.reshape(-1, 1)
 
     def _entries_to_codes(self, entries: Tensor) -> Tensor:
         if self.used is None:
@@ -112,15 +105,44 @@ def _used_entries(remap: Remap, num_vectors: int) -> Tensor:
     return torch.from_numpy(used.astype(np.int64))
 
 
-class NearestQuantizer(CodebookQuantizer):
-    """Names the nearest code vector, a row of ``embedding``, by Euclidean distance.
+class VectorQuantizer(CodebookQuantizer):
+    """Names the nearest code vector of a learned codebook, a row of ``embedding``.
 
-    Or, by ``search``, that of the greatest dot product or cosine. For cosines, latents and code
-    vectors are first brought to length 1.
+    ``n_e`` vectors of ``e_dim`` channels, unbounded. ``search`` is by Euclidean distance, or for
+    the greatest "dot" product or "cosine", for which latents and code vectors are first brought to
+    length 1. IBQ encodes by "dot", but is trained by another loss.
+
+    The loss pulls each vector to its latents, plus ``beta`` times the commitment of the latents to
+    their vector. With ``legacy``, ``beta`` weighs the pull instead: a published mistake that
+    published models were trained with, and so the published default. The loss has the same value
+    either way, with other gradients. ``remap`` and ``unknown_index``: see ``CodebookQuantizer``.
+
+    ``forward`` returns the codes flat, (N,), or (N, 1) under ``remap``, as published; with
+    ``sane_index_shape`` as (B, ...), which ``codes_of`` always does.
+    Source: arXiv:1711.00937; published as ``VectorQuantizer2``, and as ``VectorQuantizer``
+    without ``legacy``, which is ``legacy=False`` here.
     """
 
-    embedding: nn.Embedding
-    search = "nearest"
+    @takes("log_perplexity", "loss_key", embedding_weight_norm=(False,))
+    def __init__(
+        self,
+        n_e: int,
+        e_dim: int,
+        beta: float = 0.25,
+        remap: Remap | None = None,
+        unknown_index: UnknownIndex = "random",
+        sane_index_shape: bool = False,
+        legacy: bool = True,
+        *,
+        search: str = "nearest",
+    ) -> None:
+        super().__init__(n_e, e_dim, remap=remap, unknown_index=unknown_index)
+        self.search = search
+        self.beta = beta
+        self.sane_index_shape = sane_index_shape
+        self.legacy = legacy
+        self.embedding = nn.Embedding(n_e, e_dim)
+        nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
 
     def codes_of(self, latent: Tensor) -> Tensor:
         """(B, dim, ...) -> (B, ...) int64; of vectors equally near, the first."""
@@ -151,58 +173,16 @@ class NearestQuantizer(CodebookQuantizer):
         entries = self._nearest_entries(latent)
         vectors = self._scaled(self.embedding(entries).movedim(-1, 1))
         loss = self._loss(latent, vectors, entries)
-        codes = self._flat(self._entries_to_codes(entries))
+        codes = self._entries_to_codes(entries)
+        if not self.sane_index_shape:
+            codes = codes.flatten() if self.used is None else codes.reshape(-1, 1)
         return Quantized(straight_through(latent, vectors), codes, loss)
 
-    @abstractmethod
     def _loss(self, latent: Tensor, vectors: Tensor, entries: Tensor) -> Tensor:
         """The loss of a training step; latent and vectors (B, dim, ...) float32."""
-
-
-class VectorQuantizer(NearestQuantizer):
-    """Names the nearest code vector of a learned codebook.
-
-    ``n_e`` vectors of ``e_dim`` channels, unbounded. The loss pulls each vector to its latents,
-    plus ``beta`` times the commitment of the latents to their vector. With ``legacy``, ``beta``
-    weighs the pull instead: a published mistake that published models were trained with, and so
-    the published default. The loss has the same value either way, with other gradients.
-    ``remap`` and ``unknown_index``: see ``CodebookQuantizer``; ``search``: see
-    ``NearestQuantizer``. IBQ encodes by ``search="dot"``, but is trained by another loss.
-
-    ``forward`` returns the codes flat, (N,), or (N, 1) under ``remap``, as published; with
-    ``sane_index_shape`` as (B, ...), which ``codes_of`` always does.
-    Source: arXiv:1711.00937; published as ``VectorQuantizer2``, and as ``VectorQuantizer``
-    without ``legacy``, which is ``legacy=False`` here.
-    """
-
-    @takes("log_perplexity", "loss_key", embedding_weight_norm=(False,))
-    def __init__(
-        self,
-        n_e: int,
-        e_dim: int,
-        beta: float = 0.25,
-        remap: Remap | None = None,
-        unknown_index: UnknownIndex = "random",
-        sane_index_shape: bool = False,
-        legacy: bool = True,
-        *,
-        search: str = "nearest",
-    ) -> None:
-        super().__init__(n_e, e_dim, remap=remap, unknown_index=unknown_index)
-        self.search = search
-        self.beta = beta
-        self.sane_index_shape = sane_index_shape
-        self.legacy = legacy
-        self.embedding = nn.Embedding(n_e, e_dim)
-        nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
-
-    def _loss(self, latent: Tensor, vectors: Tensor, entries: Tensor) -> Tensor:
         commitment = F.mse_loss(latent, vectors.detach())
         pull = F.mse_loss(vectors, latent.detach())
         return commitment + self.beta * pull if self.legacy else self.beta * commitment + pull
-
-    def _flat(self, codes: Tensor) -> Tensor:
-        return codes if self.sane_index_shape else super()._flat(codes)
 
 
 class EMACodebook(nn.Embedding):
@@ -256,20 +236,15 @@ class EMACodebook(nn.Embedding):
         self.weight.copy_(self.embed_avg / sizes.unsqueeze(1))
 
 
-class EMAVectorQuantizer(NearestQuantizer):
-    """Names the nearest code vector of a codebook made of moving averages of the latents.
+class EMAVectorQuantizer(VectorQuantizer):
+    """``VectorQuantizer`` whose codebook is made of moving averages of the latents.
 
     ``n_embed`` vectors of ``embedding_dim`` channels. The loss is ``beta`` times the commitment of
     the latents to their vector. In ``train()`` mode each ``forward`` moves the codebook after
     using it, keeping ``decay`` of the averages; in ``eval()`` mode nothing moves. As published,
     the averages start from random vectors and zero latents: vectors that the first step does not
     name are then divided by ``eps``, and are not used for about ``log(eps) / log(decay)``
-    steps, 1,146 by default.
-
-    ``remap`` and ``unknown_index``: see ``CodebookQuantizer``; published code accepts them, and
-    leaves the codes unchanged.
-
-    ``forward`` returns the codes flat, (N,), or (N, 1) under ``remap``.
+    steps, 1,146 by default. Published code accepts ``remap``, and leaves the codes unchanged.
     Source: arXiv:1711.00937, appendix A.1.
     """
 
@@ -286,8 +261,7 @@ class EMAVectorQuantizer(NearestQuantizer):
         remap: Remap | None = None,
         unknown_index: UnknownIndex = "random",
     ) -> None:
-        super().__init__(n_embed, embedding_dim, remap=remap, unknown_index=unknown_index)
-        self.beta = beta
+        super().__init__(n_embed, embedding_dim, beta, remap, unknown_index)
         self.embedding = EMACodebook(n_embed, embedding_dim, decay, eps)
 
     def _loss(self, latent: Tensor, vectors: Tensor, entries: Tensor) -> Tensor:
@@ -348,8 +322,10 @@ class GumbelQuantizer(CodebookQuantizer):
     def _projection(self) -> tuple[Tensor, Tensor]:
         """Weight (K, num_hiddens) and bias (K,) of the entries in use, float32."""
         assert self.proj.bias is not None
-        weight, bias = self.proj.weight.float().flatten(1), self.proj.bias.float()
-        return (weight, bias) if self.used is None else (weight[self.used], bias[self.used])
+        return self._in_use(self.proj.weight).flatten(1), self._in_use(self.proj.bias)
+
+    def _in_use(self, rows: Tensor) -> Tensor:
+        return rows.float() if self.used is None else rows.float()[self.used]
 
     def _vectors(self, codes: Tensor) -> Tensor:
         return F.embedding(self._codes_to_entries(codes), self.embed.weight).float()
@@ -361,15 +337,10 @@ class GumbelQuantizer(CodebookQuantizer):
         logits = self.logits_of(latent).movedim(1, -1)
         shares = logits.softmax(-1)
         divergence = (shares * (shares * self.num_vectors + 1e-10).log()).sum(-1).mean()
-        if self.training:
-            noise = -torch.empty_like(logits).exponential_().log()
-            soft = ((logits + noise) / temp).softmax(-1)
-            codes = soft.argmax(-1)
-        else:
-            soft = (logits / temp).softmax(-1)
-            codes = self.codes_of(latent)
-        codebook = self.embed.weight.float()
-        codebook = codebook if self.used is None else codebook[self.used]
+        noise = -torch.empty_like(logits).exponential_().log() if self.training else 0.0
+        soft = ((logits + noise) / temp).softmax(-1)
+        codes = soft.argmax(-1) if self.training else self.codes_of(latent)
+        codebook = self._in_use(self.embed.weight)
         with exact_float32_products(latent.device):
             if self.straight_through or not self.training:
                 # The second term is zero, and carries the gradient of the softmax.

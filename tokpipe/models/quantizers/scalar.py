@@ -80,7 +80,7 @@ class ScalarQuantizer(Quantizer):
                 f"codes have shape {tuple(codes.shape)}, but the last dimension holds the codes "
                 f"of the {self.num_codebooks} codebooks: pass them as codes_of returned them"
             )
-        return self._outer(self._inner_vectors(codes))
+        return self.project_out(self._inner_vectors(codes).flatten(-2))
 
     def _inner(self, latent: Tensor) -> Tensor:
         """(B, dim, ...) -> (B, ..., n, codebook_dim) float32, to be rounded."""
@@ -88,9 +88,11 @@ class ScalarQuantizer(Quantizer):
         x: Tensor = self.project_in(latent.float().movedim(1, -1))
         return x.unflatten(-1, (self.num_codebooks, self.codebook_dim))
 
-    def _outer(self, inner: Tensor) -> Tensor:
-        """(B, ..., n, codebook_dim) -> (B, ..., dim)."""
-        return self.project_out(inner.flatten(-2))
+    def _quantized(self, inner: Tensor, codes: Tensor, loss: Tensor | None = None) -> Quantized:
+        """The result of ``forward``, whose gradient passes to ``inner``, in the unit of vectors."""
+        vectors = straight_through(inner, self._inner_vectors(codes))
+        vectors = self.project_out(vectors.flatten(-2)).movedim(-1, 1)
+        return Quantized(vectors, self._shaped(codes), loss)
 
     def _shaped(self, codes: Tensor) -> Tensor:
         return codes if self.keep_num_codebooks_dim else codes.squeeze(-1)
@@ -136,24 +138,21 @@ class FSQ(ScalarQuantizer):
         nearest one, 0 to about 0.5, says how close the code is to changing. Training that pulls
         it down makes codes that survive reduced precision. Differentiable.
         """
-        return self._bound(self._inner(latent)).flatten(-2).movedim(-1, 1)
+        return self._inner(latent).flatten(-2).movedim(-1, 1)
 
-    def _bound(self, inner: Tensor) -> Tensor:
+    def _inner(self, latent: Tensor) -> Tensor:
         # A thousandth wider than needed, so that both outermost levels are reached; an even number
         # of levels is centred between two of them.
         half_width = (self.levels - 1).float() * 1.001 / 2
         offset = (self.levels % 2 == 0).float() * 0.5
-        return (inner + (offset / half_width).atanh()).tanh() * half_width - offset
+        shift = (offset / half_width).atanh()
+        return (super()._inner(latent) + shift).tanh() * half_width - offset
 
-    def _round(self, bounded: Tensor) -> Tensor:
-        """Bounded values (..., codebook_dim) -> codes (...) int64."""
-        digits = bounded.round().long() + self.levels // 2
+    def _codes(self, inner: Tensor) -> Tensor:
+        digits = inner.round().long() + self.levels // 2
         # From 1,001 levels on that thousandth rounds past the last level.
         digits = digits.clamp_min(0).minimum(self.levels - 1)
         return (digits * self.place_values).sum(-1)
-
-    def _codes(self, inner: Tensor) -> Tensor:
-        return self._round(self._bound(inner))
 
     def _inner_vectors(self, codes: Tensor) -> Tensor:
         half_width = self.levels // 2
@@ -162,10 +161,8 @@ class FSQ(ScalarQuantizer):
 
     def forward(self, latent: Tensor) -> Quantized:
         """(B, dim, ...) -> vectors, codes; no loss."""
-        bounded = self._bound(self._inner(latent))
-        codes = self._round(bounded.detach())
-        vectors = straight_through(bounded / (self.levels // 2), self._inner_vectors(codes))
-        return Quantized(self._outer(vectors).movedim(-1, 1), self._shaped(codes))
+        inner = self._inner(latent)
+        return self._quantized(inner / (self.levels // 2), self._codes(inner.detach()))
 
 
 class LFQ(ScalarQuantizer):
@@ -236,7 +233,6 @@ class LFQ(ScalarQuantizer):
         """
         inner = self._inner(latent)
         codes = self._codes(inner.detach())
-        vectors = self._inner_vectors(codes)
         loss = inner.new_zeros(())
         if self.training:
             # The published soft code is the softmax, over all code vectors, of 2 * inv_temperature
@@ -247,10 +243,9 @@ class LFQ(ScalarQuantizer):
             per_bit = F.softplus(logits) - logits * logits.sigmoid()
             of_mean = torch.stack([entropy_of_mean(bits) for bits in logits.unbind(1)]).mean()
             entropy = per_bit.sum(-1).mean() - self.diversity_gamma * of_mean
-            commitment = F.mse_loss(inner, vectors)
+            commitment = F.mse_loss(inner, self._inner_vectors(codes))
             loss = self.entropy_loss_weight * entropy + self.commitment_loss_weight * commitment
-        vectors = self._outer(straight_through(inner, vectors)).movedim(-1, 1)
-        return Quantized(vectors, self._shaped(codes), loss)
+        return self._quantized(inner, codes, loss)
 
 
 def entropy_of_mean(logits: Tensor) -> Tensor:
