@@ -9,7 +9,7 @@ import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +37,43 @@ class Pyramid2D(Pyramid):
 
 _CLIPS_ONLY = ("pad_mode", "temporal_compress_times", "gather_norm")
 
+_STEPS = re.compile(r"(conv|norm)_(in|out)|mid\.\w+|(down|up)\.\d+\.\w+(\.\d+)?")
+"""Paths of the modules whose results are published features."""
 
-class Encoder(nn.Module):
+
+class Network2D(nn.Module):
+    """What the encoder and the decoder share: their stride, and a view of their activations."""
+
+    def __init__(self, pyramid: Pyramid) -> None:
+        super().__init__()
+        self.spatial_stride = pyramid.spatial_stride
+
+    def forward_with_features_output(self, *given: Any, **named: Any) -> tuple[Any, dict[str, Any]]:
+        """The result of ``forward``, and every activation on the way to it, in order.
+
+        Names are the published ones, the decoder's those of MoVQ: ``conv_in``,
+        ``down{level}_block{block}``, ``down{level}_attn{block}``, ``down{level}_downsample``,
+        ``mid_block_1``, ``mid_attn_1``, ``mid_block_2``, ``up_{level}_block_{block}``,
+        ``up_{level}_attn_{block}``, ``up_{level}_upsample``, and unless the network ends before
+        them ``norm_out``, ``nonlinearity``, ``conv_out``.
+        """
+        features: dict[str, Tensor] = {}
+
+        def keep(name: str, _step: nn.Module, given: tuple[Tensor, ...], h: Tensor) -> None:
+            if name == "conv_out":
+                features["nonlinearity"] = given[0]
+            features[name] = h
+
+        with ExitStack() as stack:
+            for path, step in self.named_modules():
+                if _STEPS.fullmatch(path):
+                    name = re.sub(r"\.(?=\d)", "" if path.startswith("down") else "_", path)
+                    hook = step.register_forward_hook(partial(keep, name.replace(".", "_")))
+                    stack.callback(hook.remove)
+            return self(*given, **named), features
+
+
+class Encoder(Network2D):
     """Images to latents: each level but the last halves rows and columns.
 
     Arguments (see ``Pyramid2D``) and state_dict keys are as published, so public checkpoints load
@@ -61,26 +96,16 @@ class Encoder(nn.Module):
         double_z: bool = True,
         **shape: Any,
     ) -> None:
-        super().__init__()
         pyramid = Pyramid2D(**shape)
+        super().__init__(pyramid)
         block = partial(ResnetBlock, dropout=pyramid.dropout, temb_channels=0)
         attn = pyramid.attention()
         channels = pyramid.widths[-1]
-        self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(in_channels, pyramid.ch, 3, padding=1)
         self.down = Levels("down", pyramid, block, attn, Downsample)
         self.mid = MidBlocks(channels, block, attn)
         self.norm_out = group_norm(channels)
         self.conv_out = Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
-
-    def forward_with_features_output(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The result of ``forward``, and every activation on the way to it, in order.
-
-        Names are the published ones: ``conv_in``, ``down{level}_block{block}``,
-        ``down{level}_attn{block}``, ``down{level}_downsample``, ``mid_block_1``, ``mid_attn_1``,
-        ``mid_block_2``, ``norm_out``, ``nonlinearity``, ``conv_out``.
-        """
-        return _features(self, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) in [-1, 1] -> (B, z or 2z, H // s, W // s)."""
@@ -89,7 +114,7 @@ class Encoder(nn.Module):
         return self.conv_out(silu(self.norm_out(h)))
 
 
-class Decoder(nn.Module):
+class Decoder(Network2D):
     """Latents to images: each level but the last doubles rows and columns.
 
     Arguments (see ``Pyramid2D``) and state_dict keys are the published ones. ``give_pre_end``
@@ -119,15 +144,14 @@ class Decoder(nn.Module):
         add_conv: bool = False,
         **shape: Any,
     ) -> None:
-        super().__init__()
+        pyramid = Pyramid2D(**shape)
+        super().__init__(pyramid)
         self.give_pre_end = give_pre_end
         self.tanh_out = tanh_out
-        pyramid = Pyramid2D(**shape)
         latent: dict[str, Any] = {} if zq_ch is None else {"zq_ch": zq_ch, "add_conv": add_conv}
         block = partial(self._make_resblock(), temb_channels=0, dropout=pyramid.dropout, **latent)
         attn = pyramid.attention(self._make_attn(), **latent)
         finest, coarsest = pyramid.widths[0], pyramid.widths[-1]
-        self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(z_channels, coarsest, 3, padding=1)
         self.mid = MidBlocks(coarsest, block, attn)
         self.up = Levels("up", pyramid, block, attn, Upsample)
@@ -155,18 +179,6 @@ class Decoder(nn.Module):
     def get_last_layer(self) -> Tensor:
         """The weight of ``conv_out``, whose gradient is used to balance losses."""
         return self.conv_out.weight
-
-    def forward_with_features_output(
-        self, z: Tensor, zq: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The result of ``forward``, and every activation on the way to it, in order.
-
-        Names are those published for MoVQ: ``conv_in``, ``mid_block_1``, ``mid_attn_1``,
-        ``mid_block_2``, ``up_{level}_block_{block}``, ``up_{level}_attn_{block}``,
-        ``up_{level}_upsample``, and without ``give_pre_end`` also ``norm_out``, ``nonlinearity``,
-        ``conv_out``. (With ``give_pre_end``, published code omits the second value.)
-        """
-        return _features(self, z, zq)
 
     def forward(self, z: Tensor, zq: Tensor | None = None) -> Tensor:
         """(B, z_channels, h, w) -> (B, out_ch, s * h, s * w), about [-1, 1], not clamped.
@@ -204,28 +216,6 @@ class MOVQDecoder(Decoder):
         super().__init__(z_channels=z_channels, zq_ch=zq_ch, **arguments)
 
 
-_STEPS = re.compile(r"(conv|norm)_(in|out)|mid\.\w+|(down|up)\.\d+\.\w+(\.\d+)?")
-"""Paths of the modules whose results are published features."""
-
-
-def _features(network: nn.Module, *given: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """The network's result, and that of each of its steps by the published name."""
-    features: dict[str, Tensor] = {}
-
-    def keep(name: str, _step: nn.Module, given: tuple[Tensor, ...], h: Tensor) -> None:
-        if name == "conv_out":
-            features["nonlinearity"] = given[0]
-        features[name] = h
-
-    with ExitStack() as stack:
-        for path, step in network.named_modules():
-            if _STEPS.fullmatch(path):
-                name = re.sub(r"\.(?=\d)", "" if path.startswith("down") else "_", path)
-                hook = step.register_forward_hook(partial(keep, name.replace(".", "_")))
-                stack.callback(hook.remove)
-        return network(*given), features
-
-
 class UNet(nn.Module):
     """Predicts noise, or a cleaner image, of the same size, from an image at a known noise level.
 
@@ -252,7 +242,7 @@ class UNet(nn.Module):
         pyramid = Pyramid2D(**shape)
         self.spatial_stride = pyramid.spatial_stride
         hidden = 4 * pyramid.ch
-        self.temb: nn.ModuleDict | None = None
+        self.temb: Any = None
         if use_timestep:
             dense = [nn.Linear(pyramid.ch, hidden), nn.Linear(hidden, hidden)]
             self.temb = nn.ModuleDict({"dense": nn.ModuleList(dense)})
@@ -325,11 +315,11 @@ class UNet(nn.Module):
                 f"level of its input: pass one timestep for each image ({x.shape[0]},), or one for "
                 "all (1,), or build it with use_timestep=False"
             )
-        first, second = cast(nn.ModuleList, self.temb["dense"])
-        assert isinstance(first, nn.Linear)
+        first, second = self.temb["dense"]
         # The angles of late timesteps need float32: bfloat16 has no odd numbers above 256.
         embedding = get_timestep_embedding(t, first.in_features).to(first.weight.dtype)
-        return second(silu(first(embedding)))
+        embedded: Tensor = second(silu(first(embedding)))
+        return embedded
 
 
 def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
