@@ -1,7 +1,6 @@
 """The 2D networks of the CogVideo family, encoder, decoders and U-Net: images, or single frames.
 
-Shape letters: B images, C channels, H rows, W columns, E channels of the timestep embedding; s is
-``2 ** (len(ch_mult) - 1)``.
+Shape letters: B images, C channels, H rows, W columns; s is ``2 ** (len(ch_mult) - 1)``.
 """
 
 import math
@@ -42,7 +41,7 @@ _STEPS = re.compile(r"(conv|norm)_(in|out)|mid\.\w+|(down|up)\.\d+\.\w+(\.\d+)?"
 
 
 class Network2D(nn.Module):
-    """What the encoder and the decoder share: their stride, and a view of their activations."""
+    """What encoder and decoder share. An image's result does not depend on others of its batch."""
 
     def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
@@ -76,13 +75,11 @@ class Network2D(nn.Module):
 class Encoder(Network2D):
     """Images to latents: each level but the last halves rows and columns.
 
-    Arguments (see ``Pyramid2D``) and state_dict keys are as published, so public checkpoints load
-    unchanged; images of any size are accepted. The middle always has attention. ``double_z``
-    returns ``2 * z_channels``, mean and log-variance, for tokenizers without a codebook.
+    Arguments (see ``Pyramid2D``) and state_dict keys are as published. The middle always has
+    attention. ``double_z`` returns ``2 * z_channels``, mean and log-variance.
 
-    An image's latent does not depend on the other images of its batch. Sizes that are not
-    multiples of ``s`` are rounded down, as published: 33 rows give as many latent rows as 32, the
-    last of which sees row 33, and a decoder returns 32.
+    Sizes that are not multiples of ``s`` are rounded down, as published: 33 rows give as many
+    latent rows as 32, the last of which sees row 33, and a decoder returns 32.
     Source: arXiv:2012.09841 and arXiv:2112.10752, as CogVideo's ``vqvae_blocks.Encoder`` and
     ``Encoder`` of ``sgm.modules.diffusionmodules.model``.
     """
@@ -126,8 +123,6 @@ class Decoder(Network2D):
     To change the parts of the decoder, override ``_make_attn``, ``_make_resblock`` or
     ``_make_conv`` in a subclass. They are called during ``__init__``, and may use attributes that
     the subclass set before ``super().__init__``.
-
-    An image does not depend on the other latents of its batch.
     Source: arXiv:2012.09841 and arXiv:2112.10752, as CogVideo's ``vqvae_blocks.Decoder`` and
     ``Decoder`` of ``sgm.modules.diffusionmodules.model``.
     """
@@ -190,9 +185,7 @@ class Decoder(Network2D):
         if zq is not None and isinstance(norm, SpatialNorm):
             check_input(zq, norm.conv_y if norm.conv is None else norm.conv, "zq")
             if z.shape[:1] != zq.shape[:1]:
-                raise ValueError(
-                    f"z has {len(z)} images and zq {len(zq)}: pass one zq for each image of z"
-                )
+                raise ValueError(f"z has {len(z)} images and zq {len(zq)}: pass one zq for each")
         context = () if zq is None else (zq,)
         h: Tensor = self.up(self.mid(self.conv_in(z), None, *context), *context)
         if not self.give_pre_end:
@@ -204,9 +197,8 @@ class Decoder(Network2D):
 class MOVQDecoder(Decoder):
     """``Decoder`` with every norm scaled and shifted by the quantized latent ``zq``.
 
-    Loads public checkpoints (SBER-MoVQGAN, the decoders of Kandinsky 2) unchanged. ``z`` is
-    usually ``post_quant_conv(zq)``. ``zq_ch`` is by default ``z_channels``; published code
-    requires it. The other arguments are those of ``Decoder``.
+    That of SBER-MoVQGAN and Kandinsky 2. ``z`` is usually ``post_quant_conv(zq)``. ``zq_ch`` is by
+    default ``z_channels``.
     Source: arXiv:2209.09002, as CogVideo's ``movq_modules.MOVQDecoder``.
     """
 
@@ -221,8 +213,7 @@ class UNet(nn.Module):
 
     Every activation on the way to the coarsest level is kept, and concatenated to the input of one
     block on the way back. Arguments (see ``Pyramid2D``) and state_dict keys are the published
-    ones. The middle always has attention. Any size that halves evenly down to the coarsest level
-    is accepted.
+    ones. The middle always has attention.
 
     ``use_timestep=False`` builds a network that ignores ``t``. Its blocks keep the ``temb_proj``
     of the published weights, and never use it.
@@ -291,17 +282,16 @@ class UNet(nn.Module):
         if context is not None:
             if context.shape[:1] + context.shape[2:] != x.shape[:1] + x.shape[2:]:
                 raise ValueError(
-                    f"context has shape {tuple(context.shape)}, but it is appended to the channels "
-                    f"of x {tuple(x.shape)}: pass the same B, H and W"
+                    f"context has shape {tuple(context.shape)}, but joins the channels of x "
+                    f"{tuple(x.shape)}: pass the same B, H and W"
                 )
             name, x = "x with context", torch.cat([x, context], dim=1)
         check_input(x, self.conv_in, name)
         height, width = x.shape[2:]
         if height % self.spatial_stride or width % self.spatial_stride:
             raise ValueError(
-                f"images of {height}x{width} do not halve evenly down to the coarsest level, so "
-                "the skips on the way up would not fit: pad or crop rows and columns to multiples "
-                f"of {self.spatial_stride}"
+                f"images of {height}x{width} do not halve evenly down to the coarsest level: pad "
+                f"or crop rows and columns to multiples of {self.spatial_stride}"
             )
         return x
 
@@ -311,9 +301,9 @@ class UNet(nn.Module):
             return None
         if t is None or t.shape not in {(x.shape[0],), (1,)}:
             raise ValueError(
-                f"t is {None if t is None else tuple(t.shape)}, but this network needs the noise "
-                f"level of its input: pass one timestep for each image ({x.shape[0]},), or one for "
-                "all (1,), or build it with use_timestep=False"
+                f"t is {None if t is None else tuple(t.shape)}, but this network needs one "
+                f"timestep for each image ({x.shape[0]},), or one for all (1,): pass it, or build "
+                "with use_timestep=False"
             )
         first, second = self.temb["dense"]
         # The angles of late timesteps need float32: bfloat16 has no odd numbers above 256.
@@ -325,22 +315,16 @@ class UNet(nn.Module):
 def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
     """(B,) of any real dtype -> (B, embedding_dim) float32 in [-1, 1]: sines, then cosines.
 
-    The half ``n = embedding_dim // 2`` has angles ``t * 10000 ** (-i / (n - 1))``, from a period
-    of ``2 pi`` steps to one of ``20000 pi``. An odd dim ends in a zero. Computed in float32
-    whatever the dtype of ``timesteps``, of which whole numbers up to 2**24 are exact.
+    The half ``n = embedding_dim // 2`` has angles ``t * 10000 ** (-i / (n - 1))``. An odd dim ends
+    in a zero. Computed in float32, in which whole timesteps up to 2**24 are exact.
     Source: tensor2tensor, as in Denoising Diffusion Probabilistic Models, arXiv:2006.11239;
     arguments as in CogVideo's ``sgm.modules.diffusionmodules.model``.
     """
     if timesteps.ndim != 1:
-        raise ValueError(
-            f"timesteps have shape {tuple(timesteps.shape)}, but each input has one: pass (B,)"
-        )
+        raise ValueError(f"timesteps have shape {tuple(timesteps.shape)}, not one: pass (B,)")
     half = embedding_dim // 2
     if half < 2:
-        raise ValueError(
-            f"embedding_dim={embedding_dim} leaves room for {half} period(s), but the series "
-            "needs two at least: use 4 or more"
-        )
+        raise ValueError(f"{embedding_dim=} leaves room for {half} period(s): use 4 or more")
     # On the CPU, so that the periods are the same bits on every device.
     steps = torch.arange(half, dtype=torch.float32, device="cpu")
     rates = torch.exp(steps * -(math.log(10000) / (half - 1))).to(timesteps.device)

@@ -106,11 +106,10 @@ def normalized(
     norm: GroupNorm | SpatialNorm, x: Tensor, zq: Tensor | None, *stream: Stream | None
 ) -> Tensor:
     """Apply either kind of ``block_norm``."""
-    if isinstance(norm, SpatialNorm) != (zq is not None):
-        how = (
-            "with zq_ch, so pass zq"
-            if zq is None
-            else "without zq_ch, so it takes no zq: leave it out"
-        )
-        raise ValueError(f"this block was built {how}")
-    return norm(x) if zq is None else norm(x, zq, *stream)
+    if isinstance(norm, SpatialNorm):
+        if zq is None:
+            raise ValueError("this block was built with zq_ch, so its norms need it: pass zq")
+        return norm(x, zq, *stream)
+    if zq is not None:
+        raise ValueError("this block was built without zq_ch, so it cannot use zq: leave it out")
+    return norm(x)
