@@ -31,10 +31,8 @@ class CodebookQuantizer(Quantizer):
 
     - an integer: that position of the list.
     - ``"extra"``: one more code at the end, with the vector of the first in the list.
-    - ``"random"``: the entry modulo the list's length. (Published code draws a new position for
-      every latent, so that no two runs return the same codes.)
-
-    State: ``used``, as published.
+    - ``"random"``: the entry modulo the list's length, where published code draws a new position
+      for every latent.
     """
 
     used: Tensor | None
@@ -54,8 +52,7 @@ class CodebookQuantizer(Quantizer):
         num_used = num_vectors if used is None else len(used)
         if unknown_index not in ("random", "extra") and unknown_index not in range(num_used):
             raise ValueError(
-                f"unknown_index={unknown_index!r}: use 'random', 'extra' or a position below "
-                f"{num_used}; any other code would name no vector"
+                f"{unknown_index=}: use 'random', 'extra' or a position below {num_used}"
             )
         has_extra = used is not None and unknown_index == "extra"
         super().__init__(num_used + has_extra, dim, latent_dim)
@@ -93,9 +90,8 @@ def _used_entries(remap: Remap, num_vectors: int) -> Tensor:
         given = np.load(where, allow_pickle=False) if where != "remap" else remap
         used = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
     except (ValueError, EOFError) as error:
-        raise ValueError(
-            f"{where}: not a .npy file of integers ({error}): use numpy.save"
-        ) from error
+        problem = f"{where}: not a .npy file of integers ({error}): use numpy.save"
+        raise ValueError(problem) from error
     entries = used.tolist() if used.ndim == 1 and used.dtype.kind in "iu" else []
     if not entries or len(set(entries).intersection(range(num_vectors))) < len(entries):
         raise ValueError(
@@ -158,8 +154,7 @@ class VectorQuantizer(CodebookQuantizer):
         codebook = self._scaled(self.embedding.weight.detach())
         if self.search != "nearest":
             return search(latent, codebook, codebook.new_zeros(len(codebook)), -1)
-        # Without the latent's norm, which is the same for every code vector: adding it would only
-        # lose precision.
+        # Without the latent's norm, which would only lose precision.
         return search(latent, codebook, codebook.square().sum(1), -2)
 
     def _vectors(self, codes: Tensor) -> Tensor:
@@ -188,17 +183,14 @@ class VectorQuantizer(CodebookQuantizer):
 class EMACodebook(nn.Embedding):
     """Code vectors as the quotient of two moving averages: of latents, and of their number.
 
-    State, as published: ``weight`` (K, dim), ``cluster_size`` (K,), ``embed_avg`` (K, dim). They
-    are parameters that no optimizer moves, so a checkpoint's averages load like weights.
+    State, as published: ``weight`` (K, dim), ``cluster_size`` (K,), ``embed_avg`` (K, dim), which
+    are parameters that no optimizer moves.
     """
 
     def __init__(self, num_vectors: int, dim: int, decay: float, eps: float) -> None:
         super().__init__(num_vectors, dim)
         if not 0 <= decay < 1 or eps <= 0:
-            raise ValueError(
-                f"decay={decay} and eps={eps}: decay, the part of the average that a step keeps, "
-                "must be at least 0 and below 1; eps, which guards a division, must be above 0"
-            )
+            raise ValueError(f"{decay=} and {eps=}: decay is at least 0 and below 1, eps above 0")
         self.decay = decay
         self.eps = eps
         self.cluster_size = nn.Parameter(torch.zeros(num_vectors))
@@ -209,22 +201,19 @@ class EMACodebook(nn.Embedding):
     def follow(self, latents: Tensor, entries: Tensor) -> None:
         """Take one step: latents (N, dim) float32 and the entries (N,) int64 that name them.
 
-        Where ``torch.distributed`` is set up, the step uses the latents of all ranks, and each
-        rank must take it. Latents that are not finite are left out, since a single one would spoil
-        the averages permanently.
+        Where ``torch.distributed`` is set up, all ranks must take it, each with its own latents.
+        Latents that are not finite are left out: a single one would spoil the averages for good.
         """
         if torch.finfo(self.cluster_size.dtype).bits < 32:
             raise RuntimeError(
-                f"the codebook's averages are {self.cluster_size.dtype}, in which steps of "
-                f"1 - decay = {1 - self.decay:.3g} round away. Train in float32, with "
-                "torch.autocast for speed"
+                f"the codebook's averages are {self.cluster_size.dtype}, in which steps of 1 - "
+                f"decay = {1 - self.decay:.3g} round away. Train in float32, or under autocast"
             )
         finite = latents.isfinite().all(dim=1)
         latents = latents.where(finite[:, None], 0).to(self.embed_avg.dtype)
         sums = torch.zeros_like(self.embed_avg).index_add_(0, entries, latents)
-        counts = torch.zeros_like(self.cluster_size).index_add_(
-            0, entries, finite.to(self.cluster_size.dtype)
-        )
+        ones = finite.to(self.cluster_size.dtype)
+        counts = torch.zeros_like(self.cluster_size).index_add_(0, entries, ones)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
             torch.distributed.all_reduce(counts)
@@ -276,11 +265,10 @@ class GumbelQuantizer(CodebookQuantizer):
     """Names the code of the greatest logit; in training, samples codes with Gumbel noise.
 
     Latents have ``num_hiddens`` channels, vectors ``embedding_dim``; there are ``n_embed`` codes.
-    Only ``forward`` in ``train()`` mode draws noise, from PyTorch's global generator. It returns
-    the sampled codes, and their vectors with the gradient of the softmax at temperature
-    ``temp_init`` or, without ``straight_through``, the softmax's mixture of vectors. The loss is
-    ``kl_weight`` times the divergence of the codes' distribution from the uniform one. (Published
-    code samples in ``eval()`` mode as well, so its codes differ from run to run.)
+    Only ``forward`` in ``train()`` mode draws noise, from PyTorch's global generator (published
+    code always does). It returns the sampled codes, and their vectors with the gradient of the
+    softmax at temperature ``temp_init`` or, without ``straight_through``, the softmax's mixture of
+    vectors. The loss is ``kl_weight`` times the divergence of codes from the uniform distribution.
 
     ``remap`` keeps only the logits of the entries in use, so no entry is ever unknown, and
     ``unknown_index="extra"`` adds a code that never occurs.

@@ -48,8 +48,8 @@ class ScalarQuantizer(Quantizer):
             raise ValueError(f"{num_codebooks=}: must be 1 or more")
         if num_codebooks > 1 and keep_num_codebooks_dim is False:
             raise ValueError(
-                f"{num_codebooks=} returns as many codes per position, and keep_num_codebooks_dim="
-                "False leaves no dimension for them: leave it out"
+                f"{num_codebooks=} returns as many codes per position, for which "
+                "keep_num_codebooks_dim=False leaves no dimension: leave it out"
             )
         channels = codebook_dim * num_codebooks
         super().__init__(codebook_size, channels if dim is None else dim)
@@ -122,8 +122,8 @@ class FSQ(ScalarQuantizer):
         fits = levels and 2 <= min(levels) <= max(levels) <= MAX_LEVELS
         if not fits or math.prod(levels) > 2**62:
             raise ValueError(
-                f"levels={list(levels)}: each channel needs 2 to {MAX_LEVELS}, which float32 can "
-                "tell apart, and int64 holds at most 2**62 codes in all"
+                f"levels={list(levels)}: each channel needs 2 to {MAX_LEVELS}, and there are at "
+                "most 2**62 codes in all"
             )
         super().__init__(math.prod(levels), len(levels), dim, num_codebooks, keep_num_codebooks_dim)
         place_values = [math.prod(levels[:channel]) for channel in range(len(levels))]
@@ -134,9 +134,8 @@ class FSQ(ScalarQuantizer):
     def bounded(self, latent: Tensor) -> Tensor:
         """The values before rounding: (B, dim, ...) -> (B, codebook_dim * n, ...) float32.
 
-        The unit is one level, so the middle of every level is an integer, and the distance to the
-        nearest one, 0 to about 0.5, says how close the code is to changing. Training that pulls
-        it down makes codes that survive reduced precision. Differentiable.
+        The unit is one level. The distance to the nearest integer says how close the code is to
+        changing: training that pulls it down makes codes that survive reduced precision.
         """
         return self._inner(latent).flatten(-2).movedim(-1, 1)
 
@@ -202,8 +201,8 @@ class LFQ(ScalarQuantizer):
             num_bits = codebook_size.bit_length() - 1
         if not 1 <= num_bits <= 62 or codebook_size not in (None, 2**num_bits):
             raise ValueError(
-                f"{dim=}, {codebook_size=}: a code has 1 to 62 bits, which int64 holds. Pass them "
-                "as dim, or a power of two as codebook_size"
+                f"{dim=}, {codebook_size=}: a code has 1 to 62 bits. Pass them as dim, or a power "
+                "of two as codebook_size"
             )
         if codebook_scale <= 0:
             raise ValueError(f"{codebook_scale=}: must be above 0")
@@ -235,9 +234,8 @@ class LFQ(ScalarQuantizer):
         codes = self._codes(inner.detach())
         loss = inner.new_zeros(())
         if self.training:
-            # The published soft code is the softmax, over all code vectors, of 2 * inv_temperature
-            # times the dot product with the latent. That is a product of independent bits, so the
-            # entropy of each is a sum over bits.
+            # The published soft code, the softmax over all code vectors of 2 * inv_temperature
+            # times the dot product with the latent, is a product of independent bits.
             logits = 4 * inv_temperature * self.codebook_scale * inner.flatten(0, -3)
             # Entropy of a bit from its logit, finite for every logit.
             per_bit = F.softplus(logits) - logits * logits.sigmoid()
@@ -253,9 +251,8 @@ def entropy_of_mean(logits: Tensor) -> Tensor:
 
     logits (N, num_bits) -> (). Exact up to 18 bits: as a matrix, lower half of the bits by upper
     half, the mean of the distributions is one matrix product. Wider codes are split into groups of
-    at most 18 bits, whose entropies are summed: an upper bound, exact where groups are independent
-    in the batch. (Published implementations cut off probabilities below 1e-5, which underestimates
-    the entropy from 17 bits on, even for the uniform distribution.)
+    at most 18 bits, whose entropies are summed: an upper bound. (Published code cuts off
+    probabilities below 1e-5, which underestimates the entropy from 17 bits on.)
     """
     num_groups = math.ceil(logits.shape[1] / JOINT_BITS)
     total = logits.new_zeros(())
