@@ -197,10 +197,7 @@ class AttnBlock(nn.Module):
 
 
 class AttnBlock2D(AttnBlock):
-    """``AttnBlock`` of each frame of a clip.
-
-    Frames do not attend to each other, but the norm before it may span them.
-    """
+    """``AttnBlock`` of each frame of a clip alone, but for the norm before it."""
 
     pad_mode = "constant"
 

@@ -115,10 +115,9 @@ class Decoder(Network2D):
     """Latents to images: each level but the last doubles rows and columns.
 
     Arguments (see ``Pyramid2D``) and state_dict keys are the published ones. ``give_pre_end``
-    returns the ``ch * ch_mult[0]`` features before the last norm; ``tanh_out`` bounds the pixels to
-    (-1, 1).
-    With ``zq_ch`` every norm is scaled and shifted by a second latent of that many channels, to
-    which ``add_conv`` adds a 3x3 convolution in each norm: see ``MOVQDecoder``.
+    returns the features before the last norm; ``tanh_out`` bounds the pixels to (-1, 1). With
+    ``zq_ch`` every norm is scaled and shifted by a second latent of that many channels, to which
+    ``add_conv`` adds a 3x3 convolution in each norm: see ``MOVQDecoder``.
 
     To change the parts of the decoder, override ``_make_attn``, ``_make_resblock`` or
     ``_make_conv`` in a subclass. They are called during ``__init__``, and may use attributes that
@@ -154,7 +153,7 @@ class Decoder(Network2D):
         self.conv_out: Any = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
 
     def _make_attn(self) -> Factory:
-        """Return the attention's factory: ``(channels, attn_type=...) -> module`` of one tensor.
+        """Return the attention's factory: ``(channels, attn_type=...) -> module``.
 
         With ``zq_ch`` it also gets ``zq_ch`` and ``add_conv``, and modules ``zq``, as blocks do.
         """
