@@ -25,8 +25,8 @@ def check_whole_clip(use_cp: bool) -> None:
     group = torch.distributed
     if use_cp and group.is_available() and group.is_initialized() and group.get_world_size() > 1:
         raise ValueError(
-            "use_cp=True: under context parallelism each rank has some frames of a clip, and would "
-            "need those of the rank before: pass whole clips, or pieces in turn to stream()"
+            "use_cp=True: each rank would have some frames of a clip, and need those of the rank "
+            "before: pass whole clips, or pieces in turn to stream()"
         )
 
 
@@ -41,9 +41,8 @@ class Network3D(nn.Module):
         powers = [2**level for level in range(len(pyramid.ch_mult))]
         if temporal_compress_times not in powers:
             raise ValueError(
-                f"temporal_compress_times={temporal_compress_times} cannot be reached by "
-                f"halving the frame rate at some of the {len(powers) - 1} steps between levels: "
-                f"use one of {powers}"
+                f"{temporal_compress_times=} is not reached by halving the frame rate at steps "
+                f"between levels: use one of {powers}"
             )
 
     def stream(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
@@ -51,16 +50,15 @@ class Network3D(nn.Module):
 
         With ``r = temporal_compress_times``, an encoder's first piece (``state=None``) has
         ``1 + r * k`` frames and returns ``1 + k`` latent frames; each later one has ``r * k`` and
-        returns ``k``. A decoder takes and returns the inverse. Concatenated, the results equal
-        ``forward`` of the whole clip, for any cuts, in memory that does not grow with its length.
-        Gradients do not cross pieces.
+        returns ``k``. A decoder is the inverse. Together, the results are those of the whole clip,
+        in memory that does not grow with its length. Gradients do not cross pieces.
         """
         modes = {part.pad_mode for part in self.modules() if isinstance(part, CausalConv3d)}
         if self.norm != "frame" or modes & NOT_CAUSAL:
             raise ValueError(
                 "this network cannot take a clip in pieces, since frames depend on later ones "
-                f"under norm={self.norm!r} and pad_mode {' or '.join(sorted(modes))}: it needs "
-                "weights that were trained with norm='frame' and pad_mode 'first' or 'constant'"
+                f"under norm={self.norm!r} and pad_mode {' or '.join(sorted(modes))}: train it "
+                "with norm='frame' and pad_mode 'first' or 'constant'"
             )
         stream = Stream(self, state)
         return self(x, stream=stream), stream.state()
@@ -69,18 +67,17 @@ class Network3D(nn.Module):
 class Encoder3D(Network3D):
     """Pixels to latents: each level but the last halves space, the first ones time as well.
 
-    Arguments (see ``Pyramid``) and state_dict keys are as published, so public checkpoints load
-    unchanged; frames of any size are accepted. ``double_z`` returns ``2 * z_channels``, mean and
-    log-variance, for tokenizers without a codebook.
+    Arguments (see ``Pyramid``) and state_dict keys are as published; frames may have any size.
+    ``double_z`` returns ``2 * z_channels``, mean and log-variance.
 
     With ``r = temporal_compress_times`` and ``s = 2 ** (len(ch_mult) - 1)``, one frame becomes one
     latent frame, and ``1 + r * j`` frames become ``1 + j``. As published, other lengths above
     ``r`` lose the frames that do not fill a pair, and rows and columns beyond a multiple of ``s``
     get no latent of their own.
 
-    With pad modes ``first`` and ``constant`` the convolutions are causal. The norms are not with
-    ``norm="clip"``, as published: latents then depend on the whole input. ``norm="frame"`` keeps
-    the keys and makes the network strictly causal, so that ``stream`` can take a clip in pieces.
+    With pad modes ``first`` and ``constant`` the convolutions are causal. With ``norm="clip"``, as
+    published, the norms are not; with ``norm="frame"``, which has the same keys, the whole network
+    is, so that ``stream`` can take a clip in pieces.
     Source: CogVideo's ``Encoder3D``, after MAGVIT-v2, arXiv:2310.05737.
     """
 
@@ -101,7 +98,8 @@ class Encoder3D(Network3D):
         block = partial(
             ResnetBlock3D, dropout=pyramid.dropout, temb_channels=0, pad_mode=pad_mode, norm=norm
         )
-        self.conv_in = CausalConv3d(in_channels, pyramid.ch, 3, pad_mode)
+        conv = partial(CausalConv3d, kernel_size=3, pad_mode=pad_mode)
+        self.conv_in = conv(in_channels, pyramid.ch)
         self.down = Levels(
             *("down", pyramid, block, partial(AttnBlock2D, norm=norm), DownSample3D),
             temporal_stride=temporal_compress_times,
@@ -109,21 +107,16 @@ class Encoder3D(Network3D):
         channels = pyramid.widths[-1]
         self.mid = MidBlocks(channels, block)
         self.norm_out = group_norm(channels, norm)
-        self.conv_out = CausalConv3d(
-            channels, 2 * z_channels if double_z else z_channels, 3, pad_mode
-        )
+        self.conv_out = conv(channels, 2 * z_channels if double_z else z_channels)
         self.is_narrow = False
 
     def compute_in(self, dtype: torch.dtype) -> None:
         """Let the convolutions of residual branches and of attention compute in ``dtype``.
 
-        They are nearly all of the work. The values that their results are added to stay float32
-        from end to end, as do the norms and the few other convolutions (at the ends, where
-        channels change, where frames are halved). With the trained checkpoint, bfloat16 then
-        changes 0.2 % of the codes, compared with 1.7 % when everything computes in it. On GPUs the
-        convolutions left in float32 may round to TF32.
-
-        Rounds the weights irreversibly. Inputs and latents are float32 whatever ``dtype``.
+        They are nearly all of the work. All else stays float32, with TF32 in convolutions on GPUs:
+        with the trained checkpoint, bfloat16 then changes 0.2 % of the codes, compared with 1.7 %
+        when everything computes in it. Rounds the weights irreversibly. Inputs and latents are
+        float32 whatever ``dtype``.
         """
         self.float()
         for part in self.modules():
@@ -145,9 +138,9 @@ class Encoder3D(Network3D):
         frames, stride = x.shape[2], self.temporal_stride
         starts = stream is None or stream.is_first
         if 1 < frames <= stride if stream is None else (frames - starts) % stride:
+            plus = "1 frame plus " if starts else ""
             raise ValueError(
-                f"{frames} frames do not fill their last latent frame, which covers {stride}: pass "
-                f"{'1 frame plus ' if starts else ''}a multiple of {stride}"
+                f"{frames} frames do not fill latent frames: pass {plus}a multiple of {stride}"
             )
         with tf32_convolutions(x.device) if self.is_narrow else nullcontext():
             h = self.conv_in(x, stream)
@@ -165,13 +158,11 @@ class MOVQDecoder3D(Network3D):
 
     The input, of ``zq_ch`` channels, is also the latent that the norms read. With
     ``post_quant_conv``, a causal 3x3x3 convolution turns it into ``z_channels`` for the decoder
-    itself; without it both widths must be equal. ``add_conv`` adds a causal convolution to each
-    norm, padded by ``add_conv_pad_mode`` whatever the ``pad_mode``. Weights that published code
-    trained need ``constant_published``: see ``CausalConv3d``.
+    itself. ``add_conv`` adds a causal convolution to each norm, padded by ``add_conv_pad_mode``
+    whatever the ``pad_mode``: published weights need ``constant_published``, see ``CausalConv3d``.
 
-    One latent frame becomes one frame, and ``1 + j`` become ``1 + r * j``, with
-    ``r = temporal_compress_times``. What is causal depends on ``pad_mode`` and ``norm`` as in
-    ``Encoder3D``.
+    With ``r = temporal_compress_times``, ``1 + j`` latent frames become ``1 + r * j`` frames. What
+    is causal depends on ``pad_mode`` and ``norm`` as in ``Encoder3D``.
     Source: MoVQ, arXiv:2209.09002, as CogVideo's ``MOVQDecoder3D``, and its ``NewDecoder3D`` with
     ``post_quant_conv``.
     """
@@ -195,9 +186,8 @@ class MOVQDecoder3D(Network3D):
         zq_ch = z_channels if zq_ch is None else zq_ch
         if zq_ch != z_channels and not post_quant_conv:
             raise ValueError(
-                f"zq_ch={zq_ch} with z_channels={z_channels}: the decoder and its norms read the "
-                "same latent, which cannot have two widths. Leave zq_ch out, or convert one into "
-                "the other with post_quant_conv=True"
+                f"{zq_ch=} with {z_channels=}: the decoder and its norms read the same latent. "
+                "Leave zq_ch out, or convert one into the other with post_quant_conv=True"
             )
         pyramid = Pyramid(**shape)
         finest, coarsest = pyramid.widths[0], pyramid.widths[-1]
@@ -208,17 +198,16 @@ class MOVQDecoder3D(Network3D):
         block = partial(
             ResnetBlock3D, dropout=pyramid.dropout, temb_channels=0, pad_mode=pad_mode, **latent
         )
-        self.post_quant_conv = (
-            CausalConv3d(zq_ch, z_channels, 3, pad_mode) if post_quant_conv else None
-        )
-        self.conv_in = CausalConv3d(z_channels, coarsest, 3, pad_mode)
+        conv = partial(CausalConv3d, kernel_size=3, pad_mode=pad_mode)
+        self.post_quant_conv = conv(zq_ch, z_channels) if post_quant_conv else None
+        self.conv_in = conv(z_channels, coarsest)
         self.mid = MidBlocks(coarsest, block)
         self.up = Levels(
             *("up", pyramid, block, partial(AttnBlock2D, **latent), Upsample3D),
             temporal_stride=temporal_compress_times,
         )
         self.norm_out = block_norm(finest, zq_ch, add_conv, norm, add_conv_pad_mode)
-        self.conv_out = CausalConv3d(finest, out_ch, 3, pad_mode)
+        self.conv_out = conv(finest, out_ch)
 
     def get_last_layer(self) -> Tensor:
         """The weight of ``conv_out``, whose gradient is used to balance losses."""

@@ -3,8 +3,7 @@
 Shape letters: B images or clips, C channels, T frames, H rows, W columns. ``zq`` is the quantized
 latent (B, C_zq, h, w), or (B, C_zq, t, h, w), that the norms of a MoVQ decoder read, and None
 elsewhere. ``stream`` is passed where the input is one piece of a clip. Source: CogVideo's
-``vqvae_blocks``, ``movq_modules``, ``movq_enc_3d`` and ``movq_dec_3d``, whose classes of the same
-name are merged here.
+``vqvae_blocks``, ``movq_modules``, ``movq_enc_3d`` and ``movq_dec_3d``.
 """
 
 from collections.abc import Callable
@@ -32,14 +31,12 @@ def silu_conv(
     zq: Tensor | None,
     *stream: Stream | None,
 ) -> Tensor:
-    """Norm, SiLU and convolution, in few passes: what all blocks of this family consist of.
-
-    ``x`` may have a wider dtype than the convolution of a clip.
-    """
+    """Norm, SiLU and convolution, of clips in few passes: what all blocks here consist of."""
     if not isinstance(conv, CausalConv3d):
         return conv(silu(normalized(norm, x, zq, *stream)), *stream)
     if isinstance(norm, GroupNorm) and zq is None and is_fused(x):
         return conv.conv(conv.silu_input(norm, x, *stream))
+    # ``x`` may have a wider dtype than the convolution.
     return conv(as_weights(conv.conv, silu(normalized(norm, x, zq, *stream))), *stream)
 
 
@@ -55,9 +52,8 @@ class ResnetBlock(nn.Module):
     """Two rounds of norm, SiLU and 3x3 convolution, added to the input.
 
     Where the number of channels changes, the input passes through a 1x1 convolution, or a 3x3 one
-    (``conv_shortcut``). ``temb_channels`` is the width of an embedding, such as that of a
-    timestep, which is added between the rounds, 0 for none. With ``zq_ch`` the norms read the
-    latent. The last three arguments are for ``ResnetBlock3D``.
+    (``conv_shortcut``). An embedding of ``temb_channels``, such as that of a timestep, is added
+    between the rounds. With ``zq_ch`` the norms read the latent.
     """
 
     def __init__(
@@ -101,10 +97,7 @@ class ResnetBlock(nn.Module):
         h = silu_conv(self.norm1, self.conv1, x, zq, *stream)
         if temb is not None:
             if self.temb_proj is None:
-                raise ValueError(
-                    "this block was built with temb_channels=0 and cannot use an embedding: leave "
-                    "temb out"
-                )
+                raise ValueError("a block with temb_channels=0 takes no embedding: leave temb out")
             projected = self.temb_proj(silu(temb))  # of one image for all, or of each
             h = h + projected.view(*projected.shape, *[1] * (h.ndim - 2))
         if self.training and self.dropout.p:
@@ -169,8 +162,7 @@ class ResnetBlock3D(ResnetBlock):
 class AttnBlock(nn.Module):
     """Single-head attention among the positions of an image, added to the input.
 
-    With ``zq_ch`` the norm before it reads the latent. The products of queries and keys are only
-    formed with their scale of C^-0.5, so they overflow float16 later than unscaled ones.
+    With ``zq_ch`` the norm before it reads the latent.
     """
 
     pad_mode: PadMode | None = None
@@ -205,10 +197,7 @@ class AttnBlock(nn.Module):
 
 
 class AttnBlock2D(AttnBlock):
-    """``AttnBlock`` of each frame of a clip.
-
-    Frames do not attend to each other, but the norm before it may span them.
-    """
+    """``AttnBlock`` of each frame of a clip alone, but for the norm before it."""
 
     pad_mode = "constant"
 
@@ -222,31 +211,24 @@ def make_attn(
 ) -> nn.Module:
     """Return the attention named ``attn_type``, (B, in_channels, H, W) -> the same shape.
 
-    - ``vanilla``: ``AttnBlock``, softmax over all positions.
-    - ``vanilla-xformers``: the same. PyTorch's kernels need as little memory as those of xformers.
+    - ``vanilla``, ``vanilla-xformers``: ``AttnBlock``, whose norm reads a latent with ``zq_ch``.
     - ``linear``: one head of ``LinearAttention``, which has neither norm nor residual.
     - ``none``: the input, unchanged.
 
-    With ``zq_ch``, ``vanilla`` has a norm that reads a latent, as in ``AttnBlock``.
-
-    Raises:
-        ValueError: ``zq_ch`` with another kind, or any other name, such as
-            ``memory-efficient-cross-attn``, for which published code mistakenly returns linear
-            attention.
+    Any other name is a ValueError; for ``memory-efficient-cross-attn``, published code mistakenly
+    returns linear attention.
     """
     if attn_type in ("vanilla", "vanilla-xformers"):
         return AttnBlock(in_channels, zq_ch, add_conv)
     if zq_ch is not None:
         raise ValueError(
-            f"attn_type={attn_type!r} has no norm that reads the latent of {zq_ch=}: use 'vanilla'"
+            f"{attn_type=} has no norm that reads the latent of {zq_ch=}: use 'vanilla'"
         )
     if attn_type == "linear":
         return LinearAttention(in_channels, heads=1, dim_head=in_channels)
     if attn_type == "none":
         return nn.Identity()
-    raise ValueError(
-        f"attn_type={attn_type!r}: use 'vanilla', 'vanilla-xformers', 'linear' or 'none'"
-    )
+    raise ValueError(f"{attn_type=}: use 'vanilla', 'vanilla-xformers', 'linear' or 'none'")
 
 
 class LinearAttention(nn.Module):
@@ -254,8 +236,7 @@ class LinearAttention(nn.Module):
 
     Keys are normalized over the positions and weight the values into one (dim_head, dim_head)
     matrix per head, which every query reads. There is no norm, scale or residual, so magnitudes
-    and rounding errors grow with each layer: after five, float32 was accurate to 2e-4, here and in
-    the published code. ``to_qkv`` has no bias.
+    and rounding errors grow: after five layers, float32 is accurate to 2e-4, as in published code.
     Source: Efficient Attention, arXiv:1812.01243, without the normalization of queries;
     arguments and keys as in CogVideo's ``sgm.modules.attention.LinearAttention``.
     """
@@ -271,8 +252,7 @@ class LinearAttention(nn.Module):
         qkv = self.to_qkv(x).flatten(2).unflatten(1, (3, self.heads, -1))
         q, k, v = qkv.unbind(1)  # each (B, heads, dim_head, N)
         context = v @ k.softmax(dim=-1).transpose(-1, -2)  # values x keys
-        h = (context @ q).flatten(1, 2).unflatten(-1, x.shape[2:])
-        return self.to_out(h)
+        return self.to_out((context @ q).flatten(1, 2).unflatten(-1, x.shape[2:]))
 
 
 class Downsample(nn.Module):
@@ -310,8 +290,7 @@ class DownSample3D(nn.Module):
     """Halves rows and columns; with ``compress_time`` also the frames after the first.
 
     Time goes first: frame 0 is kept, the others are averaged in pairs, and an odd one at the
-    end is dropped. Then space, by a strided 3x3 convolution padded right and below, or by
-    averaging (``with_conv=False``, where ``out_channels`` has no effect).
+    end is dropped. Then space, as in ``Downsample``.
     """
 
     def __init__(
@@ -336,28 +315,23 @@ class DownSample3D(nn.Module):
             kept = 1 if stream is None or stream.is_first else 0
             if frames < kept or (frames == 2 if stream is None else (frames - kept) % 2):
                 raise ValueError(
-                    f"{frames} frames are not {kept} plus whole pairs, so the last has nothing to "
-                    "be averaged with: cut or repeat frames to fit"
+                    f"{frames} frames are not {kept} plus whole pairs: cut or repeat some"
                 )
         x = self._pooled(x, kept, margin=0 if self.conv is None else 1)
-        y: Tensor = F.avg_pool2d(x.flatten(1, 2), 2) if self.conv is None else self.conv(x)
-        return y.unflatten(1, x.shape[1:3]) if self.conv is None else y
+        if self.conv is None:
+            return F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
+        return self.conv(x)
 
     @staticmethod
     def _pooled(x: Tensor, kept: int, margin: int) -> Tensor:
         """``kept`` frames as they are, then means of pairs; zeros to the right and below.
 
-        Written once, to where the convolution reads it. Plain arithmetic keeps the memory layout,
-        and avg_pool3d has no bfloat16 on CPUs.
+        Written once, to where the convolution reads it. avg_pool3d has no bfloat16 on CPUs.
         """
         clips, channels, frames, height, width = x.shape
         pairs = (frames - kept) // 2
-        y = torch.empty(
-            (clips, channels, kept + pairs, height + margin, width + margin),
-            dtype=x.dtype,
-            device=x.device,
-            memory_format=torch.channels_last_3d,
-        )
+        shape = clips, channels, kept + pairs, height + margin, width + margin
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
         y[:, :, :, height:] = 0
         y[..., width:] = 0
         inner = y[..., :height, :width]

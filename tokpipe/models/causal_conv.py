@@ -27,13 +27,10 @@ class CausalConv3d(nn.Module):
     - ``constant``, ``constant_causal``: zeros. Causal.
     - ``reflect``: frames 1, 2, ... mirrored, after zeros where the clip is too short. Not causal at
       the start, since frame 0 sees the mirrored frames.
-    - ``constant_published``: what published code computes under ``constant``. Its padding is in
-      the wrong order: a 3x3x3 kernel gets two columns of zeros on the left, and a frame of them
-      before and after the clip. Not causal, shifted in width, and kernels that are not cubes
-      change the number of frames, rows and columns.
-
-    ``load_published`` refuses weights under ``constant``, whose meaning has to be chosen first:
-    ``constant_causal`` or ``constant_published``.
+    - ``constant_published``: what published code computes under ``constant``, by a padding in the
+      wrong order: a 3x3x3 kernel gets two columns of zeros on the left, and a frame of them before
+      and after the clip. Not causal, shifted in width, and kernels that are not cubes change the
+      size. ``load_published`` refuses weights under ``constant`` until one of the two is chosen.
 
     Rows and columns are padded with zeros on both sides. ``stride`` and ``dilation`` only apply to
     time. ``options`` are those of ``nn.Conv3d``, such as ``groups``, ``bias`` and ``dtype``.
@@ -55,18 +52,15 @@ class CausalConv3d(nn.Module):
         super().__init__()
         kernel = (kernel_size,) * 3 if isinstance(kernel_size, int) else tuple(kernel_size)
         if len(kernel) != 3 or kernel[1] % 2 == 0 or kernel[2] % 2 == 0:
-            raise ValueError(
-                f"kernel_size={kernel_size}: rows and columns are padded equally on both sides, "
-                "which needs three sizes with the last two odd"
-            )
+            raise ValueError(f"{kernel_size=}: use three sizes, the last two odd")
         if pad_mode not in get_args(PadMode):
-            raise ValueError(f"pad_mode={pad_mode!r}: use one of {get_args(PadMode)}")
-        past = dilation * (kernel[0] - 1) + 1 - stride
-        rows, columns = kernel[1] // 2, kernel[2] // 2
+            raise ValueError(f"{pad_mode=}: use one of {get_args(PadMode)}")
+        span = dilation * (kernel[0] - 1) + 1
+        past, rows, columns = span - stride, kernel[1] // 2, kernel[2] // 2
         if past < 0:
             raise ValueError(
-                f"stride={stride} is longer than the {dilation * (kernel[0] - 1) + 1} frames that "
-                "the kernel spans, so it would skip frame 0: use a smaller stride"
+                f"{stride=} is longer than the {span} frames that the kernel spans, so it would "
+                "skip frame 0: use a smaller stride"
             )
         self.pad_mode = pad_mode
         self.is_ambiguous = pad_mode == "constant" and any((past, rows, columns))
@@ -114,13 +108,10 @@ class CausalConv3d(nn.Module):
         Norm and SiLU write directly behind the past. ``bias`` is for GPUs, as in ``norm.write``.
         """
         self._check_frames(x, stream)
-        clips, channels, frames, height, width = x.shape
-        past = self.past_frames
+        past, dtype = self.past_frames, self.conv.weight.dtype
+        shape = (*x.shape[:2], past + x.shape[2], *x.shape[3:])
         padded = torch.empty(
-            (clips, channels, past + frames, height, width),
-            dtype=self.conv.weight.dtype,
-            device=x.device,
-            memory_format=torch.channels_last_3d,
+            shape, dtype=dtype, device=x.device, memory_format=torch.channels_last_3d
         )
         present = padded[:, :, past:]
         norm.write(x, present, with_silu=True, bias=bias)
@@ -134,8 +125,8 @@ class CausalConv3d(nn.Module):
         frames, stride = x.shape[2], self.conv.stride[0]
         if frames < stride or (stream is not None and frames % stride):
             raise ValueError(
-                f"{frames} frames do not fill an output of stride {stride}, so some would be lost: "
-                "pass more, and cut clips at multiples of it"
+                f"{frames} frames do not fill an output of stride {stride}: cut clips at multiples "
+                "of it"
             )
 
     def _past(self, x: Tensor, stream: Stream | None) -> Tensor:

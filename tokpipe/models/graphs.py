@@ -17,18 +17,16 @@ _log = logging.getLogger(__name__)
 Call = Callable[[Tensor], Tensor]
 
 MOST_SHAPES = 8
-"""Graphs that are made. Later shapes are called directly: making room for them would capture
-graphs over and over, where the shapes of a job recur in turn."""
+"""Graphs that are made. Room for later shapes would be made over and over, where they recur."""
 
 CAPTURED_AT = 3  # Calls with one shape after which it is captured
 
 LAUNCH_SHARE = 0.5
 """A shape is captured if launching its kernels takes more than this share of the time that they
-run. Otherwise launches hide behind the kernels before them, and a graph would only take memory."""
+run. Otherwise launches hide behind the kernels before them."""
 
 POOL_SHARE = 0.1
-"""Share of the GPU's memory that graphs may keep. They share a pool, but in rising order each
-needs a new part of it."""
+"""Share of the GPU's memory that graphs may keep. In rising order, each needs more of the pool."""
 
 
 class Cost(NamedTuple):
@@ -93,9 +91,8 @@ class CudaGraphs:
 class GraphedCall:
     """``call`` with one tensor, replayed as a graph for shapes that recur and gain by it.
 
-    A graph is only used if it reproduced the bits of ``call`` when captured. Results are copies,
-    which the next replay does not change. Once a capture fails, there is no other: it may have
-    left memory that cannot be freed.
+    A graph is only used if it reproduced the bits of ``call`` when captured. Results are copies.
+    Once a capture fails, there is no other: it may have left memory that cannot be freed.
     """
 
     def __init__(self, call: Call, graphs: CudaGraphs) -> None:

@@ -25,16 +25,15 @@ _log = logging.getLogger(__name__)
 
 Norm = Literal["clip", "frame"]
 """What the statistics of a norm span. ``clip``: all of (T, H, W), as published, so every frame
-sees the later ones. ``frame``: the (H, W) of one frame, so no frame sees another. Parameters and
-keys are the same, but weights trained with one do not work with the other."""
+sees the later ones. ``frame``: the (H, W) of one frame. Keys are the same, but weights trained
+with one do not work with the other."""
 
 
 class GroupNorm(nn.GroupNorm):
     """``nn.GroupNorm`` that accepts groups of one value, which become the bias, in any batch.
 
-    PyTorch rejects them in a batch of one and accepts them in a batch of two. The statistics are
-    float32 whatever the dtype, and the parameters may have a wider one than the input. Without
-    gradients, channels-last tensors stay channels-last.
+    The statistics are float32 whatever the dtype, and the parameters may have a wider one than the
+    input. Without gradients, channels-last tensors stay channels-last.
     """
 
     sample_dims = 1
@@ -85,16 +84,11 @@ class GroupNorm(nn.GroupNorm):
 
 
 class FrameGroupNorm(GroupNorm):
-    """Group norm of each frame separately, with the parameters and keys of ``nn.GroupNorm``.
-
-    A frame's result has the same bits whatever other frames and clips there are.
-    """
+    """Group norm of each frame: its bits do not depend on other frames and clips."""
 
     sample_dims = 2
 
     def _by_torch(self, x: Tensor) -> Tensor:
-        # PyTorch's fused kernel needs frames as a batch. The copy takes a fraction of the time of
-        # statistics by plain tensor arithmetic, forward and backward.
         frames = x.transpose(1, 2)
         y = super()._by_torch(frames.flatten(0, 1))
         return y.view(frames.shape).transpose(1, 2)

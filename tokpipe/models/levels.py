@@ -31,9 +31,8 @@ class Pyramid:
     def __post_init__(self) -> None:
         if not self.ch_mult or self.num_res_blocks < 1:
             raise ValueError(
-                f"ch_mult={tuple(self.ch_mult)} with num_res_blocks={self.num_res_blocks}: "
-                "residual blocks change the channels, so there must be a level, and at least one "
-                "block at each"
+                f"ch_mult={tuple(self.ch_mult)} with num_res_blocks={self.num_res_blocks}: there "
+                "must be a level, and at least one block at each"
             )
 
     @property
@@ -69,9 +68,8 @@ class Levels(nn.ModuleList):
     """The levels of a way ``down`` to the coarsest or ``up`` from it; number 0 is the finest.
 
     The way up has ``more_up`` blocks more at each level. The first resamplers, or with
-    ``time_last`` the last, also halve or double time, as often as ``temporal_stride`` says; None
-    is for images. ``skips`` are the channels of activations that the blocks take as well, the last
-    first.
+    ``time_last`` the last, also halve or double time, up to ``temporal_stride``; None is for
+    images. ``skips`` are the channels of activations that blocks take as well, the last first.
     """
 
     def __init__(

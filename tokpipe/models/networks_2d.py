@@ -1,7 +1,6 @@
 """The 2D networks of the CogVideo family, encoder, decoders and U-Net: images, or single frames.
 
-Shape letters: B images, C channels, H rows, W columns, E channels of the timestep embedding; s is
-``2 ** (len(ch_mult) - 1)``.
+Shape letters: B images, C channels, H rows, W columns; s is ``2 ** (len(ch_mult) - 1)``.
 """
 
 import math
@@ -9,7 +8,7 @@ import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,17 +36,50 @@ class Pyramid2D(Pyramid):
 
 _CLIPS_ONLY = ("pad_mode", "temporal_compress_times", "gather_norm")
 
+_STEPS = re.compile(r"(conv|norm)_(in|out)|mid\.\w+|(down|up)\.\d+\.\w+(\.\d+)?")
+"""Paths of the modules whose results are published features."""
 
-class Encoder(nn.Module):
+
+class Network2D(nn.Module):
+    """What encoder and decoder share. An image's result does not depend on others of its batch."""
+
+    def __init__(self, pyramid: Pyramid) -> None:
+        super().__init__()
+        self.spatial_stride = pyramid.spatial_stride
+
+    def forward_with_features_output(self, *given: Any, **named: Any) -> tuple[Any, dict[str, Any]]:
+        """The result of ``forward``, and every activation on the way to it, in order.
+
+        Names are the published ones, the decoder's those of MoVQ: ``conv_in``,
+        ``down{level}_block{block}``, ``down{level}_attn{block}``, ``down{level}_downsample``,
+        ``mid_block_1``, ``mid_attn_1``, ``mid_block_2``, ``up_{level}_block_{block}``,
+        ``up_{level}_attn_{block}``, ``up_{level}_upsample``, and unless the network ends before
+        them ``norm_out``, ``nonlinearity``, ``conv_out``.
+        """
+        features: dict[str, Tensor] = {}
+
+        def keep(name: str, _step: nn.Module, given: tuple[Tensor, ...], h: Tensor) -> None:
+            if name == "conv_out":
+                features["nonlinearity"] = given[0]
+            features[name] = h
+
+        with ExitStack() as stack:
+            for path, step in self.named_modules():
+                if _STEPS.fullmatch(path):
+                    name = re.sub(r"\.(?=\d)", "" if path.startswith("down") else "_", path)
+                    hook = step.register_forward_hook(partial(keep, name.replace(".", "_")))
+                    stack.callback(hook.remove)
+            return self(*given, **named), features
+
+
+class Encoder(Network2D):
     """Images to latents: each level but the last halves rows and columns.
 
-    Arguments (see ``Pyramid2D``) and state_dict keys are as published, so public checkpoints load
-    unchanged; images of any size are accepted. The middle always has attention. ``double_z``
-    returns ``2 * z_channels``, mean and log-variance, for tokenizers without a codebook.
+    Arguments (see ``Pyramid2D``) and state_dict keys are as published. The middle always has
+    attention. ``double_z`` returns ``2 * z_channels``, mean and log-variance.
 
-    An image's latent does not depend on the other images of its batch. Sizes that are not
-    multiples of ``s`` are rounded down, as published: 33 rows give as many latent rows as 32, the
-    last of which sees row 33, and a decoder returns 32.
+    Sizes that are not multiples of ``s`` are rounded down, as published: 33 rows give as many
+    latent rows as 32, the last of which sees row 33, and a decoder returns 32.
     Source: arXiv:2012.09841 and arXiv:2112.10752, as CogVideo's ``vqvae_blocks.Encoder`` and
     ``Encoder`` of ``sgm.modules.diffusionmodules.model``.
     """
@@ -61,26 +93,16 @@ class Encoder(nn.Module):
         double_z: bool = True,
         **shape: Any,
     ) -> None:
-        super().__init__()
         pyramid = Pyramid2D(**shape)
+        super().__init__(pyramid)
         block = partial(ResnetBlock, dropout=pyramid.dropout, temb_channels=0)
         attn = pyramid.attention()
         channels = pyramid.widths[-1]
-        self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(in_channels, pyramid.ch, 3, padding=1)
         self.down = Levels("down", pyramid, block, attn, Downsample)
         self.mid = MidBlocks(channels, block, attn)
         self.norm_out = group_norm(channels)
         self.conv_out = Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
-
-    def forward_with_features_output(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The result of ``forward``, and every activation on the way to it, in order.
-
-        Names are the published ones: ``conv_in``, ``down{level}_block{block}``,
-        ``down{level}_attn{block}``, ``down{level}_downsample``, ``mid_block_1``, ``mid_attn_1``,
-        ``mid_block_2``, ``norm_out``, ``nonlinearity``, ``conv_out``.
-        """
-        return _features(self, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) in [-1, 1] -> (B, z or 2z, H // s, W // s)."""
@@ -89,20 +111,17 @@ class Encoder(nn.Module):
         return self.conv_out(silu(self.norm_out(h)))
 
 
-class Decoder(nn.Module):
+class Decoder(Network2D):
     """Latents to images: each level but the last doubles rows and columns.
 
     Arguments (see ``Pyramid2D``) and state_dict keys are the published ones. ``give_pre_end``
-    returns the ``ch * ch_mult[0]`` features before the last norm; ``tanh_out`` bounds the pixels to
-    (-1, 1).
-    With ``zq_ch`` every norm is scaled and shifted by a second latent of that many channels, to
-    which ``add_conv`` adds a 3x3 convolution in each norm: see ``MOVQDecoder``.
+    returns the features before the last norm; ``tanh_out`` bounds the pixels to (-1, 1). With
+    ``zq_ch`` every norm is scaled and shifted by a second latent of that many channels, to which
+    ``add_conv`` adds a 3x3 convolution in each norm: see ``MOVQDecoder``.
 
     To change the parts of the decoder, override ``_make_attn``, ``_make_resblock`` or
     ``_make_conv`` in a subclass. They are called during ``__init__``, and may use attributes that
     the subclass set before ``super().__init__``.
-
-    An image does not depend on the other latents of its batch.
     Source: arXiv:2012.09841 and arXiv:2112.10752, as CogVideo's ``vqvae_blocks.Decoder`` and
     ``Decoder`` of ``sgm.modules.diffusionmodules.model``.
     """
@@ -119,15 +138,14 @@ class Decoder(nn.Module):
         add_conv: bool = False,
         **shape: Any,
     ) -> None:
-        super().__init__()
+        pyramid = Pyramid2D(**shape)
+        super().__init__(pyramid)
         self.give_pre_end = give_pre_end
         self.tanh_out = tanh_out
-        pyramid = Pyramid2D(**shape)
         latent: dict[str, Any] = {} if zq_ch is None else {"zq_ch": zq_ch, "add_conv": add_conv}
         block = partial(self._make_resblock(), temb_channels=0, dropout=pyramid.dropout, **latent)
         attn = pyramid.attention(self._make_attn(), **latent)
         finest, coarsest = pyramid.widths[0], pyramid.widths[-1]
-        self.spatial_stride = pyramid.spatial_stride
         self.conv_in = Conv2d(z_channels, coarsest, 3, padding=1)
         self.mid = MidBlocks(coarsest, block, attn)
         self.up = Levels("up", pyramid, block, attn, Upsample)
@@ -135,7 +153,7 @@ class Decoder(nn.Module):
         self.conv_out: Any = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
 
     def _make_attn(self) -> Factory:
-        """Return the attention's factory: ``(channels, attn_type=...) -> module`` of one tensor.
+        """Return the attention's factory: ``(channels, attn_type=...) -> module``.
 
         With ``zq_ch`` it also gets ``zq_ch`` and ``add_conv``, and modules ``zq``, as blocks do.
         """
@@ -156,18 +174,6 @@ class Decoder(nn.Module):
         """The weight of ``conv_out``, whose gradient is used to balance losses."""
         return self.conv_out.weight
 
-    def forward_with_features_output(
-        self, z: Tensor, zq: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The result of ``forward``, and every activation on the way to it, in order.
-
-        Names are those published for MoVQ: ``conv_in``, ``mid_block_1``, ``mid_attn_1``,
-        ``mid_block_2``, ``up_{level}_block_{block}``, ``up_{level}_attn_{block}``,
-        ``up_{level}_upsample``, and without ``give_pre_end`` also ``norm_out``, ``nonlinearity``,
-        ``conv_out``. (With ``give_pre_end``, published code omits the second value.)
-        """
-        return _features(self, z, zq)
-
     def forward(self, z: Tensor, zq: Tensor | None = None) -> Tensor:
         """(B, z_channels, h, w) -> (B, out_ch, s * h, s * w), about [-1, 1], not clamped.
 
@@ -178,9 +184,7 @@ class Decoder(nn.Module):
         if zq is not None and isinstance(norm, SpatialNorm):
             check_input(zq, norm.conv_y if norm.conv is None else norm.conv, "zq")
             if z.shape[:1] != zq.shape[:1]:
-                raise ValueError(
-                    f"z has {len(z)} images and zq {len(zq)}: pass one zq for each image of z"
-                )
+                raise ValueError(f"z has {len(z)} images and zq {len(zq)}: pass one zq for each")
         context = () if zq is None else (zq,)
         h: Tensor = self.up(self.mid(self.conv_in(z), None, *context), *context)
         if not self.give_pre_end:
@@ -192,9 +196,8 @@ class Decoder(nn.Module):
 class MOVQDecoder(Decoder):
     """``Decoder`` with every norm scaled and shifted by the quantized latent ``zq``.
 
-    Loads public checkpoints (SBER-MoVQGAN, the decoders of Kandinsky 2) unchanged. ``z`` is
-    usually ``post_quant_conv(zq)``. ``zq_ch`` is by default ``z_channels``; published code
-    requires it. The other arguments are those of ``Decoder``.
+    That of SBER-MoVQGAN and Kandinsky 2. ``z`` is usually ``post_quant_conv(zq)``. ``zq_ch`` is by
+    default ``z_channels``.
     Source: arXiv:2209.09002, as CogVideo's ``movq_modules.MOVQDecoder``.
     """
 
@@ -204,35 +207,12 @@ class MOVQDecoder(Decoder):
         super().__init__(z_channels=z_channels, zq_ch=zq_ch, **arguments)
 
 
-_STEPS = re.compile(r"(conv|norm)_(in|out)|mid\.\w+|(down|up)\.\d+\.\w+(\.\d+)?")
-"""Paths of the modules whose results are published features."""
-
-
-def _features(network: nn.Module, *given: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """The network's result, and that of each of its steps by the published name."""
-    features: dict[str, Tensor] = {}
-
-    def keep(name: str, _step: nn.Module, given: tuple[Tensor, ...], h: Tensor) -> None:
-        if name == "conv_out":
-            features["nonlinearity"] = given[0]
-        features[name] = h
-
-    with ExitStack() as stack:
-        for path, step in network.named_modules():
-            if _STEPS.fullmatch(path):
-                name = re.sub(r"\.(?=\d)", "" if path.startswith("down") else "_", path)
-                hook = step.register_forward_hook(partial(keep, name.replace(".", "_")))
-                stack.callback(hook.remove)
-        return network(*given), features
-
-
 class UNet(nn.Module):
     """Predicts noise, or a cleaner image, of the same size, from an image at a known noise level.
 
     Every activation on the way to the coarsest level is kept, and concatenated to the input of one
     block on the way back. Arguments (see ``Pyramid2D``) and state_dict keys are the published
-    ones. The middle always has attention. Any size that halves evenly down to the coarsest level
-    is accepted.
+    ones. The middle always has attention.
 
     ``use_timestep=False`` builds a network that ignores ``t``. Its blocks keep the ``temb_proj``
     of the published weights, and never use it.
@@ -252,7 +232,7 @@ class UNet(nn.Module):
         pyramid = Pyramid2D(**shape)
         self.spatial_stride = pyramid.spatial_stride
         hidden = 4 * pyramid.ch
-        self.temb: nn.ModuleDict | None = None
+        self.temb: Any = None
         if use_timestep:
             dense = [nn.Linear(pyramid.ch, hidden), nn.Linear(hidden, hidden)]
             self.temb = nn.ModuleDict({"dense": nn.ModuleList(dense)})
@@ -301,17 +281,16 @@ class UNet(nn.Module):
         if context is not None:
             if context.shape[:1] + context.shape[2:] != x.shape[:1] + x.shape[2:]:
                 raise ValueError(
-                    f"context has shape {tuple(context.shape)}, but it is appended to the channels "
-                    f"of x {tuple(x.shape)}: pass the same B, H and W"
+                    f"context has shape {tuple(context.shape)}, but joins the channels of x "
+                    f"{tuple(x.shape)}: pass the same B, H and W"
                 )
             name, x = "x with context", torch.cat([x, context], dim=1)
         check_input(x, self.conv_in, name)
         height, width = x.shape[2:]
         if height % self.spatial_stride or width % self.spatial_stride:
             raise ValueError(
-                f"images of {height}x{width} do not halve evenly down to the coarsest level, so "
-                "the skips on the way up would not fit: pad or crop rows and columns to multiples "
-                f"of {self.spatial_stride}"
+                f"images of {height}x{width} do not halve evenly down to the coarsest level: pad "
+                f"or crop rows and columns to multiples of {self.spatial_stride}"
             )
         return x
 
@@ -321,36 +300,30 @@ class UNet(nn.Module):
             return None
         if t is None or t.shape not in {(x.shape[0],), (1,)}:
             raise ValueError(
-                f"t is {None if t is None else tuple(t.shape)}, but this network needs the noise "
-                f"level of its input: pass one timestep for each image ({x.shape[0]},), or one for "
-                "all (1,), or build it with use_timestep=False"
+                f"t is {None if t is None else tuple(t.shape)}, but this network needs one "
+                f"timestep for each image ({x.shape[0]},), or one for all (1,): pass it, or build "
+                "with use_timestep=False"
             )
-        first, second = cast(nn.ModuleList, self.temb["dense"])
-        assert isinstance(first, nn.Linear)
+        first, second = self.temb["dense"]
         # The angles of late timesteps need float32: bfloat16 has no odd numbers above 256.
         embedding = get_timestep_embedding(t, first.in_features).to(first.weight.dtype)
-        return second(silu(first(embedding)))
+        embedded: Tensor = second(silu(first(embedding)))
+        return embedded
 
 
 def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
     """(B,) of any real dtype -> (B, embedding_dim) float32 in [-1, 1]: sines, then cosines.
 
-    The half ``n = embedding_dim // 2`` has angles ``t * 10000 ** (-i / (n - 1))``, from a period
-    of ``2 pi`` steps to one of ``20000 pi``. An odd dim ends in a zero. Computed in float32
-    whatever the dtype of ``timesteps``, of which whole numbers up to 2**24 are exact.
+    The half ``n = embedding_dim // 2`` has angles ``t * 10000 ** (-i / (n - 1))``. An odd dim ends
+    in a zero. Computed in float32, in which whole timesteps up to 2**24 are exact.
     Source: tensor2tensor, as in Denoising Diffusion Probabilistic Models, arXiv:2006.11239;
     arguments as in CogVideo's ``sgm.modules.diffusionmodules.model``.
     """
     if timesteps.ndim != 1:
-        raise ValueError(
-            f"timesteps have shape {tuple(timesteps.shape)}, but each input has one: pass (B,)"
-        )
+        raise ValueError(f"timesteps have shape {tuple(timesteps.shape)}, not one: pass (B,)")
     half = embedding_dim // 2
     if half < 2:
-        raise ValueError(
-            f"embedding_dim={embedding_dim} leaves room for {half} period(s), but the series "
-            "needs two at least: use 4 or more"
-        )
+        raise ValueError(f"{embedding_dim=} leaves room for {half} period(s): use 4 or more")
     # On the CPU, so that the periods are the same bits on every device.
     steps = torch.arange(half, dtype=torch.float32, device="cpu")
     rates = torch.exp(steps * -(math.log(10000) / (half - 1))).to(timesteps.device)

@@ -29,34 +29,29 @@ def conv3d(
 
     PyTorch chooses between oneDNN and its own kernel by batch size, input size and number of
     threads, and the two round differently: latents changed by up to 6e-6, which now and then flips
-    a code, when a clip was encoded alone, in a batch, or on more threads. oneDNN's results were
-    the same, bit for bit, for every batch size and thread count tried, if the memory
-    layout is always the same. Here it is channels-last, which group norm and bfloat16 kernels
-    prefer.
+    a code. oneDNN's results had the same bits for every batch size and thread count tried, if the
+    memory layout is always the same: channels-last, which group norm and bfloat16 kernels prefer.
     """
     by_onednn = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if by_onednn and x.dtype != torch.float64:  # which oneDNN lacks
-        if torch.is_autocast_enabled("cpu"):  # which does not know mkldnn_convolution
-            narrow = torch.get_autocast_dtype("cpu")
-            x, weight, bias = _converted(narrow, x, weight, bias)
-        dtype = x.dtype
-        # oneDNN takes bfloat16 with AVX-512, or AVX2 with conversions.
-        has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        if dtype == torch.float16 or (dtype == torch.bfloat16 and not has_bfloat16):
-            # The same sums, rounded once at the end. PyTorch's kernel takes 130 times as long.
-            x, weight, bias = _converted(torch.float32, x, weight, bias)
-        y: Tensor = torch.mkldnn_convolution(
-            *(_channels_last(x), _channels_last(weight), bias, padding, stride, dilation, groups)
-        )
-        return y.to(dtype)
-    return F.conv3d(x, weight, bias, stride, padding, dilation, groups)
+    if not by_onednn or x.dtype == torch.float64:  # which oneDNN lacks
+        return F.conv3d(x, weight, bias, stride, padding, dilation, groups)
+    if torch.is_autocast_enabled("cpu"):  # which does not know mkldnn_convolution
+        x, weight, bias = _converted(torch.get_autocast_dtype("cpu"), x, weight, bias)
+    dtype = x.dtype
+    # oneDNN takes bfloat16 with AVX-512, or AVX2 with conversions.
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.float16 or (dtype == torch.bfloat16 and not has_bfloat16):
+        # The same sums, rounded once at the end. PyTorch's kernel takes 130 times as long.
+        x, weight, bias = _converted(torch.float32, x, weight, bias)
+    x, weight = _channels_last(x), _channels_last(weight)
+    y: Tensor = torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
+    return y.to(dtype)
 
 
 def _channels_last(x: Tensor) -> Tensor:
     """Channels innermost, with strides that only depend on the shape.
 
-    PyTorch leaves the strides of dimensions of size one open, but oneDNN chooses its kernel by
-    them.
+    PyTorch leaves those of dimensions of size one open, but oneDNN chooses its kernel by them.
     """
     _, channels, frames, height, width = x.shape
     row, frame = width * channels, height * width * channels
@@ -83,12 +78,10 @@ def as_weights(layer: nn.Module, x: Tensor) -> Tensor:
 def check_input(
     x: Tensor, conv: nn.Conv2d | nn.Conv3d, name: str = "x", *, smallest: int = 1
 ) -> None:
-    """Reject an input that a network's first convolution would reject less clearly, or misread.
+    """Raise ValueError for an input that a network's first convolution cannot take, or misreads.
 
-    Raises:
-        ValueError: another number of dimensions or channels, an empty input, one with fewer than
-            ``smallest`` rows or columns, or a dtype other than that of the weights, unless
-            autocast converts it (floating point only).
+    Autocast converts floating point; otherwise the dtype has to be that of the weights. There
+    have to be ``smallest`` rows and columns.
     """
     dims, dtype = conv.weight.ndim, conv.weight.dtype
     fits = x.ndim == dims and x.shape[1] == conv.in_channels and x.numel()
@@ -120,8 +113,7 @@ class Conv3d(nn.Conv3d):
 class Conv2d(nn.Conv2d):
     """``nn.Conv2d`` of images or of every frame of clips, each alone: zero padding, one group.
 
-    Clips run as a 3D convolution of depth 1, since folding the frames into the batch would copy
-    them. On CPUs images do as well, at the same speed; other devices use their 2D kernels.
+    Clips run as a 3D convolution of depth 1, without a copy; on CPUs images do as well.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,8 +136,7 @@ def silu(x: Tensor) -> Tensor:
     """``F.silu``, of any shape.
 
     On a CPU the elements left over after the last whole vector of each thread go through another
-    exponential function, which rounds differently: 2 of 3 million changed by one bit between 1
-    and 5 threads. Padded so that every thread has whole vectors, none did.
+    exponential function, which rounds differently. Here every thread has whole vectors.
     """
     if x.device.type == "cpu":
         count = x.numel()
@@ -166,8 +157,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     the kernel is not used unless the channels are the innermost dimension, and a single task
     splits its products among all threads, so their number decides the rounding. So the input is
     made contiguous, and a single task is run twice at once. Then no bit changed, with 24 counts
-    from 1 to 600, 5 widths, 3 dtypes, 4 batches and 1 to 3 threads; without, bits changed for 25
-    of these shapes in float32 and 9 in float16.
+    from 1 to 600, 5 widths, 3 dtypes, 4 batches and 1 to 3 threads.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)

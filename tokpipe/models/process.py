@@ -32,8 +32,6 @@ def make_repeatable() -> bool:
     """Keep full float32 in convolutions and matrix products, and choose no kernel by timing.
 
     Applies to the whole process. Return whether anything has changed since the last call.
-    PyTorch's former switches (``allow_tf32``) change the same settings, but raise when they are
-    read after these were set.
     """
     cuda, cudnn, cpu = _backends.cuda, _backends.cudnn, _backends.mkldnn
     operations = cuda.matmul, cudnn.conv, cpu.matmul, cpu.conv
@@ -100,9 +98,7 @@ def keep_freed_memory() -> None:
     """Stop the C library from returning freed memory to the kernel, where that is glibc.
 
     It maps every large tensor and unmaps it when freed, so the kernel has to make each of its
-    pages again. On a virtual machine where that is slow, adding two tensors of 70 MB took 80 ms,
-    and 11 ms once memory was kept. A worker that repeats the same work for hours needs as much
-    memory the next time anyway.
+    pages again: on a virtual machine, adding two tensors of 70 MB took 80 ms instead of 11.
     """
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -30,9 +30,8 @@ def load_published(
 ) -> None:
     """Fill every parameter and persistent buffer of ``module``, or none of them.
 
-    Values of any floating dtype and device are converted to those of the module. Integer buffers
-    (such as the bit values of a quantizer) follow from the constructor's arguments, and the values
-    passed must equal them. Floating buffers are learned, and loaded.
+    Values of any floating dtype and device are converted to those of the module. Integer buffers,
+    which follow from the constructor's arguments, must have the same values.
 
     ``rename`` maps published names to those of the module. A name is a whole key, or its beginning
     up to a dot, and the longest match is replaced: ``{"quantize": "quantizer"}`` moves
@@ -41,7 +40,7 @@ def load_published(
 
     Raises:
         WeightsMismatch: a key is missing, unexpected, of another shape or kind of number, not
-            finite in the module's dtype, or a constant of another value. Its attributes name all.
+            finite in the module's dtype, or a constant of another value.
         ConfigError: a convolution has ``pad_mode="constant"``, which has two meanings.
         ValueError: the module is on the meta device, which has no memory to fill.
     """
@@ -49,9 +48,8 @@ def load_published(
         if isinstance(part, CausalConv3d) and part.is_ambiguous:
             raise ConfigError(
                 f"{source}: {name or 'the convolution'} has pad_mode='constant', which published "
-                "code mistakes. Weights are useless under another padding than they were trained "
-                "with. Choose pad_mode (for add_conv: add_conv_pad_mode) 'constant_published' for "
-                "weights that published code trained, 'constant_causal' for weights trained here"
+                "code mistakes. Choose pad_mode (for add_conv: add_conv_pad_mode) "
+                "'constant_published' for weights that it trained, 'constant_causal' for others"
             )
     wanted = module.state_dict()
     if any(value.is_meta for value in wanted.values()):
@@ -72,8 +70,7 @@ def load_published(
         if not buffer.is_floating_point() and not key.endswith("num_batches_tracked")
     }
     for key in sorted(wanted.keys() & given.keys()):
-        misfit = _misfit(given[key][1], wanted[key], constant=key in constants)
-        if misfit is not None:
+        if misfit := _misfit(given[key][1], wanted[key], constant=key in constants):
             misfits.setdefault(key, misfit)
     missing = sorted(wanted.keys() - given.keys())
     unexpected = sorted(given[key][0] for key in given.keys() - wanted.keys())
@@ -133,17 +130,14 @@ def _misfit(given: object, wanted: Tensor, *, constant: bool) -> str | None:
         return "is a tensor without plain data (meta or sparse)"
     if given.shape != wanted.shape:
         return f"is {tuple(given.shape)}, not {tuple(wanted.shape)}"
-    if _kind(given.dtype) != _kind(wanted.dtype):
+    dtypes = given.dtype, wanted.dtype
+    if not torch.can_cast(*dtypes) or not torch.can_cast(*dtypes[::-1]):
         return f"is {given.dtype}, not {wanted.dtype}"
     if constant and not bool((given.to(wanted.device) == wanted).all()):
         return f"is {reprlib.repr(given.tolist())}, not {reprlib.repr(wanted.tolist())}"
     if not bool(given.to(wanted.dtype).isfinite().all()):
         return f"holds NaN or infinity as {wanted.dtype}"
     return None
-
-
-def _kind(dtype: torch.dtype) -> tuple[bool, ...]:
-    return dtype.is_floating_point, dtype.is_complex, dtype == torch.bool
 
 
 def _some(problems: Iterable[str]) -> list[str]:

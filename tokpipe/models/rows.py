@@ -1,9 +1,8 @@
-"""Arithmetic on CPUs for tensors whose channels are innermost, piece by piece in cache.
+"""Group norm on CPUs for tensors whose channels are innermost, piece by piece in cache.
 
 Each of PyTorch's operations reads and writes the whole tensor, which takes as long as a convolution
-in bfloat16, and its group norm of such tensors sums in an order that depends on the threads. Here a
-piece stays in the cache for all that is done to it, and no bit depends on threads or on the other
-clips of the batch.
+in bfloat16, and its group norm of such tensors sums in an order that depends on the threads. Here
+no bit depends on threads or on the other clips of the batch.
 """
 
 from collections.abc import Iterator
@@ -27,10 +26,9 @@ def norm_rows(
 ) -> None:
     """Write ``norm`` of ``x``, and with ``with_silu`` the SiLU of that, to ``out``.
 
-    x and out (B, ..., C), the same shape, channels innermost; their dtypes may differ. The first
-    ``sample_dims`` dimensions count the samples with separate statistics; each sample of ``out`` is
-    contiguous. Statistics and arithmetic are float32 or better whatever the dtypes; values are
-    rounded once, at the end.
+    x and out (B, ..., C), channels innermost; their dtypes may differ. The first ``sample_dims``
+    dimensions count the samples with separate statistics; each sample of ``out`` is contiguous.
+    Arithmetic is float32 or better; values are rounded once, at the end.
     """
     channels = x.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -88,8 +86,7 @@ def _sums(rows: Tensor, pivot: Tensor) -> Tensor:
 def _block_sums(rows: Tensor, block: int) -> list[Tensor]:
     """Sums over each ``block`` of rows (N, C), as (n, C), and over the remaining rows.
 
-    PyTorch divides blocks among its threads, so each sums what it has just computed. It would
-    divide a single sum over all rows by channels.
+    PyTorch divides blocks among its threads, so each sums what it has just computed.
     """
     whole = len(rows) - len(rows) % block
     blocks, rest = rows[:whole].view(-1, block, rows.shape[1]), rows[whole:]

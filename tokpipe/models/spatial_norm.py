@@ -48,8 +48,7 @@ class SpatialNorm(nn.Module):
         """f (B, C_f, H, W), zq (B, C_zq, h, w) -> (B, C_f, H, W)."""
         if self.conv is not None:
             zq = self.conv(self._resized(zq, f.shape[2:], *stream), *stream)
-        # Otherwise no position of zq depends on another: scale and shift are computed before the
-        # resize, on a fraction of the positions.
+        # Scale and shift are computed before the resize, on a fraction of the positions.
         scale = self._resized(self.conv_y(zq), f.shape[2:], *stream)
         shift = self._resized(self.conv_b(zq), f.shape[2:], *stream)
         return self.norm_layer(f) * scale + shift
@@ -77,10 +76,7 @@ class SpatialNorm3D(SpatialNorm):
         if x.shape[2] == 1 or any(one is not None and not one.is_first for one in stream):
             return F.interpolate(x, size)
         if size[0] == 1:
-            raise ValueError(
-                f"zq has {x.shape[2]} frames for the single frame of f, so all but the first have "
-                "nothing to scale. Pass one frame of zq, or more of f"
-            )
+            raise ValueError(f"zq has {x.shape[2]} frames for the single frame of f: pass one")
         first = F.interpolate(x[:, :, :1], (1, *size[1:]))
         rest = F.interpolate(x[:, :, 1:], (size[0] - 1, *size[1:]))
         return torch.cat([first, rest], dim=2)
@@ -97,26 +93,23 @@ def block_norm(
 
     ``add_conv_pad_mode`` is for clips; published decoders leave it at ``constant``.
     """
-    if zq_ch is not None:
-        of_clips = partial(SpatialNorm3D, pad_mode=add_conv_pad_mode or "constant")
-        make = of_clips if add_conv_pad_mode else SpatialNorm
-        return make(channels, zq_ch, group_norm, add_conv=add_conv, norm=norm)
-    if add_conv:
-        raise ValueError(
-            "add_conv=True without zq_ch: the convolution applies to the latent, which this norm "
-            "does not read. Pass zq_ch, or leave add_conv out"
-        )
-    return group_norm(channels, norm)
+    if zq_ch is None and add_conv:
+        raise ValueError("add_conv=True without zq_ch, the latent's channels. Pass zq_ch as well")
+    if zq_ch is None:
+        return group_norm(channels, norm)
+    mode = add_conv_pad_mode
+    make = SpatialNorm if mode is None else partial(SpatialNorm3D, pad_mode=mode)
+    return make(channels, zq_ch, group_norm, add_conv=add_conv, norm=norm)
 
 
 def normalized(
     norm: GroupNorm | SpatialNorm, x: Tensor, zq: Tensor | None, *stream: Stream | None
 ) -> Tensor:
     """Apply either kind of ``block_norm``."""
-    if isinstance(norm, SpatialNorm) != (zq is not None):
-        raise ValueError(
-            "this block was built with zq_ch, so its norms need the latent: pass zq"
-            if zq is None
-            else "this block was built without zq_ch, so its norms cannot use zq: leave it out"
-        )
-    return norm(x) if zq is None else norm(x, zq, *stream)
+    if isinstance(norm, SpatialNorm):
+        if zq is None:
+            raise ValueError("this block was built with zq_ch, so its norms need it: pass zq")
+        return norm(x, zq, *stream)
+    if zq is not None:
+        raise ValueError("this block was built without zq_ch, so it cannot use zq: leave it out")
+    return norm(x)

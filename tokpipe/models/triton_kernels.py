@@ -1,11 +1,10 @@
 """Group norm, SiLU and residual sums on GPUs, in as few passes over memory as they can be.
 
 A norm needs one pass for its sums and one for its values, and the sums of the next norm are taken
-where its input is written. Triton comes with PyTorch's CUDA builds. Rows are summed in blocks whose
-size depends only on the number of channels, and blocks in float64, so no bit depends on the batch.
+where its input is written. Rows are summed in blocks whose size depends only on the number of
+channels, and blocks in float64, so no bit depends on the batch.
 
-Programs are numbered on the first axis of the grid, which has room for 2^31 of them, where the
-others end at 65,535; and offsets have 64 bits.
+Programs are numbered on the first axis of the grid: the others end at 65,535. Offsets have 64 bits.
 """
 
 from typing import Any
@@ -122,8 +121,7 @@ def norm_triton(
 ) -> None:
     """``tokpipe.models.rows.norm_rows`` of ``x + bias`` on a GPU: float32 and narrower.
 
-    ``bias`` (C) costs nothing, since it only moves the center. ``sums`` are those that came with
-    ``x`` from ``add_triton``.
+    ``bias`` (C) only moves the center. ``sums`` are those that came with ``x`` from ``add_triton``.
     """
     x = x.contiguous()
     pivots, totals = sums or _summed(x, _first_rows(x, sample_dims))
@@ -174,8 +172,5 @@ def _first_rows(x: Tensor, sample_dims: int) -> Tensor:
 
 
 def _tile(channels: int) -> dict[str, int]:
-    tile_channels = triton.next_power_of_2(channels)
-    return {
-        "tile_rows": max(1, TILE_ELEMENTS // tile_channels),
-        "tile_channels": tile_channels,
-    }
+    width = triton.next_power_of_2(channels)
+    return {"tile_rows": max(1, TILE_ELEMENTS // width), "tile_channels": width}

@@ -37,8 +37,7 @@ class Quantizer(nn.Module, ABC):
     """Names each latent vector by a code in ``range(codebook_size)``.
 
     Takes latents of ``latent_dim`` channels and returns vectors of ``dim``; most quantizers have
-    them equal. A latent that is not finite gets an arbitrary code: check ``latent.isfinite()``
-    first where that matters.
+    them equal. A latent that is not finite gets an arbitrary code.
     """
 
     def __init__(self, codebook_size: int, dim: int, latent_dim: int | None = None) -> None:
@@ -63,18 +62,12 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def codes_of(self, latent: Tensor) -> Tensor:
-        """(B, latent_dim, ...) -> (B, ...) int64. One clip's codes depend on that clip alone.
-
-        Raises:
-            ValueError: a latent with another number of channels.
-        """
+        """(B, latent_dim, ...) -> (B, ...) int64. One clip's codes depend on that clip alone."""
 
     def vectors_of(self, codes: Tensor) -> Tensor:
         """(B, ...) of any integers -> (B, dim, ...) float32.
 
-        Raises:
-            TypeError: codes that are not integers.
-            ValueError: a code outside the codebook.
+        Raises TypeError if codes are not integers, and ValueError if one is outside the codebook.
         """
         return self._vectors(self._checked(codes)).movedim(-1, 1)
 
@@ -89,10 +82,7 @@ class Quantizer(nn.Module, ABC):
     def _checked(self, codes: Tensor) -> Tensor:
         """The codes as int64. Raises as ``vectors_of`` does."""
         if codes.is_floating_point() or codes.is_complex():
-            raise TypeError(
-                f"codes are {codes.dtype}, but codes are integers: rounding them would name other "
-                "vectors. Pass what codes_of returned"
-            )
+            raise TypeError(f"codes are {codes.dtype}, but codes are integers: do not convert them")
         codes = codes.long()
         if codes.numel():
             check_range(codes, self.codebook_size)
@@ -102,8 +92,7 @@ class Quantizer(nn.Module, ABC):
         if latent.ndim < 2 or latent.shape[1] != self.latent_dim:
             raise ValueError(
                 f"the latent has shape {tuple(latent.shape)}, but {type(self).__name__} takes "
-                f"(B, {self.latent_dim}, ...): use an encoder with as many channels as the "
-                "quantizer, and keep them in dimension 1"
+                f"(B, {self.latent_dim}, ...): use an encoder with as many channels"
             )
 
 

@@ -4,7 +4,6 @@ The codebook is moved by the gradient, or follows the latents by averages.
 """
 
 import os
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -32,10 +31,8 @@ class CodebookQuantizer(Quantizer):
 
     - an integer: that position of the list.
     - ``"extra"``: one more code at the end, with the vector of the first in the list.
-    - ``"random"``: the entry modulo the list's length. (Published code draws a new position for
-      every latent, so that no two runs return the same codes.)
-
-    State: ``used``, as published.
+    - ``"random"``: the entry modulo the list's length, where published code draws a new position
+      for every latent.
     """
 
     used: Tensor | None
@@ -53,15 +50,12 @@ class CodebookQuantizer(Quantizer):
             raise ValueError(f"a codebook of {num_vectors} vectors of {dim} channels is empty")
         used = None if remap is None else _used_entries(remap, num_vectors)
         num_used = num_vectors if used is None else len(used)
-        if unknown_index not in ("random", "extra") and (
-            not isinstance(unknown_index, int) or not 0 <= unknown_index < num_used
-        ):
+        if unknown_index not in ("random", "extra") and unknown_index not in range(num_used):
             raise ValueError(
-                f"unknown_index={unknown_index!r}: use 'random', 'extra' or a position below "
-                f"{num_used}; any other code would name no vector"
+                f"{unknown_index=}: use 'random', 'extra' or a position below {num_used}"
             )
-        extra = used is not None and unknown_index == "extra"
-        super().__init__(num_used + extra, dim, latent_dim)
+        has_extra = used is not None and unknown_index == "extra"
+        super().__init__(num_used + has_extra, dim, latent_dim)
         self.num_vectors = num_vectors
         self.unknown_index = unknown_index
         self.register_constant("used", used)
@@ -73,10 +67,6 @@ class CodebookQuantizer(Quantizer):
         """
         vectors = self._vectors(self._checked(indices))
         return vectors if shape is None else vectors.reshape(tuple(shape)).movedim(-1, 1)
-
-    def _flat(self, codes: Tensor) -> Tensor:
-        """(B, ...) -> (N,), or (N, 1) under ``remap``, as published."""
-        return codes.flatten() if self.used is None else codes.reshape(-1, 1)
 
     def _entries_to_codes(self, entries: Tensor) -> Tensor:
         if self.used is None:
@@ -100,9 +90,8 @@ def _used_entries(remap: Remap, num_vectors: int) -> Tensor:
         given = np.load(where, allow_pickle=False) if where != "remap" else remap
         used = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
     except (ValueError, EOFError) as error:
-        raise ValueError(
-            f"{where}: not a .npy file of integers ({error}): use numpy.save"
-        ) from error
+        problem = f"{where}: not a .npy file of integers ({error}): use numpy.save"
+        raise ValueError(problem) from error
     entries = used.tolist() if used.ndim == 1 and used.dtype.kind in "iu" else []
     if not entries or len(set(entries).intersection(range(num_vectors))) < len(entries):
         raise ValueError(
@@ -112,62 +101,17 @@ def _used_entries(remap: Remap, num_vectors: int) -> Tensor:
     return torch.from_numpy(used.astype(np.int64))
 
 
-class NearestQuantizer(CodebookQuantizer):
-    """Names the nearest code vector, a row of ``embedding``, by Euclidean distance.
+class VectorQuantizer(CodebookQuantizer):
+    """Names the nearest code vector of a learned codebook, a row of ``embedding``.
 
-    Or, by ``search``, that of the greatest dot product or cosine. For cosines, latents and code
-    vectors are first brought to length 1.
-    """
+    ``n_e`` vectors of ``e_dim`` channels, unbounded. ``search`` is by Euclidean distance, or for
+    the greatest "dot" product or "cosine", for which latents and code vectors are first brought to
+    length 1. IBQ encodes by "dot", but is trained by another loss.
 
-    embedding: nn.Embedding
-    search = "nearest"
-
-    def codes_of(self, latent: Tensor) -> Tensor:
-        """(B, dim, ...) -> (B, ...) int64; of vectors equally near, the first."""
-        return self._entries_to_codes(self._nearest_entries(self._scaled(latent)))
-
-    def _scaled(self, vectors: Tensor, dim: int = 1) -> Tensor:
-        """Latents or code vectors, their channels in ``dim``, as they are compared: float32."""
-        vectors = vectors.float()
-        return F.normalize(vectors, dim=dim) if self.search == "cosine" else vectors
-
-    def _nearest_entries(self, latent: Tensor) -> Tensor:
-        self._check_channels(latent)
-        codebook = self._scaled(self.embedding.weight.detach())
-        if self.search != "nearest":
-            return search(latent, codebook, codebook.new_zeros(len(codebook)), -1)
-        # Without the latent's norm, which is the same for every code vector: adding it would only
-        # lose precision.
-        return search(latent, codebook, codebook.square().sum(1), -2)
-
-    def _vectors(self, codes: Tensor) -> Tensor:
-        vectors = F.embedding(self._codes_to_entries(codes), self.embedding.weight)
-        return self._scaled(vectors, dim=-1)
-
-    @takes(temp=(None, 1.0), rescale_logits=(False,), return_logits=(False,))
-    def forward(self, latent: Tensor) -> Quantized:
-        """(B, dim, ...) -> vectors, codes, loss."""
-        latent = self._scaled(latent)
-        entries = self._nearest_entries(latent)
-        vectors = self._scaled(self.embedding(entries).movedim(-1, 1))
-        loss = self._loss(latent, vectors, entries)
-        codes = self._flat(self._entries_to_codes(entries))
-        return Quantized(straight_through(latent, vectors), codes, loss)
-
-    @abstractmethod
-    def _loss(self, latent: Tensor, vectors: Tensor, entries: Tensor) -> Tensor:
-        """The loss of a training step; latent and vectors (B, dim, ...) float32."""
-
-
-class VectorQuantizer(NearestQuantizer):
-    """Names the nearest code vector of a learned codebook.
-
-    ``n_e`` vectors of ``e_dim`` channels, unbounded. The loss pulls each vector to its latents,
-    plus ``beta`` times the commitment of the latents to their vector. With ``legacy``, ``beta``
-    weighs the pull instead: a published mistake that published models were trained with, and so
-    the published default. The loss has the same value either way, with other gradients.
-    ``remap`` and ``unknown_index``: see ``CodebookQuantizer``; ``search``: see
-    ``NearestQuantizer``. IBQ encodes by ``search="dot"``, but is trained by another loss.
+    The loss pulls each vector to its latents, plus ``beta`` times the commitment of the latents to
+    their vector. With ``legacy``, ``beta`` weighs the pull instead: a published mistake that
+    published models were trained with, and so the published default. The loss has the same value
+    either way, with other gradients. ``remap`` and ``unknown_index``: see ``CodebookQuantizer``.
 
     ``forward`` returns the codes flat, (N,), or (N, 1) under ``remap``, as published; with
     ``sane_index_shape`` as (B, ...), which ``codes_of`` always does.
@@ -196,29 +140,57 @@ class VectorQuantizer(NearestQuantizer):
         self.embedding = nn.Embedding(n_e, e_dim)
         nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
 
+    def codes_of(self, latent: Tensor) -> Tensor:
+        """(B, dim, ...) -> (B, ...) int64; of vectors equally near, the first."""
+        return self._entries_to_codes(self._nearest_entries(self._scaled(latent)))
+
+    def _scaled(self, vectors: Tensor, dim: int = 1) -> Tensor:
+        """Latents or code vectors, their channels in ``dim``, as they are compared: float32."""
+        vectors = vectors.float()
+        return F.normalize(vectors, dim=dim) if self.search == "cosine" else vectors
+
+    def _nearest_entries(self, latent: Tensor) -> Tensor:
+        self._check_channels(latent)
+        codebook = self._scaled(self.embedding.weight.detach())
+        if self.search != "nearest":
+            return search(latent, codebook, codebook.new_zeros(len(codebook)), -1)
+        # Without the latent's norm, which would only lose precision.
+        return search(latent, codebook, codebook.square().sum(1), -2)
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        vectors = F.embedding(self._codes_to_entries(codes), self.embedding.weight)
+        return self._scaled(vectors, dim=-1)
+
+    @takes(temp=(None, 1.0), rescale_logits=(False,), return_logits=(False,))
+    def forward(self, latent: Tensor) -> Quantized:
+        """(B, dim, ...) -> vectors, codes, loss."""
+        latent = self._scaled(latent)
+        entries = self._nearest_entries(latent)
+        vectors = self._scaled(self.embedding(entries).movedim(-1, 1))
+        loss = self._loss(latent, vectors, entries)
+        codes = self._entries_to_codes(entries)
+        if not self.sane_index_shape:
+            codes = codes.flatten() if self.used is None else codes.reshape(-1, 1)
+        return Quantized(straight_through(latent, vectors), codes, loss)
+
     def _loss(self, latent: Tensor, vectors: Tensor, entries: Tensor) -> Tensor:
+        """The loss of a training step; latent and vectors (B, dim, ...) float32."""
         commitment = F.mse_loss(latent, vectors.detach())
         pull = F.mse_loss(vectors, latent.detach())
         return commitment + self.beta * pull if self.legacy else self.beta * commitment + pull
-
-    def _flat(self, codes: Tensor) -> Tensor:
-        return codes if self.sane_index_shape else super()._flat(codes)
 
 
 class EMACodebook(nn.Embedding):
     """Code vectors as the quotient of two moving averages: of latents, and of their number.
 
-    State, as published: ``weight`` (K, dim), ``cluster_size`` (K,), ``embed_avg`` (K, dim). They
-    are parameters that no optimizer moves, so a checkpoint's averages load like weights.
+    State, as published: ``weight`` (K, dim), ``cluster_size`` (K,), ``embed_avg`` (K, dim), which
+    are parameters that no optimizer moves.
     """
 
     def __init__(self, num_vectors: int, dim: int, decay: float, eps: float) -> None:
         super().__init__(num_vectors, dim)
         if not 0 <= decay < 1 or eps <= 0:
-            raise ValueError(
-                f"decay={decay} and eps={eps}: decay, the part of the average that a step keeps, "
-                "must be at least 0 and below 1; eps, which guards a division, must be above 0"
-            )
+            raise ValueError(f"{decay=} and {eps=}: decay is at least 0 and below 1, eps above 0")
         self.decay = decay
         self.eps = eps
         self.cluster_size = nn.Parameter(torch.zeros(num_vectors))
@@ -229,22 +201,19 @@ class EMACodebook(nn.Embedding):
     def follow(self, latents: Tensor, entries: Tensor) -> None:
         """Take one step: latents (N, dim) float32 and the entries (N,) int64 that name them.
 
-        Where ``torch.distributed`` is set up, the step uses the latents of all ranks, and each
-        rank must take it. Latents that are not finite are left out, since a single one would spoil
-        the averages permanently.
+        Where ``torch.distributed`` is set up, all ranks must take it, each with its own latents.
+        Latents that are not finite are left out: a single one would spoil the averages for good.
         """
         if torch.finfo(self.cluster_size.dtype).bits < 32:
             raise RuntimeError(
-                f"the codebook's averages are {self.cluster_size.dtype}, in which steps of "
-                f"1 - decay = {1 - self.decay:.3g} round away. Train in float32, with "
-                "torch.autocast for speed"
+                f"the codebook's averages are {self.cluster_size.dtype}, in which steps of 1 - "
+                f"decay = {1 - self.decay:.3g} round away. Train in float32, or under autocast"
             )
         finite = latents.isfinite().all(dim=1)
         latents = latents.where(finite[:, None], 0).to(self.embed_avg.dtype)
         sums = torch.zeros_like(self.embed_avg).index_add_(0, entries, latents)
-        counts = torch.zeros_like(self.cluster_size).index_add_(
-            0, entries, finite.to(self.cluster_size.dtype)
-        )
+        ones = finite.to(self.cluster_size.dtype)
+        counts = torch.zeros_like(self.cluster_size).index_add_(0, entries, ones)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
             torch.distributed.all_reduce(counts)
@@ -256,20 +225,15 @@ class EMACodebook(nn.Embedding):
         self.weight.copy_(self.embed_avg / sizes.unsqueeze(1))
 
 
-class EMAVectorQuantizer(NearestQuantizer):
-    """Names the nearest code vector of a codebook made of moving averages of the latents.
+class EMAVectorQuantizer(VectorQuantizer):
+    """``VectorQuantizer`` whose codebook is made of moving averages of the latents.
 
     ``n_embed`` vectors of ``embedding_dim`` channels. The loss is ``beta`` times the commitment of
     the latents to their vector. In ``train()`` mode each ``forward`` moves the codebook after
     using it, keeping ``decay`` of the averages; in ``eval()`` mode nothing moves. As published,
     the averages start from random vectors and zero latents: vectors that the first step does not
     name are then divided by ``eps``, and are not used for about ``log(eps) / log(decay)``
-    steps, 1,146 by default.
-
-    ``remap`` and ``unknown_index``: see ``CodebookQuantizer``; published code accepts them, and
-    leaves the codes unchanged.
-
-    ``forward`` returns the codes flat, (N,), or (N, 1) under ``remap``.
+    steps, 1,146 by default. Published code accepts ``remap``, and leaves the codes unchanged.
     Source: arXiv:1711.00937, appendix A.1.
     """
 
@@ -286,8 +250,7 @@ class EMAVectorQuantizer(NearestQuantizer):
         remap: Remap | None = None,
         unknown_index: UnknownIndex = "random",
     ) -> None:
-        super().__init__(n_embed, embedding_dim, remap=remap, unknown_index=unknown_index)
-        self.beta = beta
+        super().__init__(n_embed, embedding_dim, beta, remap, unknown_index)
         self.embedding = EMACodebook(n_embed, embedding_dim, decay, eps)
 
     def _loss(self, latent: Tensor, vectors: Tensor, entries: Tensor) -> Tensor:
@@ -302,11 +265,10 @@ class GumbelQuantizer(CodebookQuantizer):
     """Names the code of the greatest logit; in training, samples codes with Gumbel noise.
 
     Latents have ``num_hiddens`` channels, vectors ``embedding_dim``; there are ``n_embed`` codes.
-    Only ``forward`` in ``train()`` mode draws noise, from PyTorch's global generator. It returns
-    the sampled codes, and their vectors with the gradient of the softmax at temperature
-    ``temp_init`` or, without ``straight_through``, the softmax's mixture of vectors. The loss is
-    ``kl_weight`` times the divergence of the codes' distribution from the uniform one. (Published
-    code samples in ``eval()`` mode as well, so its codes differ from run to run.)
+    Only ``forward`` in ``train()`` mode draws noise, from PyTorch's global generator (published
+    code always does). It returns the sampled codes, and their vectors with the gradient of the
+    softmax at temperature ``temp_init`` or, without ``straight_through``, the softmax's mixture of
+    vectors. The loss is ``kl_weight`` times the divergence of codes from the uniform distribution.
 
     ``remap`` keeps only the logits of the entries in use, so no entry is ever unknown, and
     ``unknown_index="extra"`` adds a code that never occurs.
@@ -348,8 +310,10 @@ class GumbelQuantizer(CodebookQuantizer):
     def _projection(self) -> tuple[Tensor, Tensor]:
         """Weight (K, num_hiddens) and bias (K,) of the entries in use, float32."""
         assert self.proj.bias is not None
-        weight, bias = self.proj.weight.float().flatten(1), self.proj.bias.float()
-        return (weight, bias) if self.used is None else (weight[self.used], bias[self.used])
+        return self._in_use(self.proj.weight).flatten(1), self._in_use(self.proj.bias)
+
+    def _in_use(self, rows: Tensor) -> Tensor:
+        return rows.float() if self.used is None else rows.float()[self.used]
 
     def _vectors(self, codes: Tensor) -> Tensor:
         return F.embedding(self._codes_to_entries(codes), self.embed.weight).float()
@@ -361,15 +325,10 @@ class GumbelQuantizer(CodebookQuantizer):
         logits = self.logits_of(latent).movedim(1, -1)
         shares = logits.softmax(-1)
         divergence = (shares * (shares * self.num_vectors + 1e-10).log()).sum(-1).mean()
-        if self.training:
-            noise = -torch.empty_like(logits).exponential_().log()
-            soft = ((logits + noise) / temp).softmax(-1)
-            codes = soft.argmax(-1)
-        else:
-            soft = (logits / temp).softmax(-1)
-            codes = self.codes_of(latent)
-        codebook = self.embed.weight.float()
-        codebook = codebook if self.used is None else codebook[self.used]
+        noise = -torch.empty_like(logits).exponential_().log() if self.training else 0.0
+        soft = ((logits + noise) / temp).softmax(-1)
+        codes = soft.argmax(-1) if self.training else self.codes_of(latent)
+        codebook = self._in_use(self.embed.weight)
         with exact_float32_products(latent.device):
             if self.straight_through or not self.training:
                 # The second term is zero, and carries the gradient of the softmax.

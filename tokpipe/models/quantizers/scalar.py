@@ -48,8 +48,8 @@ class ScalarQuantizer(Quantizer):
             raise ValueError(f"{num_codebooks=}: must be 1 or more")
         if num_codebooks > 1 and keep_num_codebooks_dim is False:
             raise ValueError(
-                f"{num_codebooks=} returns as many codes per position, and keep_num_codebooks_dim="
-                "False leaves no dimension for them: leave it out"
+                f"{num_codebooks=} returns as many codes per position, for which "
+                "keep_num_codebooks_dim=False leaves no dimension: leave it out"
             )
         channels = codebook_dim * num_codebooks
         super().__init__(codebook_size, channels if dim is None else dim)
@@ -80,7 +80,7 @@ class ScalarQuantizer(Quantizer):
                 f"codes have shape {tuple(codes.shape)}, but the last dimension holds the codes "
                 f"of the {self.num_codebooks} codebooks: pass them as codes_of returned them"
             )
-        return self._outer(self._inner_vectors(codes))
+        return self.project_out(self._inner_vectors(codes).flatten(-2))
 
     def _inner(self, latent: Tensor) -> Tensor:
         """(B, dim, ...) -> (B, ..., n, codebook_dim) float32, to be rounded."""
@@ -88,9 +88,11 @@ class ScalarQuantizer(Quantizer):
         x: Tensor = self.project_in(latent.float().movedim(1, -1))
         return x.unflatten(-1, (self.num_codebooks, self.codebook_dim))
 
-    def _outer(self, inner: Tensor) -> Tensor:
-        """(B, ..., n, codebook_dim) -> (B, ..., dim)."""
-        return self.project_out(inner.flatten(-2))
+    def _quantized(self, inner: Tensor, codes: Tensor, loss: Tensor | None = None) -> Quantized:
+        """The result of ``forward``, whose gradient passes to ``inner``, in the unit of vectors."""
+        vectors = straight_through(inner, self._inner_vectors(codes))
+        vectors = self.project_out(vectors.flatten(-2)).movedim(-1, 1)
+        return Quantized(vectors, self._shaped(codes), loss)
 
     def _shaped(self, codes: Tensor) -> Tensor:
         return codes if self.keep_num_codebooks_dim else codes.squeeze(-1)
@@ -120,8 +122,8 @@ class FSQ(ScalarQuantizer):
         fits = levels and 2 <= min(levels) <= max(levels) <= MAX_LEVELS
         if not fits or math.prod(levels) > 2**62:
             raise ValueError(
-                f"levels={list(levels)}: each channel needs 2 to {MAX_LEVELS}, which float32 can "
-                "tell apart, and int64 holds at most 2**62 codes in all"
+                f"levels={list(levels)}: each channel needs 2 to {MAX_LEVELS}, and there are at "
+                "most 2**62 codes in all"
             )
         super().__init__(math.prod(levels), len(levels), dim, num_codebooks, keep_num_codebooks_dim)
         place_values = [math.prod(levels[:channel]) for channel in range(len(levels))]
@@ -132,28 +134,24 @@ class FSQ(ScalarQuantizer):
     def bounded(self, latent: Tensor) -> Tensor:
         """The values before rounding: (B, dim, ...) -> (B, codebook_dim * n, ...) float32.
 
-        The unit is one level, so the middle of every level is an integer, and the distance to the
-        nearest one, 0 to about 0.5, says how close the code is to changing. Training that pulls
-        it down makes codes that survive reduced precision. Differentiable.
+        The unit is one level. The distance to the nearest integer says how close the code is to
+        changing: training that pulls it down makes codes that survive reduced precision.
         """
-        return self._bound(self._inner(latent)).flatten(-2).movedim(-1, 1)
+        return self._inner(latent).flatten(-2).movedim(-1, 1)
 
-    def _bound(self, inner: Tensor) -> Tensor:
+    def _inner(self, latent: Tensor) -> Tensor:
         # A thousandth wider than needed, so that both outermost levels are reached; an even number
         # of levels is centred between two of them.
         half_width = (self.levels - 1).float() * 1.001 / 2
         offset = (self.levels % 2 == 0).float() * 0.5
-        return (inner + (offset / half_width).atanh()).tanh() * half_width - offset
+        shift = (offset / half_width).atanh()
+        return (super()._inner(latent) + shift).tanh() * half_width - offset
 
-    def _round(self, bounded: Tensor) -> Tensor:
-        """Bounded values (..., codebook_dim) -> codes (...) int64."""
-        digits = bounded.round().long() + self.levels // 2
+    def _codes(self, inner: Tensor) -> Tensor:
+        digits = inner.round().long() + self.levels // 2
         # From 1,001 levels on that thousandth rounds past the last level.
         digits = digits.clamp_min(0).minimum(self.levels - 1)
         return (digits * self.place_values).sum(-1)
-
-    def _codes(self, inner: Tensor) -> Tensor:
-        return self._round(self._bound(inner))
 
     def _inner_vectors(self, codes: Tensor) -> Tensor:
         half_width = self.levels // 2
@@ -162,10 +160,8 @@ class FSQ(ScalarQuantizer):
 
     def forward(self, latent: Tensor) -> Quantized:
         """(B, dim, ...) -> vectors, codes; no loss."""
-        bounded = self._bound(self._inner(latent))
-        codes = self._round(bounded.detach())
-        vectors = straight_through(bounded / (self.levels // 2), self._inner_vectors(codes))
-        return Quantized(self._outer(vectors).movedim(-1, 1), self._shaped(codes))
+        inner = self._inner(latent)
+        return self._quantized(inner / (self.levels // 2), self._codes(inner.detach()))
 
 
 class LFQ(ScalarQuantizer):
@@ -205,8 +201,8 @@ class LFQ(ScalarQuantizer):
             num_bits = codebook_size.bit_length() - 1
         if not 1 <= num_bits <= 62 or codebook_size not in (None, 2**num_bits):
             raise ValueError(
-                f"{dim=}, {codebook_size=}: a code has 1 to 62 bits, which int64 holds. Pass them "
-                "as dim, or a power of two as codebook_size"
+                f"{dim=}, {codebook_size=}: a code has 1 to 62 bits. Pass them as dim, or a power "
+                "of two as codebook_size"
             )
         if codebook_scale <= 0:
             raise ValueError(f"{codebook_scale=}: must be above 0")
@@ -236,21 +232,18 @@ class LFQ(ScalarQuantizer):
         """
         inner = self._inner(latent)
         codes = self._codes(inner.detach())
-        vectors = self._inner_vectors(codes)
         loss = inner.new_zeros(())
         if self.training:
-            # The published soft code is the softmax, over all code vectors, of 2 * inv_temperature
-            # times the dot product with the latent. That is a product of independent bits, so the
-            # entropy of each is a sum over bits.
+            # The published soft code, the softmax over all code vectors of 2 * inv_temperature
+            # times the dot product with the latent, is a product of independent bits.
             logits = 4 * inv_temperature * self.codebook_scale * inner.flatten(0, -3)
             # Entropy of a bit from its logit, finite for every logit.
             per_bit = F.softplus(logits) - logits * logits.sigmoid()
             of_mean = torch.stack([entropy_of_mean(bits) for bits in logits.unbind(1)]).mean()
             entropy = per_bit.sum(-1).mean() - self.diversity_gamma * of_mean
-            commitment = F.mse_loss(inner, vectors)
+            commitment = F.mse_loss(inner, self._inner_vectors(codes))
             loss = self.entropy_loss_weight * entropy + self.commitment_loss_weight * commitment
-        vectors = self._outer(straight_through(inner, vectors)).movedim(-1, 1)
-        return Quantized(vectors, self._shaped(codes), loss)
+        return self._quantized(inner, codes, loss)
 
 
 def entropy_of_mean(logits: Tensor) -> Tensor:
@@ -258,9 +251,8 @@ def entropy_of_mean(logits: Tensor) -> Tensor:
 
     logits (N, num_bits) -> (). Exact up to 18 bits: as a matrix, lower half of the bits by upper
     half, the mean of the distributions is one matrix product. Wider codes are split into groups of
-    at most 18 bits, whose entropies are summed: an upper bound, exact where groups are independent
-    in the batch. (Published implementations cut off probabilities below 1e-5, which underestimates
-    the entropy from 17 bits on, even for the uniform distribution.)
+    at most 18 bits, whose entropies are summed: an upper bound. (Published code cuts off
+    probabilities below 1e-5, which underestimates the entropy from 17 bits on.)
     """
     num_groups = math.ceil(logits.shape[1] / JOINT_BITS)
     total = logits.new_zeros(())
