@@ -28,6 +28,7 @@ from tokpipe.storage.trouble import Trouble, classify, retry_after_s
 from tokpipe.telemetry.redact import redact
 
 T = TypeVar("T")
+_Ask = Callable[..., Coroutine[Any, Any, Any]]
 
 MULTIPART_BYTES = 16 * 2**20
 """Larger objects are uploaded in parts of half this size. S3 requires parts of 5 MiB or more."""
@@ -141,9 +142,26 @@ class Client:
         # Not unstrip_protocol(), which writes the protocol's first alias.
         return f"{self.protocol}://{path}"
 
-    def call(self, doing: str, uri: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the file system, with retries. ``doing`` is for error messages."""
-        return self.run(doing, uri, functools.partial(self._attempt, method, args, kwargs))
+    def call(self, doing: str, uri: str, ask: str | _Ask, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the file system, or a function that takes it first, with retries.
+
+        ``doing`` is for error messages.
+        """
+        if self.is_hub and ask in ("info", "find") and args[0].startswith("buckets/"):
+            kwargs["refresh"] = True  # else listings are kept, but buckets change
+        if isinstance(ask, str):
+            method = getattr(self.fs, f"_{ask}" if self.fs.async_impl else ask)
+        else:
+            method = functools.partial(ask, self.fs)
+
+        def attempt(timeout_s: float) -> Any:
+            request = method(*args, **kwargs)
+            if not inspect.iscoroutine(request):
+                return request
+            # Cancels a request that hangs; the timeout of sync() itself only stops waiting.
+            return sync(self.fs.loop, asyncio.wait_for, request, timeout_s)
+
+        return self.run(doing, uri, attempt)
 
     def run(self, doing: str, uri: str, attempt: Callable[[float], T]) -> T:
         """Run ``attempt(timeout_s)`` with retries, and translate its last error."""
@@ -177,9 +195,7 @@ class Client:
         path = self.path_of(uri)
         if self.is_local:  # else the times would be those of a link
             path = os.path.realpath(path)
-        found = None
-        if not self.can_list:
-            found = self.run("looking it up", uri, lambda s: self._await(_head(self.fs, path), s))
+        found = None if self.can_list else self.call("looking it up", uri, _head, path)
         found = found or self.call("looking it up", uri, "info", path)
         if found.get("type", "file") != "file":  # opening a pipe would wait for its writer
             raise NotFound(f"{redact(uri)}: is a folder or a device, not an object")
@@ -193,10 +209,7 @@ class Client:
                     end = min(end, Path(self.path_of(uri)).stat().st_size)
             if start >= end:
                 return b""
-        try:
-            data, _ = self._read(uri, start, end)
-        except BadRange:
-            return b""
+        data, _ = self._read(uri, start, end)
         # An HTTP server may ignore the range and send everything.
         return data if end is None or len(data) <= end - start else data[start:end]
 
@@ -206,15 +219,16 @@ class Client:
         An HTTP server may ignore the range and send everything; then everything is returned.
         Raises ``Changed`` if the object is another one now, or gone.
         """
-        try:
+        with contextlib.suppress(NotFound):
             data, found = self._read(uri, start, end)
             # Other stores must be asked; afterwards, because the object may change meanwhile.
-            found = found or self.info(uri)
-        except (NotFound, BadRange) as error:
-            raise changed(uri) from error
-        if found != version or len(data) < end - start:
-            raise changed(uri)
-        return data
+            if (found or self.info(uri)) == version and len(data) >= end - start:
+                return data
+        raise Changed(
+            f"{redact(uri)}: was replaced, cut short or deleted while it was read, so what was "
+            "read would mix two versions. Wait until whatever writes it has finished, then run "
+            "again"
+        )
 
     def _read(self, uri: str, start: int, end: int | None) -> tuple[bytes, ObjectInfo | None]:
         """Return an object or a range of it, and of which version, if the answer says so."""
@@ -223,10 +237,12 @@ class Client:
         if end is not None:
             doing, limits = f"reading bytes {start} to {end}", {"start": start, "end": end}
             limits |= {"cache_type": "none"} if self.is_hub else {}  # else it reads 5 MB ahead
-        if self.can_list and not self.is_s3:
-            return bytes(self.call(doing, uri, "cat_file", path, **limits)), None
-        ask = _read_s3 if self.is_s3 else _read_http
-        return self.run(doing, uri, lambda s: self._await(ask(self.fs, path, **limits), s))
+        ask = _read_s3 if self.is_s3 else "cat_file" if self.can_list else _read_http
+        try:
+            answer = self.call(doing, uri, ask, path, **limits)
+        except BadRange:
+            return b"", None
+        return answer if isinstance(answer, tuple) else (bytes(answer), None)
 
     def iter_objects(self, folder_uri: str, prefix: str = "") -> Iterator[StoredObject]:
         """Yield the objects below a folder whose names, relative to it, start with ``prefix``.
@@ -253,10 +269,9 @@ class Client:
         # Page by page: s3fs's find() holds all objects in memory, about 1 KB each.
         bucket, key, _ = self.fs.split_path(folder)
         start = f"{key.rstrip('/')}/{prefix}" if key else prefix
-        request: dict[str, Any] = {"Bucket": bucket, "Prefix": start}
-        ask = functools.partial(self._attempt, "call_s3", ("list_objects_v2",), request)
+        request = {"Bucket": bucket, "Prefix": start}
         while True:
-            page = self.run("listing it", folder_uri, lambda s: _checked(ask(s), "IsTruncated"))
+            page = self.call("listing it", folder_uri, _list_s3, **request)
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # S3 consoles create these for empty folders
                     yield _listed(f"{bucket}/{entry['Key']}", entry, entry["Size"])
@@ -264,23 +279,9 @@ class Client:
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def _attempt(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float
-    ) -> Any:
-        if self.is_hub and method in ("info", "find") and args[0].startswith("buckets/"):
-            kwargs = {**kwargs, "refresh": True}  # else listings are kept, but buckets change
-        coroutine = getattr(self.fs, f"_{method}", None) if self.fs.async_impl else None
-        if not inspect.iscoroutinefunction(coroutine):
-            return getattr(self.fs, method)(*args, **kwargs)
-        return self._await(coroutine(*args, **kwargs), timeout_s)
 
-    def _await(self, request: Coroutine[Any, Any, T], timeout_s: float) -> T:
-        async def bounded() -> T:
-            # Cancels a request that hangs; the timeout of fsspec's sync() only stops waiting.
-            return await asyncio.wait_for(request, timeout_s)
-
-        found: T = sync(self.fs.loop, bounded)
-        return found
+async def _list_s3(fs: Any, **request: str) -> dict[str, Any]:
+    return _checked(await fs._call_s3("list_objects_v2", **request), "IsTruncated")
 
 
 async def _read_s3(
@@ -333,13 +334,6 @@ async def _head(fs: Any, url: str) -> dict[str, Any] | None:
             raise
         return None
     return found if "size" in found else None
-
-
-def changed(uri: str) -> Changed:
-    return Changed(
-        f"{redact(uri)}: was replaced, cut short or deleted while it was read, so what was read "
-        "would mix two versions. Wait until whatever writes it has finished, then run again"
-    )
 
 
 def _iter_local(folder: str, prefix: str) -> Iterator[StoredObject]:
