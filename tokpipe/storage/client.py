@@ -387,11 +387,10 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
             fs.retries = 1  # attempts, despite the name
             fs.connect()  # sends no request, but raises for misspelled options
     except ImportError as error:
-        extra = f": pip install 'tokpipe[{protocol[:2]}]'"
+        extra = f": pip install 'tokpipe[{protocol[:2]}]'" * (protocol in ("s3", "s3a", "hf"))
         raise ConfigError(
             f"{protocol}:// needs a package that is not installed on {socket.gethostname()} "
-            f"({error}). Install it on every node"
-            + (extra if protocol in ("s3", "s3a", "hf") else "")
+            f"({error}). Install it on every node{extra}"
         ) from error
     # zip:// and others open a file here
     except (AttributeError, OSError, RecursionError, TypeError, ValueError) as error:
