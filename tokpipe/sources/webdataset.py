@@ -57,7 +57,7 @@ class WebDatasetRows(RowSource):
     def batches(self) -> Iterator[pa.RecordBatch]:
         extensions = self.config.video_extensions or MEDIA_EXTENSIONS[self.config.media]
         wanted = {extension.lower().lstrip(".") for extension in extensions}
-        index = functools.partial(_index, options=self.options, extensions=wanted)
+        index = functools.partial(_index, options=self.listing.options, extensions=wanted)
         # Reading headers is waiting for small answers, so many tars are read at the same time.
         for rows, left_out in read_ahead(index, self.matching_uris(), _THREADS):
             self.listing.left_out.update(left_out)
