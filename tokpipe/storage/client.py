@@ -44,10 +44,6 @@ class AlreadyExists(StorageError):
     """An exclusive create found an object. Never leaves ``storage``."""
 
 
-class BadRange(StorageError):
-    """A range starts beyond the object's end. Never leaves ``storage``."""
-
-
 @dataclass(frozen=True)
 class ObjectInfo:
     """What a store says about one object."""
@@ -240,7 +236,9 @@ class Client:
         ask = _read_s3 if self.is_s3 else "cat_file" if self.can_list else _read_http
         try:
             answer = self.call(doing, uri, ask, path, **limits)
-        except BadRange:
+        except StorageError as error:
+            if classify(error.__cause__ or error) is not Trouble.BAD_RANGE:
+                raise
             return b"", None
         return answer if isinstance(answer, tuple) else (bytes(answer), None)
 
@@ -410,7 +408,6 @@ def _translated(doing: str, uri: str, error: Exception, trouble: Trouble) -> Tok
     meanings: dict[Trouble, tuple[type[StorageError], str]] = {
         Trouble.NOT_FOUND: (NotFound, f"does not exist ({what})"),
         Trouble.EXISTS: (AlreadyExists, f"already exists ({what})"),
-        Trouble.BAD_RANGE: (BadRange, f"{doing} failed, because the object ends earlier ({what})"),
         Trouble.DENIED: (
             AccessDenied,
             f"{doing} was denied ({what}). The store is reachable, but these credentials may not "
