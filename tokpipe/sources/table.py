@@ -27,7 +27,6 @@ from tokpipe.sources.rows import (
 )
 from tokpipe.sources.text_tables import DelimitedFile, JsonFile
 from tokpipe.sources.uris import AllowedUris, Template, exact_uris, example_prefix
-from tokpipe.storage.client import client_of
 from tokpipe.telemetry.redact import redact
 
 TableFile = DelimitedFile | JsonFile | ParquetFile
@@ -87,9 +86,6 @@ class TableRows(RowSource):
             if not re.match(_ABSOLUTE, f"{folder}/"):
                 folder = f"{base}/{folder}"
             allowed = AllowedUris(table.uri, self.config.allowed_prefixes, folder)
-            if self._bytes:  # the version of a table is that of the videos in it
-                info = client_of(table.uri, self.listing.options).info(table.uri)
-                self._version = pa.scalar(info.source_version, pa.uint64())
             for raw in table.batches(self._columns):
                 yield self._rows(table, base, raw, schema, allowed)
         if self._num_outside and self._num_outside == self._num_named:
@@ -238,12 +234,12 @@ class TableRows(RowSource):
         if self._bytes:
             names = [f"{table.uri}#{self.config.uri_column}={place}" for place in raw.places]
             columns["source_uri"] = pc.if_else(embedded, names, uris)
-            of_member = {
+            of_member = {  # whose version is that of the table
                 "archive_uri": table.uri,
                 "member_offset": pc.subtract(pa.array(raw.places, pa.int64()), 1),
                 "member_size": pa.scalar(0, pa.int64()),
                 "member_column": self._bytes,
-                "source_version": self._version,
+                "source_version": pa.scalar(table.info.source_version, pa.uint64()),
             }
             columns |= {key: pc.if_else(embedded, of_member[key], None) for key in of_member}
         if problems:
