@@ -192,13 +192,12 @@ def new_copy(suffix: str = "") -> Iterator[tuple[LocalVideo, BinaryIO]]:
     with _node_trouble():
         folder = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
         folder.mkdir(parents=True, exist_ok=True)  # a cleaner may have removed it
-        file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-    video = LocalVideo(Path(), file_name=f"{uuid.uuid4().hex}{suffix}")
-    with _node_trouble(), file:
-        yield video, file
-        file.flush()
-        video.copy = os.dup(file.fileno())
-        video.path = Path(f"/proc/self/fd/{video.copy}")
+        video = LocalVideo(Path(), file_name=f"{uuid.uuid4().hex}{suffix}")
+        with tempfile.TemporaryFile(dir=folder) as file:
+            yield video, file
+            file.flush()
+            video.copy = os.dup(file.fileno())
+            video.path = Path(f"/proc/self/fd/{video.copy}")
 
 
 @contextlib.contextmanager
