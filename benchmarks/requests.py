@@ -65,15 +65,15 @@ def _counted() -> Iterator[Counter[str]]:
     """Count every call to a remote file system by this process's clients."""
     counts: Counter[str] = Counter()
     lock = threading.Lock()
-    original = Client._attempt
+    original = Client.call
 
-    def counting(self: Client, method: str, *args: Any) -> Any:
+    def counting(self: Client, doing: str, uri: str, ask: Any, *args: Any, **kwargs: Any) -> Any:
         with lock:
-            counts[method] += not self.is_local
-        return original(self, method, *args)
+            counts[getattr(ask, "__name__", ask)] += not self.is_local
+        return original(self, doing, uri, ask, *args, **kwargs)
 
-    Client._attempt = counting  # type: ignore[assignment, method-assign]
+    Client.call = counting  # type: ignore[method-assign]
     try:
         yield counts
     finally:
-        Client._attempt = original  # type: ignore[method-assign]
+        Client.call = original  # type: ignore[method-assign]

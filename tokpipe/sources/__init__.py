@@ -33,5 +33,5 @@ def open_sources(
     for index, (config, listing) in enumerate(zip(configs, listings, strict=True)):
         listing.share(listings[:index], listings[index + 1 :])
         label = f"sources[{index}] ({config.kind} {config.uri})"
-        rows.append(_KINDS[config.kind][0](label, listing, config, options))
+        rows.append(_KINDS[config.kind][0](label, listing, config))
     return rows

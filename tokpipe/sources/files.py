@@ -61,7 +61,7 @@ class FilesRows(RowSource):
 
     def _are_versions_known(self, matches: Sequence[Match]) -> bool:
         """Whether the store says of an object alone what it says of it in a listing."""
-        client = client_of(self.listing.uri, self.options)
+        client = client_of(self.listing.uri, self.listing.options)
         with contextlib.suppress(NotFound, AccessDenied):
             return client.is_local or any(
                 client.info(match.uri).source_version == match.version for match in matches[:3]

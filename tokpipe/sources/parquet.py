@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -45,25 +44,24 @@ class ParquetFile(Pinned):
             media = ((*at, "bytes") for at in inner if is_media(inner[at]))
             skipped = set(map(".".join, (*is_set, *media)))
             leaves = [leaf for leaf in _leaves(file) if leaf not in skipped]
-            place = 1
+            start = 0
             for batch in file.iter_batches(
                 _batch_rows(file, skipped), columns=leaves if skipped else None, use_threads=True
             ):
                 check_text_bytes(batch.columns)
-                places = range(place, place + batch.num_rows)
-                rows = np.arange(place - 1, place - 1 + batch.num_rows)
                 whole = batch.rename_columns(unique_names(batch.schema.names)).to_struct_array()
                 problems: dict[int, str] = {}
                 arrays = []
                 for field, path in zip(columns, paths, strict=True):
                     if path in is_set:
-                        arrays.append(is_set[path].take(pa.array(rows)))
+                        arrays.append(is_set[path].slice(start, batch.num_rows))
                     elif path and not pa.types.is_null(inner[path]):
                         array = plain(pc.struct_field(whole, path), field.type)
                         arrays.append(_checked(array, field, problems))
                     else:  # only other tables of the glob have it, or values in it
                         arrays.append(pa.nulls(batch.num_rows, field.type))
-                place += batch.num_rows
+                places = range(start + 1, start + 1 + batch.num_rows)
+                start += batch.num_rows
                 yield RawBatch(pa.RecordBatch.from_arrays(arrays, schema=columns), places, problems)
 
     @contextlib.contextmanager
@@ -117,7 +115,7 @@ def _batch_rows(file: Any, skipped: set[str]) -> int:
         / max(1, group.num_rows)
         for group in groups
     )
-    return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max(1, *widths, 1))))
+    return int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // max([1, *widths]))))
 
 
 def _checked(array: pa.Array, field: pa.Field, problems: dict[int, str]) -> pa.Array:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import Source, TableSource
 from tokpipe.errors import ConfigError
 from tokpipe.formats.shard import shard_schema
@@ -57,7 +56,6 @@ class RowSource(ABC):
     label: str  # Names the source in messages: ``sources[0] (table videos.csv)``
     listing: Listing
     config: Any
-    options: StoreOptions
     outside_example = ""  # A video that its table may not name, once rows are read
 
     @abstractmethod

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,7 +27,6 @@ from tokpipe.sources.rows import (
 )
 from tokpipe.sources.text_tables import DelimitedFile, JsonFile
 from tokpipe.sources.uris import AllowedUris, Template, exact_uris, example_prefix
-from tokpipe.storage.client import client_of
 from tokpipe.telemetry.redact import redact
 
 TableFile = DelimitedFile | JsonFile | ParquetFile
@@ -88,9 +86,6 @@ class TableRows(RowSource):
             if not re.match(_ABSOLUTE, f"{folder}/"):
                 folder = f"{base}/{folder}"
             allowed = AllowedUris(table.uri, self.config.allowed_prefixes, folder)
-            if self._bytes:  # the version of a table is that of the videos in it
-                info = client_of(table.uri, self.options).info(table.uri)
-                self._version = pa.scalar(info.source_version, pa.uint64())
             for raw in table.batches(self._columns):
                 yield self._rows(table, base, raw, schema, allowed)
         if self._num_outside and self._num_outside == self._num_named:
@@ -118,18 +113,18 @@ class TableRows(RowSource):
         return [*named, *(("uri_template", name) for name in self._template.columns)]
 
     def _table_file(self, uri: str) -> TableFile:
-        ending = sources.TABLE_ENDING.search(uri)
+        options, ending = self.listing.options, sources.TABLE_ENDING.search(uri)
         kind = self.config.format or (ending[1].lower() if ending else "")
         if kind in _DELIMITERS:
-            return DelimitedFile(uri, self.options, self.config.delimiter or _DELIMITERS[kind])
+            return DelimitedFile(uri, options, self.config.delimiter or _DELIMITERS[kind])
         if self.config.delimiter is not None:
             found = f"{self.label}: delimiter is set, but {uri} is not CSV or TSV"
             raise ConfigError(f"{found}. Remove it, or set the source's format.")
         if kind in _JSON:
             used = {name: key != "uri_column" for key, name in self._used()}
-            return JsonFile(uri, self.options, used)
+            return JsonFile(uri, options, used)
         if kind in ("parquet", "parq"):
-            return ParquetFile(uri, self.options)
+            return ParquetFile(uri, options)
         found = f"{self.label}: the name of {uri} does not show its format"
         raise ConfigError(f"{found}. Set the source's format to csv, tsv, jsonl, json or parquet.")
 
@@ -221,32 +216,30 @@ class TableRows(RowSource):
     def _rows(
         self, table: TableFile, base: str, raw: RawBatch, schema: pa.Schema, allowed: AllowedUris
     ) -> pa.RecordBatch:
-        problems = dict(raw.problems)
-        embedded = self._bytes and pc.fill_null(raw.columns.column(self._bytes), False)
-        uris = self._uris(raw.columns, base, embedded, problems)
+        problems, embedded = raw.problems, pa.repeat(False, len(raw.places))
+        if self._bytes:
+            embedded = pc.fill_null(raw.columns.column(self._bytes), False)
+        uris = self._uris(raw, base, embedded)
+        self._find_outside(raw, uris, allowed)
+        starts = self._times(raw, self.config.start_column)
+        ends = self._times(raw, self.config.end_column)
         is_empty = pc.fill_null(pc.equal(uris, ""), True)
-        for i, problem in self._outside(uris, pc.invert(is_empty), allowed).items():
-            problems.setdefault(i, problem)
-        if embedded is not None:
-            is_empty = pc.and_not(is_empty, embedded)
-        starts = self._times(raw.columns, self.config.start_column, problems)
-        ends = self._times(raw.columns, self.config.end_column, problems)
-        for i in _positions(is_empty):
+        for i in pc.indices_nonzero(pc.and_not(is_empty, embedded)).to_pylist():
             problems.setdefault(i, "names no video: its URI, or a part of it, is empty")
-        backwards = pc.fill_null(pc.less_equal(ends, pc.fill_null(starts, 0.0)), False)
-        for i in _positions(backwards):
+        backwards = pc.less_equal(ends, pc.fill_null(starts, 0.0))
+        for i in pc.indices_nonzero(backwards).to_pylist():
             span = f"{starts[i].as_py() or 0.0} to {ends[i].as_py()}"
             problems.setdefault(i, f"ends before it starts: {span} seconds")
         columns: dict[str, Any] = {"source_uri": uris, "start_s": starts, "end_s": ends}
-        if embedded is not None:
+        if self._bytes:
             names = [f"{table.uri}#{self.config.uri_column}={place}" for place in raw.places]
             columns["source_uri"] = pc.if_else(embedded, names, uris)
-            of_member = {
+            of_member = {  # whose version is that of the table
                 "archive_uri": table.uri,
                 "member_offset": pc.subtract(pa.array(raw.places, pa.int64()), 1),
                 "member_size": pa.scalar(0, pa.int64()),
                 "member_column": self._bytes,
-                "source_version": self._version,
+                "source_version": pa.scalar(table.info.source_version, pa.uint64()),
             }
             columns |= {key: pc.if_else(embedded, of_member[key], None) for key in of_member}
         if problems:
@@ -263,19 +256,15 @@ class TableRows(RowSource):
         arrays = [raw.columns.column(name) for name in self._carried]
         return make_batch(columns, arrays, schema)
 
-    def _uris(
-        self, rows: pa.RecordBatch, base: str, embedded: pa.Array | None, problems: dict[int, str]
-    ) -> pa.Array:
+    def _uris(self, raw: RawBatch, base: str, embedded: pa.Array) -> pa.Array:
         """Return absolute URIs, null or empty where there is none or it has a problem."""
         if self.config.uri_template is not None:
-            uris = self._template.fill(rows, problems)
+            uris = self._template.fill(raw.columns, raw.problems)
         elif self._texts:
-            uris = rows.column(self._texts)
+            uris = raw.columns.column(self._texts)
         else:
-            return pa.nulls(rows.num_rows, pa.string())
-        if embedded is not None:
-            uris = pc.if_else(embedded, None, uris)
-        uris = exact_uris(uris, problems)
+            return pa.nulls(len(embedded), pa.string())
+        uris = exact_uris(pc.if_else(embedded, None, uris), raw.problems)
         is_relative = pc.invert(pc.match_substring_regex(uris, _ABSOLUTE))
         if not pc.any(is_relative).as_py():
             return uris
@@ -283,34 +272,30 @@ class TableRows(RowSource):
         # An empty URI stays empty, so that it is found.
         return pc.if_else(pc.and_(is_relative, pc.not_equal(uris, "")), absolute, uris)
 
-    def _outside(self, uris: pa.Array, is_named: pa.Array, allowed: AllowedUris) -> dict[int, str]:
-        """Return a problem for each row that names a video outside the allowed prefixes."""
-        outside = _positions(pc.and_(is_named, pc.fill_null(allowed.outside(uris), False)))
+    def _find_outside(self, raw: RawBatch, uris: pa.Array, allowed: AllowedUris) -> None:
+        """Add a problem for each row that names a video outside the allowed prefixes."""
+        is_named = pc.not_equal(uris, "")
+        outside = pc.indices_nonzero(pc.and_(is_named, allowed.outside(uris))).to_pylist()
         self._num_named += pc.sum(is_named).as_py() or 0
         self._num_outside += len(outside)
-        if outside and not self.outside_example:
-            self.outside_example = uris[outside[0]].as_py()
-        problem = (
-            "names a video outside the allowed prefixes. To allow it, add its folder to "
-            f"{self._prefixes_key}, and write it without '..'"
-        )
-        return dict.fromkeys(outside, problem)
+        for i in outside:
+            self.outside_example = self.outside_example or uris[i].as_py()
+            raw.problems.setdefault(
+                i,
+                "names a video outside the allowed prefixes. To allow it, add its folder to "
+                f"{self._prefixes_key}, and write it without '..'",
+            )
 
-    def _times(self, rows: pa.RecordBatch, name: str | None, problems: dict[int, str]) -> pa.Array:
+    def _times(self, raw: RawBatch, name: str | None) -> pa.Array:
         """Return seconds, null where unknown, adding a problem for each row without valid ones."""
         if name is None:
-            return pa.nulls(rows.num_rows, pa.float64())
-        values = rows.column(name)
+            return pa.nulls(len(raw.places), pa.float64())
+        values = raw.columns.column(name)
         seconds, unusable = to_seconds(values)
-        for i in _positions(unusable):
+        for i in pc.indices_nonzero(unusable).to_pylist():
             found = str(values[i].as_py())[:100]
-            problems.setdefault(i, f"its {name} is {found!r}, not a number of seconds")
+            raw.problems.setdefault(i, f"its {name} is {found!r}, not a number of seconds")
         return seconds
-
-
-def _positions(mask: pa.Array) -> list[int]:
-    positions: list[int] = np.flatnonzero(mask.to_numpy(zero_copy_only=False)).tolist()
-    return positions
 
 
 def _holds_videos(kind: pa.DataType) -> bool:
@@ -323,8 +308,11 @@ def _is_printable(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in kinds)
 
 
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_CLOCK = r"^(?:(?P<hours>\d+):)?(?P<minutes>\d{1,2}):(?P<seconds>\d{1,2}(?:\.\d+)?)$"
+_TIME = (
+    r"^(?:(?:(?P<hours>\d+):)?(?P<minutes>\d{1,2}):(?P<seconds>\d{1,2}(?:\.\d+)?)"
+    r"|(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?))$"
+)
+_PARTS = {"hours": 3600.0, "minutes": 60.0, "seconds": 1.0, "number": 1.0}
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
@@ -342,37 +330,24 @@ def to_seconds(values: pa.Array) -> tuple[pa.Array, pa.Array]:
     ``[HH:]MM:SS[.mmm]``, as in tables of scene cuts. Null and empty text become null, which means
     the start or the end of the video. Other text, NaN, infinities and negative times are unusable.
     """
-    kind = values.type
+    kind, is_given = values.type, pc.is_valid(values)
     if pa.types.is_string(kind):
-        seconds, is_text = _from_text(values)
+        text = pc.utf8_trim_whitespace(values)
+        is_given = pc.and_kleene(is_given, pc.not_equal(text, ""))
+        parts, seconds = pc.extract_regex(text, _TIME), pa.scalar(0.0)
+        for name, factor in _PARTS.items():
+            part = pc.struct_field(parts, name)
+            part = pc.cast(pc.if_else(pc.equal(part, ""), "0", part), pa.float64())
+            seconds = pc.add(seconds, pc.multiply(part, factor))
+    elif pa.types.is_duration(kind) or pa.types.is_time(kind):
+        units = pc.cast(values, pa.int32() if kind.bit_width == 32 else pa.int64())
+        seconds = pc.divide(pc.cast(units, pa.float64()), _PER_SECOND[kind.unit])
     else:
-        if pa.types.is_duration(kind) or pa.types.is_time(kind):
-            units = pc.cast(values, pa.int32() if kind.bit_width == 32 else pa.int64())
-            seconds = pc.divide(pc.cast(units, pa.float64()), _PER_SECOND[kind.unit])
-        else:
-            seconds = pc.cast(values, pa.float64(), safe=False)
-        is_text = pa.repeat(False, len(values))
-    out_of_range = pc.or_(pc.invert(pc.is_finite(seconds)), pc.less(seconds, 0.0))
-    unusable = pc.or_(is_text, pc.fill_null(out_of_range, False))
+        seconds = pc.cast(values, pa.float64(), safe=False)
+    is_time = pc.and_(pc.is_finite(seconds), pc.greater_equal(seconds, 0.0))
     # -0.0 and 0.0 are the same time, so they must have the same clip id.
-    seconds = pc.add(pc.if_else(unusable, pa.scalar(None, pa.float64()), seconds), 0.0)
-    return seconds, unusable
-
-
-def _from_text(values: pa.Array) -> tuple[pa.Array, pa.Array]:
-    text = pc.utf8_trim_whitespace(values)
-    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
-    is_number = pc.match_substring_regex(text, _NUMBER)
-    number = pc.cast(pc.if_else(is_number, text, pa.scalar(None, pa.string())), pa.float64())
-    parts = pc.extract_regex(text, _CLOCK)
-    hours = pc.struct_field(parts, "hours")
-    hours = pc.cast(pc.if_else(pc.equal(hours, ""), "0", hours), pa.float64())
-    minutes = pc.cast(pc.struct_field(parts, "minutes"), pa.float64())
-    clock = pc.add(pc.multiply(hours, 3600.0), pc.multiply(minutes, 60.0))
-    clock = pc.add(clock, pc.cast(pc.struct_field(parts, "seconds"), pa.float64()))
-    seconds = pc.coalesce(number, clock)
-    is_neither = pc.and_(pc.is_valid(text), pc.is_null(seconds))
-    return seconds, is_neither
+    seconds = pc.add(pc.if_else(is_time, seconds, pa.scalar(None, pa.float64())), 0.0)
+    return seconds, pc.and_(is_given, pc.is_null(seconds))
 
 
 _IS_VIDEO = re.compile(rf"(?is).*\.({'|'.join(sources.MEDIA_EXTENSIONS['both'])})(\?.*)?$")

@@ -50,25 +50,26 @@ class DelimitedFile(Pinned):
 
     def columns(self) -> pa.Schema:
         with _open_text(self) as file:
-            return _text_schema(self._header(_Lines(file)))
+            return _text_schema(self._header(file, []))
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
         with _open_text(self) as file:
-            lines = _Lines(file)
-            names = self._header(lines)
-            yield from _batches(names, _records(lines, self.delimiter, len(names)))
+            header: list[bytes] = []
+            names = self._header(file, header)
+            records = _records(file, self.delimiter, len(names), len(header) + 1)
+            yield from _batches(names, records)
 
-    def _header(self, lines: "_Lines") -> list[str]:
+    def _header(self, file: io.BufferedReader, record: list[bytes]) -> list[str]:
         found = "is empty or starts with an empty line"
+        lines = _lines(file, deque(), record)
         try:
             fields = next(csv.reader(lines, delimiter=self.delimiter, strict=True), None)
         except UnicodeDecodeError:
-            fields, found = None, f"is not UTF-8 text (it starts with {lines.record[0][:16]!r})"
+            fields, found = None, f"is not UTF-8 text (it starts with {record[0][:16]!r})"
         except (csv.Error, _BrokenRecord) as error:
             fields, found = None, f"its first line is not a header ({error})"
         if not fields:
             raise ConfigError(f"{self.uri}: {found}. Write a first line with the column names.")
-        lines.end_record()
         return unique_names(fields[: MAX_COLUMNS + 1])  # one too many is rejected
 
 
@@ -76,60 +77,49 @@ class _BrokenRecord(Exception):
     """A record with an open quote, or far too long."""
 
 
-class _Lines(Iterator[str]):
-    """Physical lines for ``csv.reader``, remembering those of the current record."""
-
-    def __init__(self, file: io.BufferedReader) -> None:
-        self._file = file
-        self._put_back: deque[bytes] = deque()
-        self.record: list[bytes] = []
-        self.record_bytes = 0
-        self.first_line = 1  # Number of the record's first line
-
-    def __next__(self) -> str:
-        line = self._put_back.popleft() if self._put_back else _read_line(self._file)
-        if not line:
-            if self.record:
-                raise _BrokenRecord("a quote is never closed")
-            raise StopIteration
-        self.record.append(line)
-        self.record_bytes += len(line)
-        if self.record_bytes > RECORD_BYTES:
+def _lines(file: io.BufferedReader, again: deque[bytes], record: list[bytes]) -> Iterator[str]:
+    """Yield lines for ``csv.reader``, first those to read ``again``, adding them to ``record``."""
+    size = 0
+    while line := again.popleft() if again else _read_line(file):
+        size = len(line) + (size if record else 0)
+        record.append(line)
+        if size > RECORD_BYTES:
             raise _BrokenRecord(f"is longer than {RECORD_BYTES} bytes")
-        if len(self.record) > _RECORD_LINES:
+        if len(record) > _RECORD_LINES:
             raise _BrokenRecord(f"a quote is not closed within {_RECORD_LINES} lines")
-        return line.decode("utf-8")
-
-    def end_record(self, *, after_first: bool = False) -> None:
-        """End the record, all of it or ``after_first``: then its other lines are read again."""
-        num_lines = 1 if after_first else len(self.record)
-        self._put_back.extendleft(reversed(self.record[num_lines:]))
-        self.first_line += num_lines
-        self.record, self.record_bytes = [], 0
+        yield line.decode("utf-8")
+    if record:
+        raise _BrokenRecord("a quote is never closed")
 
 
-def _records(lines: _Lines, delimiter: str, num_fields: int) -> Iterator[_Record]:
-    while True:
-        problem = None
+def _records(
+    file: io.BufferedReader, delimiter: str, num_fields: int, line: int
+) -> Iterator[_Record]:
+    again, record = deque[bytes](), list[bytes]()
+    problem = "not read yet"
+    while problem:
+        problem, lines = "", _lines(file, again, record)
         try:
             for fields in csv.reader(lines, delimiter=delimiter, strict=True):
                 if len(fields) == num_fields:
-                    yield lines.first_line, fields, lines.record_bytes
+                    yield line, fields, sum(map(len, record))
                 elif fields:
                     problem = f"has {len(fields)} fields, the header has {num_fields}"
                     break
-                lines.end_record()
+                line += len(record)
+                record.clear()
         except csv.Error as error:
             problem = f"is malformed: {error}"
         except _BrokenRecord as error:
             problem = str(error)
         except UnicodeDecodeError as error:
             problem = f"is not valid UTF-8: {error.reason} at byte {error.start}"
-        if problem is None:
-            return
-        line, first = lines.first_line, lines.record[0]
-        lines.end_record(after_first=True)
-        yield line, _split_literally(first, delimiter, num_fields) or problem, len(first)
+        if problem:
+            first, *others = record
+            yield line, _split_literally(first, delimiter, num_fields) or problem, len(first)
+            line += 1
+            again.extendleft(reversed(others))
+            record.clear()
 
 
 def _split_literally(line: bytes, delimiter: str, num_fields: int) -> list[str] | None:

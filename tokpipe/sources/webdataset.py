@@ -57,7 +57,7 @@ class WebDatasetRows(RowSource):
     def batches(self) -> Iterator[pa.RecordBatch]:
         extensions = self.config.video_extensions or MEDIA_EXTENSIONS[self.config.media]
         wanted = {extension.lower().lstrip(".") for extension in extensions}
-        index = functools.partial(_index, options=self.options, extensions=wanted)
+        index = functools.partial(_index, options=self.listing.options, extensions=wanted)
         # Reading headers is waiting for small answers, so many tars are read at the same time.
         for rows, left_out in read_ahead(index, self.matching_uris(), _THREADS):
             self.listing.left_out.update(left_out)
@@ -95,8 +95,8 @@ _Row = dict[str, Any]
 """Of ``_SCHEMA``: a video member with the texts of its key, or the problem of a tar."""
 
 _Group = tuple[list[tuple[str, _Row]], dict[str, str]]
-"""Of one key: its videos, and its texts by what follows the key, such as ``txt``, or ``1.txt``
-beside ``1.mp4``."""
+"""Of one key: its videos, with what is between key and extension, and its texts by what follows
+the key, such as ``txt``, or ``1.txt`` beside ``1.mp4``."""
 
 
 class _Clips:
@@ -123,12 +123,14 @@ class _Clips:
             yield {"source_uri": self._uri, "problem": problem}
 
     def _add(self, member: tarfile.TarInfo, file: io.BufferedReader) -> None:
+        if member.isdir():
+            return
         name = member.name
         key, ending = _split_name(name)
-        ending = ending.lower()
-        extension = ending.rpartition(".")[2]
-        if key and extension in self._extensions and not member.isdir():
-            self._groups[key][0].append((name, self._find(member, file)))
+        stem, _, extension = ending.rpartition(".")
+        if key and extension in self._extensions:
+            named = {"source_uri": f"{self._uri}#{printable(name)}", "key": printable(key)}
+            self._groups[key][0].append((stem, named | self._find(member, file)))
             return
         if key and extension in ("txt", "json"):
             _, texts = self._groups[key]  # which keeps its place in the order, read or not
@@ -140,8 +142,7 @@ class _Clips:
                 self._text_chars += len(text) - len(texts.get(ending, ""))
                 texts[ending] = text
                 return
-        if not member.isdir():
-            self.left_out.add(kind_of(name), name)
+        self.left_out.add(kind_of(name), name)
 
     def _find(self, member: tarfile.TarInfo, file: io.BufferedReader) -> _Row:
         """Return where a video is, or why it cannot be read in place."""
@@ -164,14 +165,11 @@ class _Clips:
             videos, texts = self._groups.pop(key)
             self._text_chars -= sum(map(len, texts.values()))
             unused = set(texts)
-            for name, row in videos:
-                stem = _split_name(name)[1].lower().rpartition(".")[0]
+            for stem, row in videos:
                 own = (f"{stem}.{kind}" for kind in ("txt", "json"))
                 txt, json = (one if one in texts else one.rpartition(".")[2] for one in own)
                 unused -= {txt, json}
-                found = {"txt": texts.get(txt), "json": texts.get(json)}
-                uri = f"{self._uri}#{printable(name)}"
-                yield {**row, "source_uri": uri, "key": printable(key), **found}
+                yield {**row, "txt": texts.get(txt), "json": texts.get(json)}
             for ending in unused:
                 self.left_out.add(kind_of(f"{key}.{ending}"), f"{key}.{ending}")
 
@@ -242,7 +240,10 @@ def _next_block(file: io.BufferedReader, at: int) -> int | None:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """Split into (key, ending) at the first dot of the last part; hidden names have no key."""
+    """Split into key and ending, in lower case, at the first dot of the last part.
+
+    Hidden names have no key.
+    """
     folder, slash, last = name.rpartition("/")
     stem, dot, ending = last.partition(".")
-    return (folder + slash + stem, ending) if stem and dot else ("", "")
+    return (folder + slash + stem, ending.lower()) if stem and dot else ("", "")

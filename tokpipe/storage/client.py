@@ -28,6 +28,7 @@ from tokpipe.storage.trouble import Trouble, classify, retry_after_s
 from tokpipe.telemetry.redact import redact
 
 T = TypeVar("T")
+_Ask = Callable[..., Coroutine[Any, Any, Any]]
 
 MULTIPART_BYTES = 16 * 2**20
 """Larger objects are uploaded in parts of half this size. S3 requires parts of 5 MiB or more."""
@@ -41,10 +42,6 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 class AlreadyExists(StorageError):
     """An exclusive create found an object. Never leaves ``storage``."""
-
-
-class BadRange(StorageError):
-    """A range starts beyond the object's end. Never leaves ``storage``."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +138,26 @@ class Client:
         # Not unstrip_protocol(), which writes the protocol's first alias.
         return f"{self.protocol}://{path}"
 
-    def call(self, doing: str, uri: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the file system, with retries. ``doing`` is for error messages."""
-        return self.run(doing, uri, functools.partial(self._attempt, method, args, kwargs))
+    def call(self, doing: str, uri: str, ask: str | _Ask, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the file system, or a function that takes it first, with retries.
+
+        ``doing`` is for error messages.
+        """
+        if self.is_hub and ask in ("info", "find") and args[0].startswith("buckets/"):
+            kwargs["refresh"] = True  # else listings are kept, but buckets change
+        if isinstance(ask, str):
+            method = getattr(self.fs, f"_{ask}" if self.fs.async_impl else ask)
+        else:
+            method = functools.partial(ask, self.fs)
+
+        def attempt(timeout_s: float) -> Any:
+            request = method(*args, **kwargs)
+            if not inspect.iscoroutine(request):
+                return request
+            # Cancels a request that hangs; the timeout of sync() itself only stops waiting.
+            return sync(self.fs.loop, asyncio.wait_for, request, timeout_s)
+
+        return self.run(doing, uri, attempt)
 
     def run(self, doing: str, uri: str, attempt: Callable[[float], T]) -> T:
         """Run ``attempt(timeout_s)`` with retries, and translate its last error."""
@@ -177,9 +191,7 @@ class Client:
         path = self.path_of(uri)
         if self.is_local:  # else the times would be those of a link
             path = os.path.realpath(path)
-        found = None
-        if not self.can_list:
-            found = self.run("looking it up", uri, lambda s: self._await(_head(self.fs, path), s))
+        found = None if self.can_list else self.call("looking it up", uri, _head, path)
         found = found or self.call("looking it up", uri, "info", path)
         if found.get("type", "file") != "file":  # opening a pipe would wait for its writer
             raise NotFound(f"{redact(uri)}: is a folder or a device, not an object")
@@ -193,10 +205,7 @@ class Client:
                     end = min(end, Path(self.path_of(uri)).stat().st_size)
             if start >= end:
                 return b""
-        try:
-            data, _ = self._read(uri, start, end)
-        except BadRange:
-            return b""
+        data, _ = self._read(uri, start, end)
         # An HTTP server may ignore the range and send everything.
         return data if end is None or len(data) <= end - start else data[start:end]
 
@@ -206,15 +215,16 @@ class Client:
         An HTTP server may ignore the range and send everything; then everything is returned.
         Raises ``Changed`` if the object is another one now, or gone.
         """
-        try:
+        with contextlib.suppress(NotFound):
             data, found = self._read(uri, start, end)
             # Other stores must be asked; afterwards, because the object may change meanwhile.
-            found = found or self.info(uri)
-        except (NotFound, BadRange) as error:
-            raise changed(uri) from error
-        if found != version or len(data) < end - start:
-            raise changed(uri)
-        return data
+            if (found or self.info(uri)) == version and len(data) >= end - start:
+                return data
+        raise Changed(
+            f"{redact(uri)}: was replaced, cut short or deleted while it was read, so what was "
+            "read would mix two versions. Wait until whatever writes it has finished, then run "
+            "again"
+        )
 
     def _read(self, uri: str, start: int, end: int | None) -> tuple[bytes, ObjectInfo | None]:
         """Return an object or a range of it, and of which version, if the answer says so."""
@@ -223,10 +233,14 @@ class Client:
         if end is not None:
             doing, limits = f"reading bytes {start} to {end}", {"start": start, "end": end}
             limits |= {"cache_type": "none"} if self.is_hub else {}  # else it reads 5 MB ahead
-        if self.can_list and not self.is_s3:
-            return bytes(self.call(doing, uri, "cat_file", path, **limits)), None
-        ask = _read_s3 if self.is_s3 else _read_http
-        return self.run(doing, uri, lambda s: self._await(ask(self.fs, path, **limits), s))
+        ask = _read_s3 if self.is_s3 else "cat_file" if self.can_list else _read_http
+        try:
+            answer = self.call(doing, uri, ask, path, **limits)
+        except StorageError as error:
+            if classify(error.__cause__ or error) is not Trouble.BAD_RANGE:
+                raise
+            return b"", None
+        return answer if isinstance(answer, tuple) else (bytes(answer), None)
 
     def iter_objects(self, folder_uri: str, prefix: str = "") -> Iterator[StoredObject]:
         """Yield the objects below a folder whose names, relative to it, start with ``prefix``.
@@ -253,10 +267,9 @@ class Client:
         # Page by page: s3fs's find() holds all objects in memory, about 1 KB each.
         bucket, key, _ = self.fs.split_path(folder)
         start = f"{key.rstrip('/')}/{prefix}" if key else prefix
-        request: dict[str, Any] = {"Bucket": bucket, "Prefix": start}
-        ask = functools.partial(self._attempt, "call_s3", ("list_objects_v2",), request)
+        request = {"Bucket": bucket, "Prefix": start}
         while True:
-            page = self.run("listing it", folder_uri, lambda s: _checked(ask(s), "IsTruncated"))
+            page = self.call("listing it", folder_uri, _list_s3, **request)
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # S3 consoles create these for empty folders
                     yield _listed(f"{bucket}/{entry['Key']}", entry, entry["Size"])
@@ -264,23 +277,9 @@ class Client:
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def _attempt(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float
-    ) -> Any:
-        if self.is_hub and method in ("info", "find") and args[0].startswith("buckets/"):
-            kwargs = {**kwargs, "refresh": True}  # else listings are kept, but buckets change
-        coroutine = getattr(self.fs, f"_{method}", None) if self.fs.async_impl else None
-        if not inspect.iscoroutinefunction(coroutine):
-            return getattr(self.fs, method)(*args, **kwargs)
-        return self._await(coroutine(*args, **kwargs), timeout_s)
 
-    def _await(self, request: Coroutine[Any, Any, T], timeout_s: float) -> T:
-        async def bounded() -> T:
-            # Cancels a request that hangs; the timeout of fsspec's sync() only stops waiting.
-            return await asyncio.wait_for(request, timeout_s)
-
-        found: T = sync(self.fs.loop, bounded)
-        return found
+async def _list_s3(fs: Any, **request: str) -> dict[str, Any]:
+    return _checked(await fs._call_s3("list_objects_v2", **request), "IsTruncated")
 
 
 async def _read_s3(
@@ -335,13 +334,6 @@ async def _head(fs: Any, url: str) -> dict[str, Any] | None:
     return found if "size" in found else None
 
 
-def changed(uri: str) -> Changed:
-    return Changed(
-        f"{redact(uri)}: was replaced, cut short or deleted while it was read, so what was read "
-        "would mix two versions. Wait until whatever writes it has finished, then run again"
-    )
-
-
 def _iter_local(folder: str, prefix: str) -> Iterator[StoredObject]:
     # fsspec's find() fails if a file disappears meanwhile.
     for parent, _, names in os.walk(folder):
@@ -393,11 +385,10 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
             fs.retries = 1  # attempts, despite the name
             fs.connect()  # sends no request, but raises for misspelled options
     except ImportError as error:
-        extra = f": pip install 'tokpipe[{protocol[:2]}]'"
+        extra = f": pip install 'tokpipe[{protocol[:2]}]'" * (protocol in ("s3", "s3a", "hf"))
         raise ConfigError(
             f"{protocol}:// needs a package that is not installed on {socket.gethostname()} "
-            f"({error}). Install it on every node"
-            + (extra if protocol in ("s3", "s3a", "hf") else "")
+            f"({error}). Install it on every node{extra}"
         ) from error
     # zip:// and others open a file here
     except (AttributeError, OSError, RecursionError, TypeError, ValueError) as error:
@@ -417,7 +408,6 @@ def _translated(doing: str, uri: str, error: Exception, trouble: Trouble) -> Tok
     meanings: dict[Trouble, tuple[type[StorageError], str]] = {
         Trouble.NOT_FOUND: (NotFound, f"does not exist ({what})"),
         Trouble.EXISTS: (AlreadyExists, f"already exists ({what})"),
-        Trouble.BAD_RANGE: (BadRange, f"{doing} failed, because the object ends earlier ({what})"),
         Trouble.DENIED: (
             AccessDenied,
             f"{doing} was denied ({what}). The store is reachable, but these credentials may not "

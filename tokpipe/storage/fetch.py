@@ -93,8 +93,8 @@ def fetch_to_file(
         else:
             start, size, video.version = member.offset, member.size, version
             head = 0 if version is None else TAR_BLOCK
+        check_size(source, size, max_bytes)
         if member is None and not client.can_list:  # from a web server, in one answer
-            check_size(source, size, max_bytes)
             _copy_stream(client, source, file, max_bytes)
             return video
         stored = ranged_file(client, source, info)
@@ -103,7 +103,6 @@ def fetch_to_file(
                 "truncated" if version is None else "changed",  # it was whole when it was planned
                 f"{source}: ends at byte {stored.size}, but its member at byte {start + size}",
             )
-        check_size(source, size, max_bytes)
         stored.seek(start - head)
         for at in range(start - head, start + size, PIECE_BYTES):
             piece = stored.read(min(PIECE_BYTES, start + size - at)) or b""
@@ -193,13 +192,12 @@ def new_copy(suffix: str = "") -> Iterator[tuple[LocalVideo, BinaryIO]]:
     with _node_trouble():
         folder = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
         folder.mkdir(parents=True, exist_ok=True)  # a cleaner may have removed it
-        file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-    video = LocalVideo(Path(), file_name=f"{uuid.uuid4().hex}{suffix}")
-    with _node_trouble(), file:
-        yield video, file
-        file.flush()
-        video.copy = os.dup(file.fileno())
-        video.path = Path(f"/proc/self/fd/{video.copy}")
+        video = LocalVideo(Path(), file_name=f"{uuid.uuid4().hex}{suffix}")
+        with tempfile.TemporaryFile(dir=folder) as file:
+            yield video, file
+            file.flush()
+            video.copy = os.dup(file.fileno())
+            video.path = Path(f"/proc/self/fd/{video.copy}")
 
 
 @contextlib.contextmanager

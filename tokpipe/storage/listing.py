@@ -43,12 +43,19 @@ class _Scan:
 
     folder: str
     """As the file system names it, without a trailing slash; empty for the root of a disk."""
-    uris: list[str]  # Those of the globs, or that of the folder
-    regex: re.Pattern[str] | None = None  # Has a group per glob; None for a folder
-    stem: str = ""  # What all names that the globs match begin with
-    depth: float = math.inf  # How many folders deep the globs look
-    takes_folders: bool = False
-    """Whether a folder whose name matches is a match, to be rejected by name."""
+    globs: dict[str, str]  # URIs by glob below the folder
+    is_glob: bool = True
+
+    def __post_init__(self) -> None:
+        self.uris = list(self.globs.values())
+        groups = (f"({_linear(glob_translate(glob))})" for glob in self.globs)
+        self.regex = re.compile("|".join(groups))
+        # What all names that the globs match begin with, and how many folders deep they look.
+        starts = [_MAGIC.split(glob, 1)[0] for glob in self.globs]
+        self.stem = os.path.commonprefix(starts)  # noqa: RUF071
+        self.depth = max(math.inf if "**" in glob else 1 + glob.count("/") for glob in self.globs)
+        # Whether a folder whose name matches is a match, to be rejected by name.
+        self.takes_folders = any(re.search(r"\.\w+$", glob) for glob in self.globs)
 
 
 @dataclass(eq=False)
@@ -115,7 +122,7 @@ class Listing:
                     yield file
                 # One of {000..999}.tar that is missing is hardly a folder, so save requests.
                 elif self._client.can_list and not (has_several and kind_of(path) in self._known):
-                    self._scans.append(_Scan(path.rstrip("/"), [uri]))
+                    self._scans.append(_Scan(path.rstrip("/"), {"**": uri}, is_glob=False))
         for scan in self._scans:
             yield from self._below(scan, unmatched)
         for uri in unmatched if has_several else ():
@@ -163,22 +170,11 @@ class Listing:
                 globs.setdefault(folder, {})[path[len(folder) + 1 :]] = literal + end
             else:
                 self._names[path] = literal + end
-        self._scans = [self._scan(*group) for group in globs.items()]
-
-    def _scan(self, folder: str, globs: dict[str, str]) -> _Scan:
         try:
-            regex = re.compile("|".join(f"({_linear(glob_translate(glob))})" for glob in globs))
+            self._scans = [_Scan(*group) for group in globs.items()]
         except (ValueError, re.error) as error:
             do = "'**' must be a whole part of the path, as in videos/**/*.mp4"
             raise ConfigError(f"{self.uri}: is not a valid glob ({error}): {do}") from error
-        return _Scan(
-            folder,
-            list(globs.values()),
-            regex,
-            stem=os.path.commonprefix([_MAGIC.split(glob, 1)[0] for glob in globs]),  # noqa: RUF071
-            depth=max(math.inf if "**" in glob else 1 + glob.count("/") for glob in globs),
-            takes_folders=any(re.search(r"\.\w+$", glob) for glob in globs),
-        )
 
     def _look_up(self, uri: str) -> Match | None:
         path = self._client.path_of(uri)
@@ -195,26 +191,25 @@ class Listing:
         start = len(scan.folder) + 1
         output = client_of(self.output_uri, self.options).path_of(self.output_uri) + "/"
         # A glob means what it says, and a job may have its output in the folder itself.
-        has_output = scan.regex is None and len(output) > start
+        has_output = not scan.is_glob and len(output) > start
         for path, is_folder, version in self._listed(scan):
             name = path[start:]
             if (is_folder and not scan.takes_folders) or (has_output and path.startswith(output)):
                 continue
             if uri := self._taker(scan, path):
                 unmatched.discard(uri)
-                is_apple_double = name.rpartition("/")[2].startswith("._") and "._" not in uri
-                if scan.regex is not None and is_apple_double:
+                if not scan.is_glob:
+                    self.folder = uri
+                elif name.rpartition("/")[2].startswith("._") and "._" not in uri:
                     self.left_out.add(kind_of(name), name)
                     continue
-                if scan.regex is None:
-                    self.folder = uri
                 if self._client.is_local and not is_folder:
                     version = _local_version(path)
                 yield Match(self._client.uri_of(path), is_folder, version)
             elif not is_folder and name.startswith(scan.stem):
                 kind = kind_of(name)
                 if (
-                    (scan.regex is None or kind in self._known)
+                    (kind in self._known or not scan.is_glob)
                     and kind not in self._elsewhere
                     and name.count("/") < scan.depth
                     and path not in self._names
@@ -229,7 +224,7 @@ class Listing:
         if not path.startswith(f"{scan.folder}/"):
             return ""
         name = path[len(scan.folder) + 1 :]
-        if scan.regex is None:
+        if not scan.is_glob:
             return scan.uris[0] if kind_of(name) in self._known else ""
         match = scan.regex.match(name)
         return scan.uris[match.lastindex - 1] if match and match.lastindex else ""

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tokpipe.config.job import StoreOptions
@@ -50,15 +51,17 @@ class Pinned:
 
     uri: str
     options: StoreOptions
-    _info: ObjectInfo | None = field(default=None, init=False, compare=False)
     _whole: bytes = field(default=b"", init=False, compare=False)
+
+    @cached_property
+    def info(self) -> ObjectInfo:
+        return client_of(self.uri, self.options).info(self.uri)
 
     def open(self, buffer_bytes: int) -> io.BufferedReader:
         """Open it for reading. Later reads may raise ``Changed``."""
         client = client_of(self.uri, self.options)
-        info = self._info = self._info or client.info(self.uri)
-        if info.size is not None and info.version:
-            return io.BufferedReader(ranged_file(client, self.uri, info), buffer_bytes)
+        if self.info.size is not None and self.info.version:
+            return io.BufferedReader(ranged_file(client, self.uri, self.info), buffer_bytes)
         # From a web server that names no versions, one answer is of one. Seeking needs ranges.
         self._whole = self._whole or client.read(self.uri)
         return io.BufferedReader(io.BytesIO(self._whole), buffer_bytes)
