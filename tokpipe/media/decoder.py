@@ -51,10 +51,6 @@ class Probe:
     is_picture: bool = False
 
 
-class _Lost(SourceError):
-    """The child ended without an answer."""
-
-
 class VideoDecoder:
     """Decodes with one child process, which is started again whenever it had to be killed.
 
@@ -161,27 +157,27 @@ class VideoDecoder:
         if asked["media"] != VIDEO and not self._has_pictures:
             self.close()  # The next child loads Pillow as well
             self._has_pictures = True
-        backends = self._backends
-        outside_kills = 0
+        backends, outside_kills = list(self._backends), 0
         while True:
             try:
-                answer = self._attempt({**request, "backends": backends}, file.copy)
-                if answer is not None:
-                    return answer
-                outside_kills += 1
-                if outside_kills == _MAX_OUTSIDE_KILLS:
-                    raise RuntimeFault(
-                        f"the decoding child was killed {outside_kills} times from outside while "
-                        f"it read {path}. Most often the node ran out of memory: lower "
-                        "decode.memory_bytes, or run fewer decoders per node (runtime.decode.cpus)."
-                    )
-            except _Lost as lost:
-                # The next backend gets a fresh process.
-                if lost.backend not in backends[:-1]:
+                answer = self._attempt({**request, "backend": backends[0]}, file.copy)
+            except SourceError as error:
+                # Final: what is found before a backend is tried, and the answer of the last one.
+                if error.backend not in backends[:-1]:
                     raise
-                rest = backends[backends.index(lost.backend) + 1 :]
-                _log.info("%s: %s by %s; trying %s", path, lost.reason, lost.backend, rest[0])
-                backends = rest
+                tried = backends.pop(0)
+                if self._child is None:  # it hung or crashed
+                    _log.info("%s: %s by %s; trying %s", path, error.reason, tried, backends[0])
+                continue
+            if answer is not None:
+                return answer
+            outside_kills += 1
+            if outside_kills == _MAX_OUTSIDE_KILLS:
+                raise RuntimeFault(
+                    f"the decoding child was killed {outside_kills} times from outside while it "
+                    f"read {path}. Most often the node ran out of memory: lower "
+                    "decode.memory_bytes, or run fewer decoders per node (runtime.decode.cpus)."
+                )
 
     def _attempt(
         self, request: dict[str, Any], copy: int | None
@@ -205,7 +201,7 @@ class VideoDecoder:
         except TimeoutError:
             self.close()
             message = f"decoding took longer than decode.deadline_s = {deadline_s:g} s"
-            raise _Lost("timeout", message, backend, num_segments, "TimeoutError") from None
+            raise SourceError("timeout", message, backend, num_segments, "TimeoutError") from None
         except wire.Closed:
             status, stderr = child.collect()
             self._child = None
@@ -214,7 +210,7 @@ class VideoDecoder:
             died = how_it_died(status)
             message = f"the decoding process died ({died})" + (stderr and f": {stderr}")
             signal_name = died if status is not None and status < 0 else None
-            raise _Lost("crashed", message, backend, num_segments, signal_name) from None
+            raise SourceError("crashed", message, backend, num_segments, signal_name) from None
         except BaseException:
             self.close()  # an answer may still be on its way
             raise

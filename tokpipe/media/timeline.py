@@ -103,6 +103,11 @@ class Timeline:
     def average_fps(self) -> float:
         return len(self) / (self.end_s - float(self.times_s[0]))
 
+    @property
+    def shown(self) -> tuple[int, int, Fraction]:
+        """Height, width and pixel aspect of the upright picture."""
+        return self.orientation.shown(self.height, self.width, self.pixel_aspect)
+
     def select(
         self,
         *,
