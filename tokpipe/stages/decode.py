@@ -83,22 +83,17 @@ class DecodeStage:
 
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
         """Return what decoding the item's row would produce; raises as ``process`` does."""
-        probe = partial(self._decoder.probe, start_s=item.start_s, end_s=item.end_s)
-        return self._tried(item, partial(probe, media=item.media))
+        return self._tried(item, self._decoder.probe)
 
     def _decode(self, item: WorkItem) -> DecodedClip | Rejected | Failed:
         segment, num_segments = item.segment, item.num_segments
         if self.pieces is not None:
             segment, num_segments = item.piece, item.num_pieces
-        ask = partial(self._decoder.decode, start_s=item.start_s, end_s=item.end_s)
-        ask = partial(ask, media=item.media)
-        found = self._tried(
-            item, lambda file: (ask(file, segment=segment, num_segments=num_segments), file)
-        )
-        if isinstance(found, Rejected | Failed):
-            return found
-        video, file = found
-        piece = Piece()
+        decode = partial(self._decoder.decode, segment=segment, num_segments=num_segments)
+        video = self._tried(item, decode)
+        if isinstance(video, Rejected | Failed):
+            return video
+        version, piece = self._held[item.source_uri, item.member].version, Piece()
         if self.pieces is not None:
             piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
             if piece.is_last:
@@ -110,19 +105,19 @@ class DecodeStage:
             video.fps,
             video.backend,
             piece,
-            marks=(*video.marks, *(() if video.damage is None else ("damaged",))),
+            marks=(*video.marks, *["damaged"] * (video.damage is not None)),
             damage=video.damage,
-            version=file.version,
+            version=version,
         )
 
-    def _tried(self, item: WorkItem, call: Callable[[LocalVideo], T]) -> T | Rejected | Failed:
-        """Fetch an item's source and call ``call`` with it; rejections are returned."""
+    def _tried(self, item: WorkItem, call: Callable[..., T]) -> T | Rejected | Failed:
+        """Call a method of the decoder with an item's source and span; rejections are returned."""
         if item.problem is not None:
             return Rejected(self._ref(item, None), "plan", "bad_row", item.problem)
         try:
             video = self._fetch(item)
             try:
-                return call(video)
+                return call(video, start_s=item.start_s, end_s=item.end_s, media=item.media)
             except (SourceError, RuntimeError):
                 check_readable(video.path)  # the fault may be that of a disk or a mount
                 raise
