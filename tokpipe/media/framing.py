@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache, partial
 from typing import Any
 
 import av
@@ -20,6 +21,7 @@ _FLAGS = "flags=bilinear+accurate_rnd+bitexact"
 # levels of 255) and slower than by way of planes.
 _PLANES = {3: "gbrp", 4: "gbrap", 6: "gbrp16le", 8: "gbrap16le"}
 _PACKED = {3: "rgb24", 4: "rgba", 6: "rgb48le", 8: "rgba64le"}
+Size = tuple[int, int]  # (height, width)
 # From limited to full range.
 _STRETCH = ":".join(f"{c}=clip((val-maxval*16/255)*255/219+0.5\\,0\\,maxval)" for c in "rgb")
 
@@ -58,7 +60,7 @@ class Painter:
 
     def __init__(self, framing: Framing) -> None:
         self.framing = framing
-        self._scalers: dict[tuple[Any, ...], _Scaler] = {}
+        self._scaler = lru_cache(4)(partial(_Scaler, framing))  # sizes may change at every frame
 
     def paint(self, frame: Any, out: NDArray[np.uint8]) -> Tags:
         """Write a frame into ``out`` (H, W, 3); return what it and the container say of it."""
@@ -83,26 +85,18 @@ class Painter:
         fit.place(picture, self.framing.background, out)
         return tags
 
-    def _scaled(self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int]) -> Any:
-        kind = frame.width, frame.height, tags, size
-        if kind not in self._scalers:
-            if len(self._scalers) == 4:  # sizes may change at every frame
-                self._scalers.clear()
-            self._scalers[kind] = _Scaler(frame, tags, crop, size, self.framing)
-        return self._scalers[kind](frame)
+    def _scaled(self, frame: Any, tags: Tags, crop: Crop, size: Size) -> Any:
+        return self._scaler((frame.height, frame.width), tags, crop, size)(frame)
 
 
 class _Scaler:
-    def __init__(
-        self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int], framing: Framing
-    ) -> None:
+    def __init__(self, framing: Framing, whole: Size, tags: Tags, crop: Crop, size: Size) -> None:
         self._tags = tags
         self._tonemaps = tags.is_hdr and framing.hdr == "tonemap"
         self._channels, self._dtype = 3 + tags.has_alpha, np.dtype("u2" if self._tonemaps else "u1")
         planes = ("format", _PLANES[self._channels * self._dtype.itemsize])
         packed = ("format", _PACKED[self._channels * self._dtype.itemsize])
-        to_rgb = f"{_FLAGS}:{conversion(tags, frame.height, framing.matrix)}"
-        whole = frame.height, frame.width
+        to_rgb = f"{_FLAGS}:{conversion(tags, whole[0], framing.matrix)}"
         inner = crop.kept(*whole)
         cut = ("crop", f"{inner[1]}:{inner[0]}:{crop.left}:{crop.top}:exact=1")
         steps: list[tuple[str, str | None]] = []
@@ -120,12 +114,9 @@ class _Scaler:
             steps.append(("lutrgb", _STRETCH))
         self._graph = av.filter.Graph()
         self._graph.threads = 1
-        node = self._graph.add_buffer(
-            width=frame.width,
-            height=frame.height,
-            format=frame.format,
-            time_base=Fraction(1, 1000),  # irrelevant to scaling
-        )
+        ticks = Fraction(1, 1000)  # irrelevant to scaling
+        height, width = whole
+        node = self._graph.add_buffer(None, width, height, tags.format, time_base=ticks)
         for name, arguments in [*steps, packed, ("buffersink", None)]:
             step = self._graph.add(name, arguments)
             node.link_to(step)
