@@ -48,7 +48,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
     av.logging.set_level(av.logging.ERROR)  # so that exceptions have what was logged last
     logging.getLogger("libav").addHandler(logging.NullHandler())
     channel = socket.socket(fileno=channel_fd)
-    with contextlib.suppress(wire.Closed):
+    with contextlib.suppress(ConnectionError):
         try:
             wire.send(channel, {"versions": versions_of(backends)})
         except ConfigError as error:
@@ -61,12 +61,12 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
             # user, however that user ends.
             memory = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC)
             try:
-                wire.send(channel, {"trying": None, "num_segments": None})
+                wire.send(channel, {"trying": {}})
                 os.lseek(2, 0, os.SEEK_SET)
                 if fetched is not None:  # a file without a name on disk
                     request["path"] = f"/proc/self/fd/{fetched}"
                 _answer(channel, request, memory)
-            except wire.Closed:
+            except ConnectionError:
                 raise
             except (SourceError, MemoryError) as error:
                 wire.send(channel, {"rejected": _fields(error)})
@@ -103,7 +103,8 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
         wire.send(channel, {"done": probed})
         return
     name = "pillow" if timeline.is_picture else request["backend"]
-    wire.send(channel, {"trying": name, "num_segments": selection.num_segments or None})
+    trying = {"backend": name, "num_segments": selection.num_segments or None}
+    wire.send(channel, {"trying": trying})
     os.lseek(2, 0, os.SEEK_SET)
     task = Task(path, timeline, selection.indices, framing, file_name=file_name)
     decoded = {

@@ -187,30 +187,27 @@ class VideoDecoder:
         ``copy`` is a descriptor to read in place of the path.
         """
         child = self.start()
-        backend: str | None = None
-        num_segments: int | None = None
-        has_started = False
+        tried: dict[str, Any] | None = None  # The backend, and the number of segments
         deadline_s = self._config.deadline_s
         try:
             wire.send(child.channel, request, copy)
             answer, fd = wire.receive(child.channel, deadline_s)
             while "trying" in answer:
-                has_started = True
-                backend, num_segments = answer["trying"], answer["num_segments"]
+                tried = answer["trying"]
                 answer, fd = wire.receive(child.channel, deadline_s)
         except TimeoutError:
             self.close()
             message = f"decoding took longer than decode.deadline_s = {deadline_s:g} s"
-            raise SourceError("timeout", message, backend, num_segments, "TimeoutError") from None
-        except wire.Closed:
+            raise SourceError("timeout", message, error="TimeoutError", **tried or {}) from None
+        except ConnectionError:
             status, stderr = child.collect()
             self._child = None
-            if status == -signal.SIGKILL or not has_started:
+            if status == -signal.SIGKILL or tried is None:
                 return None
             died = how_it_died(status)
             message = f"the decoding process died ({died})" + (stderr and f": {stderr}")
             signal_name = died if status is not None and status < 0 else None
-            raise SourceError("crashed", message, backend, num_segments, signal_name) from None
+            raise SourceError("crashed", message, error=signal_name, **tried) from None
         except BaseException:
             self.close()  # an answer may still be on its way
             raise
@@ -218,6 +215,6 @@ class VideoDecoder:
             case {"done": found}:
                 return found, -1 if fd is None else fd
             case {"rejected": fields}:
-                raise SourceError(**fields, backend=backend, num_segments=num_segments)
+                raise SourceError(**fields, **tried or {})
         self.close()
         raise RuntimeError(f"the decoding child failed on {request['path']}:\n{answer['fault']}")
