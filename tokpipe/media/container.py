@@ -67,7 +67,7 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
 
     FFmpeg considers the extension of ``file_name``, by default that of ``path``.
     """
-    version = (*check_regular_file(path), file_name)
+    version = *check_regular_file(path), file_name
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(path.open("rb", buffering=0))
         file.name = f"video{Path(file_name or path).suffix}"
@@ -81,8 +81,6 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
             raise _not_opened(path, error) from error
         stack.enter_context(container)
         stream = _main_stream(path, container)
-        if _is_encrypted(path, version, container, stream):
-            raise SourceError("encrypted", "the video stream is encrypted")
         # With more than one thread, the frames of a damaged stream differ from run to run. One
         # child per actor keeps the CPU busy anyway.
         stream.codec_context.thread_count = 1
@@ -132,7 +130,7 @@ def _ts_heads(path: Path, pid: int) -> Any:
     return np.concatenate(heads)
 
 
-def _is_encrypted(path: Path, version: tuple[object, ...], container: Any, stream: Any) -> bool:
+def is_encrypted(path: Path, container: Any, stream: Any) -> bool:
     """Whether the container says that the stream is encrypted. MP4 says so by packet."""
     if container.format.name != "mpegts":
         return "enc_key_id" in stream.metadata  # Matroska
@@ -140,12 +138,7 @@ def _is_encrypted(path: Path, version: tuple[object, ...], container: Any, strea
         _ = stream.codec_context.codec_tag
     except UnicodeDecodeError:  # a stream type above 127: Apple's SAMPLE-AES
         return True
-    return _is_scrambled(path, version, stream.id)
-
-
-@functools.lru_cache  # as for _joined_files
-def _is_scrambled(path: Path, version: tuple[object, ...], pid: int) -> bool:
-    return bool((_ts_heads(path, pid)[:, 3] & 0xC0).any())
+    return bool((_ts_heads(path, stream.id)[:, 3] & 0xC0).any())
 
 
 def decoder_of(stream: Any) -> Any:

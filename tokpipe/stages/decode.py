@@ -153,15 +153,15 @@ class DecodeStage:
 
     def _get(self, item: WorkItem) -> LocalVideo:
         """Fetch an item's source, or what has its name now if the item follows that."""
-        uri, member, version = item.source_uri, item.member, item.version
-        get = partial(fetch_to_file, options=self.storage, max_bytes=self.decode.max_source_bytes)
-        if member is not None and member.column is not None:
-            planned = None if item.follows else version
-            return self._embedded.copy(member, self.decode.max_source_bytes, planned)
+        uri, member, max_bytes = item.source_uri, item.member, self.decode.max_source_bytes
+        get = partial(fetch_to_file, uri, options=self.storage, max_bytes=max_bytes)
+        planned = None if item.follows else item.version
         if member is None:
-            return get(uri, None, version=None if item.follows else version)
+            return get(None, version=planned)
+        if member.column is not None:
+            return self._embedded.copy(member, max_bytes, planned)
         try:
-            return get(uri, member, version=version)
+            return get(member, version=item.version)
         except SourceError as error:
             if error.reason != "changed" or not item.follows:
                 raise
@@ -170,7 +170,7 @@ class DecodeStage:
         if row is None:
             raise SourceError("missing", f"{uri}: the tar was packed again, without this video")
         member = replace(member, offset=row["member_offset"], size=row["member_size"])
-        return get(uri, member, version=row["source_version"])
+        return get(member, version=row["source_version"])
 
     def _ref(self, item: WorkItem, found_segments: int | None) -> ClipRef:
         return ref_of(item, self.sampling, None if self.pieces else found_segments)
