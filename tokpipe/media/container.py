@@ -68,8 +68,7 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
     FFmpeg considers the extension of ``file_name``, by default that of ``path``.
     """
     version = *check_regular_file(path), file_name
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(path.open("rb", buffering=0))
+    with path.open("rb", buffering=0) as file:
         file.name = f"video{Path(file_name or path).suffix}"
         try:
             container = av.open(
@@ -79,15 +78,15 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
             )
         except (av.FFmpegError, OSError) as error:
             raise _not_opened(path, error) from error
-        stack.enter_context(container)
-        stream = _main_stream(path, container)
-        # With more than one thread, the frames of a damaged stream differ from run to run. One
-        # child per actor keeps the CPU busy anyway.
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = _LIMITS
-        # Without it, FFmpeg rounds what a stream crops on the left to a multiple of 32 columns.
-        stream.codec_context.flags |= av.codec.context.Flags.unaligned
-        yield container, stream
+        with container:
+            stream = _main_stream(path, container)
+            # With more than one thread, the frames of a damaged stream differ from run to run. One
+            # child per actor keeps the CPU busy anyway.
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = _LIMITS
+            # Without it, FFmpeg rounds what a stream crops on the left to a multiple of 32 columns.
+            stream.codec_context.flags |= av.codec.context.Flags.unaligned
+            yield container, stream
 
 
 @functools.lru_cache  # reads the whole file, which is opened again for every clip of it

@@ -117,8 +117,8 @@ class VideoDecoder:
             SourceError: the clip cannot be decoded, through its own fault.
             RuntimeFault: the child does not start, or keeps being killed from outside.
         """
-        asked = {"segment": segment, "num_segments": num_segments, "media": media}
-        video, fd = self._answer(file, {"start_s": start_s, "end_s": end_s, **asked})
+        span = {"start_s": start_s, "end_s": end_s, "segment": segment}
+        video, fd = self._answer(file, media, **span, num_segments=num_segments)
         shape = tuple(video.pop("shape"))
         try:
             memory = mmap.mmap(fd, 0)  # as long as frames refer to it
@@ -137,10 +137,9 @@ class VideoDecoder:
         media: Media = VIDEO,
     ) -> Probe:
         """Read the container of a local file without decoding it; raises as ``decode`` does."""
-        asked = {"media": media, "only_probe": True}
-        probe, _ = self._answer(file, {"start_s": start_s, "end_s": end_s, **asked})
-        sizes = {name: tuple(probe[name]) for name in ("size", "source_size")}
-        return Probe(**{**probe, **sizes})
+        probe, _ = self._answer(file, media, start_s=start_s, end_s=end_s, only_probe=True)
+        probe |= {name: tuple(probe[name]) for name in ("size", "source_size")}
+        return Probe(**probe)
 
     def close(self) -> None:
         """End the child. The next ``decode`` starts another."""
@@ -148,13 +147,13 @@ class VideoDecoder:
             self._child.kill()
             self._child = None
 
-    def _answer(self, file: _File, asked: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def _answer(self, file: _File, media: Media, **asked: Any) -> tuple[dict[str, Any], int]:
         """Ask children until one answers; also return the frames' descriptor, or -1 without."""
         if isinstance(file, Path):
             file = LocalVideo(file.absolute())
         path, names = file.path, {"path": os.fspath(file.path), "file_name": file.file_name}
-        request = {**self._settings, **asked, **names}
-        if asked["media"] != VIDEO and not self._has_pictures:
+        request = {**self._settings, **asked, **names, "media": media}
+        if media != VIDEO and not self._has_pictures:
             self.close()  # The next child loads Pillow as well
             self._has_pictures = True
         backends, outside_kills = list(self._backends), 0

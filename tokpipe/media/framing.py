@@ -1,5 +1,6 @@
 """Turns decoded frames into output frames: scaled by FFmpeg, turned upright and placed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -60,7 +61,7 @@ class Painter:
 
     def __init__(self, framing: Framing) -> None:
         self.framing = framing
-        self._scaler = lru_cache(4)(partial(_Scaler, framing))  # sizes may change at every frame
+        self._scaler = lru_cache(4)(partial(_scaler, framing))  # sizes may change at every frame
 
     def paint(self, frame: Any, out: NDArray[np.uint8]) -> Tags:
         """Write a frame into ``out`` (H, W, 3); return what it and the container say of it."""
@@ -89,53 +90,48 @@ class Painter:
         return self._scaler((frame.height, frame.width), tags, crop, size)(frame)
 
 
-class _Scaler:
-    def __init__(self, framing: Framing, whole: Size, tags: Tags, crop: Crop, size: Size) -> None:
-        self._tags = tags
-        self._tonemaps = tags.is_hdr and framing.hdr == "tonemap"
-        self._channels, self._dtype = 3 + tags.has_alpha, np.dtype("u2" if self._tonemaps else "u1")
-        planes = ("format", _PLANES[self._channels * self._dtype.itemsize])
-        packed = ("format", _PACKED[self._channels * self._dtype.itemsize])
-        to_rgb = f"{_FLAGS}:{conversion(tags, whole[0], framing.matrix)}"
-        inner = crop.kept(*whole)
-        cut = ("crop", f"{inner[1]}:{inner[0]}:{crop.left}:{crop.top}:exact=1")
-        steps: list[tuple[str, str | None]] = []
-        takes_field = tags.is_interlaced and framing.deinterlace
-        if takes_field:
-            steps.append(("field", "type=top"))
-        # Columns or rows may begin in the middle of a chroma sample.
-        if crop.left % 4 or crop.top % 4 or (takes_field and inner != whole):
-            steps += [_scale(whole, to_rgb), planes]
-            to_rgb = _FLAGS
-        if inner != whole:
-            steps.append(cut)
-        steps += [_scale(size, to_rgb), planes]
-        if tags.range == LIMITED and (tags.is_grey or tags.is_rgb):  # scaled as if full range
-            steps.append(("lutrgb", _STRETCH))
-        self._graph = av.filter.Graph()
-        self._graph.threads = 1
-        ticks = Fraction(1, 1000)  # irrelevant to scaling
-        height, width = whole
-        node = self._graph.add_buffer(None, width, height, tags.format, time_base=ticks)
-        for name, arguments in [*steps, packed, ("buffersink", None)]:
-            step = self._graph.add(name, arguments)
-            node.link_to(step)
-            node = step
-        self._graph.configure()
+def _scaler(
+    framing: Framing, whole: Size, tags: Tags, crop: Crop, size: Size
+) -> Callable[[Any], NDArray[np.uint8]]:
+    """A function from frames of (height, width) ``whole`` to (H, W, 3) RGB, or 4 with alpha.
 
-    def __call__(self, frame: Any) -> NDArray[np.uint8]:
-        """An ``av.VideoFrame`` -> (H, W, 3) RGB, or (H, W, 4) if it has alpha.
+    The array is often a view of memory that FFmpeg holds for it.
+    """
+    tonemaps = tags.is_hdr and framing.hdr == "tonemap"
+    channels, dtype = 3 + tags.has_alpha, np.dtype("u2" if tonemaps else "u1")
+    pixel_bytes = channels * dtype.itemsize
+    planes = ("format", _PLANES[pixel_bytes])
+    to_rgb = f"{_FLAGS}:{conversion(tags, whole[0], framing.matrix)}"
+    inner = crop.kept(*whole)
+    steps: list[tuple[str, str | None]] = []
+    takes_field = tags.is_interlaced and framing.deinterlace
+    if takes_field:
+        steps.append(("field", "type=top"))
+    # Columns or rows may begin in the middle of a chroma sample.
+    if crop.left % 4 or crop.top % 4 or (takes_field and inner != whole):
+        steps += [_scale(whole, to_rgb), planes]
+        to_rgb = _FLAGS
+    if inner != whole:
+        steps.append(("crop", f"{inner[1]}:{inner[0]}:{crop.left}:{crop.top}:exact=1"))
+    steps += [_scale(size, to_rgb), planes]
+    if tags.range == LIMITED and (tags.is_grey or tags.is_rgb):  # scaled as if full range
+        steps.append(("lutrgb", _STRETCH))
+    steps += [("format", _PACKED[pixel_bytes]), ("buffersink", None)]
+    graph: Any = av.filter.Graph()
+    graph.threads = 1
+    ticks = Fraction(1, 1000)  # irrelevant to scaling
+    begin = graph.add_buffer(None, whole[1], whole[0], tags.format, time_base=ticks)
+    graph.link_nodes(begin, *(graph.add(*step) for step in steps)).configure()
 
-        Often a view of memory that FFmpeg holds for it.
-        """
-        self._graph.push(frame)
-        scaled: Any = self._graph.pull()
-        plane = scaled.planes[0]
+    def scaled(frame: Any) -> NDArray[np.uint8]:
+        graph.push(frame)
+        plane = graph.pull().planes[0]
         # ``to_ndarray`` would make another copy.
-        shape = scaled.height, scaled.width, self._channels
-        strides = plane.line_size, self._channels * self._dtype.itemsize, self._dtype.itemsize
-        picture: NDArray[Any] = np.ndarray(shape, self._dtype, plane, strides=strides)
-        return tonemapped(picture, self._tags) if self._tonemaps else picture
+        shape, strides = (*size, channels), (plane.line_size, pixel_bytes, dtype.itemsize)
+        picture: NDArray[Any] = np.ndarray(shape, dtype, plane, strides=strides)
+        return tonemapped(picture, tags) if tonemaps else picture
+
+    return scaled
 
 
 def _scale(size: tuple[int, int], options: str) -> tuple[str, str]:
