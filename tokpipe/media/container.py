@@ -69,6 +69,7 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
     """
     version = *check_regular_file(path), file_name
     with path.open("rb", buffering=0) as file:
+        head = os.pread(file.fileno(), 2**12, 0)
         file.name = f"video{Path(file_name or path).suffix}"
         try:
             container = av.open(
@@ -77,9 +78,9 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
                 metadata_errors="replace",
             )
         except (av.FFmpegError, OSError) as error:
-            raise _not_opened(path, error) from error
+            raise _not_opened(head, error) from error
         with container:
-            stream = _main_stream(path, container)
+            stream = _main_stream(container, head)
             # With more than one thread, the frames of a damaged stream differ from run to run. One
             # child per actor keeps the CPU busy anyway.
             stream.codec_context.thread_count = 1
@@ -175,12 +176,10 @@ def described(container: Any) -> dict[str, str]:
     return dict(zip(streams[::2], streams[1::2], strict=True))
 
 
-def _main_stream(path: Path, container: Any) -> Any:
+def _main_stream(container: Any, head: bytes) -> Any:
     """Return the stream that a player shows: FFmpeg's choice, unless that is cover art."""
     attached = av.stream.Disposition.attached_pic
     streams = [one for one in container.streams.video if not one.disposition & attached]
-    with path.open("rb") as file:
-        head = file.read(2**12)
     size = int.from_bytes(head[:4], "big")
     if streams and head[4:8] == b"ftyp" and b"meta" in head[size : size + 64]:
         # HEIF holds pictures, animations or both. A tile of a picture is a stream as well. Only
@@ -203,12 +202,10 @@ def _main_stream(path: Path, container: Any) -> Any:
     return best
 
 
-def _not_opened(path: Path, error: Exception) -> SourceError:
+def _not_opened(head: bytes, error: Exception) -> SourceError:
     """Distinguish a video that was cut short from a file that never was one."""
     if isinstance(error, MemoryError):
         raise error
-    with path.open("rb") as file:
-        head = file.read(64)
     if head[8:16] == b"WEBPVP8X" and head[20] & 2:
         return SourceError("animation", "the file is an animated WebP, which FFmpeg does not read")
     if head[8:12] == b"WEBP" or head.startswith(_PICTURES):
