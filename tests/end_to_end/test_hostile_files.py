@@ -28,12 +28,13 @@ sys.path[:] = [entry for entry in path if os.path.abspath(entry or ".") != here]
 real = importlib.import_module("av")
 sys.path[:] = path
 open_really = real.open
-def open_or_not(uri, *args, **kwargs):
-    if "hangs" in os.path.basename(uri):
+def open_or_not(file, *args, **kwargs):
+    name = os.path.basename(os.readlink(f"/proc/self/fd/{file.fileno()}"))
+    if "hangs" in name:
         ctypes.PyDLL(None).sleep(10_000)  # in C, holding the interpreter's lock
-    if "crashes" in os.path.basename(uri):
+    if "crashes" in name:
         os.kill(os.getpid(), signal.SIGSEGV)
-    return open_really(uri, *args, **kwargs)
+    return open_really(file, *args, **kwargs)
 real.open = open_or_not
 '''
 

@@ -29,7 +29,7 @@ from tokpipe.media.backends import Task, load_backend, versions_of
 from tokpipe.media.container import check_regular_file
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
-from tokpipe.media.timeline import Timeline, read_timeline
+from tokpipe.media.timeline import Selection, Timeline, read_timeline
 from tokpipe.types import Cut, Media
 
 _F_SETSIG = 10  # from Linux's <fcntl.h>; Python's fcntl module lacks it
@@ -48,7 +48,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
     av.logging.set_level(av.logging.ERROR)  # so that exceptions have what was logged last
     logging.getLogger("libav").addHandler(logging.NullHandler())
     channel = socket.socket(fileno=channel_fd)
-    with contextlib.suppress(wire.Closed):
+    with contextlib.suppress(ConnectionError):
         try:
             wire.send(channel, {"versions": versions_of(backends)})
         except ConfigError as error:
@@ -61,12 +61,12 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
             # user, however that user ends.
             memory = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC)
             try:
-                wire.send(channel, {"trying": None, "num_segments": None})
+                wire.send(channel, {"trying": {}})
                 os.lseek(2, 0, os.SEEK_SET)
                 if fetched is not None:  # a file without a name on disk
                     request["path"] = f"/proc/self/fd/{fetched}"
                 _answer(channel, request, memory)
-            except wire.Closed:
+            except ConnectionError:
                 raise
             except (SourceError, MemoryError) as error:
                 wire.send(channel, {"rejected": _fields(error)})
@@ -79,31 +79,45 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
 
 
 def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
-    """Send ``trying`` before each backend, then ``done``, or raise what the last backend did.
+    """Send ``trying`` before a backend decodes, then ``done``; or raise why there are no frames.
 
     The times of the frames and then the frames are in ``memory``, which is sent with ``done``
     unless the request says ``only_probe``.
     """
-    clip = _Clip(request)
+    path, file_name = Path(request["path"]), request["file_name"]
+    asked = file_name, request["salvage"], Media(*request["media"])
+    timeline = _timeline(path, *asked, check_regular_file(path))
+    selection = _select(timeline, request)
+    framing = _framing(timeline, request)
     if request["only_probe"]:
-        wire.send(channel, {"done": clip.probed})
+        framing.check(timeline.tags)
+        rows, columns, aspect = timeline.shown
+        probed = {
+            "num_segments": selection.num_segments,
+            "num_frames": selection.num_frames,
+            "size": framing.size,
+            "source_size": (rows, round(columns * aspect)),
+            "source_fps": timeline.average_fps,
+            "is_picture": timeline.is_picture,
+        }
+        wire.send(channel, {"done": probed})
         return
-    names = ["pillow"] if clip.is_picture else request["backends"]
-    for name in names:
-        wire.send(channel, {"trying": name, "num_segments": clip.num_segments})
-        os.lseek(2, 0, os.SEEK_SET)
-        try:
-            clip.decode(name, memory)
-        except (SourceError, MemoryError):
-            if name == names[-1]:
-                raise
-            continue
-        wire.send(channel, {"done": {**clip.description, "backend": name}}, memory)
-        return
+    name = "pillow" if timeline.is_picture else request["backend"]
+    trying = {"backend": name, "num_segments": selection.num_segments or None}
+    wire.send(channel, {"trying": trying})
+    os.lseek(2, 0, os.SEEK_SET)
+    task = Task(path, timeline, selection.indices, framing, file_name=file_name)
+    decoded = {
+        "num_segments": selection.num_segments,
+        "fps": request["fps"] or timeline.average_fps,
+        "backend": name,
+        **_decode(task, name, memory, request["min_clip_frames"] if request["salvage"] else None),
+    }
+    wire.send(channel, {"done": decoded}, memory)
 
 
 def _fields(error: SourceError | MemoryError) -> dict[str, str | None]:
-    """What the parent raises; it knows which backend was tried last."""
+    """What the parent raises; it knows which backend was tried."""
     if isinstance(error, SourceError):
         reason, message, cause = error.reason, str(error), error.__cause__
     else:
@@ -113,96 +127,66 @@ def _fields(error: SourceError | MemoryError) -> dict[str, str | None]:
     return {"reason": reason, "message": message, "error": name}
 
 
-class _Clip:
-    """The part of a request that is the same for every backend: which frames, in what size."""
+def _select(timeline: Timeline, request: dict[str, Any]) -> Selection:
+    span = {name: request[name] for name in ("start_s", "end_s", "fps", "segment")}
+    selection = timeline.select(**span, cut=Cut(*request["cut"]))
+    num_segments, expected = selection.num_segments, request["num_segments"]
+    if expected not in (None, num_segments):
+        found = f"the source now has {num_segments} {request['segment_is']}s and had {expected}"
+        raise SourceError("changed", f"{found} when it was first read: the file was replaced")
+    is_clip = request["segment_is"] == "clip"
+    clip_frames = len(selection.indices) if is_clip else selection.num_frames
+    if clip_frames < request["min_clip_frames"] and not timeline.is_picture:
+        found = f"the span has {clip_frames} frames of a video of {timeline.end_s:.3f} s"
+        least = f"sampling.min_clip_frames is {request['min_clip_frames']}"
+        raise SourceError("too_short", f"{found}; {least}")
+    return selection
 
-    def __init__(self, request: dict[str, Any]) -> None:
-        self.path, self.file_name = Path(request["path"]), request["file_name"]
-        self.salvage: bool = request["salvage"]
-        self.min_frames: int = request["min_clip_frames"]
-        version = check_regular_file(self.path)
-        asked = self.file_name, self.salvage, Media(*request["media"])
-        timeline = _timeline(self.path, *asked, version)
-        self.timeline, self.is_picture = timeline, timeline.is_picture
-        span = {name: request[name] for name in ("start_s", "end_s", "fps", "segment")}
-        selection = timeline.select(**span, cut=Cut(*request["cut"]))
-        num_segments, expected = selection.num_segments, request["num_segments"]
-        if expected not in (None, num_segments):
-            found = f"the source now has {num_segments} {request['segment_is']}s and had {expected}"
-            raise SourceError("changed", f"{found} when it was first read: the file was replaced")
-        self.num_segments = num_segments or None
-        self.wanted = selection.indices
-        is_clip = request["segment_is"] == "clip"
-        clip_frames = len(self.wanted) if is_clip else selection.num_frames
-        if clip_frames < self.min_frames and not self.is_picture:
-            found = f"the span has {clip_frames} frames of a video of {timeline.end_s:.3f} s"
-            least = f"sampling.min_clip_frames is {self.min_frames}"
-            raise SourceError("too_short", f"{found}; {least}")
-        aspect, orientation = timeline.pixel_aspect, timeline.orientation
-        rows, columns, shown_aspect = orientation.shown(timeline.height, timeline.width, aspect)
-        size = nearest_size(list(map(tuple, request["sizes"])), rows, columns, shown_aspect)
-        placed = size, request["fit"], aspect, orientation, timeline.crop
-        chosen = {name: request[name] for name in ("matrix", "hdr", "background", "deinterlace")}
-        self.framing = Framing(*placed, **chosen, has_fields=timeline.has_fields)
-        if request["only_probe"]:
-            self.framing.check(timeline.tags)
-        self.shape = (len(self.wanted), *size, 3)
-        self.probed = {
-            "num_segments": num_segments,
-            "num_frames": selection.num_frames,
-            "size": size,
-            "source_size": (rows, round(columns * shown_aspect)),
-            "source_fps": timeline.average_fps,
-            "is_picture": self.is_picture,
-        }
-        self.description = {
-            "num_segments": num_segments,
-            "shape": self.shape,
-            "offset": 8 * len(self.wanted),
-            "fps": request["fps"] or timeline.average_fps,
-            "damage": timeline.damage,
-        }
 
-    def decode(self, backend: str, memory: int) -> None:
-        """Write times and frames to ``memory``, an open file descriptor.
+def _framing(timeline: Timeline, request: dict[str, Any]) -> Framing:
+    size = nearest_size(list(map(tuple, request["sizes"])), *timeline.shown)
+    stored = timeline.pixel_aspect, timeline.orientation, timeline.crop
+    chosen = {name: request[name] for name in ("matrix", "hdr", "background", "deinterlace")}
+    return Framing(size, request["fit"], *stored, **chosen, has_fields=timeline.has_fields)
 
-        If damage ends the clip early and the job keeps such clips, ``description`` is shortened.
-        """
-        if self.timeline.damage is not None and backend != "pyav":
-            raise SourceError("truncated", f"{self.timeline.damage}; only PyAV keeps the rest")
-        decoder = load_backend(backend)
-        times_s = self.timeline.times_s[self.wanted]
-        # The mapping goes with its last reference; an explicit close fails while a traceback
-        # still refers to it.
-        size = times_s.nbytes + math.prod(self.shape)
-        os.ftruncate(memory, size)
-        # All pages at once, which is far faster than one page fault each.
-        mapped = mmap.mmap(memory, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
-        mapped[: times_s.nbytes] = times_s.tobytes()
-        out = np.ndarray(self.shape, np.uint8, mapped, times_s.nbytes)
-        task = Task(self.path, self.timeline, self.wanted, self.framing, file_name=self.file_name)
-        try:
-            decoder.decode(task, out)
-        except SourceError as error:
-            num = task.num_written
-            if not self.salvage or num < self.min_frames or error.reason == "hdr":
-                raise
-            self.description |= {
-                "shape": (num, *self.shape[1:]),
-                "damage": f"the clip ends after {num} of {len(self.wanted)} frames: {error}",
-            }
-        hdr = "tonemapped" if self.framing.hdr == "tonemap" else "hdr"
-        marks = task.marks + ["interlaced"] * any(tags.is_interlaced for tags in task.painted)
-        self.description["marks"] = marks + [hdr] * any(tags.is_hdr for tags in task.painted)
+
+def _decode(task: Task, backend: str, memory: int, least: int | None) -> dict[str, Any]:
+    """Write times and frames to ``memory``, an open file descriptor, and describe them.
+
+    If damage ends the clip early, it is shortened, but not below ``least`` frames: None keeps none.
+    """
+    wanted, framing, damage = task.wanted, task.framing, task.timeline.damage
+    if damage is not None and backend != "pyav":
+        raise SourceError("truncated", f"{damage}; only PyAV keeps the rest")
+    decoder = load_backend(backend)
+    times_s, shape = task.timeline.times_s[wanted], (len(wanted), *framing.size, 3)
+    # The mapping goes with its last reference; an explicit close fails while a traceback still
+    # refers to it.
+    size = times_s.nbytes + math.prod(shape)
+    os.ftruncate(memory, size)
+    # All pages at once, which is far faster than one page fault each.
+    mapped = mmap.mmap(memory, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+    mapped[: times_s.nbytes] = times_s.tobytes()
+    try:
+        decoder.decode(task, np.ndarray(shape, np.uint8, mapped, times_s.nbytes))
+    except SourceError as error:
+        num = task.num_written
+        if least is None or num < least or error.reason == "hdr":
+            raise
+        shape = (num, *shape[1:])
+        damage = f"the clip ends after {num} of {len(wanted)} frames: {error}"
+    marks = task.marks + ["interlaced"] * any(tags.is_interlaced for tags in task.painted)
+    hdr = "tonemapped" if framing.hdr == "tonemap" else "hdr"
+    marks += [hdr] * any(tags.is_hdr for tags in task.painted)
+    return {"shape": shape, "offset": times_s.nbytes, "damage": damage, "marks": marks}
 
 
 @functools.lru_cache(_MAX_TIMELINES)
 def _timeline(
     path: Path, file_name: str, salvage: bool, media: Media, version: tuple[int, ...]
 ) -> Timeline:
-    picture: Timeline | None = None
-    if media.media != "video":
-        picture = load_backend("pillow").find_picture(path, media)
+    is_video = media.media == "video"
+    picture = None if is_video else load_backend("pillow").find_picture(path, media)
     return picture or read_timeline(path, file_name, salvage=salvage)
 
 

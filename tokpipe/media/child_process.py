@@ -67,7 +67,7 @@ class ChildProcess:
         self.pid = self._process.pid
         try:
             started, _ = wire.receive(self.channel, _START_TIMEOUT_S)
-        except (TimeoutError, wire.Closed) as error:
+        except (TimeoutError, ConnectionError) as error:
             status, stderr = self.collect()
             # Python's own exit status means that an import failed.
             raise (UnfitNode if status == 1 else NodeTrouble)(

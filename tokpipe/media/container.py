@@ -67,9 +67,9 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
 
     FFmpeg considers the extension of ``file_name``, by default that of ``path``.
     """
-    version = (*check_regular_file(path), file_name)
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(path.open("rb", buffering=0))
+    version = *check_regular_file(path), file_name
+    with path.open("rb", buffering=0) as file:
+        head = os.pread(file.fileno(), 2**12, 0)
         file.name = f"video{Path(file_name or path).suffix}"
         try:
             container = av.open(
@@ -78,18 +78,16 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
                 metadata_errors="replace",
             )
         except (av.FFmpegError, OSError) as error:
-            raise _not_opened(path, error) from error
-        stack.enter_context(container)
-        stream = _main_stream(path, container)
-        if _is_encrypted(path, version, container, stream):
-            raise SourceError("encrypted", "the video stream is encrypted")
-        # With more than one thread, the frames of a damaged stream differ from run to run. One
-        # child per actor keeps the CPU busy anyway.
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = _LIMITS
-        # Without it, FFmpeg rounds what a stream crops on the left to a multiple of 32 columns.
-        stream.codec_context.flags |= av.codec.context.Flags.unaligned
-        yield container, stream
+            raise _not_opened(head, error) from error
+        with container:
+            stream = _main_stream(container, head)
+            # With more than one thread, the frames of a damaged stream differ from run to run. One
+            # child per actor keeps the CPU busy anyway.
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = _LIMITS
+            # Without it, FFmpeg rounds what a stream crops on the left to a multiple of 32 columns.
+            stream.codec_context.flags |= av.codec.context.Flags.unaligned
+            yield container, stream
 
 
 @functools.lru_cache  # reads the whole file, which is opened again for every clip of it
@@ -132,7 +130,7 @@ def _ts_heads(path: Path, pid: int) -> Any:
     return np.concatenate(heads)
 
 
-def _is_encrypted(path: Path, version: tuple[object, ...], container: Any, stream: Any) -> bool:
+def is_encrypted(path: Path, container: Any, stream: Any) -> bool:
     """Whether the container says that the stream is encrypted. MP4 says so by packet."""
     if container.format.name != "mpegts":
         return "enc_key_id" in stream.metadata  # Matroska
@@ -140,12 +138,7 @@ def _is_encrypted(path: Path, version: tuple[object, ...], container: Any, strea
         _ = stream.codec_context.codec_tag
     except UnicodeDecodeError:  # a stream type above 127: Apple's SAMPLE-AES
         return True
-    return _is_scrambled(path, version, stream.id)
-
-
-@functools.lru_cache  # as for _joined_files
-def _is_scrambled(path: Path, version: tuple[object, ...], pid: int) -> bool:
-    return bool((_ts_heads(path, pid)[:, 3] & 0xC0).any())
+    return bool((_ts_heads(path, stream.id)[:, 3] & 0xC0).any())
 
 
 def decoder_of(stream: Any) -> Any:
@@ -183,12 +176,10 @@ def described(container: Any) -> dict[str, str]:
     return dict(zip(streams[::2], streams[1::2], strict=True))
 
 
-def _main_stream(path: Path, container: Any) -> Any:
+def _main_stream(container: Any, head: bytes) -> Any:
     """Return the stream that a player shows: FFmpeg's choice, unless that is cover art."""
     attached = av.stream.Disposition.attached_pic
     streams = [one for one in container.streams.video if not one.disposition & attached]
-    with path.open("rb") as file:
-        head = file.read(2**12)
     size = int.from_bytes(head[:4], "big")
     if streams and head[4:8] == b"ftyp" and b"meta" in head[size : size + 64]:
         # HEIF holds pictures, animations or both. A tile of a picture is a stream as well. Only
@@ -211,12 +202,10 @@ def _main_stream(path: Path, container: Any) -> Any:
     return best
 
 
-def _not_opened(path: Path, error: Exception) -> SourceError:
+def _not_opened(head: bytes, error: Exception) -> SourceError:
     """Distinguish a video that was cut short from a file that never was one."""
     if isinstance(error, MemoryError):
         raise error
-    with path.open("rb") as file:
-        head = file.read(64)
     if head[8:16] == b"WEBPVP8X" and head[20] & 2:
         return SourceError("animation", "the file is an animated WebP, which FFmpeg does not read")
     if head[8:12] == b"WEBP" or head.startswith(_PICTURES):

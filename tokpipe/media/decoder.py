@@ -51,10 +51,6 @@ class Probe:
     is_picture: bool = False
 
 
-class _Lost(SourceError):
-    """The child ended without an answer."""
-
-
 class VideoDecoder:
     """Decodes with one child process, which is started again whenever it had to be killed.
 
@@ -121,8 +117,8 @@ class VideoDecoder:
             SourceError: the clip cannot be decoded, through its own fault.
             RuntimeFault: the child does not start, or keeps being killed from outside.
         """
-        asked = {"segment": segment, "num_segments": num_segments, "media": media}
-        video, fd = self._answer(file, {"start_s": start_s, "end_s": end_s, **asked})
+        span = {"start_s": start_s, "end_s": end_s, "segment": segment}
+        video, fd = self._answer(file, media, **span, num_segments=num_segments)
         shape = tuple(video.pop("shape"))
         try:
             memory = mmap.mmap(fd, 0)  # as long as frames refer to it
@@ -141,10 +137,9 @@ class VideoDecoder:
         media: Media = VIDEO,
     ) -> Probe:
         """Read the container of a local file without decoding it; raises as ``decode`` does."""
-        asked = {"media": media, "only_probe": True}
-        probe, _ = self._answer(file, {"start_s": start_s, "end_s": end_s, **asked})
-        sizes = {name: tuple(probe[name]) for name in ("size", "source_size")}
-        return Probe(**{**probe, **sizes})
+        probe, _ = self._answer(file, media, start_s=start_s, end_s=end_s, only_probe=True)
+        probe |= {name: tuple(probe[name]) for name in ("size", "source_size")}
+        return Probe(**probe)
 
     def close(self) -> None:
         """End the child. The next ``decode`` starts another."""
@@ -152,36 +147,36 @@ class VideoDecoder:
             self._child.kill()
             self._child = None
 
-    def _answer(self, file: _File, asked: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    def _answer(self, file: _File, media: Media, **asked: Any) -> tuple[dict[str, Any], int]:
         """Ask children until one answers; also return the frames' descriptor, or -1 without."""
         if isinstance(file, Path):
             file = LocalVideo(file.absolute())
         path, names = file.path, {"path": os.fspath(file.path), "file_name": file.file_name}
-        request = {**self._settings, **asked, **names}
-        if asked["media"] != VIDEO and not self._has_pictures:
+        request = {**self._settings, **asked, **names, "media": media}
+        if media != VIDEO and not self._has_pictures:
             self.close()  # The next child loads Pillow as well
             self._has_pictures = True
-        backends = self._backends
-        outside_kills = 0
+        backends, outside_kills = list(self._backends), 0
         while True:
             try:
-                answer = self._attempt({**request, "backends": backends}, file.copy)
-                if answer is not None:
-                    return answer
-                outside_kills += 1
-                if outside_kills == _MAX_OUTSIDE_KILLS:
-                    raise RuntimeFault(
-                        f"the decoding child was killed {outside_kills} times from outside while "
-                        f"it read {path}. Most often the node ran out of memory: lower "
-                        "decode.memory_bytes, or run fewer decoders per node (runtime.decode.cpus)."
-                    )
-            except _Lost as lost:
-                # The next backend gets a fresh process.
-                if lost.backend not in backends[:-1]:
+                answer = self._attempt({**request, "backend": backends[0]}, file.copy)
+            except SourceError as error:
+                # Final: what is found before a backend is tried, and the answer of the last one.
+                if error.backend not in backends[:-1]:
                     raise
-                rest = backends[backends.index(lost.backend) + 1 :]
-                _log.info("%s: %s by %s; trying %s", path, lost.reason, lost.backend, rest[0])
-                backends = rest
+                tried = backends.pop(0)
+                if self._child is None:  # it hung or crashed
+                    _log.info("%s: %s by %s; trying %s", path, error.reason, tried, backends[0])
+                continue
+            if answer is not None:
+                return answer
+            outside_kills += 1
+            if outside_kills == _MAX_OUTSIDE_KILLS:
+                raise RuntimeFault(
+                    f"the decoding child was killed {outside_kills} times from outside while it "
+                    f"read {path}. Most often the node ran out of memory: lower "
+                    "decode.memory_bytes, or run fewer decoders per node (runtime.decode.cpus)."
+                )
 
     def _attempt(
         self, request: dict[str, Any], copy: int | None
@@ -191,30 +186,27 @@ class VideoDecoder:
         ``copy`` is a descriptor to read in place of the path.
         """
         child = self.start()
-        backend: str | None = None
-        num_segments: int | None = None
-        has_started = False
+        tried: dict[str, Any] | None = None  # The backend, and the number of segments
         deadline_s = self._config.deadline_s
         try:
             wire.send(child.channel, request, copy)
             answer, fd = wire.receive(child.channel, deadline_s)
             while "trying" in answer:
-                has_started = True
-                backend, num_segments = answer["trying"], answer["num_segments"]
+                tried = answer["trying"]
                 answer, fd = wire.receive(child.channel, deadline_s)
         except TimeoutError:
             self.close()
             message = f"decoding took longer than decode.deadline_s = {deadline_s:g} s"
-            raise _Lost("timeout", message, backend, num_segments, "TimeoutError") from None
-        except wire.Closed:
+            raise SourceError("timeout", message, error="TimeoutError", **tried or {}) from None
+        except ConnectionError:
             status, stderr = child.collect()
             self._child = None
-            if status == -signal.SIGKILL or not has_started:
+            if status == -signal.SIGKILL or tried is None:
                 return None
             died = how_it_died(status)
             message = f"the decoding process died ({died})" + (stderr and f": {stderr}")
             signal_name = died if status is not None and status < 0 else None
-            raise _Lost("crashed", message, backend, num_segments, signal_name) from None
+            raise SourceError("crashed", message, error=signal_name, **tried) from None
         except BaseException:
             self.close()  # an answer may still be on its way
             raise
@@ -222,6 +214,6 @@ class VideoDecoder:
             case {"done": found}:
                 return found, -1 if fd is None else fd
             case {"rejected": fields}:
-                raise SourceError(**fields, backend=backend, num_segments=num_segments)
+                raise SourceError(**fields, **tried or {})
         self.close()
         raise RuntimeError(f"the decoding child failed on {request['path']}:\n{answer['fault']}")

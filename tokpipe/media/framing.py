@@ -1,7 +1,9 @@
 """Turns decoded frames into output frames: scaled by FFmpeg, turned upright and placed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache, partial
 from typing import Any
 
 import av
@@ -20,6 +22,7 @@ _FLAGS = "flags=bilinear+accurate_rnd+bitexact"
 # levels of 255) and slower than by way of planes.
 _PLANES = {3: "gbrp", 4: "gbrap", 6: "gbrp16le", 8: "gbrap16le"}
 _PACKED = {3: "rgb24", 4: "rgba", 6: "rgb48le", 8: "rgba64le"}
+Size = tuple[int, int]  # (height, width)
 # From limited to full range.
 _STRETCH = ":".join(f"{c}=clip((val-maxval*16/255)*255/219+0.5\\,0\\,maxval)" for c in "rgb")
 
@@ -58,7 +61,7 @@ class Painter:
 
     def __init__(self, framing: Framing) -> None:
         self.framing = framing
-        self._scalers: dict[tuple[Any, ...], _Scaler] = {}
+        self._scaler = lru_cache(4)(partial(_scaler, framing))  # sizes may change at every frame
 
     def paint(self, frame: Any, out: NDArray[np.uint8]) -> Tags:
         """Write a frame into ``out`` (H, W, 3); return what it and the container say of it."""
@@ -83,68 +86,52 @@ class Painter:
         fit.place(picture, self.framing.background, out)
         return tags
 
-    def _scaled(self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int]) -> Any:
-        kind = frame.width, frame.height, tags, size
-        if kind not in self._scalers:
-            if len(self._scalers) == 4:  # sizes may change at every frame
-                self._scalers.clear()
-            self._scalers[kind] = _Scaler(frame, tags, crop, size, self.framing)
-        return self._scalers[kind](frame)
+    def _scaled(self, frame: Any, tags: Tags, crop: Crop, size: Size) -> Any:
+        return self._scaler((frame.height, frame.width), tags, crop, size)(frame)
 
 
-class _Scaler:
-    def __init__(
-        self, frame: Any, tags: Tags, crop: Crop, size: tuple[int, int], framing: Framing
-    ) -> None:
-        self._tags = tags
-        self._tonemaps = tags.is_hdr and framing.hdr == "tonemap"
-        self._channels, self._dtype = 3 + tags.has_alpha, np.dtype("u2" if self._tonemaps else "u1")
-        planes = ("format", _PLANES[self._channels * self._dtype.itemsize])
-        packed = ("format", _PACKED[self._channels * self._dtype.itemsize])
-        to_rgb = f"{_FLAGS}:{conversion(tags, frame.height, framing.matrix)}"
-        whole = frame.height, frame.width
-        inner = crop.kept(*whole)
-        cut = ("crop", f"{inner[1]}:{inner[0]}:{crop.left}:{crop.top}:exact=1")
-        steps: list[tuple[str, str | None]] = []
-        takes_field = tags.is_interlaced and framing.deinterlace
-        if takes_field:
-            steps.append(("field", "type=top"))
-        # Columns or rows may begin in the middle of a chroma sample.
-        if crop.left % 4 or crop.top % 4 or (takes_field and inner != whole):
-            steps += [_scale(whole, to_rgb), planes]
-            to_rgb = _FLAGS
-        if inner != whole:
-            steps.append(cut)
-        steps += [_scale(size, to_rgb), planes]
-        if tags.range == LIMITED and (tags.is_grey or tags.is_rgb):  # scaled as if full range
-            steps.append(("lutrgb", _STRETCH))
-        self._graph = av.filter.Graph()
-        self._graph.threads = 1
-        node = self._graph.add_buffer(
-            width=frame.width,
-            height=frame.height,
-            format=frame.format,
-            time_base=Fraction(1, 1000),  # irrelevant to scaling
-        )
-        for name, arguments in [*steps, packed, ("buffersink", None)]:
-            step = self._graph.add(name, arguments)
-            node.link_to(step)
-            node = step
-        self._graph.configure()
+def _scaler(
+    framing: Framing, whole: Size, tags: Tags, crop: Crop, size: Size
+) -> Callable[[Any], NDArray[np.uint8]]:
+    """A function from frames of (height, width) ``whole`` to (H, W, 3) RGB, or 4 with alpha.
 
-    def __call__(self, frame: Any) -> NDArray[np.uint8]:
-        """An ``av.VideoFrame`` -> (H, W, 3) RGB, or (H, W, 4) if it has alpha.
+    The array is often a view of memory that FFmpeg holds for it.
+    """
+    tonemaps = tags.is_hdr and framing.hdr == "tonemap"
+    channels, dtype = 3 + tags.has_alpha, np.dtype("u2" if tonemaps else "u1")
+    pixel_bytes = channels * dtype.itemsize
+    planes = ("format", _PLANES[pixel_bytes])
+    to_rgb = f"{_FLAGS}:{conversion(tags, whole[0], framing.matrix)}"
+    inner = crop.kept(*whole)
+    steps: list[tuple[str, str | None]] = []
+    takes_field = tags.is_interlaced and framing.deinterlace
+    if takes_field:
+        steps.append(("field", "type=top"))
+    # Columns or rows may begin in the middle of a chroma sample.
+    if crop.left % 4 or crop.top % 4 or (takes_field and inner != whole):
+        steps += [_scale(whole, to_rgb), planes]
+        to_rgb = _FLAGS
+    if inner != whole:
+        steps.append(("crop", f"{inner[1]}:{inner[0]}:{crop.left}:{crop.top}:exact=1"))
+    steps += [_scale(size, to_rgb), planes]
+    if tags.range == LIMITED and (tags.is_grey or tags.is_rgb):  # scaled as if full range
+        steps.append(("lutrgb", _STRETCH))
+    steps += [("format", _PACKED[pixel_bytes]), ("buffersink", None)]
+    graph: Any = av.filter.Graph()
+    graph.threads = 1
+    ticks = Fraction(1, 1000)  # irrelevant to scaling
+    begin = graph.add_buffer(None, whole[1], whole[0], tags.format, time_base=ticks)
+    graph.link_nodes(begin, *(graph.add(*step) for step in steps)).configure()
 
-        Often a view of memory that FFmpeg holds for it.
-        """
-        self._graph.push(frame)
-        scaled: Any = self._graph.pull()
-        plane = scaled.planes[0]
+    def scaled(frame: Any) -> NDArray[np.uint8]:
+        graph.push(frame)
+        plane = graph.pull().planes[0]
         # ``to_ndarray`` would make another copy.
-        shape = scaled.height, scaled.width, self._channels
-        strides = plane.line_size, self._channels * self._dtype.itemsize, self._dtype.itemsize
-        picture: NDArray[Any] = np.ndarray(shape, self._dtype, plane, strides=strides)
-        return tonemapped(picture, self._tags) if self._tonemaps else picture
+        shape, strides = (*size, channels), (plane.line_size, pixel_bytes, dtype.itemsize)
+        picture: NDArray[Any] = np.ndarray(shape, dtype, plane, strides=strides)
+        return tonemapped(picture, tags) if tonemaps else picture
+
+    return scaled
 
 
 def _scale(size: tuple[int, int], options: str) -> tuple[str, str]:

@@ -116,19 +116,16 @@ def fit_frame(
         return Fit(None, size, (0, 0), size)
     shown_width = width * pixel_aspect
     by_height, by_width = Fraction(out_height, height), out_width / shown_width
-    if mode == "pad":
-        scale = min(by_height, by_width)
-        resized = (
-            min(out_height, max(1, round(height * scale))),
-            min(out_width, max(1, round(shown_width * scale))),
-        )
-    else:
-        scale = max(by_height, by_width)
-        resized = max(out_height, round(height * scale)), max(out_width, round(shown_width * scale))
-        if resized[0] * resized[1] > _MAX_OVERHANG * out_height * out_width:
-            box_height = min(height, max(1, round(out_height / scale)))
-            box_width = min(width, max(1, round(out_width / scale / pixel_aspect)))
-            box = ((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
-            return Fit(box, size, (0, 0), size)
+    bound = min if mode == "pad" else max
+    scale = bound(by_height, by_width)
+    resized = (
+        bound(out_height, max(1, round(height * scale))),
+        bound(out_width, max(1, round(shown_width * scale))),
+    )
+    if resized[0] * resized[1] > _MAX_OVERHANG * out_height * out_width:
+        box_height = min(height, max(1, round(out_height / scale)))
+        box_width = min(width, max(1, round(out_width / scale / pixel_aspect)))
+        box = ((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+        return Fit(box, size, (0, 0), size)
     offset = (resized[0] - out_height) // 2, (resized[1] - out_width) // 2
     return Fit(None, resized, offset, size)

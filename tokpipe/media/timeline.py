@@ -24,6 +24,7 @@ from tokpipe.media.container import (
     damaged,
     decoder_of,
     described,
+    is_encrypted,
     open_video,
     read_description,
 )
@@ -102,6 +103,11 @@ class Timeline:
     @property
     def average_fps(self) -> float:
         return len(self) / (self.end_s - float(self.times_s[0]))
+
+    @property
+    def shown(self) -> tuple[int, int, Fraction]:
+        """Height, width and pixel aspect of the upright picture."""
+        return self.orientation.shown(self.height, self.width, self.pixel_aspect)
 
     def select(
         self,
@@ -257,6 +263,8 @@ def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> 
 
 def _read_packets(path: Path, container: Any, stream: Any) -> tuple[Any, Any, SourceError | None]:
     """Return every whole packet, the first frame, and what is wrong with a file cut short."""
+    if is_encrypted(path, container, stream):
+        raise SourceError("encrypted", "the video stream is encrypted")
     rows: list[tuple[int | bool, ...]] = []
     first = None
     latest_s = 0.0

@@ -11,28 +11,23 @@ from typing import Any
 _MAX_BYTES = 2**17
 
 
-class Closed(Exception):
-    """The other side has hung up."""
-
-
 def send(channel: socket.socket, message: dict[str, Any], fd: int | None = None) -> None:
     """Send one message, with at most one descriptor, which stays open on this side."""
-    try:
-        socket.send_fds(channel, [json.dumps(message).encode()], [] if fd is None else [fd])
-    except ConnectionError as error:
-        raise Closed from error
+    socket.send_fds(channel, [json.dumps(message).encode()], [] if fd is None else [fd])
 
 
 def receive(
     channel: socket.socket, timeout_s: float | None = None
 ) -> tuple[dict[str, Any], int | None]:
-    """Return the next message and its descriptor, which the caller closes; or TimeoutError."""
+    """Return the next message and its descriptor, which the caller closes.
+
+    TimeoutError: there was none. ConnectionError: the other side has hung up, or sends nonsense.
+    """
     channel.settimeout(timeout_s)
-    fds: list[int] = []
+    body, fds, *_ = socket.recv_fds(channel, _MAX_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
     try:
-        body, fds, *_ = socket.recv_fds(channel, _MAX_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
-        return json.loads(body), fds[0] if fds else None  # empty after a hang-up
-    except (ConnectionError, ValueError) as error:
+        return json.loads(body), fds[0] if fds else None
+    except ValueError as error:  # nothing, after a hang-up
         for fd in fds:
             os.close(fd)
-        raise Closed from error
+        raise ConnectionResetError from error

@@ -59,27 +59,20 @@ class Reconstructor:
                 shape = "x".join(map(str, chunk.codes.shape))
                 found = f"{shape} codes, {chunk.n_context_frames} frames of context"
                 raise damaged(f"clip {chunk.clip_id}", f"no job writes a chunk of {found}")
+            first, codes = chunk.n_context_frames, chunk.codes
+            if first and before is not None:
+                # The first latent frame covered several frames when it was encoded, but decodes to
+                # one. The frames it affects are context, cut off below.
+                codes = np.concatenate([before[-traits.num_latent_frames(first) :], codes])
+            placed = torch.from_numpy(codes.astype(np.int64)).unsqueeze(0).to(self.device)
             if self.policy == "streaming":
-                pixels, state = self.tokenizer.decode_piece(self._on_device(chunk.codes), state)
-                first = 0
+                pixels, state = self.tokenizer.decode_piece(placed, state)
             else:
-                # Under overlap, the first latent frame covered several frames when it was encoded,
-                # but decodes to one. The frames it affects are context, cut off below.
-                codes = chunk.codes
-                if chunk.n_context_frames:
-                    assert before is not None
-                    num_context = self.tokenizer.traits.num_latent_frames(chunk.n_context_frames)
-                    codes = np.concatenate([before[-num_context:], codes])
-                before = codes
-                pixels = self.tokenizer.decode(self._on_device(codes))
-                first = chunk.n_context_frames
+                pixels, before = self.tokenizer.decode(placed), codes
             frames = pixels[0, first : first + chunk.n_frames].cpu().numpy()
             if not 0 < len(frames) == chunk.n_frames:
                 raise damaged(f"clip {chunk.clip_id}", f"it has not {chunk.n_frames} frames")
             yield frames
-
-    def _on_device(self, codes: Codes) -> torch.Tensor:
-        return torch.from_numpy(codes.astype(np.int64)).unsqueeze(0).to(self.device)
 
 
 def weights_of(

@@ -83,22 +83,17 @@ class DecodeStage:
 
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
         """Return what decoding the item's row would produce; raises as ``process`` does."""
-        probe = partial(self._decoder.probe, start_s=item.start_s, end_s=item.end_s)
-        return self._tried(item, partial(probe, media=item.media))
+        return self._tried(item, self._decoder.probe)
 
     def _decode(self, item: WorkItem) -> DecodedClip | Rejected | Failed:
         segment, num_segments = item.segment, item.num_segments
         if self.pieces is not None:
             segment, num_segments = item.piece, item.num_pieces
-        ask = partial(self._decoder.decode, start_s=item.start_s, end_s=item.end_s)
-        ask = partial(ask, media=item.media)
-        found = self._tried(
-            item, lambda file: (ask(file, segment=segment, num_segments=num_segments), file)
-        )
-        if isinstance(found, Rejected | Failed):
-            return found
-        video, file = found
-        piece = Piece()
+        decode = partial(self._decoder.decode, segment=segment, num_segments=num_segments)
+        video = self._tried(item, decode)
+        if isinstance(video, Rejected | Failed):
+            return video
+        version, piece = self._held[item.source_uri, item.member].version, Piece()
         if self.pieces is not None:
             piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
             if piece.is_last:
@@ -110,19 +105,19 @@ class DecodeStage:
             video.fps,
             video.backend,
             piece,
-            marks=(*video.marks, *(() if video.damage is None else ("damaged",))),
+            marks=(*video.marks, *["damaged"] * (video.damage is not None)),
             damage=video.damage,
-            version=file.version,
+            version=version,
         )
 
-    def _tried(self, item: WorkItem, call: Callable[[LocalVideo], T]) -> T | Rejected | Failed:
-        """Fetch an item's source and call ``call`` with it; rejections are returned."""
+    def _tried(self, item: WorkItem, call: Callable[..., T]) -> T | Rejected | Failed:
+        """Call a method of the decoder with an item's source and span; rejections are returned."""
         if item.problem is not None:
             return Rejected(self._ref(item, None), "plan", "bad_row", item.problem)
         try:
             video = self._fetch(item)
             try:
-                return call(video)
+                return call(video, start_s=item.start_s, end_s=item.end_s, media=item.media)
             except (SourceError, RuntimeError):
                 check_readable(video.path)  # the fault may be that of a disk or a mount
                 raise
@@ -158,15 +153,15 @@ class DecodeStage:
 
     def _get(self, item: WorkItem) -> LocalVideo:
         """Fetch an item's source, or what has its name now if the item follows that."""
-        uri, member, version = item.source_uri, item.member, item.version
-        get = partial(fetch_to_file, options=self.storage, max_bytes=self.decode.max_source_bytes)
-        if member is not None and member.column is not None:
-            planned = None if item.follows else version
-            return self._embedded.copy(member, self.decode.max_source_bytes, planned)
+        uri, member, max_bytes = item.source_uri, item.member, self.decode.max_source_bytes
+        get = partial(fetch_to_file, uri, options=self.storage, max_bytes=max_bytes)
+        planned = None if item.follows else item.version
         if member is None:
-            return get(uri, None, version=None if item.follows else version)
+            return get(None, version=planned)
+        if member.column is not None:
+            return self._embedded.copy(member, max_bytes, planned)
         try:
-            return get(uri, member, version=version)
+            return get(member, version=item.version)
         except SourceError as error:
             if error.reason != "changed" or not item.follows:
                 raise
@@ -175,7 +170,7 @@ class DecodeStage:
         if row is None:
             raise SourceError("missing", f"{uri}: the tar was packed again, without this video")
         member = replace(member, offset=row["member_offset"], size=row["member_size"])
-        return get(uri, member, version=row["source_version"])
+        return get(member, version=row["source_version"])
 
     def _ref(self, item: WorkItem, found_segments: int | None) -> ClipRef:
         return ref_of(item, self.sampling, None if self.pieces else found_segments)

@@ -45,10 +45,6 @@ class _Chunk:
         return self.span.num_input_frames, *self.clip.frames.shape[1:]
 
 
-_Launched = tuple[list[_Chunk], int, Callable[[], NDArray[np.int64]] | Exception]
-"""A batch on the device: its chunks, its size with filling, how to wait for codes, or an error."""
-
-
 @dataclass
 class EncodeStage:
     """Turns clips into codes, chunk by chunk.
@@ -140,9 +136,7 @@ class EncodeStage:
         """
         if self.chunking.policy == "streaming":
             return [self.process_piece(clip, None)[0] for clip in clips]
-        plans: list[list[_Chunk] | Rejected] = [
-            self._rejection(clip) or self._chunks_of(clip) for clip in clips
-        ]
+        plans = [self._chunks_of(clip) for clip in clips]
         self._encode([chunk for plan in plans if isinstance(plan, list) for chunk in plan])
         return [self._result(plan) if isinstance(plan, list) else plan for plan in plans]
 
@@ -153,8 +147,8 @@ class EncodeStage:
 
         Returns its codes, or why the clip has none; and the state, on the CPU, for the next piece.
         """
-        if (rejection := self._rejection(piece)) is not None:
-            return rejection, None
+        if isinstance(chunks := self._chunks_of(piece), Rejected):
+            return chunks, None
         if (state is None) != (piece.piece.index == 0):
             raise ValueError(
                 f"encode: piece {piece.piece.index} of clip {piece.ref.clip_id} came with "
@@ -163,7 +157,6 @@ class EncodeStage:
             )
         if state is not None:
             state = state.to(self.device)
-        chunks = self._chunks_of(piece)
         for chunk in chunks:
             with blaming_device(self.device, "broken"):
                 block, state = self.tokenizer.encode_piece(self._pixels([chunk], num_rows=1), state)
@@ -174,9 +167,17 @@ class EncodeStage:
             return result, None
         return result, state.to("cpu")
 
-    def _chunks_of(self, clip: DecodedClip) -> list[_Chunk]:
+    def _chunks_of(self, clip: DecodedClip) -> list[_Chunk] | Rejected:
         traits, first_frame = self.tokenizer_config.traits, clip.piece.first_frame
-        plan = plan_chunks(len(clip.frames), self.chunking, traits, first_frame=first_frame)
+        frames, height, width, _ = clip.frames.shape
+        if frames == 0:
+            return _rejected(clip, "no_frames", "it has no frames to encode; check its span")
+        try:
+            traits.check_size(height, width)
+        except ValueError as error:
+            problem = f"its frames are {height}x{width} pixels: {error}. See frames.size"
+            return _rejected(clip, "frame_size", problem)
+        plan = plan_chunks(frames, self.chunking, traits, first_frame=first_frame)
         return [_Chunk(clip, span) for span in plan]
 
     def _encode(self, chunks: Sequence[_Chunk]) -> None:
@@ -188,15 +189,13 @@ class EncodeStage:
         groups: dict[tuple[int, ...], list[_Chunk]] = {}
         for chunk in chunks:
             groups.setdefault(chunk.shape, []).append(chunk)
-        before: _Launched | None = None
+        before: Iterator[None] = iter(())
         for batch in chain.from_iterable(map(self._cut, groups.values())):
-            launched = self._launch(batch)
-            self._land(before)
-            before = launched  # and the memory of the one before it is free
-            if isinstance(launched[2], Exception):  # the next one would meet the same
-                self._land(launched)
-                before = None
-        self._land(before)
+            steps = self._steps(batch)
+            next(steps, None)
+            next(before, None)
+            before = steps
+        next(before, None)
 
     def _cut(self, chunks: list[_Chunk], at_most: int = sys.maxsize) -> Iterator[list[_Chunk]]:
         while chunks:
@@ -204,17 +203,33 @@ class EncodeStage:
             yield chunks[:size]
             chunks = chunks[size:]
 
-    def _launch(self, batch: list[_Chunk]) -> _Launched:
+    def _steps(self, batch: list[_Chunk]) -> Iterator[None]:
+        """Set the codes of a batch: first it is launched, then its codes are awaited.
+
+        If either fails, it is encoded again at once, in smaller parts.
+        """
         num_rows = self.batch_rows
         try:
-            encode = self._graphed or self.tokenizer.encode
-            codes = encode(self._pixels(batch, num_rows=num_rows))
-            waiting = self._on_device.read_back(codes[: len(batch)])
+            wait = self._launch(batch, num_rows)
+            yield
+            blocks = wait()
         except Exception as error:
             free_frames(error)
-            return batch, num_rows, error
-        self._check_settings()
-        return batch, num_rows, waiting
+            if not (at_most := self._smaller(error, batch, num_rows)):
+                batch[0].codes = _failed(batch[0].clip, error)
+                return
+        else:
+            self._check_settings()
+            for chunk, block in zip(batch, blocks, strict=True):
+                chunk.codes, chunk.is_small = block, num_rows < self.encode_config.batch_rows
+            return
+        for part in self._cut(batch, at_most=at_most):
+            list(self._steps(part))
+
+    def _launch(self, batch: list[_Chunk], num_rows: int) -> Callable[[], NDArray[np.int64]]:
+        encode = self._graphed or self.tokenizer.encode
+        codes = encode(self._pixels(batch, num_rows=num_rows))
+        return self._on_device.read_back(codes[: len(batch)])
 
     def _check_settings(self) -> None:
         if make_repeatable():
@@ -223,27 +238,6 @@ class EncodeStage:
                 "rounded (TF32), or cuDNN choose kernels by timing, while it encodes. Codes would "
                 "differ from those of other machines: remove such switches from it"
             )
-
-    def _land(self, launched: _Launched | None) -> None:
-        """Wait for the codes of a batch, if there is one. A failed batch is split in halves."""
-        if launched is None:
-            return
-        batch, num_rows, waiting = launched
-        try:
-            if isinstance(waiting, Exception):
-                raise waiting
-            blocks = waiting()
-        except Exception as error:
-            free_frames(error)
-            if not (at_most := self._smaller(error, batch, num_rows)):
-                batch[0].codes = _failed(batch[0].clip, error)
-                return
-        else:
-            for chunk, block in zip(batch, blocks, strict=True):
-                chunk.codes, chunk.is_small = block, num_rows < self.encode_config.batch_rows
-            return
-        for part in self._cut(batch, at_most=at_most):
-            self._land(self._launch(part))
 
     def _smaller(self, error: Exception, batch: list[_Chunk], num_rows: int) -> int:
         """How many chunks of a failed batch to try together, 0 if it is one that fails alone.
@@ -323,17 +317,6 @@ class EncodeStage:
                     "at fault, not the clip: check the device's memory, then run again"
                 )
         return block.astype(traits.code_dtype)
-
-    def _rejection(self, clip: DecodedClip) -> Rejected | None:
-        frames, height, width, _ = clip.frames.shape
-        if frames == 0:
-            return _rejected(clip, "no_frames", "it has no frames to encode; check its span")
-        try:
-            self.tokenizer_config.traits.check_size(height, width)
-        except ValueError as error:
-            problem = f"its frames are {height}x{width} pixels: {error}. See frames.size"
-            return _rejected(clip, "frame_size", problem)
-        return None
 
 
 def _rejected(clip: DecodedClip, reason: str, problem: str) -> Rejected:

@@ -12,7 +12,7 @@ from tokpipe.errors import SourceError
 from tokpipe.media.backends import Task
 from tokpipe.media.container import damaged, open_video
 from tokpipe.media.framing import Painter
-from tokpipe.media.timeline import Timeline, decode_frames
+from tokpipe.media.timeline import decode_frames
 
 
 def versions() -> dict[str, str]:
@@ -26,22 +26,16 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
     Every decoded frame is checked against the timeline; only wanted ones are converted. The same
     file always stops at the same frame.
     """
-    if (entry := _entry(task.timeline, int(task.wanted[0]))) is not None:
+    keys, pts = task.timeline.key_frames, task.timeline.pts
+    if pts is not None and len(keys := keys[keys[:, 0] <= pts[task.wanted[0]]]) > 1:
         # Not every key frame is a clean start, so an error is decided from the beginning.
         with contextlib.suppress(SourceError):
-            return _decode_from(entry, task, out)
+            return _decode_from(keys[-1].tolist(), task, out)
     return _decode_from(None, task, out)
 
 
-def _entry(timeline: Timeline, first_wanted: int) -> list[int] | None:
-    """PTS and DTS of the last key frame at or before a frame; None to start at the beginning."""
-    if timeline.pts is None:
-        return None
-    at = np.searchsorted(timeline.key_frames[:, 0], timeline.pts[first_wanted], side="right")
-    return timeline.key_frames[at - 1].tolist() if at > 1 else None
-
-
 def _decode_from(entry: list[int] | None, task: Task, out: NDArray[np.uint8]) -> None:
+    """``entry``: PTS and DTS of the key frame to begin with; None for the beginning."""
     painter = Painter(task.framing)
     task.painted.clear()
     task.num_written = 0
