@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
@@ -23,8 +24,9 @@ from tests.end_to_end.jobs import (
 from tokpipe.audit import Audit
 from tokpipe.cli import main
 from tokpipe.config import load_job
-from tokpipe.errors import PlanMismatch
+from tokpipe.errors import ConfigError, PlanMismatch
 from tokpipe.formats.manifest import iter_entries
+from tokpipe.reader import ClipStream, CodeCache, TokenSequences
 from tokpipe.runtime.assemble import JobOutput, Run
 
 
@@ -143,3 +145,51 @@ def test_sources_that_are_gone_stay_in_the_output(tmp_path: Path) -> None:
     run_without_ray(load_job(job), extend=True)
     assert before.items() < codes_of(job).items()
     assert output_of(job).num_rows == 3
+
+
+def test_growth_does_not_disturb_training(tmp_path: Path) -> None:
+    """A state names the shards that its run read: a resumed run reads those, in the same order."""
+    for index in range(4):
+        write_video(tmp_path / f"videos/{index}.mp4", 20, seed=index)
+    job = write_job(tmp_path / "job.yaml", files(tmp_path / "videos"), str(tmp_path / "out"))
+    run_without_ray(load_job(job))
+
+    def stream(**settings: Any) -> ClipStream:
+        cache = CodeCache(output_of(job), tmp_path / "cache")
+        return ClipStream(cache, seed=3, rank=0, world_size=1, **settings)
+
+    keep = {"filter": pc.field("segment") < 2}
+    for settings in ({}, keep):
+        before = stream(**settings)
+        first = [clip["clip_id"] for clip in before]
+        second = [clip["clip_id"] for clip in before]
+        reader = iter(before := stream(**settings))
+        assert [next(reader)["clip_id"] for _ in range(5)] == first[:5]
+        state = reader.state_dict()
+        evenly = TokenSequences(before, 64, even="repeat")
+        sequences = iter(evenly)
+        next(sequences)
+        place = sequences.state_dict()
+        left = [item["tokens"].tolist() for item in sequences]
+
+        name = f"late{len(settings)}"
+        write_video(tmp_path / f"videos/{name}.mp4", 20, seed=9)
+        run_without_ray(load_job(job), extend=True)
+        resumed = stream(**settings)
+        assert len(resumed) > len(first)
+        resumed.resume([state])
+        assert len(resumed) == len(first) - 5
+        assert [clip["clip_id"] for clip in resumed] == first[5:]
+        assert [clip["clip_id"] for clip in resumed] == second  # the epoch after it, too
+        reader = iter(stream(**settings))
+        reader.load_state_dict(state)
+        assert [clip["clip_id"] for clip in reader] == first[5:]
+        sequences = iter(TokenSequences(stream(**settings), 64, even="repeat"))
+        sequences.load_state_dict(place)
+        assert [item["tokens"].tolist() for item in sequences] == left
+        anew = stream(**settings)
+        anew.set_epoch(1)  # a new stream has what was added
+        assert {clip["clip_id"] for clip in anew} > set(first)
+    for number, complaint in ((99, "num_shards="), (1, "num_clips=")):
+        with pytest.raises(ConfigError, match=rf"the state has {complaint}"):
+            stream(**keep).resume([{**state, "num_shards": [number]}])

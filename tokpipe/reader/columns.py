@@ -95,12 +95,16 @@ class KeptClips:
         each = (self._clips(shard) for shard in range(len(shards)))
         self.sizes = np.array([clips.sum() for clips in each], np.int64)
         """(shards,) number of clips that are kept."""
-        self.digest = sha256(self._bits.tobytes())[:32]
         if len(shards) and not self.sizes.any():
             raise ConfigError(
                 f"filter: {keep!s:.400} keeps none of the {counted(output.num_clips, 'clip')} of "
                 f"{output.store.uri}, so an epoch would be empty"
             )
+
+    def digest(self, num_shards: int | None) -> str:
+        """Return a hash of which clips of the first shards are kept."""
+        end = None if num_shards is None else self._starts[num_shards]
+        return sha256(self._bits[:end].tobytes())[:32]
 
     def clip(self, shard: int, number: int) -> int:
         """Return which of a shard's clips is the ``number``-th that is kept."""

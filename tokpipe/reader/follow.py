@@ -27,6 +27,7 @@ class Supply:
     def __init__(self, outputs: Sequence[Output], window_shards: int, **settings: Any) -> None:
         """``settings``: what cannot be set if it follows a job."""
         self.output, self._window_shards = outputs[0], window_shards
+        self.is_limited = False  # To what there was when a state was saved
         self.follows = any(output.follow for output in outputs)
         used = [name for name, value in settings.items() if value is not None]
         if self.follows and (used or len(outputs) > 1):
@@ -36,7 +37,7 @@ class Supply:
     @property
     def is_whole(self) -> bool:
         """Whether no more clips will come."""
-        return not (self.follows and self.output.num_rows_left)
+        return self.is_limited or not (self.follows and self.output.num_rows_left)
 
     def num_served(self, epoch: int) -> int:
         """Return how many clips of an epoch can be read while more will come."""

@@ -125,12 +125,8 @@ class TokenSequences:
         """Return how many sequences a reader yields of what is left of an epoch."""
         if self.even is None:
             return self.num_sequences
-        outputs = [cache.output for cache in self.stream.caches]
-        num_tokens = sum(
-            number * (output.num_codes + output.num_clips) // output.num_clips
-            for number, output in zip(share.left.sizes, outputs, strict=True)
-            if number
-        )
+        clips = zip(self.stream.sources, share.left.sizes, strict=True)
+        num_tokens = sum(source.num_tokens(number) for source, number in clips)
         places = self.length * share.num_readers
         return max(1, num_tokens // places if self.even == "drop" else -(-num_tokens // places))
 

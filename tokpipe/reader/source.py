@@ -34,17 +34,32 @@ class Source:
         self.columns = tuple(sorted(set(columns)))
         check_columns(cache.output, self.columns)
         self._kept = None if keep is None else KeptClips(cache.output, cache.folder, keep)
-        self.filter = None if self._kept is None else [str(keep), self._kept.digest]
+        self._keep = str(keep)
+        self.num_shards: int | None = None
+        """Shards that are read, from the first; None reads all that there are."""
+
+    @property
+    def filter(self) -> list[str] | None:
         """What a state says of the filter: its text, and a hash of which clips it keeps."""
+        return None if self._kept is None else [self._keep, self._kept.digest(self.num_shards)]
 
     @property
     def sizes(self) -> NDArray[np.int64]:
         """(shards,) number of clips of each."""
-        return self.cache.output.shards.clip_counts if self._kept is None else self._kept.sizes
+        kept = self._kept
+        sizes = self.cache.output.shards.clip_counts if kept is None else kept.sizes
+        return sizes[: self.num_shards]
 
     @property
     def num_clips(self) -> int:
         return int(self.sizes.sum())
+
+    def num_tokens(self, num_clips: int) -> int:
+        """Return how many codes, and a token before each, so many clips have by the mean."""
+        shards = self.cache.output.shards
+        codes, clips = (shards.field(one)[: self.num_shards] for one in ("num_codes", "num_clips"))
+        every = int(clips.sum())
+        return num_clips * (int(codes.sum()) + every) // max(1, every)
 
     def clip(self, shard: int, number: int) -> tuple[str, Codes, dict[str, Any]]:
         """Return a clip's id, codes and columns."""
@@ -113,7 +128,8 @@ def fitted_window(sources: Sequence[Source], window_shards: int) -> int:
     fitted = window_shards
     for folder, users in folders.items():
         limit = min(user.cache.folder.max_bytes or math.inf for user in users)
-        sizes = [np.sort(user.cache.sizes(user.columns)[user.sizes > 0])[::-1] for user in users]
+        every = [(user.cache.sizes(user.columns), user.sizes) for user in users]
+        sizes = [np.sort(size[: len(clips)][clips > 0])[::-1] for size, clips in every]
         while (needed := sum(int(each[: 2 * fitted].sum()) for each in sizes)) > limit:
             fitted -= 1
             if not fitted:

@@ -1,5 +1,6 @@
 """Clips for training: shuffled, shared among ranks and workers, resumable to the clip."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from tokpipe.reader.ranks import Ranks
 from tokpipe.reader.source import Ahead, Source, clips_per_epoch, fitted_window
 from tokpipe.types import Codes, Count, Positive
 
+_COUNTS = ("num_clips", "clips_per_epoch", "num_shards")
 Sample = dict[str, Any]  # ``clip_id``, ``codes`` (t, h, w) as int64, and columns
 
 
@@ -110,24 +112,38 @@ class ClipMix:
         self.ranks = Ranks(rank, world_size, num_nodes)
         self.even, self.locality = even, locality
         self._make = make
-        self._sources = [Source(cache, columns, filter) for cache in caches]
-        self._num_clips = [source.num_clips for source in self._sources]
+        self.sources = [Source(cache, columns, filter) for cache in caches]
         outputs = [cache.output for cache in caches]
+        follow: Any = {"epoch_clips": epoch_clips, "locality": locality, "filter": filter}
+        self._supply = Supply(outputs, window_shards if shuffle else 1, **follow)
+        self._wanted = weights, epoch_clips, window_shards
+        self._seed, self._shuffle, self._window_shards = seed, shuffle, window_shards
+        self._epochs = Epochs()
+        self._measure()
+
+    def _measure(self) -> None:
+        """Divide an epoch among the clips that there are to read."""
+        weights, epoch_clips, window_shards = self._wanted
+        self._num_clips = [source.num_clips for source in self.sources]
+        outputs = [cache.output for cache in self.caches]
         number = sum(self._num_clips) if epoch_clips is None else epoch_clips
         self.clips_per_epoch = clips_per_epoch(outputs, weights, number)
         """Clips of each output in every epoch."""
-        follow: Any = {"epoch_clips": epoch_clips, "locality": locality, "filter": filter}
-        self._supply = Supply(outputs, window_shards if shuffle else 1, **follow)
-        if shuffle and not self._supply.follows:
-            window_shards = fitted_window(self._sources, window_shards)
-        self._seed, self._shuffle, self._window_shards = seed, shuffle, window_shards
-        self._epochs = Epochs()
+        if self._shuffle and not self._supply.follows:
+            self._window_shards = fitted_window(self.sources, window_shards)
+
+    def _go_back(self, num_shards: Sequence[int]) -> None:
+        """Read only the first shards of each output: what it had when a state was saved."""
+        for source, number in zip(self.sources, num_shards, strict=True):
+            source.num_shards = number
+        self._supply.is_limited = True
+        self._measure()
 
     def _refresh(self) -> None:
         """Take in what a followed job has committed."""
-        if self._supply.follows:
+        if self._supply.follows and not self._supply.is_limited:
             self._supply.output.refresh()
-            self.clips_per_epoch = self._num_clips = [self._sources[0].num_clips]
+            self.clips_per_epoch = self._num_clips = [self.sources[0].num_clips]
 
     @property
     def tokenizer(self) -> TokenizerSpec:
@@ -237,9 +253,16 @@ class ClipMix:
 
     def _check(self, state: Mapping[str, Any]) -> None:
         self._refresh()  # the state may be from a later moment
+        shards: Any = state.get("num_shards")
+        known = [len(cache) for cache in self.caches]
+        with contextlib.suppress(TypeError, ValueError):  # which is not a state, as is said below
+            if shards != known and all(0 < a <= b for a, b in zip(shards, known, strict=True)):
+                self._go_back(shards)
         for key, value in self._settings().items():
-            if key in ("num_clips", "clips_per_epoch") and state.get(key, 0) is None:
+            if key in _COUNTS and state.get(key, 0) is None:
                 continue  # saved before the job had finished
+            if key == "num_shards" and key not in state:
+                continue  # saved by an earlier version
             if state.get(key) != value:
                 raise ConfigError(
                     f"the state has {key}={state.get(key)!s:.99}, but this stream has {key}="
@@ -257,8 +280,8 @@ class ClipMix:
 
     def _settings(self) -> dict[str, Any]:
         """Return what decides the order, of which a state must have the same."""
-        counts = {"num_clips": self._num_clips, "clips_per_epoch": self.clips_per_epoch}
-        filters = [source.filter for source in self._sources]
+        counts = self._num_clips, self.clips_per_epoch, [len(one.sizes) for one in self.sources]
+        filters = [source.filter for source in self.sources]
         return {
             "seed": self._seed,
             "shuffle": self._shuffle,
@@ -266,14 +289,14 @@ class ClipMix:
             "datasets": [cache.output.record.dataset for cache in self.caches],
             "filter": filters if any(filters) else None,
             "follow": self._supply.output.record.writer if self._supply.follows else None,
-            **(counts if self._supply.is_whole else dict.fromkeys(counts)),
+            **dict(zip(_COUNTS, counts if self._supply.is_whole else [None] * 3, strict=True)),
             "num_nodes": self.num_nodes if self.locality else None,
         }
 
     def _order(self, source: int, number: int) -> EpochOrder:
         as_committed = self._supply.follows and number == 0 and self._shuffle
         return EpochOrder(
-            self._sources[source].sizes,
+            self.sources[source].sizes,
             seed=(self._seed, source),
             epoch=number,
             shuffle="windows" if as_committed else self._shuffle,
@@ -320,7 +343,7 @@ class ClipIterator(Iterator[Any]):
                 f"{self._num_readers} readers. Use fewer workers, or even='repeat'"
             )
         self._taken, self._counts = taken, share.counts(taken)
-        self._ahead = Ahead(self._stream._sources, self._reader)
+        self._ahead = Ahead(self._stream.sources, self._reader)
         return share
 
     def _look(self, left: Mapping[str, Any] | None) -> Share:
@@ -347,7 +370,7 @@ class ClipIterator(Iterator[Any]):
         order = self._order(source, number)
         end = place + share.left.ends[source] - position  # of what this node reads
         self._ahead.make(source, order, order.window_of(place), end)
-        clip_id, codes, columns = stream._sources[source].clip(*order[place])
+        clip_id, codes, columns = stream.sources[source].clip(*order[place])
         self._taken += 1
         self._counts[source] += 1
         return stream._make(clip_id, codes, **columns)
