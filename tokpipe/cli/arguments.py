@@ -4,9 +4,7 @@ import argparse
 import math
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import shtab
+from typing import TYPE_CHECKING, Any
 
 from tokpipe.cli.output import Result
 from tokpipe.config import JobConfig
@@ -28,12 +26,12 @@ class Parser(argparse.ArgumentParser):
     def add_flag(self, option: str, what: str) -> None:
         self.add_argument(option, action="store_true", help=what)
 
-    def add_text(self, option: str, metavar: str, what: str) -> None:
-        self.add_argument(option, metavar=metavar, help=what)
+    def add_text(self, name: str, metavar: str, what: str, **how: Any) -> None:
+        self.add_argument(name, metavar=metavar, help=what, **how)
 
-    def add_target(self, metavar: str, what: str) -> None:
+    def add_target(self, metavar: str, what: str, dest: str = "path") -> None:
         """Add ``-o``, the path to write to."""
-        self.add_argument("-o", dest="path", type=Path, required=True, metavar=metavar, help=what)
+        self.add_argument("-o", dest=dest, type=Path, required=True, metavar=metavar, help=what)
 
     def add_output(self) -> None:
         """Add the output that a verb reads, and ``--json``."""
@@ -62,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         what = "cpu, cuda, ... (default: a GPU if there is one)"
         self.add_argument("--device", default="auto", help=what)
 
-    def add_count(self, option: str, default: int, what: str, *, least: int = 0) -> None:
+    def add_count(self, option: str, default: int, what: str, least: int = 0, **how: Any) -> None:
         """Add an option that takes an integer of at least ``least``."""
 
         def number(text: str) -> int:
@@ -71,16 +69,53 @@ class Parser(argparse.ArgumentParser):
             return int(text)
 
         what = f"{what} (default: {default})"
-        self.add_argument(option, type=number, default=default, metavar="N", help=what)
+        self.add_argument(option, type=number, default=default, metavar="N", help=what, **how)
 
     def add_shards(self) -> None:
-        self.add_count("--shards", 8, "count codes in N shards, spread evenly; 0 for all")
+        what = "count codes in N shards, spread evenly; 0 for all"
+        self.add_count("--shards", 8, what, dest="num_shards")
 
-    def complete_paths(self) -> None:
-        """Make shells complete file names, where an argument can be one."""
-        for one in self._actions:
-            if one.type is Path or one.dest in ("ckpt", "folder", "output"):
-                vars(one)["complete"] = shtab.FILE  # where shtab looks
+
+_SHARED = {"run", "job", "output", "storage", "json", "weights", "trust_uris", "trust_code"}
+
+
+class Parsed(argparse.Namespace):
+    """The arguments of a verb, and what those that several verbs take stand for."""
+
+    def rest(self) -> dict[str, Any]:
+        """Return those of the verb alone, by the names of the parameters that they are for."""
+        return {name: value for name, value in vars(self).items() if name not in _SHARED}
+
+    def load_job(self) -> JobConfig:
+        """Read the job file that the user named."""
+        from tokpipe.verbs.locate import load_pinned
+
+        return load_pinned(self.job)
+
+    def find_store(self) -> "Store":
+        """Find the output that the user named."""
+        from tokpipe.verbs.locate import find_output
+
+        return find_output(self.output, load_storage(self.storage))
+
+    def open_output(self) -> "Output":
+        """Open the output that the user named."""
+        from tokpipe.reader import Output
+
+        return Output(self.find_store(), trust=self.trust())
+
+    def trust(self) -> "Trust":
+        """Return what the user lets an output name; none of it for verbs without ``add_trust``."""
+        from tokpipe.config.trust import NO_TRUST, Trust
+        from tokpipe.verbs.locate import is_job_file, load_pinned
+
+        if "trust_uris" not in self or not getattr(self, "sample", True):
+            return NO_TRUST
+        if is_job_file(self.output):
+            job = load_pinned(self.output)
+            tokenizer, sources = job.tokenizer, tuple(job.sources)
+            return Trust(self.weights, job.storage, True, tokenizer=tokenizer, sources=sources)
+        return Trust(self.weights, load_storage(self.storage), self.trust_uris, self.trust_code)
 
 
 class Verb:
@@ -97,43 +132,8 @@ class Verb:
     def add_arguments(self, parser: Parser) -> None:
         raise NotImplementedError
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         raise NotImplementedError
-
-
-def job_of(parsed: argparse.Namespace) -> JobConfig:
-    """Read the job file that the user named."""
-    from tokpipe.verbs.locate import load_pinned
-
-    return load_pinned(parsed.job)
-
-
-def store_of(parsed: argparse.Namespace) -> "Store":
-    """Find the output that the user named."""
-    from tokpipe.verbs.locate import find_output
-
-    return find_output(parsed.output, load_storage(parsed.storage))
-
-
-def output_of(parsed: argparse.Namespace) -> "Output":
-    """Open the output that the user named."""
-    from tokpipe.reader import Output
-
-    return Output(store_of(parsed), trust=trust_of(parsed))
-
-
-def trust_of(parsed: argparse.Namespace) -> "Trust":
-    """Return what the user lets an output name; none of it for verbs without ``add_trust``."""
-    from tokpipe.config.trust import NO_TRUST, Trust
-    from tokpipe.verbs.locate import is_job_file, load_pinned
-
-    if "trust_uris" not in parsed or not getattr(parsed, "sample", True):
-        return NO_TRUST
-    if is_job_file(parsed.output):
-        job = load_pinned(parsed.output)
-        tokenizer, sources = job.tokenizer, tuple(job.sources)
-        return Trust(parsed.weights, job.storage, True, tokenizer=tokenizer, sources=sources)
-    return Trust(parsed.weights, load_storage(parsed.storage), parsed.trust_uris, parsed.trust_code)
 
 
 def check_new_file(path: Path, *endings: str) -> None:

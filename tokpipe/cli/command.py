@@ -1,6 +1,5 @@
 """All verbs in one parser."""
 
-import argparse
 import atexit
 import inspect
 import io
@@ -14,7 +13,7 @@ import shtab
 
 import tokpipe
 from tokpipe.cli import Parse, jobs, outputs
-from tokpipe.cli.arguments import Parser, Verb
+from tokpipe.cli.arguments import Parsed, Parser, Verb
 from tokpipe.cli.output import ReaderGone, Result, exit_code_of
 from tokpipe.runtime.signals import interrupted
 from tokpipe.telemetry.logs import mask_others
@@ -26,8 +25,8 @@ class Completion(Verb, example="source <(tokpipe completion bash)"):
     def add_arguments(self, parser: Parser) -> None:
         parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
 
-    def run(self, parsed: argparse.Namespace) -> Result:
-        return shtab.complete(parsed.parser, parsed.shell).splitlines()
+    def run(self, parsed: Parsed) -> Result:
+        return shtab.complete(make_parser(), parsed.shell).splitlines()
 
 
 _ALL: tuple[type[Verb], ...] = (
@@ -70,8 +69,7 @@ def make_parser() -> Parser:
     about = "Pre-tokenize video datasets into discrete codes."
     parser = Parser(prog="tokpipe", description=about)
     parser.add_argument("--version", action="version", version=f"tokpipe {tokpipe.__version__}")
-    parser.set_defaults(parser=parser)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, verb in VERBS.items():
         about = inspect.getdoc(verb) or ""
         its_parser = verbs.add_parser(
@@ -81,17 +79,19 @@ def make_parser() -> Parser:
             epilog=f"example: {verb.example}",
         )
         verb.add_arguments(its_parser)
-        its_parser.complete_paths()
         its_parser.set_defaults(run=verb.run)
+        for one in its_parser._actions:
+            if one.type is Path or one.dest in ("ckpt", "folder", "output"):
+                vars(one)["complete"] = shtab.FILE  # where shtab looks
     return parser
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
+def _parse(words: list[str]) -> Parsed:
     parser = make_parser()
     if not words:
         parser.print_help(sys.stderr)
         parser.exit(2)
-    return parser.parse_args(words)
+    return parser.parse_args(words, Parsed())
 
 
 def _prepare_streams() -> None:

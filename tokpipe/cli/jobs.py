@@ -1,6 +1,5 @@
 """Verbs that make, check and run jobs, and make their tokenizers."""
 
-import argparse
 import os
 import shlex
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from tokpipe.cli.arguments import Parser, Verb, job_of, positive
+from tokpipe.cli.arguments import Parsed, Parser, Verb, positive
 from tokpipe.cli.output import Result, print_lines
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.published import PRESETS
@@ -39,7 +38,7 @@ class Init(Verb, example="tokpipe init videos/"):
             "jobs/NAME.yaml, after the folder)",
         )
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.init import write_job
 
         path, notes = write_job(parsed.folder, parsed.job)
@@ -57,13 +56,14 @@ class Check(Verb, example="tokpipe check jobs/demo.yaml"):
     def add_arguments(self, parser: Parser) -> None:
         parser.add_job()
         parser.add_json()
-        parser.add_count("--sample", 4, "open N videos of each source", least=1)
+        what = "open N videos of each source"
+        parser.add_count("--sample", 4, what, least=1, dest="num_sampled")
         parser.add_count("--seed", 0, "selects the videos")
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.check import check
 
-        checked = check(job_of(parsed), num_sampled=parsed.sample, seed=parsed.seed)
+        checked = check(parsed.load_job(), **parsed.rest())
         if parsed.json:
             return [json_line([{"subject": one.subject, **one.facts} for one in checked])]
         return (one.text for one in checked)
@@ -79,18 +79,17 @@ class Plan(Verb, example="tokpipe plan jobs/webvid.yaml --codes-per-s 250000 --p
     def add_arguments(self, parser: Parser) -> None:
         parser.add_job()
         parser.add_json()
-        parser.add_count("--sample", 64, "probe N videos", least=1)
+        parser.add_count("--sample", 64, "probe N videos", least=1, dest="num_sampled")
         parser.add_count("--seed", 0, "selects the videos")
         speed = "speed of one encoder, as tokpipe status shows it for a similar output"
         parser.add_argument("--codes-per-s", type=positive, metavar="X", help=speed)
-        price = "price of one encoder (GPU) hour"
-        parser.add_argument("--price", type=float, metavar="P", help=price)
+        price = {"dest": "price_per_hour", "type": float}
+        parser.add_text("--price", "P", "price of one encoder (GPU) hour", **price)
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.forecast import Forecast
 
-        costs = {"codes_per_s": parsed.codes_per_s, "price_per_hour": parsed.price}
-        return Forecast(job_of(parsed), num_sampled=parsed.sample, seed=parsed.seed, **costs)
+        return Forecast(parsed.load_job(), **parsed.rest())
 
 
 class Run(Verb, example="tokpipe run jobs/demo.yaml"):
@@ -104,12 +103,12 @@ class Run(Verb, example="tokpipe run jobs/demo.yaml"):
         what = "with --retry-rejected: only clips rejected for this reason"
         parser.add_text("--reason", "R", what)
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         # Not only what rich finds: FORCE_COLOR makes it move the cursor in a file too.
         console = Console(highlight=False, force_interactive=None if sys.stdout.isatty() else False)
         _run_options(parsed)  # rejects those that do not go together
         try:
-            job = job_of(parsed)
+            job = parsed.load_job()
         except ConfigError as error:
             if submitted.JOB_CONFIG not in os.environ:
                 raise
@@ -134,7 +133,7 @@ class Run(Verb, example="tokpipe run jobs/demo.yaml"):
         return 0
 
 
-def _run_options(parsed: argparse.Namespace) -> list[str]:
+def _run_options(parsed: Parsed) -> list[str]:
     if parsed.reason is not None and not parsed.retry_rejected:
         raise ConfigError("--reason requires --retry-rejected")
     options = ["--dry-run"] * parsed.dry_run + ["--retry-rejected"] * parsed.retry_rejected
@@ -170,9 +169,9 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
         what = "stop the job: it commits what is finished; run it again to resume"
         parser.add_flag("--stop", what)
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         options = _run_options(parsed)
-        job = job_of(parsed)
+        job = parsed.load_job()
         # Imported late: ray takes seconds, and a wrong job file is reported without it.
         from tokpipe.runtime.submit import Cluster, Package, Submission
 
@@ -234,7 +233,7 @@ class Convert(Verb, example="tokpipe convert movqgan_270M.ckpt --kind vqgan -o t
         what = "leave out keys with this prefix; can be repeated"
         parser.add_argument("--drop", action="append", default=[], metavar="PREFIX", help=what)
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.storage.client import client_of
         from tokpipe.storage.hub import local_copy
         from tokpipe.weights.convert import Choices, convert
@@ -253,7 +252,7 @@ class Verify(Verb, example="tokpipe verify builtin://fsq-4x8x8"):
 
     def add_arguments(self, parser: Parser) -> None:
         what = "a job file, a YAML file with a tokenizer section, or a checkpoint folder"
-        parser.add_argument("tokenizer", metavar="TOKENIZER", help=what)
+        parser.add_text("named", "TOKENIZER", what)
         what = "a video to encode (default: the chart, in motion)"
         parser.add_argument("--clip", default="", metavar="FILE", help=what)
         what = "size of frames"
@@ -265,11 +264,10 @@ class Verify(Verb, example="tokpipe verify builtin://fsq-4x8x8"):
         parser.add_device()
         parser.add_json()
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.verify import verify
 
-        names = ("device", "dtype", "size", "clip", "reference")
-        found = verify(parsed.tokenizer, **{name: getattr(parsed, name) for name in names})
+        found = verify(**parsed.rest())
         text = yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=100)
         print_lines([json_line(found)] if parsed.json else text.splitlines())
         return CorruptOutput.exit_code if found["failed"] else 0

@@ -58,7 +58,7 @@ class Exported:
 
 def export_output(
     output: Output,
-    name: str,
+    to: str,
     folder: Path,
     *,
     template: Template | None = None,
@@ -76,16 +76,16 @@ def export_output(
     """
     if not allow_partial:
         output.check_complete("the export would miss clips", "--allow-partial")
-    if name not in FORMATS:
-        raise ConfigError(f"export: unknown format {name!r}. Choose from: {', '.join(FORMATS)}")
+    if to not in FORMATS:
+        raise ConfigError(f"export: unknown format {to!r}. Choose from: {', '.join(FORMATS)}")
     if folder.exists():
         raise ConfigError(f"export: {folder} exists: choose another folder, or remove it")
     from tokpipe.export.samples import Source, samples_of
     from tokpipe.reader.sequences import default_template
 
-    if name == "megatron":
+    if to == "megatron":
         template = template or default_template(output.tokenizer)
-    source = Source(output, template, tokens_only=name == "megatron")
+    source = Source(output, template, tokens_only=to == "megatron")
     partial = folder.with_name(f"{folder.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)  # left by an export that was killed
@@ -99,8 +99,8 @@ def export_output(
             num_tokens += len(sample.arrays.get("tokens", ()))
             yield sample
 
-    module = importlib.import_module(f"tokpipe.export.{_MODULES.get(name, 'packed')}")
-    getattr(module, f"write_{name}")(counting(), source, partial)
+    module = importlib.import_module(f"tokpipe.export.{_MODULES.get(to, 'packed')}")
+    getattr(module, f"write_{to}")(counting(), source, partial)
     if (num_clips, num_codes) != (output.num_clips, output.num_codes):
         raise CorruptOutput(
             f"export: {partial} holds {num_clips:,} clips and {num_codes:,} codes, but the "
@@ -112,4 +112,4 @@ def export_output(
     partial.rename(folder)
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     counts = num_clips, num_codes, num_tokens, len(sizes), sum(sizes)
-    return Exported(str(folder), name, *counts, output.incomplete)
+    return Exported(str(folder), to, *counts, output.incomplete)
