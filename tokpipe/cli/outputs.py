@@ -202,7 +202,7 @@ class Export(Verb, example="tokpipe export out/demo --to memmap -o out/demo-memm
 
     def add_arguments(self, parser: Parser) -> None:
         parser.add_output()
-        about = "; ".join(f"{name}: {about}" for name, about in FORMATS.items())
+        about = "; ".join(f"{name}: {about}" for name, (_, about) in FORMATS.items())
         parser.add_argument("--to", choices=[*FORMATS], required=True, help=about)
         parser.add_target("FOLDER", "must not exist yet", dest="folder")
         what = "store clips as the tokens of this template, a YAML or JSON file, not as codes"
