@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from tokpipe.cli.arguments import Parsed, Parser, Verb, positive
+from tokpipe.cli.arguments import Adder, Parsed, Verb, positive
 from tokpipe.cli.output import Result, print_lines
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.published import PRESETS
@@ -26,17 +26,14 @@ class Init(Verb, example="tokpipe init videos/"):
     overwrites a file.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
+    def add_arguments(self, add: Adder) -> None:
         what = "a folder, table, tar, video or quoted glob, on this machine or in a store"
-        parser.add_argument("folder", metavar="FOLDER", help=what)
-        parser.add_argument(
-            "-o",
-            "--job",
-            type=Path,
-            metavar="FILE",
-            help="the job file to write, which also names the dataset and the output (default: "
-            "jobs/NAME.yaml, after the folder)",
+        add.text("folder", "FOLDER", what)
+        what = (
+            "the job file to write, which also names the dataset and the output (default: "
+            "jobs/NAME.yaml, after the folder)"
         )
+        add.argument("-o", "--job", type=Path, metavar="FILE", help=what)
 
     def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.init import write_job
@@ -53,12 +50,11 @@ class Check(Verb, example="tokpipe check jobs/demo.yaml"):
     object in the output. Leaves nothing behind and needs no cluster.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_job()
-        parser.add_json()
-        what = "open N videos of each source"
-        parser.add_count("--sample", 4, what, least=1, dest="num_sampled")
-        parser.add_count("--seed", 0, "selects the videos")
+    def add_arguments(self, add: Adder) -> None:
+        add.job()
+        add.json()
+        add.count("--sample", 4, "open N videos of each source", least=1, dest="num_sampled")
+        add.count("--seed", 0, "selects the videos")
 
     def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.check import check
@@ -76,15 +72,15 @@ class Plan(Verb, example="tokpipe plan jobs/webvid.yaml --codes-per-s 250000 --p
     codes, bytes and encoder hours.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_job()
-        parser.add_json()
-        parser.add_count("--sample", 64, "probe N videos", least=1, dest="num_sampled")
-        parser.add_count("--seed", 0, "selects the videos")
+    def add_arguments(self, add: Adder) -> None:
+        add.job()
+        add.json()
+        add.count("--sample", 64, "probe N videos", least=1, dest="num_sampled")
+        add.count("--seed", 0, "selects the videos")
         speed = "speed of one encoder, as tokpipe status shows it for a similar output"
-        parser.add_argument("--codes-per-s", type=positive, metavar="X", help=speed)
+        add.text("--codes-per-s", "X", speed, type=positive)
         price = {"dest": "price_per_hour", "type": float}
-        parser.add_text("--price", "P", "price of one encoder (GPU) hour", **price)
+        add.text("--price", "P", "price of one encoder (GPU) hour", **price)
 
     def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.forecast import Forecast
@@ -95,13 +91,12 @@ class Plan(Verb, example="tokpipe plan jobs/webvid.yaml --codes-per-s 250000 --p
 class Run(Verb, example="tokpipe run jobs/demo.yaml"):
     """Start a job, or resume it where an earlier run stopped."""
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_job()
-        parser.add_flag("--dry-run", "only check the job, as tokpipe check does")
+    def add_arguments(self, add: Adder) -> None:
+        add.job()
+        add.flag("--dry-run", "only check the job, as tokpipe check does")
         what = "try rejected clips again, after fixing their files or the job's limits"
-        parser.add_flag("--retry-rejected", what)
-        what = "with --retry-rejected: only clips rejected for this reason"
-        parser.add_text("--reason", "R", what)
+        add.flag("--retry-rejected", what)
+        add.text("--reason", "R", "with --retry-rejected: only clips rejected for this reason")
 
     def run(self, parsed: Parsed) -> Result:
         # Not only what rich finds: FORCE_COLOR makes it move the cursor in a file too.
@@ -148,26 +143,21 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
     ends the printing: run the same command to follow again, or with --stop to stop the job.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
-        super().add_arguments(parser)
-        parser.add_text(
-            "--address",
-            "URL",
+    def add_arguments(self, add: Adder) -> None:
+        super().add_arguments(add)
+        what = (
             "dashboard of the cluster, such as http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS, "
-            "else RAY_ADDRESS, else the cluster on this machine)",
+            "else RAY_ADDRESS, else the cluster on this machine)"
         )
-        parser.add_argument(
-            "--env",
-            action="append",
-            default=[],
-            metavar="NAME",
-            help="also set this variable, such as AWS_ENDPOINT_URL, for the driver and workers; "
-            "NAME=VALUE sets another value. Ray stores it, so secrets are rejected",
+        add.text("--address", "URL", what)
+        what = (
+            "also set this variable, such as AWS_ENDPOINT_URL, for the driver and workers; "
+            "NAME=VALUE sets another value. Ray stores it, so secrets are rejected"
         )
+        add.text("--env", "NAME", what, action="append", default=[])
         what = "return once the job is submitted"
-        parser.add_argument("--detach", "--no-follow", action="store_true", help=what)
-        what = "stop the job: it commits what is finished; run it again to resume"
-        parser.add_flag("--stop", what)
+        add.argument("--detach", "--no-follow", action="store_true", help=what)
+        add.flag("--stop", "stop the job: it commits what is finished; run it again to resume")
 
     def run(self, parsed: Parsed) -> Result:
         options = _run_options(parsed)
@@ -215,23 +205,21 @@ class Convert(Verb, example="tokpipe convert movqgan_270M.ckpt --kind vqgan -o t
     The folder holds config.yaml and model.safetensors. Code in the checkpoint is never run.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
+    def add_arguments(self, add: Adder) -> None:
         what = "a .ckpt, .pt or .pth file of torch.save, or a .safetensors file; a path or hf://..."
-        parser.add_argument("ckpt", metavar="CKPT", help=what)
-        parser.add_target("FOLDER", "where to write")
-        settings = parser.add_mutually_exclusive_group(required=True)
+        add.text("ckpt", "CKPT", what)
+        add.target("FOLDER", "where to write")
+        settings = add.one_of(required=True)
         what = "derive the settings from the weights' shapes"
-        settings.add_argument("--kind", choices=["vqgan", "movqgan", "emu3"], help=what)
+        settings.argument("--kind", choices=["vqgan", "movqgan", "emu3"], help=what)
         what = "take the settings of this preset of kind vqgan or vidtok"
-        settings.add_argument("--preset", dest="kind", choices=PRESETS, metavar="NAME", help=what)
-        what = "read the settings from a tokenizer section"
-        settings.add_argument("--config", type=Path, metavar="YAML", help=what)
-        parser.add_text("--state", "KEY", "entry of the checkpoint that holds the weights")
-        parser.add_flag("--ema", "take the moving averages of the weights")
-        what = "take only keys with this prefix, and remove the prefix"
-        parser.add_text("--strip", "PREFIX", what)
+        settings.text("--preset", "NAME", what, dest="kind", choices=PRESETS)
+        settings.text("--config", "YAML", "read the settings from a tokenizer section", type=Path)
+        add.text("--state", "KEY", "entry of the checkpoint that holds the weights")
+        add.flag("--ema", "take the moving averages of the weights")
+        add.text("--strip", "PREFIX", "take only keys with this prefix, and remove the prefix")
         what = "leave out keys with this prefix; can be repeated"
-        parser.add_argument("--drop", action="append", default=[], metavar="PREFIX", help=what)
+        add.text("--drop", "PREFIX", what, action="append", default=[])
 
     def run(self, parsed: Parsed) -> Result:
         from tokpipe.storage.client import client_of
@@ -250,19 +238,17 @@ class Verify(Verb, example="tokpipe verify builtin://fsq-4x8x8"):
     code 8 if codes differ that must not.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
+    def add_arguments(self, add: Adder) -> None:
         what = "a job file, a YAML file with a tokenizer section, or a checkpoint folder"
-        parser.add_text("named", "TOKENIZER", what)
-        what = "a video to encode (default: the chart, in motion)"
-        parser.add_argument("--clip", default="", metavar="FILE", help=what)
-        what = "size of frames"
-        parser.add_argument("--size", default=(), type=int, nargs=2, metavar=("H", "W"), help=what)
+        add.text("named", "TOKENIZER", what)
+        add.text("--clip", "FILE", "a video to encode (default: the chart, in motion)", default="")
+        add.text("--size", ("H", "W"), "size of frames", default=(), type=int, nargs=2)
         types = ["float32", "bfloat16", "float16"]
-        parser.add_argument("--dtype", choices=types, default=types[0], help="compute in this type")
+        add.argument("--dtype", choices=types, default=types[0], help="compute in this type")
         what = "the authors' own code, to compare codes with it"
-        parser.add_argument("--reference", default="", metavar="MODULE:FUNCTION", help=what)
-        parser.add_device()
-        parser.add_json()
+        add.text("--reference", "MODULE:FUNCTION", what, default="")
+        add.device()
+        add.json()
 
     def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.verify import verify
