@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property
-from itertools import repeat
 
 import numpy as np
 import torch
@@ -53,27 +52,22 @@ class Reconstructor:
         before: Codes | None = None
         traits = self.tokenizer.traits
         for chunk in chunks:
-            num_positions = math.prod(chunk.codes.shape[:3])
-            num_pixels = num_positions * traits.temporal_stride * traits.spatial_stride**2
-            if 3 * num_pixels > 2 * MAX_CLIP_BYTES or (chunk.n_context_frames and before is None):
-                shape = "x".join(map(str, chunk.codes.shape))
-                found = f"{shape} codes, {chunk.n_context_frames} frames of context"
+            codes, context = chunk.codes, chunk.n_context_frames
+            num_pixels = math.prod(codes.shape[:3]) * traits.temporal_stride
+            num_pixels *= traits.spatial_stride**2
+            if 3 * num_pixels > 2 * MAX_CLIP_BYTES or (context and before is None):
+                shape = "x".join(map(str, codes.shape))
+                found = f"{shape} codes, {context} frames of context"
                 raise damaged(f"clip {chunk.clip_id}", f"no job writes a chunk of {found}")
             if self.policy == "streaming":
-                pixels, state = self.tokenizer.decode_piece(self._on_device(chunk.codes), state)
-                first = 0
+                pixels, state = self.tokenizer.decode_piece(self._on_device(codes), state)
             else:
                 # Under overlap, the first latent frame covered several frames when it was encoded,
                 # but decodes to one. The frames it affects are context, cut off below.
-                codes = chunk.codes
-                if chunk.n_context_frames:
-                    assert before is not None
-                    num_context = self.tokenizer.traits.num_latent_frames(chunk.n_context_frames)
-                    codes = np.concatenate([before[-num_context:], codes])
-                before = codes
-                pixels = self.tokenizer.decode(self._on_device(codes))
-                first = chunk.n_context_frames
-            frames = pixels[0, first : first + chunk.n_frames].cpu().numpy()
+                if before is not None and context:
+                    codes = np.concatenate([before[-traits.num_latent_frames(context) :], codes])
+                before, pixels = codes, self.tokenizer.decode(self._on_device(codes))
+            frames = pixels[0, context : context + chunk.n_frames].cpu().numpy()
             if not 0 < len(frames) == chunk.n_frames:
                 raise damaged(f"clip {chunk.clip_id}", f"it has not {chunk.n_frames} frames")
             yield frames
@@ -113,11 +107,19 @@ class SideBySide(ExitStack):
         with suppress(*() if needs_decoder else (ConfigError,)):
             self._reconstructor = Reconstructor(self._job, output.tokenizer, usable)
 
-    def blocks(self, clip: Clip, *, with_source: bool) -> Iterator[tuple[Frames, Frames | None]]:
-        """Yield the (T, H, W, 3) frames of each chunk of a clip, and those of its source."""
-        sources = self.source_blocks(clip) if with_source else repeat(None)
+    def shown(self, clip: Clip, quality: Quality | None, axis: int = 1) -> Iterator[Frames]:
+        """Yield the (T, H, W, 3) frames of each chunk of a clip.
+
+        With ``quality``, which measures them, they follow those of the source along ``axis``.
+        """
         assert self._reconstructor is not None
-        return zip(self._reconstructor.frames(clip.chunks), sources, strict=False)
+        blocks = self._reconstructor.frames(clip.chunks)
+        if quality is None:
+            yield from blocks
+            return
+        for block, original in zip(blocks, self.source_blocks(clip), strict=True):
+            quality.add(original, block)
+            yield np.concatenate([original, block], axis)
 
     def source_blocks(self, clip: Clip) -> Iterator[Frames]:
         """Yield the (T, H, W, 3) frames of each chunk of a clip, decoded again as the job did."""
