@@ -1,6 +1,7 @@
 """Verbs on outputs take the output, anything in it, or its job file."""
 
 import json
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from tests.conftest import S3Bucket
 from tests.end_to_end.jobs import TOKENIZER, files, run_without_ray, write_job, write_video
 from tokpipe.cli import main
-from tokpipe.cli.arguments import Parser
+from tokpipe.cli.arguments import Adder
 from tokpipe.cli.command import VERBS
 from tokpipe.config import load_job
 
@@ -27,8 +28,8 @@ def verbs_on(argument: str) -> list[str]:
     """Return the verbs with this positional argument, so that new verbs are tested too."""
     found = []
     for name, verb in VERBS.items():
-        parser = Parser()
-        verb.add_arguments(parser)
+        parser = ArgumentParser()
+        verb.add_arguments(Adder(parser))
         if argument in {one.dest for one in parser._actions if not one.option_strings}:
             found.append(name)
     return found

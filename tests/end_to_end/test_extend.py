@@ -190,6 +190,6 @@ def test_growth_does_not_disturb_training(tmp_path: Path) -> None:
         anew = stream(**settings)
         anew.set_epoch(1)  # a new stream has what was added
         assert {clip["clip_id"] for clip in anew} > set(first)
-    for number, complaint in ((99, "num_shards="), (1, "num_clips=")):
-        with pytest.raises(ConfigError, match=rf"the state has {complaint}"):
+    for number in (99, 1):
+        with pytest.raises(ConfigError, match="the state has "):
             stream(**keep).resume([{**state, "num_shards": [number]}])

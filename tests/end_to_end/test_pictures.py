@@ -25,6 +25,7 @@ from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.config.trust import Trust
 from tokpipe.errors import PlanMismatch
+from tokpipe.media.quality import Quality
 from tokpipe.reader import ClipStream, CodeCache, open_output
 from tokpipe.reconstruct import SideBySide
 from tokpipe.runtime.assemble import JobOutput
@@ -125,8 +126,8 @@ def test_a_picture_comes_back_as_a_picture(job: Path, tmp_path: Path) -> None:
     with av.open(str(path)) as container:
         (frame,) = [one.to_ndarray(format="rgb24") for one in container.decode(video=0)]
     with SideBySide(output, "cpu") as both:
-        ((block, source),) = both.blocks(clip, with_source=True)
-    assert source is not None
+        (shown,) = both.shown(clip, Quality())
+    source, block = np.split(shown, 2, axis=1)
     assert np.array_equal(frame, block[0])
     assert source.shape == block.shape == (1, 32, 48, 3)
 

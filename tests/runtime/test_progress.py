@@ -404,6 +404,6 @@ def test_a_run_that_stopped_early_says_why_last(monkeypatch: pytest.MonkeyPatch)
     assert "  run the same command again to continue" not in rest
     outcome = replace(OUTCOME, ended="stopped", why="too thick")
     monkeypatch.setattr("tokpipe.runtime.job.run_job", lambda *_: outcome)
-    monkeypatch.setattr("tokpipe.cli.jobs.job_of", lambda _: JOB)
+    monkeypatch.setattr("tokpipe.cli.arguments.Parsed.load_job", lambda _: JOB)
     monkeypatch.setattr("tokpipe.runtime.submitted.check_output", lambda _: None)
     assert main(["run", "job.yaml"]) == 4

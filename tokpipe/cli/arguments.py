@@ -4,65 +4,32 @@ import argparse
 import math
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import shtab
+from typing import TYPE_CHECKING, Any
 
 from tokpipe.cli.output import Result
 from tokpipe.config import JobConfig
 from tokpipe.config.load import load_storage
+from tokpipe.config.trust import NO_TRUST, Trust
 from tokpipe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tokpipe.config.trust import Trust
     from tokpipe.reader import Output
     from tokpipe.storage import Store
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser of arguments, some of which several verbs take."""
+class Adder:
+    """Adds arguments to a parser, or to a group of it."""
 
-    def add_job(self) -> None:
-        self.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
+    def __init__(self, to: argparse._ActionsContainer) -> None:
+        self._to, self.argument = to, to.add_argument
 
-    def add_flag(self, option: str, what: str) -> None:
-        self.add_argument(option, action="store_true", help=what)
+    def text(self, name: str, metavar: str | tuple[str, ...], what: str, **how: Any) -> None:
+        self.argument(name, metavar=metavar, help=what, **how)
 
-    def add_text(self, option: str, metavar: str, what: str) -> None:
-        self.add_argument(option, metavar=metavar, help=what)
+    def flag(self, option: str, what: str) -> None:
+        self.argument(option, action="store_true", help=what)
 
-    def add_target(self, metavar: str, what: str) -> None:
-        """Add ``-o``, the path to write to."""
-        self.add_argument("-o", dest="path", type=Path, required=True, metavar=metavar, help=what)
-
-    def add_output(self) -> None:
-        """Add the output that a verb reads, and ``--json``."""
-        what = "the job's output, as in output.uri, or its job file"
-        self.add_argument("output", metavar="OUT", help=what)
-        what = "how to reach stores: a YAML file with a storage section, unless OUT is a job file"
-        self.add_argument("--storage", type=Path, metavar="FILE", help=what)
-        self.add_json()
-
-    def add_trust(self) -> None:
-        """Add what the output's record may name."""
-        what = "the tokenizer's weights, in place of those that the output names"
-        self.add_text("--weights", "URI", what)
-        self.add_flag("--trust-uris", "open the weights and sources that the output names")
-        self.add_flag("--trust-code", "run its tokenizer if that is a class or TorchScript")
-
-    def add_source(self, what: str, group: argparse._ActionsContainer | None = None) -> None:
-        how = "contains this text, or matches it as a glob such as '*.mov'"
-        what = f"{what} whose source's URI {how}; upper and lower case are the same"
-        (group or self).add_argument("--source", metavar="PATTERN", help=what)
-
-    def add_json(self) -> None:
-        self.add_flag("--json", "print JSON, for programs")
-
-    def add_device(self) -> None:
-        what = "cpu, cuda, ... (default: a GPU if there is one)"
-        self.add_argument("--device", default="auto", help=what)
-
-    def add_count(self, option: str, default: int, what: str, *, least: int = 0) -> None:
+    def count(self, option: str, default: int, what: str, least: int = 0, **how: Any) -> None:
         """Add an option that takes an integer of at least ``least``."""
 
         def number(text: str) -> int:
@@ -70,17 +37,89 @@ class Parser(argparse.ArgumentParser):
                 raise argparse.ArgumentTypeError(f"{text} is less than {least}")
             return int(text)
 
-        what = f"{what} (default: {default})"
-        self.add_argument(option, type=number, default=default, metavar="N", help=what)
+        self.text(option, "N", f"{what} (default: {default})", type=number, default=default, **how)
 
-    def add_shards(self) -> None:
-        self.add_count("--shards", 8, "count codes in N shards, spread evenly; 0 for all")
+    def one_of(self, *, required: bool = False) -> "Adder":
+        """Return what adds arguments of which only one may be given."""
+        return Adder(self._to.add_mutually_exclusive_group(required=required))
 
-    def complete_paths(self) -> None:
-        """Make shells complete file names, where an argument can be one."""
-        for one in self._actions:
-            if one.type is Path or one.dest in ("ckpt", "folder", "output"):
-                vars(one)["complete"] = shtab.FILE  # where shtab looks
+    def job(self) -> None:
+        self.text("job", "JOB.yaml", "the job file", type=Path)
+
+    def target(self, metavar: str, what: str, dest: str = "path") -> None:
+        """Add ``-o``, the path to write to."""
+        self.text("-o", metavar, what, dest=dest, type=Path, required=True)
+
+    def output(self) -> None:
+        """Add the output that a verb reads, and ``--json``."""
+        self.text("output", "OUT", "the job's output, as in output.uri, or its job file")
+        what = "how to reach stores: a YAML file with a storage section, unless OUT is a job file"
+        self.text("--storage", "FILE", what, type=Path)
+        self.json()
+
+    def trust(self) -> None:
+        """Add what the output's record may name."""
+        what = "the tokenizer's weights, in place of those that the output names"
+        self.text("--weights", "URI", what)
+        self.flag("--trust-uris", "open the weights and sources that the output names")
+        self.flag("--trust-code", "run its tokenizer if that is a class or TorchScript")
+
+    def source(self, what: str) -> None:
+        how = "contains this text, or matches it as a glob such as '*.mov'"
+        what = f"{what} whose source's URI {how}; upper and lower case are the same"
+        self.text("--source", "PATTERN", what)
+
+    def json(self) -> None:
+        self.flag("--json", "print JSON, for programs")
+
+    def device(self) -> None:
+        what = "cpu, cuda, ... (default: a GPU if there is one)"
+        self.argument("--device", default="auto", help=what)
+
+    def shards(self) -> None:
+        what = "count codes in N shards, spread evenly; 0 for all"
+        self.count("--shards", 8, what, dest="num_shards")
+
+
+_SHARED = {"run", "job", "output", "storage", "json", "weights", "trust_uris", "trust_code"}
+
+
+class Parsed(argparse.Namespace):
+    """The arguments of a verb, and what those that several verbs take stand for."""
+
+    def rest(self) -> dict[str, Any]:
+        """Return those of the verb alone, by the names of the parameters that they are for."""
+        return {name: value for name, value in vars(self).items() if name not in _SHARED}
+
+    def load_job(self) -> JobConfig:
+        """Read the job file that the user named."""
+        from tokpipe.verbs.locate import load_pinned
+
+        return load_pinned(self.job)
+
+    def find_store(self) -> "Store":
+        """Find the output that the user named."""
+        from tokpipe.verbs.locate import find_output
+
+        return find_output(self.output, load_storage(self.storage))
+
+    def open_output(self) -> "Output":
+        """Open the output that the user named."""
+        from tokpipe.reader import Output
+
+        return Output(self.find_store(), trust=self.trust())
+
+    def trust(self) -> Trust:
+        """Return what the user lets an output name; none of it for verbs without options."""
+        from tokpipe.verbs.locate import is_job_file, load_pinned
+
+        if "trust_uris" not in self or not getattr(self, "sample", True):
+            return NO_TRUST
+        if is_job_file(self.output):
+            job = load_pinned(self.output)
+            tokenizer, sources = job.tokenizer, tuple(job.sources)
+            return Trust(self.weights, job.storage, True, tokenizer=tokenizer, sources=sources)
+        return Trust(self.weights, load_storage(self.storage), self.trust_uris, self.trust_code)
 
 
 class Verb:
@@ -94,46 +133,11 @@ class Verb:
     def __init_subclass__(cls, example: str) -> None:
         cls.example = example
 
-    def add_arguments(self, parser: Parser) -> None:
+    def add_arguments(self, add: Adder) -> None:
         raise NotImplementedError
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         raise NotImplementedError
-
-
-def job_of(parsed: argparse.Namespace) -> JobConfig:
-    """Read the job file that the user named."""
-    from tokpipe.verbs.locate import load_pinned
-
-    return load_pinned(parsed.job)
-
-
-def store_of(parsed: argparse.Namespace) -> "Store":
-    """Find the output that the user named."""
-    from tokpipe.verbs.locate import find_output
-
-    return find_output(parsed.output, load_storage(parsed.storage))
-
-
-def output_of(parsed: argparse.Namespace) -> "Output":
-    """Open the output that the user named."""
-    from tokpipe.reader import Output
-
-    return Output(store_of(parsed), trust=trust_of(parsed))
-
-
-def trust_of(parsed: argparse.Namespace) -> "Trust":
-    """Return what the user lets an output name; none of it for verbs without ``add_trust``."""
-    from tokpipe.config.trust import NO_TRUST, Trust
-    from tokpipe.verbs.locate import is_job_file, load_pinned
-
-    if "trust_uris" not in parsed or not getattr(parsed, "sample", True):
-        return NO_TRUST
-    if is_job_file(parsed.output):
-        job = load_pinned(parsed.output)
-        tokenizer, sources = job.tokenizer, tuple(job.sources)
-        return Trust(parsed.weights, job.storage, True, tokenizer=tokenizer, sources=sources)
-    return Trust(parsed.weights, load_storage(parsed.storage), parsed.trust_uris, parsed.trust_code)
 
 
 def check_new_file(path: Path, *endings: str) -> None:

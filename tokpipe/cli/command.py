@@ -1,12 +1,12 @@
 """All verbs in one parser."""
 
-import argparse
 import atexit
 import inspect
 import io
 import os
 import signal
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import shtab
 
 import tokpipe
 from tokpipe.cli import Parse, jobs, outputs
-from tokpipe.cli.arguments import Parser, Verb
+from tokpipe.cli.arguments import Adder, Parsed, Verb
 from tokpipe.cli.output import ReaderGone, Result, exit_code_of
 from tokpipe.runtime.signals import interrupted
 from tokpipe.telemetry.logs import mask_others
@@ -23,11 +23,11 @@ from tokpipe.telemetry.logs import mask_others
 class Completion(Verb, example="source <(tokpipe completion bash)"):
     """Print a script for shell completion of verbs and options."""
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
+    def add_arguments(self, add: Adder) -> None:
+        add.argument("shell", choices=shtab.SUPPORTED_SHELLS)
 
-    def run(self, parsed: argparse.Namespace) -> Result:
-        return shtab.complete(parsed.parser, parsed.shell).splitlines()
+    def run(self, parsed: Parsed) -> Result:
+        return shtab.complete(make_parser(), parsed.shell).splitlines()
 
 
 _ALL: tuple[type[Verb], ...] = (
@@ -65,13 +65,12 @@ def _end(codes: list[int]) -> None:
         os._exit(code)
 
 
-def make_parser() -> Parser:
+def make_parser() -> ArgumentParser:
     """Return the parser of all verbs. It sets ``run`` to the verb's function."""
     about = "Pre-tokenize video datasets into discrete codes."
-    parser = Parser(prog="tokpipe", description=about)
+    parser = ArgumentParser(prog="tokpipe", description=about)
     parser.add_argument("--version", action="version", version=f"tokpipe {tokpipe.__version__}")
-    parser.set_defaults(parser=parser)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, verb in VERBS.items():
         about = inspect.getdoc(verb) or ""
         its_parser = verbs.add_parser(
@@ -80,18 +79,20 @@ def make_parser() -> Parser:
             description=about,
             epilog=f"example: {verb.example}",
         )
-        verb.add_arguments(its_parser)
-        its_parser.complete_paths()
+        verb.add_arguments(Adder(its_parser))
         its_parser.set_defaults(run=verb.run)
+        for one in its_parser._actions:
+            if one.type is Path or one.dest in ("ckpt", "folder", "output"):
+                vars(one)["complete"] = shtab.FILE  # where shtab looks
     return parser
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
+def _parse(words: list[str]) -> Parsed:
     parser = make_parser()
     if not words:
         parser.print_help(sys.stderr)
         parser.exit(2)
-    return parser.parse_args(words)
+    return parser.parse_args(words, Parsed())
 
 
 def _prepare_streams() -> None:

@@ -1,6 +1,5 @@
 """Verbs that make, check and run jobs, and make their tokenizers."""
 
-import argparse
 import os
 import shlex
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from tokpipe.cli.arguments import Parser, Verb, job_of, positive
+from tokpipe.cli.arguments import Adder, Parsed, Verb, positive
 from tokpipe.cli.output import Result, print_lines
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.published import PRESETS
@@ -27,19 +26,16 @@ class Init(Verb, example="tokpipe init videos/"):
     overwrites a file.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
+    def add_arguments(self, add: Adder) -> None:
         what = "a folder, table, tar, video or quoted glob, on this machine or in a store"
-        parser.add_argument("folder", metavar="FOLDER", help=what)
-        parser.add_argument(
-            "-o",
-            "--job",
-            type=Path,
-            metavar="FILE",
-            help="the job file to write, which also names the dataset and the output (default: "
-            "jobs/NAME.yaml, after the folder)",
+        add.text("folder", "FOLDER", what)
+        what = (
+            "the job file to write, which also names the dataset and the output (default: "
+            "jobs/NAME.yaml, after the folder)"
         )
+        add.argument("-o", "--job", type=Path, metavar="FILE", help=what)
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.init import write_job
 
         path, notes = write_job(parsed.folder, parsed.job)
@@ -54,16 +50,16 @@ class Check(Verb, example="tokpipe check jobs/demo.yaml"):
     object in the output. Leaves nothing behind and needs no cluster.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_job()
-        parser.add_json()
-        parser.add_count("--sample", 4, "open N videos of each source", least=1)
-        parser.add_count("--seed", 0, "selects the videos")
+    def add_arguments(self, add: Adder) -> None:
+        add.job()
+        add.json()
+        add.count("--sample", 4, "open N videos of each source", least=1, dest="num_sampled")
+        add.count("--seed", 0, "selects the videos")
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.check import check
 
-        checked = check(job_of(parsed), num_sampled=parsed.sample, seed=parsed.seed)
+        checked = check(parsed.load_job(), **parsed.rest())
         if parsed.json:
             return [json_line([{"subject": one.subject, **one.facts} for one in checked])]
         return (one.text for one in checked)
@@ -76,42 +72,40 @@ class Plan(Verb, example="tokpipe plan jobs/webvid.yaml --codes-per-s 250000 --p
     codes, bytes and encoder hours.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_job()
-        parser.add_json()
-        parser.add_count("--sample", 64, "probe N videos", least=1)
-        parser.add_count("--seed", 0, "selects the videos")
+    def add_arguments(self, add: Adder) -> None:
+        add.job()
+        add.json()
+        add.count("--sample", 64, "probe N videos", least=1, dest="num_sampled")
+        add.count("--seed", 0, "selects the videos")
         speed = "speed of one encoder, as tokpipe status shows it for a similar output"
-        parser.add_argument("--codes-per-s", type=positive, metavar="X", help=speed)
-        price = "price of one encoder (GPU) hour"
-        parser.add_argument("--price", type=float, metavar="P", help=price)
+        add.text("--codes-per-s", "X", speed, type=positive)
+        price = {"dest": "price_per_hour", "type": float}
+        add.text("--price", "P", "price of one encoder (GPU) hour", **price)
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.forecast import Forecast
 
-        costs = {"codes_per_s": parsed.codes_per_s, "price_per_hour": parsed.price}
-        return Forecast(job_of(parsed), num_sampled=parsed.sample, seed=parsed.seed, **costs)
+        return Forecast(parsed.load_job(), **parsed.rest())
 
 
 class Run(Verb, example="tokpipe run jobs/demo.yaml"):
     """Start a job, or resume it where an earlier run stopped."""
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_job()
-        parser.add_flag("--dry-run", "only check the job, as tokpipe check does")
+    def add_arguments(self, add: Adder) -> None:
+        add.job()
+        add.flag("--dry-run", "only check the job, as tokpipe check does")
         what = "also tokenize what the sources, or sources added after them, have had since"
-        parser.add_flag("--extend", what)
+        add.flag("--extend", what)
         what = "try rejected clips again, after fixing their files or the job's limits"
-        parser.add_flag("--retry-rejected", what)
-        what = "with --retry-rejected: only clips rejected for this reason"
-        parser.add_text("--reason", "R", what)
+        add.flag("--retry-rejected", what)
+        add.text("--reason", "R", "with --retry-rejected: only clips rejected for this reason")
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         # Not only what rich finds: FORCE_COLOR makes it move the cursor in a file too.
         console = Console(highlight=False, force_interactive=None if sys.stdout.isatty() else False)
         _run_options(parsed)  # rejects those that do not go together
         try:
-            job = job_of(parsed)
+            job = parsed.load_job()
         except ConfigError as error:
             if submitted.JOB_CONFIG not in os.environ:
                 raise
@@ -136,7 +130,7 @@ class Run(Verb, example="tokpipe run jobs/demo.yaml"):
         return 0
 
 
-def _run_options(parsed: argparse.Namespace) -> list[str]:
+def _run_options(parsed: Parsed) -> list[str]:
     if parsed.reason is not None and not parsed.retry_rejected:
         raise ConfigError("--reason requires --retry-rejected")
     flags = "dry_run", "extend", "retry_rejected"
@@ -152,30 +146,25 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
     ends the printing: run the same command to follow again, or with --stop to stop the job.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
-        super().add_arguments(parser)
-        parser.add_text(
-            "--address",
-            "URL",
+    def add_arguments(self, add: Adder) -> None:
+        super().add_arguments(add)
+        what = (
             "dashboard of the cluster, such as http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS, "
-            "else RAY_ADDRESS, else the cluster on this machine)",
+            "else RAY_ADDRESS, else the cluster on this machine)"
         )
-        parser.add_argument(
-            "--env",
-            action="append",
-            default=[],
-            metavar="NAME",
-            help="also set this variable, such as AWS_ENDPOINT_URL, for the driver and workers; "
-            "NAME=VALUE sets another value. Ray stores it, so secrets are rejected",
+        add.text("--address", "URL", what)
+        what = (
+            "also set this variable, such as AWS_ENDPOINT_URL, for the driver and workers; "
+            "NAME=VALUE sets another value. Ray stores it, so secrets are rejected"
         )
+        add.text("--env", "NAME", what, action="append", default=[])
         what = "return once the job is submitted"
-        parser.add_argument("--detach", "--no-follow", action="store_true", help=what)
-        what = "stop the job: it commits what is finished; run it again to resume"
-        parser.add_flag("--stop", what)
+        add.argument("--detach", "--no-follow", action="store_true", help=what)
+        add.flag("--stop", "stop the job: it commits what is finished; run it again to resume")
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         options = _run_options(parsed)
-        job = job_of(parsed)
+        job = parsed.load_job()
         # Imported late: ray takes seconds, and a wrong job file is reported without it.
         from tokpipe.runtime.submit import Cluster, Package, Submission
 
@@ -219,25 +208,23 @@ class Convert(Verb, example="tokpipe convert movqgan_270M.ckpt --kind vqgan -o t
     The folder holds config.yaml and model.safetensors. Code in the checkpoint is never run.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
+    def add_arguments(self, add: Adder) -> None:
         what = "a .ckpt, .pt or .pth file of torch.save, or a .safetensors file; a path or hf://..."
-        parser.add_argument("ckpt", metavar="CKPT", help=what)
-        parser.add_target("FOLDER", "where to write")
-        settings = parser.add_mutually_exclusive_group(required=True)
+        add.text("ckpt", "CKPT", what)
+        add.target("FOLDER", "where to write")
+        settings = add.one_of(required=True)
         what = "derive the settings from the weights' shapes"
-        settings.add_argument("--kind", choices=["vqgan", "movqgan", "emu3"], help=what)
+        settings.argument("--kind", choices=["vqgan", "movqgan", "emu3"], help=what)
         what = "take the settings of this preset of kind vqgan or vidtok"
-        settings.add_argument("--preset", dest="kind", choices=PRESETS, metavar="NAME", help=what)
-        what = "read the settings from a tokenizer section"
-        settings.add_argument("--config", type=Path, metavar="YAML", help=what)
-        parser.add_text("--state", "KEY", "entry of the checkpoint that holds the weights")
-        parser.add_flag("--ema", "take the moving averages of the weights")
-        what = "take only keys with this prefix, and remove the prefix"
-        parser.add_text("--strip", "PREFIX", what)
+        settings.text("--preset", "NAME", what, dest="kind", choices=PRESETS)
+        settings.text("--config", "YAML", "read the settings from a tokenizer section", type=Path)
+        add.text("--state", "KEY", "entry of the checkpoint that holds the weights")
+        add.flag("--ema", "take the moving averages of the weights")
+        add.text("--strip", "PREFIX", "take only keys with this prefix, and remove the prefix")
         what = "leave out keys with this prefix; can be repeated"
-        parser.add_argument("--drop", action="append", default=[], metavar="PREFIX", help=what)
+        add.text("--drop", "PREFIX", what, action="append", default=[])
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.storage.client import client_of
         from tokpipe.storage.hub import local_copy
         from tokpipe.weights.convert import Choices, convert
@@ -254,25 +241,22 @@ class Verify(Verb, example="tokpipe verify builtin://fsq-4x8x8"):
     code 8 if codes differ that must not.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
+    def add_arguments(self, add: Adder) -> None:
         what = "a job file, a YAML file with a tokenizer section, or a checkpoint folder"
-        parser.add_argument("tokenizer", metavar="TOKENIZER", help=what)
-        what = "a video to encode (default: the chart, in motion)"
-        parser.add_argument("--clip", default="", metavar="FILE", help=what)
-        what = "size of frames"
-        parser.add_argument("--size", default=(), type=int, nargs=2, metavar=("H", "W"), help=what)
+        add.text("named", "TOKENIZER", what)
+        add.text("--clip", "FILE", "a video to encode (default: the chart, in motion)", default="")
+        add.text("--size", ("H", "W"), "size of frames", default=(), type=int, nargs=2)
         types = ["float32", "bfloat16", "float16"]
-        parser.add_argument("--dtype", choices=types, default=types[0], help="compute in this type")
+        add.argument("--dtype", choices=types, default=types[0], help="compute in this type")
         what = "the authors' own code, to compare codes with it"
-        parser.add_argument("--reference", default="", metavar="MODULE:FUNCTION", help=what)
-        parser.add_device()
-        parser.add_json()
+        add.text("--reference", "MODULE:FUNCTION", what, default="")
+        add.device()
+        add.json()
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.verify import verify
 
-        names = ("device", "dtype", "size", "clip", "reference")
-        found = verify(parsed.tokenizer, **{name: getattr(parsed, name) for name in names})
+        found = verify(**parsed.rest())
         text = yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=100)
         print_lines([json_line(found)] if parsed.json else text.splitlines())
         return CorruptOutput.exit_code if found["failed"] else 0

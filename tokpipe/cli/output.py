@@ -46,11 +46,16 @@ def shown(result: Printable, parsed: argparse.Namespace) -> Iterable[str]:
     return [json_line(result.to_dict())] if parsed.json else result.lines()
 
 
-def print_lines(lines: Iterable[str], console: Console | None = None) -> None:
+def print_lines(
+    lines: Iterable[str], console: Console | None = None, style: str = "", keep: str = ""
+) -> None:
     """Print lines as they come."""
     console = console or Console(highlight=False)
     for line in lines:
-        _print(console, line)
+        try:
+            say(console, line, style, keep)
+        except (BrokenPipeError, SystemExit) as error:  # newer versions of rich exit
+            raise ReaderGone from error
 
 
 def exit_code_of(parsed: argparse.Namespace) -> int:
@@ -62,22 +67,21 @@ def exit_code_of(parsed: argparse.Namespace) -> int:
         print_lines(result if isinstance(result, Iterable) else shown(result, parsed))
         return 0
     except TokpipeError as error:
-        _print_error(f"{type(error).__name__}: {error}")
-        return error.exit_code
+        text, code = f"{type(error).__name__}: {error}", error.exit_code
     except Exception as error:
-        if explanation := _explained(error):
-            _print_error(explanation)
-            return ConfigError.exit_code
-        _print_error(traceback.format_exc().rstrip(), keep="\n")  # a bug
-        return 1
+        text, code = _explained(error), ConfigError.exit_code
+        if not text:  # a bug
+            text, code = traceback.format_exc().rstrip(), 1
+    print_lines([text], Console(stderr=True), "red", keep="\n" if code == 1 else "")
+    return code
 
 
-def _explained(error: Exception) -> str | None:
-    """Explain what is no bug, but a wrong path or a missing package; None for anything else."""
+def _explained(error: Exception) -> str:
+    """Explain what is no bug, but a wrong path or a missing package; empty for anything else."""
     if isinstance(error, ImportError):
         package = (error.name or "tokpipe").partition(".")[0]
         if package == "tokpipe" or package in sys.stdlib_module_names:
-            return None
+            return ""
         if not isinstance(error, ModuleNotFoundError):
             return f"The package {package} is installed, but does not load: {error}. Reinstall it"
         extra = _EXTRAS.get(package)
@@ -87,15 +91,4 @@ def _explained(error: Exception) -> str | None:
         named = error.filename if error.filename2 is None else error.filename2
         named = named or "standard output"
         return f"{named}: {error.strerror}. Choose another path, or correct this one"
-    return None
-
-
-def _print_error(text: str, keep: str = "") -> None:
-    _print(Console(stderr=True), text, "red", keep)
-
-
-def _print(console: Console, text: str, style: str = "", keep: str = "") -> None:
-    try:
-        say(console, text, style, keep)
-    except (BrokenPipeError, SystemExit) as error:  # newer versions of rich exit
-        raise ReaderGone from error
+    return ""

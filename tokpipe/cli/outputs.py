@@ -4,7 +4,7 @@ import argparse
 import re
 from dataclasses import asdict
 
-from tokpipe.cli.arguments import Parser, Verb, check_new_file, output_of, store_of, trust_of
+from tokpipe.cli.arguments import Adder, Parsed, Verb, check_new_file
 from tokpipe.cli.output import Result, print_lines, shown
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.export import FORMATS
@@ -17,12 +17,12 @@ class Status(Verb, example="tokpipe status s3://bucket/codes/webvid"):
     Reads only the output, so the job may be running elsewhere, finished or stopped.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_output()
+    def add_arguments(self, add: Adder) -> None:
+        add.output()
         what = "also list the sources of the job file, and compare them with the plan"
-        parser.add_flag("--sources", what)
+        add.flag("--sources", what)
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.locate import is_job_file, load_pinned
         from tokpipe.verbs.status import Status
 
@@ -30,37 +30,36 @@ class Status(Verb, example="tokpipe status s3://bucket/codes/webvid"):
             raise ConfigError(
                 f"--sources lists what a job reads: name a job file, not {parsed.output}"
             )
-        return Status(output_of(parsed), load_pinned(parsed.output) if parsed.sources else None)
+        return Status(parsed.open_output(), load_pinned(parsed.output) if parsed.sources else None)
 
 
 class Ls(Verb, example="tokpipe ls out/demo --source '*.mov' --limit 20"):
     """List tokenized clips with their sources, lengths and marks."""
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_output()
-        parser.add_source("only clips")
-        parser.add_text("--mark", "M", "only clips with this mark, such as damaged")
-        parser.add_count("--limit", 0, "list N clips; 0 for all")
+    def add_arguments(self, add: Adder) -> None:
+        add.output()
+        add.source("only clips")
+        add.text("--mark", "M", "only clips with this mark, such as damaged")
+        add.count("--limit", 0, "list N clips; 0 for all")
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.clips import clip_lines
 
-        which = {"source": parsed.source, "mark": parsed.mark, "limit": parsed.limit}
-        return clip_lines(output_of(parsed), **which, as_json=parsed.json)
+        return clip_lines(parsed.open_output(), as_json=parsed.json, **parsed.rest())
 
 
 class Inspect(Verb, example="tokpipe inspect out/demo --shards 0"):
     """Show an output's columns, a few clips, and how often codes occur."""
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_output()
-        parser.add_shards()
-        parser.add_count("--clips", 3, "show N clips")
+    def add_arguments(self, add: Adder) -> None:
+        add.output()
+        add.shards()
+        add.count("--clips", 3, "show N clips", dest="num_clips")
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.inspect import Inspection
 
-        return Inspection(output_of(parsed), num_shards=parsed.shards, num_clips=parsed.clips)
+        return Inspection(parsed.open_output(), **parsed.rest())
 
 
 class Decode(Verb, example="tokpipe decode jobs/demo.yaml --compare -o clip.mp4"):
@@ -69,29 +68,22 @@ class Decode(Verb, example="tokpipe decode jobs/demo.yaml --compare -o clip.mp4"
     Shows what the codes preserve of a clip.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_output()
-        which = parser.add_mutually_exclusive_group()
-        which.add_argument("--clip", metavar="ID", help="clip id (default: the first clip)")
-        parser.add_source("the first clip", which)
-        parser.add_target("FILE", "FILE.mp4 for the whole clip, FILE.png for a few of its frames")
+    def add_arguments(self, add: Adder) -> None:
+        add.output()
+        which = add.one_of()
+        which.text("--clip", "ID", "clip id (default: the first clip)", dest="clip_id")
+        which.source("the first clip")
+        add.target("FILE", "FILE.mp4 for the whole clip, FILE.png for a few of its frames")
         what = "also decode the source, show it next to the clip, and print PSNR and SSIM"
-        parser.add_flag("--compare", what)
-        parser.add_device()
-        parser.add_trust()
+        add.flag("--compare", what)
+        add.device()
+        add.trust()
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         check_new_file(parsed.path, ".mp4", ".png")
         from tokpipe.reconstruct.command import Decoded
 
-        return Decoded(
-            output_of(parsed),
-            parsed.path,
-            clip_id=parsed.clip,
-            source=parsed.source,
-            compare=parsed.compare,
-            device=parsed.device,
-        )
+        return Decoded(parsed.open_output(), **parsed.rest())
 
 
 class Rejected(Verb, example="tokpipe rejected out/demo --reason truncated"):
@@ -101,16 +93,15 @@ class Rejected(Verb, example="tokpipe rejected out/demo --reason truncated"):
     tokpipe run JOB.yaml --retry-rejected.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_output()
-        parser.add_text("--reason", "R", "only clips rejected for this reason")
-        parser.add_text("--stage", "S", "only clips rejected by this stage")
+    def add_arguments(self, add: Adder) -> None:
+        add.output()
+        add.text("--reason", "R", "only clips rejected for this reason")
+        add.text("--stage", "S", "only clips rejected by this stage")
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.clips import rejected_lines
 
-        which = {"reason": parsed.reason, "stage": parsed.stage}
-        return rejected_lines(output_of(parsed), **which, as_json=parsed.json)
+        return rejected_lines(parsed.open_output(), as_json=parsed.json, **parsed.rest())
 
 
 class Report(Verb, example="tokpipe report jobs/demo.yaml -o report.html"):
@@ -120,28 +111,21 @@ class Report(Verb, example="tokpipe report jobs/demo.yaml -o report.html"):
     their sources, and provenance.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_output()
-        parser.add_target("FILE.html", "where to write")
+    def add_arguments(self, add: Adder) -> None:
+        add.output()
+        add.target("FILE.html", "where to write")
         pairs = "show N clips next to their sources; 0 needs neither torch nor sources"
-        parser.add_count("--pairs", 3, pairs)
-        parser.add_shards()
-        parser.add_count("--seed", 0, "selects the clips")
-        parser.add_device()
-        parser.add_trust()
+        add.count("--pairs", 3, pairs, dest="num_pairs")
+        add.shards()
+        add.count("--seed", 0, "selects the clips")
+        add.device()
+        add.trust()
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.report import WrittenReport
 
         check_new_file(parsed.path, ".html", ".htm")
-        return WrittenReport(
-            output_of(parsed),
-            parsed.path,
-            num_shards=parsed.shards,
-            num_pairs=parsed.pairs,
-            seed=parsed.seed,
-            device=parsed.device,
-        )
+        return WrittenReport(parsed.open_output(), **parsed.rest())
 
 
 class Audit(Verb, example="tokpipe audit jobs/demo.yaml --sample 10"):
@@ -151,32 +135,24 @@ class Audit(Verb, example="tokpipe audit jobs/demo.yaml --sample 10"):
     what was written. Exits with code 8 on any defect.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_output()
-        parser.add_argument(
-            "--depth",
-            choices=["manifest", "sizes", "bytes"],
-            default="bytes",
-            help="manifest: read the plan and the manifest; sizes: also look up the size of each "
-            "listed object; bytes: also read every byte of them (default: bytes)",
+    def add_arguments(self, add: Adder) -> None:
+        add.output()
+        what = (
+            "manifest: read the plan and the manifest; sizes: also look up the size of each "
+            "listed object; bytes: also read every byte of them (default: bytes)"
         )
-        parser.add_flag("--partial", "accept plan rows that are not settled yet")
+        depths = ["manifest", "sizes", "bytes"]
+        add.argument("--depth", choices=depths, default="bytes", help=what)
+        add.flag("--partial", "accept plan rows that are not settled yet")
         sample = "also encode N random clips again from their sources, and compare the codes"
-        parser.add_count("--sample", 0, sample)
-        parser.add_count("--seed", 0, "selects the random clips")
-        parser.add_trust()
+        add.count("--sample", 0, sample)
+        add.count("--seed", 0, "selects the random clips")
+        add.trust()
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.audit import Audit
 
-        found = Audit(
-            store_of(parsed),
-            depth=parsed.depth,
-            partial=parsed.partial,
-            sample=parsed.sample,
-            seed=parsed.seed,
-            trust=trust_of(parsed),
-        )
+        found = Audit(parsed.find_store(), trust=parsed.trust(), **parsed.rest())
         print_lines(shown(found, parsed))
         return 0 if found.is_clean else CorruptOutput.exit_code
 
@@ -189,22 +165,22 @@ class Clean(Verb, example="tokpipe clean out/demo --older-than 2d --dry-run"):
     that were lost.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_output()
+    def add_arguments(self, add: Adder) -> None:
+        add.output()
         what = "remove objects older than this, such as 90m, 12h or 2d; at least 1h (default: 2d)"
-        parser.add_argument("--older-than", type=_seconds, default="2d", metavar="AGE", help=what)
-        parser.add_flag("--partial", "also remove shards of a job that will never be finished")
-        parser.add_flag("--dry-run", "remove nothing, print what would be removed")
+        how = {"dest": "older_than_s", "type": _seconds, "default": "2d"}
+        add.text("--older-than", "AGE", what, **how)
+        add.flag("--partial", "also remove shards of a job that will never be finished")
+        add.flag("--dry-run", "remove nothing, print what would be removed")
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.audit import clean
 
-        store = store_of(parsed)
-        age_s, is_dry = parsed.older_than, parsed.dry_run
-        removed = clean(store, older_than_s=age_s, partial=parsed.partial, dry_run=is_dry)
+        store = parsed.find_store()
+        removed = clean(store, **parsed.rest())
         if parsed.json:
-            return [json_line({**asdict(removed), "dry_run": is_dry})]
-        done = "would remove" if is_dry else "removed"
+            return [json_line({**asdict(removed), "dry_run": parsed.dry_run})]
+        done = "would remove" if parsed.dry_run else "removed"
         size = f"{removed.size_bytes / 1e6:,.1f} MB"
         lines = [f"{store.uri}: {done} {removed.num_objects:,} unlisted objects, {size}"]
         if removed.num_kept:
@@ -229,22 +205,20 @@ class Export(Verb, example="tokpipe export out/demo --to memmap -o out/demo-memm
     Checks the counts; the folder only appears once it is complete.
     """
 
-    def add_arguments(self, parser: Parser) -> None:
-        parser.add_output()
-        about = "; ".join(f"{name}: {about}" for name, about in FORMATS.items())
-        parser.add_argument("--to", choices=list(FORMATS), required=True, help=about)
-        parser.add_target("FOLDER", "must not exist yet")
+    def add_arguments(self, add: Adder) -> None:
+        add.output()
+        about = "; ".join(f"{name}: {about}" for name, (_, about) in FORMATS.items())
+        add.argument("--to", choices=[*FORMATS], required=True, help=about)
+        add.target("FOLDER", "must not exist yet", dest="folder")
         what = "store clips as the tokens of this template, a YAML or JSON file, not as codes"
-        parser.add_text("--template", "FILE", what)
-        parser.add_count("--workers", 1, "read and compose in N processes", least=1)
-        what = "export what there is, although the job has not finished"
-        parser.add_flag("--allow-partial", what)
+        add.text("--template", "FILE", what)
+        add.count("--workers", 1, "read and compose in N processes", least=1, dest="num_workers")
+        add.flag("--allow-partial", "export what there is, although the job has not finished")
 
-    def run(self, parsed: argparse.Namespace) -> Result:
+    def run(self, parsed: Parsed) -> Result:
         from tokpipe.export import export_output
         from tokpipe.reader.compose import Template
 
-        options = {"num_workers": parsed.workers, "allow_partial": parsed.allow_partial}
-        if parsed.template:
-            options["template"] = Template.load(parsed.template)
-        return export_output(output_of(parsed), parsed.to, parsed.path, **options)
+        if parsed.template is not None:
+            parsed.template = Template.load(parsed.template)
+        return export_output(parsed.open_output(), **parsed.rest())

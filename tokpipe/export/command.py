@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.telemetry.human import counted, size_text
 
 if TYPE_CHECKING:
-    from tokpipe.export.samples import Sample
     from tokpipe.reader import Output
     from tokpipe.reader.compose import Template
 
-FORMATS: dict[str, str] = {
-    "memmap": "video.bin, segment_ids.bin and metadata.json: flat latent frames, as 1X's loader "
-    "maps them",
-    "webdataset": "tars of <clip id>.npy and <clip id>.json",
-    "litdata": "chunks and index.json for litdata's StreamingDataset",
-    "mds": "shards and index.json for MosaicML's StreamingDataset",
-    "megatron": "tokens.bin and tokens.idx, for Megatron-LM's --data-path FOLDER/tokens",
-    "huggingface": "data/*.parquet and a card, for datasets.load_dataset(FOLDER)",
+FORMATS: dict[str, tuple[str, str]] = {
+    "memmap": (
+        "flat",
+        "video.bin, segment_ids.bin and metadata.json: flat latent frames, as 1X's "
+        "loader maps them",
+    ),
+    "webdataset": ("packed", "tars of <clip id>.npy and <clip id>.json"),
+    "litdata": ("packed", "chunks and index.json for litdata's StreamingDataset"),
+    "mds": ("packed", "shards and index.json for MosaicML's StreamingDataset"),
+    "megatron": ("flat", "tokens.bin and tokens.idx, for Megatron-LM's --data-path FOLDER/tokens"),
+    "huggingface": ("huggingface", "data/*.parquet and a card, for datasets.load_dataset(FOLDER)"),
 }
-"""Each format, with what its ``write_<name>`` writes."""
-_MODULES = {"memmap": "flat", "megatron": "flat", "huggingface": "huggingface"}  # Others: packed
+"""Each format: the module with its ``write_<name>``, and what that writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Exported:
 
 def export_output(
     output: Output,
-    name: str,
+    to: str,
     folder: Path,
     *,
     template: Template | None = None,
@@ -76,31 +77,23 @@ def export_output(
     """
     if not allow_partial:
         output.check_complete("the export would miss clips", "--allow-partial")
-    if name not in FORMATS:
-        raise ConfigError(f"export: unknown format {name!r}. Choose from: {', '.join(FORMATS)}")
+    if to not in FORMATS:
+        raise ConfigError(f"export: unknown format {to!r}. Choose from: {', '.join(FORMATS)}")
     if folder.exists():
         raise ConfigError(f"export: {folder} exists: choose another folder, or remove it")
-    from tokpipe.export.samples import Source, samples_of
+    from tokpipe.export.samples import Source
     from tokpipe.reader.sequences import default_template
 
-    if name == "megatron":
+    if to == "megatron":
         template = template or default_template(output.tokenizer)
-    source = Source(output, template, tokens_only=name == "megatron")
+    source = Source(output, template, tokens_only=to == "megatron", num_workers=num_workers)
     partial = folder.with_name(f"{folder.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)  # left by an export that was killed
     partial.mkdir(parents=True)
-    num_clips = num_codes = num_tokens = 0
-
-    def counting() -> Iterator[Sample]:
-        nonlocal num_clips, num_codes, num_tokens
-        for sample in samples_of(source, num_workers):
-            num_clips, num_codes = num_clips + 1, num_codes + sample.num_codes
-            num_tokens += len(sample.arrays.get("tokens", ()))
-            yield sample
-
-    module = importlib.import_module(f"tokpipe.export.{_MODULES.get(name, 'packed')}")
-    getattr(module, f"write_{name}")(counting(), source, partial)
+    write = resolve_name(f"tokpipe.export.{FORMATS[to][0]}:write_{to}")
+    write(source, partial)
+    num_clips, num_codes = source.num_clips, source.num_codes
     if (num_clips, num_codes) != (output.num_clips, output.num_codes):
         raise CorruptOutput(
             f"export: {partial} holds {num_clips:,} clips and {num_codes:,} codes, but the "
@@ -108,8 +101,8 @@ def export_output(
             "Run tokpipe audit"
         )
     if template:
-        source.describe(partial, num_tokens=num_tokens)
+        source.describe(partial, num_tokens=source.num_tokens)
     partial.rename(folder)
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    counts = num_clips, num_codes, num_tokens, len(sizes), sum(sizes)
-    return Exported(str(folder), name, *counts, output.incomplete)
+    counts = num_clips, num_codes, source.num_tokens, len(sizes), sum(sizes)
+    return Exported(str(folder), to, *counts, output.incomplete)

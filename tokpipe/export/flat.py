@@ -11,19 +11,18 @@ Megatron-LM, ``megatron/core/datasets/indexed_dataset.py``), with a document for
 
 import json
 from array import array
-from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from tokpipe.errors import ConfigError
-from tokpipe.export.samples import Sample, Source
+from tokpipe.export.samples import Source
 
 _MEGATRON_TYPES = {"int32": 4, "int64": 5, "uint16": 8}
 
 
-def write_memmap(samples: Iterable[Sample], source: Source, folder: Path) -> None:
+def write_memmap(source: Source, folder: Path) -> None:
     """Write clips in order. Holds two shards in memory."""
     unit = "token" if source.template else "image"
     grid: tuple[int, ...] | None = None
@@ -34,7 +33,7 @@ def write_memmap(samples: Iterable[Sample], source: Source, folder: Path) -> Non
             for name in (*source.dtypes, "segment_ids")
         }
         lines = stack.enter_context((folder / "clips.jsonl").open("w"))
-        for number, sample in enumerate(samples):
+        for number, sample in enumerate(source):
             length, *sides = next(iter(sample.arrays.values())).shape
             grid = grid or tuple(sides)
             if tuple(sides) != grid:
@@ -61,11 +60,11 @@ def write_memmap(samples: Iterable[Sample], source: Source, folder: Path) -> Non
         source.describe(folder, num_images=total, **square, **shape)
 
 
-def write_megatron(samples: Iterable[Sample], source: Source, folder: Path) -> None:
+def write_megatron(source: Source, folder: Path) -> None:
     """Write clips in order. Holds 4 bytes of each clip until the end, and then 20."""
     dtype, sizes = source.dtypes["tokens"], array("i")
     with (folder / "tokens.bin").open("wb") as tokens:
-        for sample in samples:
+        for sample in source:
             sizes.append(tokens.write(sample.arrays["tokens"].data) // dtype.itemsize)
     lengths = np.frombuffer(sizes, np.int32)
     starts = np.cumsum(lengths, dtype=np.int64)

@@ -1,12 +1,11 @@
 """A folder for Hugging Face ``datasets``: ``data/*.parquet``, and a card, ``README.md``."""
 
-from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 
-from tokpipe.export.samples import Sample, Source
+from tokpipe.export.samples import Source
 from tokpipe.formats.side_table import without_names
 from tokpipe.formats.tables import to_parquet
 from tokpipe.telemetry.redact import printable
@@ -16,10 +15,10 @@ _CODES = '`row["codes"].reshape(row["shape"])`, codes (t, h, w[, c])'
 _TOKENS = '`tokens`, `loss`, and `row["positions"].reshape(-1, 3)`'
 
 
-def write_huggingface(samples: Iterable[Sample], source: Source, folder: Path) -> None:
+def write_huggingface(source: Source, folder: Path) -> None:
     """Write side tables, shard by shard, with the arrays of each clip as flat lists."""
     (folder / "data").mkdir()
-    output, rest = source.output, iter(samples)
+    output, rest = source.output, iter(source)
     for number, info in enumerate(output.shards):
         table = output.side_table(info)
         found = [sample.arrays for sample in islice(rest, table.num_rows)]

@@ -34,9 +34,9 @@ _LITDATA_TYPES = [np.dtype(f"<{kind}{n}") for kind in "iu" for n in (1, 2, 4, 8)
 _LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 
 
-def write_webdataset(samples: Iterable[Sample], source: Source, folder: Path) -> None:
+def write_webdataset(source: Source, folder: Path) -> None:
     """Write clips to ``000000.tar`` and so on, in order. Holds two shards in memory."""
-    rest = iter(samples)
+    rest = iter(source)
     number, sample = 0, next(rest, None)
     while sample is not None:
         with tarfile.open(folder / f"{number:06}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -59,14 +59,14 @@ def _members(sample: Sample) -> Iterator[tuple[str, bytes]]:
     yield "json", sample.sidecar.encode()
 
 
-def write_litdata(samples: Iterable[Sample], source: Source, folder: Path) -> None:
+def write_litdata(source: Source, folder: Path) -> None:
     """Write chunks and ``index.json``. Holds two shards and a chunk in memory."""
     formats = {"clip_id": "str", "json": "str"}
     for name, dtype in source.dtypes.items():
         flat = f"no_header_numpy:{_LITDATA_TYPES.index(dtype)}"
         formats[name] = flat if name in ("tokens", "loss") else "numpy"
     chunks = []
-    for number, (size, data) in enumerate(files_of(samples, _litdata_bytes)):
+    for number, (size, data) in enumerate(files_of(source, _litdata_bytes)):
         name = f"chunk-0-{number}.bin"
         (folder / name).write_bytes(data)
         chunks.append({"chunk_bytes": len(data), "chunk_size": size, "dim": None, "filename": name})
@@ -90,7 +90,7 @@ def _litdata_bytes(array: NDArray[Any]) -> bytes:
     return _words(head) + array.tobytes()
 
 
-def write_mds(samples: Iterable[Sample], source: Source, folder: Path) -> None:
+def write_mds(source: Source, folder: Path) -> None:
     """Write shards and ``index.json``. Holds two shards and one of MDS in memory."""
     encodings = {"clip_id": "str", "json": "json"}
     encodings |= {name: f"ndarray:{dtype.name}" for name, dtype in source.dtypes.items()}
@@ -106,7 +106,7 @@ def write_mds(samples: Iterable[Sample], source: Source, folder: Path) -> None:
     }
     shards = []
     head = json.dumps(config, sort_keys=True).encode()
-    for number, (size, data) in enumerate(files_of(samples, _mds_bytes, head)):
+    for number, (size, data) in enumerate(files_of(source, _mds_bytes, head)):
         name = f"shard.{number:05}.mds"
         (folder / name).write_bytes(data)
         hashes = {"sha256": hashlib.sha256(data).hexdigest()}

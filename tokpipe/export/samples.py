@@ -31,13 +31,25 @@ class Sample:
     sidecar: str  # JSON that describes the clip, for formats that have a place for it
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Source:
-    """An output, and how its clips become samples."""
+    """An output, and how its clips become samples, which are counted as they are read."""
 
     output: Output
     template: Template | None
     tokens_only: bool = False  # Without loss and positions
+    num_workers: int = 1
+    num_clips: int = 0
+    num_codes: int = 0
+    num_tokens: int = 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield every clip in the order of the manifest. Worker processes share out the shards."""
+        for sample in self.samples() if self.num_workers <= 1 else self._from_workers():
+            self.num_clips += 1
+            self.num_codes += sample.num_codes
+            self.num_tokens += len(sample.arrays.get("tokens", ()))
+            yield sample
 
     @property
     def dtypes(self) -> dict[str, np.dtype[Any]]:
@@ -104,35 +116,30 @@ class Source:
             sidecar = json.dumps(about, default=str)
             yield Sample(clip.clip_id, clip.source_uri, arrays, num_codes, sidecar)
 
-
-def samples_of(source: Source, num_workers: int) -> Iterator[Sample]:
-    """Yield every clip in the order of the manifest. Worker processes share out the shards."""
-    if num_workers <= 1:
-        yield from source.samples()
-        return
-    spawn = multiprocessing.get_context("spawn")  # A fork could inherit a lock of pyarrow's
-    shards, pipes = range(len(source.output.shards)), []
-    for first in shards[:num_workers]:
-        reader, writer = spawn.Pipe(duplex=False)
-        share = source, shards[first::num_workers], writer
-        spawn.Process(target=_send, args=share, daemon=True).start()
-        writer.close()
-        pipes.append(reader)
-    for number in shards:
-        try:
-            found = pipes[number % num_workers].recv()
-        except EOFError as error:
-            raise RuntimeFault("export: a worker was killed, maybe by lack of memory") from error
-        if isinstance(found, Exception):
-            raise found
-        yield from found
-
-
-def _send(source: Source, numbers: Iterable[int], pipe: Connection) -> None:
-    """Run a worker. It ends with its parent, when the pipe breaks."""
-    with suppress(BrokenPipeError, KeyboardInterrupt):
-        for number in numbers:
+    def _from_workers(self) -> Iterator[Sample]:
+        spawn = multiprocessing.get_context("spawn")  # A fork could inherit a lock of pyarrow's
+        shards, pipes = range(len(self.output.shards)), []
+        for first in shards[: self.num_workers]:
+            reader, writer = spawn.Pipe(duplex=False)
+            share = shards[first :: self.num_workers], writer
+            spawn.Process(target=self._send, args=share, daemon=True).start()
+            writer.close()
+            pipes.append(reader)
+        for number in shards:
             try:
-                pipe.send(list(source.samples([source.output.shards[number]])))
-            except Exception as error:
-                pipe.send(error)
+                found = pipes[number % self.num_workers].recv()
+            except EOFError as error:
+                lacks = "export: a worker was killed, maybe by lack of memory"
+                raise RuntimeFault(lacks) from error
+            if isinstance(found, Exception):
+                raise found
+            yield from found
+
+    def _send(self, numbers: Iterable[int], pipe: Connection) -> None:
+        """Run a worker. It ends with its parent, when the pipe breaks."""
+        with suppress(BrokenPipeError, KeyboardInterrupt):
+            for number in numbers:
+                try:
+                    pipe.send(list(self.samples([self.output.shards[number]])))
+                except Exception as error:
+                    pipe.send(error)

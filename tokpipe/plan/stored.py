@@ -64,7 +64,7 @@ class StoredPlan:
     """What the sources found and did not take; earlier versions did not count it."""
 
     @classmethod
-    def of(cls, record: JobRecord, growth: Iterable[Growth] = ()) -> "StoredPlan":
+    def of(cls, record: JobRecord, growth: Iterable[Growth]) -> "StoredPlan":
         """Return the plan of an output, with what joined it since it was written."""
         plan = cls.from_json(record.plan)
         for one in growth:

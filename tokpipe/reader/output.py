@@ -21,7 +21,6 @@ from tokpipe.formats.shard import ShardMetadata, TokenizerSpec, shard_schema
 from tokpipe.formats.shard_reader import Chunk, ShardReader, check_same_tokenizer
 from tokpipe.formats.side_table import OWN_COLUMNS, read_side_table
 from tokpipe.formats.tables import rows_of
-from tokpipe.plan import StoredPlan
 from tokpipe.reader.values import Clip, ClipIndex, ShardInfo, ShardList
 from tokpipe.storage import Store
 from tokpipe.storage.ranged import RangedFile
@@ -138,10 +137,6 @@ class Output:
     def num_rows(self) -> int:
         """Rows of the plan, with those that joined it."""
         return self.state.committed.num_rows
-
-    @property
-    def plan(self) -> StoredPlan:
-        return StoredPlan.of(self.record, self.state.growth)
 
     @property
     def incomplete(self) -> str:

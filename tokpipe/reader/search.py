@@ -26,15 +26,21 @@ def source_matcher(pattern: str) -> Callable[[str], bool]:
     return matches
 
 
-def side_rows(output: Output, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield each clip's row of the side tables: shard by shard, in each by source and segment."""
+def side_rows(
+    output: Output, columns: Sequence[str], source: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield each clip's row of the side tables: shard by shard, in each by source and segment.
+
+    With ``source``, only clips whose source matches; ``columns`` has ``source_uri``.
+    """
+    matches = source_matcher(source or "")
     for table in output.iter_side_tables():
         # Not Table.sort_by: its threads can outlive it, and then abort the process as it exits.
         order = pc.sort_indices(
             table, sort_keys=[("source_uri", "ascending"), ("segment", "ascending")]
         )
         for batch in table.select(columns).take(order).to_batches(max_chunksize=1024):
-            yield from batch.to_pylist()
+            yield from (row for row in batch.to_pylist() if matches(row["source_uri"]))
 
 
 def _folded(text: str) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property
-from itertools import repeat
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from tokpipe.media.quality import Frames, Quality
 from tokpipe.models.process import usable_device
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
-from tokpipe.plan import PlanReader
+from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.reader import Chunk, Clip, Output
 from tokpipe.stages.chunks import pieces_of
 from tokpipe.stages.decode import DecodeStage
@@ -53,23 +52,23 @@ class Reconstructor:
         before: Codes | None = None
         traits = self.tokenizer.traits
         for chunk in chunks:
-            num_positions = math.prod(chunk.codes.shape[:3])
-            num_pixels = num_positions * traits.temporal_stride * traits.spatial_stride**2
-            if 3 * num_pixels > 2 * MAX_CLIP_BYTES or (chunk.n_context_frames and before is None):
-                shape = "x".join(map(str, chunk.codes.shape))
-                found = f"{shape} codes, {chunk.n_context_frames} frames of context"
+            codes, context = chunk.codes, chunk.n_context_frames
+            num_pixels = math.prod(codes.shape[:3]) * traits.temporal_stride
+            num_pixels *= traits.spatial_stride**2
+            if 3 * num_pixels > 2 * MAX_CLIP_BYTES or (context and before is None):
+                shape = "x".join(map(str, codes.shape))
+                found = f"{shape} codes, {context} frames of context"
                 raise damaged(f"clip {chunk.clip_id}", f"no job writes a chunk of {found}")
-            first, codes = chunk.n_context_frames, chunk.codes
-            if first and before is not None:
+            if context and before is not None:
                 # The first latent frame covered several frames when it was encoded, but decodes to
                 # one. The frames it affects are context, cut off below.
-                codes = np.concatenate([before[-traits.num_latent_frames(first) :], codes])
+                codes = np.concatenate([before[-traits.num_latent_frames(context) :], codes])
             placed = torch.from_numpy(codes.astype(np.int64)).unsqueeze(0).to(self.device)
             if self.policy == "streaming":
                 pixels, state = self.tokenizer.decode_piece(placed, state)
             else:
                 pixels, before = self.tokenizer.decode(placed), codes
-            frames = pixels[0, first : first + chunk.n_frames].cpu().numpy()
+            frames = pixels[0, context : context + chunk.n_frames].cpu().numpy()
             if not 0 < len(frames) == chunk.n_frames:
                 raise damaged(f"clip {chunk.clip_id}", f"it has not {chunk.n_frames} frames")
             yield frames
@@ -106,11 +105,19 @@ class SideBySide(ExitStack):
         with suppress(*() if needs_decoder else (ConfigError,)):
             self._reconstructor = Reconstructor(self._job, output.tokenizer, usable)
 
-    def blocks(self, clip: Clip, *, with_source: bool) -> Iterator[tuple[Frames, Frames | None]]:
-        """Yield the (T, H, W, 3) frames of each chunk of a clip, and those of its source."""
-        sources = self.source_blocks(clip) if with_source else repeat(None)
+    def shown(self, clip: Clip, quality: Quality | None, axis: int = 1) -> Iterator[Frames]:
+        """Yield the (T, H, W, 3) frames of each chunk of a clip.
+
+        With ``quality``, which measures them, they follow those of the source along ``axis``.
+        """
         assert self._reconstructor is not None
-        return zip(self._reconstructor.frames(clip.chunks), sources, strict=False)
+        blocks = self._reconstructor.frames(clip.chunks)
+        if quality is None:
+            yield from blocks
+            return
+        for block, original in zip(blocks, self.source_blocks(clip), strict=True):
+            quality.add(original, block)
+            yield np.concatenate([original, block], axis)
 
     def source_blocks(self, clip: Clip) -> Iterator[Frames]:
         """Yield the (T, H, W, 3) frames of each chunk of a clip, decoded again as the job did."""
@@ -155,7 +162,8 @@ class SideBySide(ExitStack):
         """What names the sources, and what decodes them until this is closed."""
         job, output = self._job, self._output
         output.trust.check_sources(output.store.uri)
-        reader = PlanReader(output.store, output.plan, output.trust.sources or job.sources)
+        plan = StoredPlan.of(output.record, output.state.growth)
+        reader = PlanReader(output.store, plan, output.trust.sources or job.sources)
         stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
         return reader, self.enter_context(stage)
 

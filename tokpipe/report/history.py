@@ -98,7 +98,6 @@ class StageUse:
         is_known = working_s > 0 and frames > 0
         self.own_frames_per_s = frames / working_s * self.actors if is_known else None
         """Rate of this many actors if they never waited; None if they did nothing."""
-        self.processing = self.fractions[stage]  # Its other activity moves clips, if it has one
         self.waiting = max(0.0, 1.0 - sum(self.fractions.values()))
 
 

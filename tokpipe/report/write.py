@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import TokpipeError
+from tokpipe.media.quality import Quality
 from tokpipe.reader import Clip, Output
 from tokpipe.report.history import History, read_groups
 from tokpipe.report.page import page
@@ -33,42 +34,29 @@ class Pair:
     """One clip beside its source. Pictures are JPEG files with some of its frames side by side."""
 
     def __init__(self, both: SideBySide, clip: Clip) -> None:
+        from tokpipe.media.writing import frame_grid, jpeg_bytes
+
         ends = accumulate(chunk.n_frames for chunk in clip.chunks)
         first = [chunk for chunk, end in zip(clip.chunks, ends, strict=True) if end <= MAX_FRAMES]
         self.clip = replace(clip, chunks=tuple(first) or clip.chunks[:1])
         self.num_frames = sum(chunk.n_frames for chunk in self.clip.chunks)  # That were decoded
-        self.source: bytes | None = None
-        self.psnr_db: float | None = None
-        """Mean over the frames; infinite if a frame is equal, None without the source."""
-        self.ssim: float | None = None
+        self.shown = min(self.num_frames, NUM_FRAMES)  # Frames in each picture
         self.problem: str | None = None  # Why the source is missing
+        self.quality: Quality | None = Quality()  # Against the source; None without it
+
+        def picture() -> NDArray[np.uint8]:
+            blocks = both.shown(self.clip, self.quality)
+            return frame_grid(blocks, self.num_frames, NUM_FRAMES, columns=NUM_FRAMES)
+
         try:
-            self._decode(both, with_source=True)
+            found = picture()
         except TokpipeError as error:
-            self.problem = str(error)
-            self._decode(both, with_source=False)
-
-    def _decode(self, both: SideBySide, *, with_source: bool) -> None:
-        from tokpipe.media.quality import Quality
-        from tokpipe.media.writing import frame_grid, jpeg_bytes
-
-        quality = Quality()
-
-        def blocks() -> Iterator[NDArray[np.uint8]]:
-            for block, original in both.blocks(self.clip, with_source=with_source):
-                self.size = block.shape[1:3]  # (height, width) of a frame
-                if original is not None:
-                    quality.add(original, block)
-                    block = np.concatenate([block, original], axis=1)
-                yield block
-
-        picture = frame_grid(blocks(), self.num_frames, NUM_FRAMES, columns=NUM_FRAMES)
-        height, width = self.size
-        self.decoded = jpeg_bytes(picture[:height])
-        self.shown = picture.shape[1] // width  # Frames in each picture
-        if with_source:
-            self.source = jpeg_bytes(picture[height:])
-            self.psnr_db, self.ssim = quality.psnr_db, quality.ssim
+            self.problem, self.quality = str(error), None
+            found = picture()
+        *source, decoded = np.split(found, 1 if self.quality is None else 2)
+        self.size = decoded.shape[0], decoded.shape[1] // self.shown  # (height, width) of a frame
+        self.decoded = jpeg_bytes(decoded)
+        self.source = jpeg_bytes(*source) if source else None
 
 
 def _pairs(output: Output, clips: Sequence[Clip], device: str) -> tuple[list[Pair], str | None]:
@@ -104,12 +92,8 @@ class WrittenReport:
         device: str = "auto",
         now: datetime | None = None,
     ) -> None:
-        """Gather the facts and write them.
-
-        Args:
-            num_shards: number of shards in which to count codes and lengths; 0 for all.
-            num_pairs: number of their clips to show, which ``seed`` selects; 0 for none.
-        """
+        """Count codes and lengths in ``num_shards`` shards (0 for all), and show ``num_pairs`` of
+        their clips, which ``seed`` selects."""
         now = now or datetime.now(UTC)
         self.path, self.output = path, output
         self.made_at = now.isoformat(timespec="seconds")  # ISO 8601, in UTC
@@ -132,11 +116,15 @@ class WrittenReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the figures of the report."""
         sample, speed = self.sample, self.history.whole.speed
-        usage, names = sample.usage, ("psnr_db", "ssim", "problem")
-        pairs = None
+        usage, pairs = sample.usage, None
         if self.pairs is not None:
             clips = [
-                {"clip_id": one.clip.clip_id, **{name: getattr(one, name) for name in names}}
+                {
+                    "clip_id": one.clip.clip_id,
+                    "psnr_db": one.quality and one.quality.psnr_db,
+                    "ssim": one.quality and one.quality.ssim,
+                    "problem": one.problem,
+                }
                 for one in self.pairs
             ]
             pairs = {"problem": self.no_pairs, "clips": clips}

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 from pydantic_core import to_jsonable_python
@@ -52,8 +53,7 @@ def counted(number: int, one: str, many: str | None = None) -> str:
 
 def counts_text(counts: Mapping[str, int]) -> str:
     """Format counts, the largest first: ``truncated 1,200, no_video 3``; empty if none."""
-    most_first = sorted(counts.items(), key=lambda pair: -pair[1])
-    return ", ".join(f"{name} {count:,}" for name, count in most_first)
+    return ", ".join(f"{name} {count:,}" for name, count in Counter(counts).most_common())
 
 
 def slow_text(slow_s: Mapping[str, float]) -> str:

@@ -36,8 +36,7 @@ def log_event(
     event: EventName, message: str, *, level: int = logging.INFO, **fields: object
 ) -> None:
     """Log an event; cheap when nothing is listening."""
-    if LOGGER.isEnabledFor(level):
-        LOGGER.log(level, "%s", message, extra={"event": event, "fields": fields})
+    LOGGER.log(level, "%s", message, extra={"event": event, "fields": fields})
 
 
 @contextmanager
@@ -54,7 +53,7 @@ def driver_log(
         handlers: list[logging.Handler] = [_WarningLines(say)]
         if path is not None:
             stream = sys.stderr if path == STDERR else stack.enter_context(_open(path))
-            handlers.append(_json_handler(stream, context))
+            handlers.append(_JsonLines(stream, context))
             stack.callback(LOGGER.setLevel, LOGGER.level)
             LOGGER.setLevel(logging.INFO)
         for handler in handlers:
@@ -73,7 +72,7 @@ def start_worker_log(context: Mapping[str, object], *, as_json: bool) -> None:
     to its standard error, which Ray stores in a file; else only warnings appear."""
     mask_others()
     if as_json:
-        LOGGER.handlers = [_json_handler(sys.stderr, context)]
+        LOGGER.handlers = [_JsonLines(sys.stderr, context)]
         LOGGER.setLevel(logging.INFO)
 
 
@@ -93,26 +92,24 @@ def mask_others() -> None:
         logging.lastResort.setFormatter(PlainFormatter())
 
 
-class JsonFormatter(logging.Formatter):
-    """Formats a record as one line of JSON, with secrets masked."""
+class _JsonLines(logging.StreamHandler[TextIO]):
+    """Writes a record as one line of JSON, with secrets masked."""
 
-    def __init__(self, context: Mapping[str, object]) -> None:
-        super().__init__()
-        self.context = dict(context)
+    def __init__(self, stream: TextIO, context: Mapping[str, object]) -> None:
+        super().__init__(stream)
+        self._context = dict(context)
 
     def format(self, record: logging.LogRecord) -> str:
-        event: EventName = getattr(record, "event", "log")
-        fields = getattr(record, "fields", {"logger": record.name})
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "event": event,
+            "event": getattr(record, "event", "log"),
             "message": record.getMessage(),
-            **self.context,
-            **fields,
+            **self._context,
+            **getattr(record, "fields", {"logger": record.name}),
         }
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = logging.Formatter().formatException(record.exc_info)
         return printable(json.dumps(redact_nested(line), default=str))
 
 
@@ -131,12 +128,6 @@ class _WarningLines(logging.Handler):
         if now >= self._quiet_until.get(event, 0.0):
             self._quiet_until[event] = now + SAME_LINE_S
             self._say(f"warning: {record.getMessage()}")
-
-
-def _json_handler(stream: TextIO, context: Mapping[str, object]) -> logging.Handler:
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonFormatter(context))
-    return handler
 
 
 def _open(path: str) -> TextIO:

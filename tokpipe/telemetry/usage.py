@@ -39,8 +39,7 @@ class CodeUsage:
         new, counts = np.unique(array, return_counts=True)
         known = np.concatenate([self.codes, new.astype(np.int64)])
         self.codes, where = np.unique(known, return_inverse=True)
-        counts = np.bincount(where, np.concatenate([self.counts, counts]))
-        self.counts = counts.astype(np.int64)
+        self.counts = np.bincount(where, np.concatenate([self.counts, counts])).astype(np.int64)
 
     def histogram(self, num_bins: int) -> NDArray[np.int64]:
         """Return how many codes fell into each of ``num_bins`` equal parts of the codebook."""

@@ -16,7 +16,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.config.sources import MEDIA_EXTENSIONS
 from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
-from tokpipe.plan import RowSample, merge_columns
+from tokpipe.plan import RowSample, StoredPlan, merge_columns
 from tokpipe.plan.changes import HOW_TO_EXTEND, SourceChanges
 from tokpipe.reader import Output
 from tokpipe.sources import open_sources
@@ -221,7 +221,8 @@ def _trial(job: JobConfig) -> Generator[CheckResult, None, TokenizerWeights | No
 def _changes(job: JobConfig, output: Output) -> CheckResult:
     if output.num_rows > MAX_ROWS:
         return _not_checked("what changed in the sources since the plan", "tokpipe plan says it")
-    found = SourceChanges.of_output(job, output.store, output.plan)
+    plan = StoredPlan.of(output.record, output.state.growth)
+    found = SourceChanges.of_output(job, output.store, plan)
     if found.text:
         text = f"warning: since the output was planned: {found.text}. {HOW_TO_EXTEND}"
         return CheckResult("warning", text, {"warning": text, **asdict(found)})

@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from tokpipe.reader import Output
-from tokpipe.reader.search import side_rows, source_matcher
+from tokpipe.reader.search import side_rows
 from tokpipe.telemetry.human import counted, json_line
 from tokpipe.types import Rejected
 
@@ -53,9 +53,8 @@ def listed_clips(
     output: Output, *, source: str | None = None, mark: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yield the clips that match, as JSON objects, shard by shard."""
-    matches = source_matcher(source or "")
-    for row in side_rows(output, _COLUMNS):
-        if matches(row["source_uri"]) and mark in (None, *row["marks"]):
+    for row in side_rows(output, _COLUMNS, source):
+        if mark in (None, *row["marks"]):
             yield {**row, "duration_s": row["n_frames"] / row["fps"]}
 
 

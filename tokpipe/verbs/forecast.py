@@ -17,7 +17,7 @@ from tokpipe.config import JobConfig
 from tokpipe.errors import StorageError
 from tokpipe.formats.shard import estimated_bytes
 from tokpipe.media.decoder import Probe
-from tokpipe.plan import PlanReader
+from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.plan.changes import SourceChanges, plan_now
 from tokpipe.reader import Output
 from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
@@ -80,8 +80,8 @@ class Forecast:
                 sample = [_amounts(job, stage.probe(item), reasons) for item in items]
             with suppress(StorageError):
                 there = Output(Store(job.output.uri, job.storage))
-                planned = there.store, there.plan
-                self.source_changes = SourceChanges.between(planned, (store, plan))
+                planned = StoredPlan.of(there.record, there.state.growth)
+                self.source_changes = SourceChanges.between((there.store, planned), (store, plan))
         amounts = [Estimate.of(values, plan.num_rows) for values in zip(*sample, strict=True)]
         self.dataset = job.dataset
         self.num_rows, self.num_duplicates = plan.num_rows, plan.num_duplicates

@@ -65,17 +65,14 @@ def _count(shard: ShardReader, usage: CodeUsage) -> tuple[Counter[str], Counter[
     return frames, codes
 
 
-class Inspection:
+class Inspection(Sample):
     """A look at an output: how often codes occur in some of its shards, and its first clips."""
 
     def __init__(self, output: Output, *, num_shards: int = 8, num_clips: int = 3) -> None:
-        """Fetch and verify ``num_shards`` shards, evenly spread (0 for all)."""
-        self.output = output
-        sample = Sample(output, num_shards=num_shards, num_clips=0, seed=0)
-        if sample.damaged:
-            raise CorruptOutput(sample.damaged[0])
-        self.num_shards, self.usage = sample.num_shards, sample.usage
-        self.clips = list(islice(output.clips(), num_clips))
+        super().__init__(output, num_shards=num_shards, num_clips=0, seed=0)
+        if self.damaged:
+            raise CorruptOutput(self.damaged[0])
+        self.output, self.clips = output, list(islice(output.clips(), num_clips))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, with a histogram over 64 equal parts of the codebook."""
@@ -89,7 +86,7 @@ class Inspection:
             "num_rows_left": output.num_rows_left,
             "num_clips": output.num_clips,
             "num_codes": output.num_codes,
-            "num_shards": len(output.shards),
+            "num_shards": self.num_shards_of,
             "encoders": dict(output.state.totals.encoders),
             "counted": {
                 "num_shards": self.num_shards,
@@ -120,10 +117,9 @@ class Inspection:
             f"{spec.temporal_stride}x{spec.spatial_stride}x{spec.spatial_stride} pixels each, "
             f"chunks {spec.chunk_policy}"
         )
-        num_shards = len(output.shards)
         yield (
             f"  {counted(output.num_clips, 'clip')}, {output.num_codes:,} codes in "
-            f"{counted(num_shards, 'shard')}"
+            f"{counted(self.num_shards_of, 'shard')}"
         )
         yield f"  encoders: {output.state.totals.encoders_text()}"
         if output.incomplete:
@@ -142,7 +138,7 @@ class Inspection:
         if not usage.num_codes:
             yield "no codes yet"
             return
-        part = "all" if self.num_shards == num_shards else f"{self.num_shards:,}"
+        part = "all" if self.num_shards == self.num_shards_of else f"{self.num_shards:,}"
         yield f"{usage.num_codes:,} codes of {part} shards:"
         yield (
             f"  {usage.num_used:,} of {spec.codebook_size:,} occur ({usage.used_fraction:.1%}); "

@@ -7,6 +7,7 @@ from typing import Any
 from tokpipe.config.job import JobConfig
 from tokpipe.formats.checks import utc_time
 from tokpipe.formats.manifest import ManifestEntry, iter_entries
+from tokpipe.plan import StoredPlan
 from tokpipe.plan.changes import SourceChanges
 from tokpipe.reader import Output
 from tokpipe.telemetry.human import counted, duration, rate_text, share_text, slow_text
@@ -44,7 +45,8 @@ class Status:
         """Clips settled per second by the recent commits."""
         self.source_changes: SourceChanges | None = None
         if job is not None:
-            self.source_changes = SourceChanges.of_output(job, output.store, output.plan)
+            plan = StoredPlan.of(record, state.growth)
+            self.source_changes = SourceChanges.of_output(job, output.store, plan)
         self.left_s: float | None = 0.0 if self.is_done else None
         """Seconds to the end at that rate."""
         if done and self.clips_per_s and not self.is_done:
