@@ -1,7 +1,7 @@
 """What is published of tokenizers: presets, and what the keys of weights prove."""
 
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,12 @@ def presets_of(kind: str) -> list[str]:
     return [name for name, one in PRESETS.items() if one["kind"] == kind]
 
 
-def with_preset(section: Mapping[str, Any]) -> dict[str, Any]:
+def with_preset(section: Any) -> Any:
     """A tokenizer section, and what its preset sets besides, with tuples in place of lists."""
+    if not isinstance(section, dict):
+        return section
+    if section.get("kind") == "movqgan":
+        section = {**PRESETS["movqgan-270m"], **section, "kind": "vqgan"}
     name = str(section.get("preset"))
     if name in presets_of(str(section.get("kind"))):
         section = {"name": name, **PRESETS[name], **section}
