@@ -343,15 +343,17 @@ class CosmosDVConfig(TokenizerConfig):
 
     @property
     def traits(self) -> TokenizerTraits:
-        time, space, _ = (int(stride) for stride in self.variant.split("x"))
+        *time, space, _ = map(int, self.variant.split("x"))
+        attention = (
+            "its attention covers all earlier frames of a chunk, so no cache of bounded size "
+            "reproduces the codes of the whole clip"
+        )
         return TokenizerTraits(
-            temporal_stride=time,
+            temporal_stride=time[0] if time else 1,
             spatial_stride=space,
             codebook_size=64_000,
-            why_not_streamable=(
-                "its attention covers all earlier frames of a chunk, so no cache of bounded size "
-                "reproduces the codes of the whole clip"
-            ),
+            layout="BCTHW" if time else "BCHW",
+            why_not_streamable=attention if time else None,
         )
 
 
@@ -362,16 +364,6 @@ class CosmosDIConfig(CosmosDVConfig):
     name: Name = "cosmos-di"
     variant: Literal["8x8", "16x16"]  # type: ignore[assignment]
     """Rows x columns of pixels per code, as in the model's name."""
-
-    @property
-    def traits(self) -> TokenizerTraits:
-        return TokenizerTraits(
-            temporal_stride=1,
-            spatial_stride=int(self.variant.partition("x")[0]),
-            codebook_size=64_000,
-            layout="BCHW",
-            why_not_streamable=None,
-        )
 
 
 def _check_import_path(text: str) -> str:
