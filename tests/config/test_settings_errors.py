@@ -161,6 +161,8 @@ def test_no_wrong_value_of_any_setting_is_explained_in_terms_of_python(
         ("tokenizer.patch_size", "2", "1, 2 or 4"),
         ("tokenizer.quantizer.levels", 8, "[8]"),
         ("tokenizer.quantizer.levels", "8,8,8", "a list, each a whole number of at least 2"),
+        ("tokenizer.quantizer.levels", ["8"], "[8]"),
+        ("tokenizer.quantizer.levels", [1], "a list, each a whole number of at least 2"),
         ("tokenizer", "builtin://fsq-4x8x8", "a section with kind: native, "),
         ("dataset", 2024, "'2024'"),
         ("dataset", "my data", "text such as webvid"),

@@ -30,14 +30,10 @@ def builtin_path(uri: str) -> Path:
     """Return where the file or folder ``builtin://...`` is installed, if there can be one."""
     name = uri.removeprefix(BUILTIN)
     if not _NAME.fullmatch(name):
-        names = ", ".join(builtin_names()) or "(none are installed)"
+        names = sorted(path.parent.name for path in _PRETRAINED.glob(f"*/{CONFIG_NAME}"))
         found = f"{uri} does not name a built-in checkpoint"
-        raise ConfigError(f"{found}: write {BUILTIN}NAME with one of {names}")
+        raise ConfigError(f"{found}: write {BUILTIN}NAME with one of {', '.join(names)}")
     return _PRETRAINED / name
-
-
-def builtin_names() -> list[str]:
-    return sorted(path.parent.name for path in _PRETRAINED.glob(f"*/{CONFIG_NAME}"))
 
 
 def read_local(uri: str, _: object = None) -> bytes:

@@ -56,11 +56,14 @@ def validate_settings(
 
 def _explained(expected: Any, data: Any, detail: ErrorDetails) -> tuple[Location, str]:
     """Return where a problem is, as written in the file, and what to write there."""
-    annotation, place = _follow(expected, detail["loc"])
+    trail = _trail(expected, detail["loc"])
+    place, annotation = tuple(part for part, _ in trail[1:]), trail[-1][1]
     kind, found = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        section, _ = _follow(expected, detail["loc"][:-1])
-        return place, _unknown_key(str(place[-1]), sorted(bare(section).model_fields))
+        key, keys = str(place[-1]), sorted(bare(trail[-2][1]).model_fields)
+        near = difflib.get_close_matches(key.lower(), keys, n=1, cutoff=_MISSPELT)
+        hint = f"did you mean {near[0]!r}?" if near else f"the keys here are: {', '.join(keys)}"
+        return place, f"unknown key {key!r}; {hint}"
     if kind == "value_error":
         return place, detail["msg"].removeprefix("Value error, ")
     if kind == "missing" and isinstance(place[-1], str):
@@ -71,13 +74,12 @@ def _explained(expected: Any, data: Any, detail: ErrorDetails) -> tuple[Location
             return place, f"has no kind: write kind: {one_of(kinds)}"
         return (*place, "kind"), f"found {_text(found['kind'])}; write {one_of(kinds)}"
     # A list is judged as a whole: [128] lacks a number, "128" in it is not the only mistake.
-    while place and isinstance(place[-1], int) and not is_section(annotation):
-        place = place[:-1]
-        annotation, _ = _follow(expected, detail["loc"][: len(place) - len(detail["loc"])])
-    found = data
+    while isinstance(trail[-1][0], int) and not is_section(trail[-1][1]):
+        trail.pop()
+    place = tuple(part for part, _ in trail[1:])
     for part in place:
-        found = found[part]
-    return place, f"found {_text(found)}; {remedy(annotation, found)}"
+        data = data[part]
+    return place, f"found {_text(data)}; {remedy(trail[-1][1], data)}"
 
 
 def _text(found: Any) -> str:
@@ -85,31 +87,27 @@ def _text(found: Any) -> str:
     return text if len(text) <= _MAX_CHARS else f"{text[:_MAX_CHARS]} ..."
 
 
-def _unknown_key(key: str, keys: list[str]) -> str:
-    near = difflib.get_close_matches(key.lower(), keys, n=1, cutoff=_MISSPELT)
-    hint = f"did you mean {near[0]!r}?" if near else f"the keys here are: {', '.join(keys)}"
-    return f"unknown key {key!r}; {hint}"
+def _trail(annotation: Any, location: Location) -> list[tuple[int | str, Any]]:
+    """Return the keys that lead to an error in the file, each with its annotation and its field.
 
-
-def _follow(annotation: Any, location: Location) -> tuple[Any, Location]:
-    """Return the annotation at an error's location, with its field, and the location as written in
-    the file: pydantic also names the kind of each section on the way."""
-    place: list[int | str] = []
+    The first is that of the file. pydantic also names the kind of each section on the way.
+    """
+    trail: list[tuple[int | str, Any]] = [("", annotation)]
     for part in location:
+        key, annotation = trail[-1]
         if kinds := kinds_of(annotation):
-            annotation = kinds.get(str(part))
+            trail[-1] = (key, kinds.get(str(part)))
             continue
         annotation = bare(annotation)
         if get_origin(annotation) in (Union, UnionType):
             continue  # of plain values: the part names one of them
-        place.append(part)
+        inner = None
         if (origin := get_origin(annotation)) in (tuple, dict, Mapping):
-            annotation = get_args(annotation)[origin is not tuple]
+            inner = get_args(annotation)[origin is not tuple]
         elif is_section(annotation) and (field := annotation.model_fields.get(str(part))):
-            annotation = Annotated[(field.annotation, field)]
-        else:
-            annotation = None
-    return annotation, tuple(place)
+            inner = Annotated[(field.annotation, field)]
+        trail.append((part, inner))
+    return trail
 
 
 def remedy(annotation: Any, found: Any) -> str:
@@ -170,16 +168,14 @@ def in_yaml(value: Any) -> str:
     return text.partition("\n")[0]
 
 
-def _candidates(found: Any) -> Iterator[Any]:
-    """Yield what ``found`` may stand for, likely or not."""
+def _candidates(found: Any) -> list[Any]:
+    """What ``found`` may stand for, likely or not."""
     if found is None or isinstance(found, bool):
-        return
-    yield from (found, [found])
-    if isinstance(found, list) and len(found) == 1:
-        yield from (found * 2, found[0])  # [128] is a square, or needs no brackets
-    if isinstance(found, (dict, list)):
-        return
-    yield from ([found, found], str(found))
+        return []
+    # [128] is a square, or needs no brackets.
+    one = found[0] if isinstance(found, list) and len(found) == 1 else found
+    as_text = [] if isinstance(found, (dict, list)) else [str(found)]
+    return [found, [found], [one, one], one, *as_text]
 
 
 def bare(annotation: Any) -> Any:

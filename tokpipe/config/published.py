@@ -1,11 +1,11 @@
 """What is published of tokenizers: presets, and what the keys of weights prove."""
 
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from tokpipe.errors import WeightsMismatch
+from tokpipe.errors import ConfigError, WeightsMismatch
 
 # TOML, which is read in a tenth of the time of YAML, whenever settings are checked.
 _PUBLISHED = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))
@@ -22,8 +22,12 @@ def presets_of(kind: str) -> list[str]:
     return [name for name, one in PRESETS.items() if one["kind"] == kind]
 
 
-def with_preset(section: Mapping[str, Any]) -> dict[str, Any]:
+def with_preset(section: Any) -> Any:
     """A tokenizer section, and what its preset sets besides, with tuples in place of lists."""
+    if not isinstance(section, dict):
+        return section
+    if section.get("kind") == "movqgan":
+        section = {**PRESETS["movqgan-270m"], **section, "kind": "vqgan"}
     name = str(section.get("preset"))
     if name in presets_of(str(section.get("kind"))):
         section = {"name": name, **PRESETS[name], **section}
@@ -43,9 +47,29 @@ def proved_settings(keys: Collection[str]) -> dict[str, tuple[tuple[str, ...], s
     return proved
 
 
-def check_keys(config: Any, keys: Collection[str], source: str) -> None:
-    """Raise WeightsMismatch if keys, also those of a decoder not built, contradict settings."""
-    proved = proved_settings(keys) if config.kind == "vqgan" else {}
+def tensors_of(
+    config: Any,
+    data: bytes,
+    source: str,
+    *,
+    with_decoder: bool,
+    parse: Callable[[bytes], Any] | None = None,
+) -> dict[str, Any]:
+    """Return the tensors of a tokenizer's safetensors file by key, as ``parse`` reads them.
+
+    Raises WeightsMismatch if keys, also those of a decoder that is left out, contradict settings.
+    """
+    import safetensors  # jobs are checked without it
+
+    try:
+        tensors = dict((parse or safetensors.deserialize)(data))
+    except safetensors.SafetensorError as error:
+        raise ConfigError(
+            f"{source} is not a complete safetensors file ({error}). The tokenizer needs its "
+            "weights. Run `tokpipe convert` on other kinds of checkpoint; copy this file again if "
+            "it was cut short"
+        ) from error
+    proved = proved_settings(tensors) if config.kind == "vqgan" else {}
     for setting, (values, key) in proved.items():
         if (own := getattr(config, setting)) not in values:
             raise WeightsMismatch(
@@ -54,3 +78,5 @@ def check_keys(config: Any, keys: Collection[str], source: str) -> None:
                 "make other codes than theirs. Name their preset, or correct the setting",
                 unexpected=[key],
             )
+    left_out = () if with_decoder else config.decoder_keys
+    return {key: one for key, one in tensors.items() if not key.startswith(left_out)}

@@ -29,7 +29,7 @@ from tokpipe.config.native_parts import (
     QuantizerConfig,
     check_channels,
 )
-from tokpipe.config.published import PRESETS, presets_of, with_preset
+from tokpipe.config.published import presets_of, with_preset
 from tokpipe.config.traits import TokenizerTraits
 
 Name = Annotated[
@@ -194,14 +194,7 @@ class VQGANConfig(Levels, TokenizerConfig):
     codebook_size: Annotated[int, Field(ge=1, le=2**31)]
     licence: Licence = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _with_preset(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        if data.get("kind") == "movqgan":
-            data = {**PRESETS["movqgan-270m"], **data, "kind": "vqgan"}
-        return with_preset(data)
+    _with_preset = model_validator(mode="before")(with_preset)
 
     @model_validator(mode="after")
     def _bits_fit(self) -> Self:
@@ -318,10 +311,7 @@ class VidTokConfig(TokenizerConfig):
     levels: FSQLevels
     licence: Licence = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _with_preset(cls, data: Any) -> Any:
-        return with_preset(data) if isinstance(data, dict) else data
+    _with_preset = model_validator(mode="before")(with_preset)
 
     @property
     def traits(self) -> TokenizerTraits:
@@ -353,15 +343,17 @@ class CosmosDVConfig(TokenizerConfig):
 
     @property
     def traits(self) -> TokenizerTraits:
-        time, space, _ = (int(stride) for stride in self.variant.split("x"))
+        *time, space, _ = map(int, self.variant.split("x"))
+        attention = (
+            "its attention covers all earlier frames of a chunk, so no cache of bounded size "
+            "reproduces the codes of the whole clip"
+        )
         return TokenizerTraits(
-            temporal_stride=time,
+            temporal_stride=time[0] if time else 1,
             spatial_stride=space,
             codebook_size=64_000,
-            why_not_streamable=(
-                "its attention covers all earlier frames of a chunk, so no cache of bounded size "
-                "reproduces the codes of the whole clip"
-            ),
+            layout="BCTHW" if time else "BCHW",
+            why_not_streamable=attention if time else None,
         )
 
 
@@ -372,16 +364,6 @@ class CosmosDIConfig(CosmosDVConfig):
     name: Name = "cosmos-di"
     variant: Literal["8x8", "16x16"]  # type: ignore[assignment]
     """Rows x columns of pixels per code, as in the model's name."""
-
-    @property
-    def traits(self) -> TokenizerTraits:
-        return TokenizerTraits(
-            temporal_stride=1,
-            spatial_stride=int(self.variant.partition("x")[0]),
-            codebook_size=64_000,
-            layout="BCHW",
-            why_not_streamable=None,
-        )
 
 
 def _check_import_path(text: str) -> str:
@@ -423,12 +405,10 @@ class CustomConfig(TokenizerConfig):
 PROGRAMS = ("custom", "cosmos_dv", "cosmos_di")  # They run code, so only the user may choose them
 
 
-def _kind(section: Any) -> str | None:
-    if isinstance(section, dict):
-        section = section.get("kind", "native")
-    kind = getattr(section, "kind", section)
-    kind = "vqgan" if kind == "movqgan" else kind
-    return kind if isinstance(kind, str) else None
+def _kind(section: Any) -> Any:
+    is_dict = isinstance(section, dict)
+    kind = section.get("kind", "native") if is_dict else getattr(section, "kind", None)
+    return "vqgan" if kind == "movqgan" else kind
 
 
 AnyTokenizer = Annotated[

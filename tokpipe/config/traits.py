@@ -128,14 +128,11 @@ class TokenizerTraits(CodesOfPosition, Frozen):
 
     def check_num_frames(self, num_frames: int, name: str = "num_frames") -> None:
         """Raise ValueError if a chunk length would lose frames, or the tokenizer rejects it."""
-        first, stride = self.first_frames, self.temporal_stride
-        exact = self.chunk_frames
+        stride, exact = self.temporal_stride, self.chunk_frames
         if exact is not None and num_frames != exact:
             found = f"{name}={num_frames}, but this tokenizer encodes"
             raise ValueError(f"{found} {exact} frames at a time: use {exact}")
-        extra = (num_frames - first) % stride
-        if extra or num_frames < first:
-            use = _closest(num_frames - extra, stride, least=first)
+        if use := _other_than(num_frames, self.first_frames, stride):
             found = f"{name}={num_frames} does not fit temporal stride {stride}"
             raise ValueError(f"{found}: use {use}. Extra frames would be lost")
 
@@ -147,9 +144,7 @@ class TokenizerTraits(CodesOfPosition, Frozen):
         multiple = self.side_multiple
         what = "size multiple" if multiple != self.spatial_stride else "spatial stride"
         for side, pixels in (("height", height), ("width", width)):
-            extra = pixels % multiple
-            if extra or pixels < multiple:
-                use = _closest(pixels - extra, multiple, least=multiple)
+            if use := _other_than(pixels, multiple, multiple):
                 found = f"{side} {pixels} is not a multiple of the encoder's {what} {multiple}"
                 raise ValueError(f"{found}: use {use}. Extra pixels would be lost")
         if self.square_only and height != width:
@@ -170,7 +165,11 @@ class TokenizerTraits(CodesOfPosition, Frozen):
             )
 
 
-def _closest(low: int, step: int, *, least: int) -> str:
+def _other_than(number: int, least: int, step: int) -> str | None:
+    """The closest of ``least``, ``least + step``, ... to a number that is none of them."""
+    low = number - (number - least) % step
+    if low == number >= least:
+        return None
     return f"{low} or {low + step}" if low >= least else f"{least}"
 
 

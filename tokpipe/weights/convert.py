@@ -13,12 +13,12 @@ import yaml
 
 from tokpipe.config.checkpoint import CONFIG_NAME, WEIGHTS_NAME
 from tokpipe.config.explain import in_yaml, validate_settings
-from tokpipe.config.published import PRESETS, presets_of, proved_settings
+from tokpipe.config.published import PRESETS, presets_of, proved_settings, tensors_of
 from tokpipe.config.strict_yaml import read_mapping
 from tokpipe.config.tokenizer import AnyTokenizer, TokenizerConfig
 from tokpipe.errors import ConfigError
 from tokpipe.storage.local_files import write_file
-from tokpipe.weights.read import encoding_tensors, tensors_sha256
+from tokpipe.weights.read import tensors_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor  # takes seconds: imported only when a conversion runs
@@ -83,7 +83,7 @@ def convert(
     data = safetensors.torch.save(copies)
     has_decoder = any(key.startswith("decoder.") for key in state)
     build_tokenizer(parsed, data, with_decoder=has_decoder and bool(parsed.decoder_keys))
-    digest = tensors_sha256(encoding_tensors(str(folder / WEIGHTS_NAME), data, parsed))
+    digest = tensors_sha256(tensors_of(parsed, data, str(source), with_decoder=False))
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / WEIGHTS_NAME, data)
     text = yaml.safe_dump(section, sort_keys=False)

@@ -10,8 +10,8 @@ from typing import Any
 
 from tokpipe.config.checkpoint import BUILTIN, builtin_path
 from tokpipe.config.job import StoreOptions
-from tokpipe.config.published import check_keys
-from tokpipe.config.tokenizer import CosmosDVConfig, NativeConfig, TokenizerConfig
+from tokpipe.config.published import tensors_of
+from tokpipe.config.tokenizer import NativeConfig, TokenizerConfig
 from tokpipe.errors import ConfigError, NotFound
 from tokpipe.storage import Store
 from tokpipe.storage.client import client_of
@@ -38,31 +38,14 @@ def read_weights(
     if config.weights is None:
         seed = f"random, seed {config.seed}" if isinstance(config, NativeConfig) else "none"
         return TokenizerWeights(seed, None)
-    data = read_object(config.weights, options, "tokenizer.weights")
-    decoding = None
-    if with_decoder and isinstance(config, CosmosDVConfig) and config.decoder_weights is not None:
-        decoding = read_object(config.decoder_weights, options, "tokenizer.decoder_weights")
+    data = read_object(config.weights, options, "tokenizer.weights: ")
+    decoder = getattr(config, "decoder_weights", None) if with_decoder else None
+    decoding = decoder and read_object(decoder, options, "tokenizer.decoder_weights: ")
     if not config.decoder_keys:
         return TokenizerWeights("sha256 " + hashlib.sha256(data).hexdigest(), data, decoding)
-    tensors = encoding_tensors(config.weights, data, config)
+    tensors = tensors_of(config, data, config.weights, with_decoder=False)
     kept = data if with_decoder else _to_safetensors(tensors)
     return TokenizerWeights("sha256 " + tensors_sha256(tensors), kept, decoding)
-
-
-def encoding_tensors(uri: str, data: bytes, config: TokenizerConfig) -> Tensors:
-    """Return the tensors of a safetensors file that do not belong to the decoder."""
-    import safetensors  # jobs are checked without it
-
-    try:
-        tensors: list[tuple[str, Any]] = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
-    except safetensors.SafetensorError as error:
-        raise ConfigError(
-            f"{uri} is not a complete safetensors file ({error}). The tokenizer needs its weights. "
-            "Run `tokpipe convert` on other kinds of checkpoint; copy this file again if it was "
-            "cut short"
-        ) from error
-    check_keys(config, [name for name, _ in tensors], uri)
-    return {name: one for name, one in tensors if not name.startswith(config.decoder_keys)}
 
 
 def tensors_sha256(tensors: Tensors) -> str:
@@ -88,7 +71,7 @@ def _to_safetensors(tensors: Tensors) -> bytes:
 
 
 def read_object(uri: str, options: StoreOptions, setting: str = "") -> bytes:
-    """Return the bytes at ``uri``, in any store or ``builtin://``; errors name ``setting``."""
+    """Return the bytes at ``uri``, in any store or ``builtin://``."""
     try:
         store, key = _locate(uri, options)
         return store.get(key)
@@ -102,7 +85,7 @@ def find_weights(uri: str, options: StoreOptions) -> int:
         store, key = _locate(uri, options)
         if (size := store.size(key)) is not None:
             return size
-    raise _missing(uri, "tokenizer.weights")
+    raise _missing(uri, "tokenizer.weights: ")
 
 
 def _locate(uri: str, options: StoreOptions) -> tuple[Store, str]:
@@ -113,9 +96,5 @@ def _locate(uri: str, options: StoreOptions) -> tuple[Store, str]:
 
 
 def _missing(uri: str, setting: str) -> ConfigError:
-    if not setting:
-        return ConfigError(f"no file at {uri}")  # the caller says what to do
-    return ConfigError(
-        f"{setting}: no file at {uri}. The tokenizer needs it. Put the file there, or correct the "
-        "URI"
-    )
+    do = "Put the file there, or correct the URI"
+    return ConfigError(f"{setting}no file at {uri}. The tokenizer needs it. {do}")

@@ -9,10 +9,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from tokpipe.config.published import check_keys
+from tokpipe.config.published import tensors_of
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.config.traits import TokenizerTraits, by_codebook
-from tokpipe.errors import ConfigError
 from tokpipe.models.published import load_published
 from tokpipe.models.quantizers.base import Quantizer, check_range
 from tokpipe.models.streaming import StreamState
@@ -272,16 +271,6 @@ def load_weights(
 
     Keys that only decoding needs are optional for a module without a decoder.
     """
-    source = config.weights or "tokenizer.weights"
-    try:
-        state: Mapping[str, Tensor] = safetensors.torch.load(weights)
-    except safetensors.SafetensorError as error:
-        raise ConfigError(
-            f"{source} is not a complete safetensors file ({error}). The tokenizer needs its "
-            "weights. Run `tokpipe convert` on other kinds of checkpoint; copy this file again if "
-            "it was cut short"
-        ) from error
-    check_keys(config, state, source)
-    if not with_decoder:
-        state = {k: v for k, v in state.items() if not k.startswith(config.decoder_keys)}
+    source, parse = config.weights or "tokenizer.weights", safetensors.torch.load
+    state = tensors_of(config, weights, source, with_decoder=with_decoder, parse=parse)
     load_published(module, rename(state), source=source)

@@ -45,11 +45,21 @@ class CosmosDVTokenizer(VideoTokenizer):
             self.decoder = _load(decoder_weights, f"{where} {config.decoder_weights}")
         self.what = f"tokenizer.weights {config.weights} as {config.name} {config.variant}"
         self.encoder: nn.Module = _load(weights, f"tokenizer.weights {config.weights}")
-        types = [p.dtype for p in self.encoder.parameters() if p.is_floating_point()]
-        self.file_dtype = types[0] if types else torch.float32
+        types = (p.dtype for p in self.encoder.parameters() if p.is_floating_point())
+        self.file_dtype = next(types, torch.float32)
         self._proven: torch.dtype | None = None
         self.eval()
-        self._prove_on_cpu()
+        try:
+            self._prove_in(torch.float32)
+        except ConfigError as error:
+            # Outputs that are wrong in float32 are wrong in any type. But a program traced in
+            # bfloat16 may have steps that require it, and others that CPUs lack in it: it is left
+            # as it is, for ``compute_in`` to probe.
+            is_wrong = isinstance(error.__cause__, TypeError | ValueError)
+            if self.file_dtype == torch.float32 or is_wrong:
+                raise
+            self.dtype = self.file_dtype
+            self.to(self.dtype)
 
     def _encode(self, x: Tensor) -> Tensor:
         codes: Tensor = self.encoder(x)[0]
@@ -75,22 +85,6 @@ class CosmosDVTokenizer(VideoTokenizer):
         device = next((p.device for p in self.encoder.parameters()), None)
         probe(self, self.what, with_decoder=self.decoder is not None, device=device)
         self._proven = dtype
-
-    def _prove_on_cpu(self) -> None:
-        """Probe the program in float32, unless it only runs in the type of its file.
-
-        A program traced in bfloat16 may have steps that require it, and others that CPUs lack in
-        it. It is then left unchanged, for ``compute_in`` to probe.
-        """
-        try:
-            self._prove_in(torch.float32)
-        except ConfigError as error:
-            # Outputs that are wrong in float32 are wrong in any type.
-            is_wrong = isinstance(error.__cause__, TypeError | ValueError)
-            if self.file_dtype == torch.float32 or is_wrong:
-                raise
-            self.dtype = self.file_dtype
-            self.to(self.dtype)
 
 
 def _load(data: bytes, where: str) -> Any:

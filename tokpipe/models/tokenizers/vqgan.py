@@ -248,15 +248,11 @@ def _published_model(config: Emu3Config) -> Any:
             f"tokenizer.kind emu3 needs the package transformers, 4.48 or newer ({error}): install "
             "tokpipe[emu3] on every node that encodes"
         ) from error
+    others = {"kind", "name", "weights", "licence"}
     return Emu3VQVAE(
         Emu3VQVAEConfig(
-            codebook_size=config.codebook_size,
-            embed_dim=config.embed_dim,
+            **config.model_dump(mode="json", exclude=others),
             latent_channels=config.embed_dim,
-            base_channels=config.base_channels,
-            channel_multiplier=list(config.channel_multiplier),
-            num_res_blocks=config.num_res_blocks,
-            attn_resolutions=list(config.attn_resolutions),
             # The width of attention, which transformers sets for the published settings only.
             hidden_size=config.base_channels * config.channel_multiplier[-1],
             temporal_downsample_factor=config.traits.temporal_stride,
