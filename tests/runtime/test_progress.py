@@ -284,7 +284,7 @@ class Starting:
                 self.dispatcher.handle(ActorUp(actor), 0.0)
 
     def note(self, now: float) -> str:
-        return waiting_for(self.dispatcher, dict.fromkeys(STAGES, 0.0), now)
+        return waiting_for(self.dispatcher, now)
 
 
 def test_workers_that_start_are_no_alarm_however_long_they_take() -> None:
@@ -316,7 +316,7 @@ def test_encoders_that_fail_to_start_are_not_said_to_lack_gpus() -> None:
 
 def test_before_the_cluster_is_known_the_job_starts_workers() -> None:
     parts = Dispatcher(limits(), ref_of)
-    note = waiting_for(parts, dict.fromkeys(STAGES, 0.0), 0.0)
+    note = waiting_for(parts, 0.0)
     assert note == "starting decode, encode and write workers (0 s)"
 
 

@@ -40,8 +40,8 @@ from tokpipe.telemetry.logs import log_event, start_worker_log
 from tokpipe.types import Stage
 
 TICK_S = 0.5
-CAPACITY_EVERY_S = 3.0
-WATCH_EVERY_S = 15.0  # How often to check whether another driver has claimed the output
+TICKS_PER_LOOK = 6  # How often to look at the nodes
+TICKS_PER_WATCH = 30  # How often to check whether another driver has claimed the output
 HEAD_SILENT_S = 5.0  # How long the head may take to answer before people are informed
 GIVE_UP_ON_HEAD_S = 40.0  # When to end the run: after 60 s Ray would, with a stack trace
 
@@ -98,18 +98,14 @@ class Shell:
             self._plans.shutdown(wait=False, cancel_futures=True)
 
     def _loop(self, on_progress: Callable[[], object]) -> protocol.Finish:
-        next_tick = next_capacity = time.monotonic()
-        next_watch = next_tick + WATCH_EVERY_S
+        num_ticks, next_tick = 0, time.monotonic()
         while True:
-            now = time.monotonic()
-            if now >= next_capacity:
-                next_capacity = now + CAPACITY_EVERY_S
-                self._look_at_nodes()
-            if now >= next_watch:
-                next_watch = now + WATCH_EVERY_S
-                self._commits.submit(self.committer.watch).add_done_callback(self._post_result)
-            if now >= next_tick:
-                next_tick = now + TICK_S
+            if (now := time.monotonic()) >= next_tick:
+                if num_ticks % TICKS_PER_LOOK == 0:
+                    self._look_at_nodes()
+                num_ticks, next_tick = num_ticks + 1, now + TICK_S
+                if num_ticks % TICKS_PER_WATCH == 0:
+                    self._commits.submit(self.committer.watch).add_done_callback(self._post_result)
                 self._events.put(protocol.Tick())
                 on_progress()
             try:

@@ -103,12 +103,8 @@ class Dispatcher(Returns):
         """Write what is due, commit what is written, and end if that was all."""
         leased, queues, settlement = self.fleet.num_leased, self.queues, self.settlement
         encoding, is_stopping = leased["encode"] > 0, settlement.is_stopping
-        all_encoded = (
-            not encoding
-            and not leased["decode"]
-            and not len(self.streams)
-            and queues.nothing_before_write
-        )
+        at_work = encoding or leased["decode"] or len(self.streams)
+        all_encoded = queues.nothing_before_write and not at_work
         is_over = self.out.now >= settlement.encode_until or (is_stopping and not encoding)
         no_more_codes = all_encoded or is_over
         settlement.close_due(all_of_them=no_more_codes)

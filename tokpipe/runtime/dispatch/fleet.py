@@ -141,7 +141,8 @@ class Fleet:
         self.num_up: Counter[Stage] = Counter()  # Those of them that take leases
         self.leaving: set[ActorId] = set()
         """Their nodes are draining: they finish what they hold, and no longer count."""
-        self._none_up_since: dict[Stage, float] = {}
+        self.last_up: dict[Stage, float] = {}
+        """When each stage without any last had an actor that was up, or started its first."""
         self._draining: frozenset[NodeId] = frozenset()
         self._slow: set[str] = set()  # Why encoders have been slow
         self._counted_until: float | None = None
@@ -204,6 +205,7 @@ class Fleet:
         actor_id = self._out.new_id()
         self.actors[actor_id] = Actor(stage, self._out.now, zero_cpu)
         self.num[stage] += 1
+        self.last_up.setdefault(stage, self._out.now)
         avoid = self.starts.avoided(stage)
         self._out.emit(protocol.StartActor(actor_id, stage, zero_cpu, avoid))
 
@@ -232,7 +234,6 @@ class Fleet:
             actor.up = True
             self.num_up[actor.stage] += 1
             self.starts.came_up(actor.stage)
-            self._none_up_since.pop(actor.stage, None)
             self._shelve(event.actor)
             self._note("actor_up", event.actor, "is up")
         self.hear_path(event.actor, event.path)
@@ -360,15 +361,13 @@ class Fleet:
 
     def replace_starved(self, stage: Stage) -> None:
         """If all actors of a stage have long waited for capacity, start one with zero CPUs."""
-        if self.num_up[stage]:
-            return
         now = self._out.now
-        if now - self._none_up_since.setdefault(stage, now) > ZERO_CPU_AFTER_S:
-            self._none_up_since[stage] = now
-            staying = self._staying(stage)
-            if staying and not any(one.is_placed or one.zero_cpu for one in staying.values()):
-                self.remove(next(iter(staying)))
-                self.start(stage, zero_cpu=True)
+        if self.num_up[stage] or now - self.last_up.get(stage, now) <= ZERO_CPU_AFTER_S:
+            return
+        staying = self._staying(stage)
+        if staying and not any(one.is_placed or one.zero_cpu for one in staying.values()):
+            self.remove(next(iter(staying)))
+            self.start(stage, zero_cpu=True)
 
     def _staying(self, stage: Stage) -> dict[ActorId, Actor]:
         return {
@@ -405,7 +404,9 @@ class Fleet:
         if actor_id not in self.leaving:
             actor = self.actors[actor_id]
             self.num[actor.stage] -= 1
-            self.num_up[actor.stage] -= actor.up
+            if actor.up:
+                self.num_up[actor.stage] -= 1
+                self.last_up[actor.stage] = self._out.now
 
     def _note(self, event: EventName, actor_id: ActorId, what: str, **more: object) -> None:
         stage, node = self.actors[actor_id].stage, self.actors[actor_id].node

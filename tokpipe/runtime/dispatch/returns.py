@@ -216,13 +216,10 @@ class Returns:
     def _start_over(self, lease: Lease, lost: Sequence[AttemptId]) -> None:
         """Pixels, codes or a state vanished with their node: decode the clips again."""
         if lease.stream is None:
-            kept: list[Clip] = []
-            gone: list[Clip] = []
+            kept, gone = list[Clip](), list[Clip]()
             for clip in lease.clips:  # an encoder does not find out which of its inputs are gone
-                is_gone = lease.stage == "encode" or any(
-                    source in lost for source, *_ in clip.places
-                )
-                (gone if is_gone else kept).append(clip)
+                is_lost = any(place.source in lost for place in clip.places)
+                (gone if is_lost or lease.stage == "encode" else kept).append(clip)
             self._decode_again(lease.stage, gone)
             if kept:
                 self.queues.put_back(lease._replace(clips=tuple(kept)))
