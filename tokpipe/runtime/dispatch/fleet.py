@@ -40,12 +40,12 @@ class Actor:
     leases: dict[AttemptId, Dispatch] = field(default_factory=dict)  # In the order of its work
     head_since: float = 0.0  # When its first lease got to the front: when its deadline started
     path: EncoderPath | None = None  # Of an encoder on a GPU
-    asked_about: AttemptId | None = None  # The attempt whose inputs were last looked for
+    asked_about: Dispatch | None = None  # Whose inputs were last looked for
 
     @property
-    def first(self) -> AttemptId | None:
+    def first(self) -> Dispatch | None:
         """What it works on."""
-        return next(iter(self.leases), None)
+        return next(iter(self.leases.values()), None)
 
     @property
     def is_placed(self) -> bool:
@@ -185,7 +185,7 @@ class Fleet:
         if (flight := self.attempts.pop(attempt, None)) is None:
             return None
         actor = self.actors[flight.actor]
-        held_s = self._out.now - actor.head_since if attempt == actor.first else 0.0
+        held_s = self._out.now - actor.head_since if flight is actor.first else 0.0
         del actor.leases[attempt]
         self.num_leased[actor.stage] -= 1
         actor.head_since = self._out.now
@@ -345,10 +345,9 @@ class Fleet:
     def ask_about_late(self) -> None:
         """Ask, once, about what encoders have long been busy with: they may not have begun."""
         for actor in self.actors.values():
-            is_late = actor.leases and self._out.now - actor.head_since > INPUTS_WITHIN_S
-            if is_late and actor.stage == "encode" and actor.first != actor.asked_about:
-                actor.asked_about = actor.first
-                (flight, *_) = actor.leases.values()
+            flight, is_late = actor.first, self._out.now - actor.head_since > INPUTS_WITHIN_S
+            if flight and is_late and actor.stage == "encode" and flight is not actor.asked_about:
+                actor.asked_about = flight
                 self._out.emit(protocol.FindInputs(flight, actor.node))
 
     def surplus(self, stage: Stage, target: int) -> list[ActorId]:
