@@ -70,7 +70,7 @@ def _watch(dispatcher: Dispatcher, run: WatchedRun, probe: Callable[[], float]) 
     def watched(event: Event, now: float) -> list[Command]:
         run.num_events += 1
         if isinstance(event, LeaseDone) and (
-            flight := dispatcher.flights.attempts.get(event.attempt)
+            flight := dispatcher.fleet.attempts.get(event.attempt)
         ):
             stage = flight.lease.stage
             run.num_leases[stage] += 1

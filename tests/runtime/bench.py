@@ -77,7 +77,8 @@ class Bench:
         return self.send(protocol.LeaseFailed(dispatch.attempt, kind, why, lost))
 
     def lose(self, actor: int, *, with_node: bool = False) -> list[protocol.Command]:
-        return self.send(protocol.ActorLost(actor, with_node, "killed"))
+        how: protocol.Loss = "node_died" if with_node else "died"
+        return self.send(protocol.ActorLost(actor, how, "killed"))
 
     # --- what followed ----------------------------------------------------------------------
 

@@ -78,15 +78,17 @@ class Cluster:
         node = self.rng.choice(fit)
         self.actors[command.actor] = SimActor(command.stage, node)
         if self.rng.random() < self.sim.trouble.leases.get("actor lost", 0.0) / 3:
-            self.post(2.0, protocol.ActorLost(command.actor, False, "died while starting"))
+            self.post(2.0, protocol.ActorLost(command.actor, "died", "while starting"))
         elif self.rng.random() < self.sim.trouble.leases.get("fault", 0.0) / 10:
-            self.post(2.0, protocol.SetupFailed(command.actor, "cannot", self.rng.random() < 0.5))
+            how: protocol.Loss = "node_trouble" if self.rng.random() < 0.5 else "raised"
+            self.post(2.0, protocol.ActorLost(command.actor, how, "cannot"))
         elif command.zero_cpu or self.rng.random() > 0.1:
             self.post(0.5, protocol.ActorPlaced(command.actor, str(node)))
             self.post(self.rng.uniform(1, 4), protocol.ActorUp(command.actor))
 
     def lose(self, actor_id: protocol.ActorId, delay: float, *, node_lost: bool = False) -> None:
-        self.post(delay, protocol.ActorLost(actor_id, node_lost, "killed"))
+        how: protocol.Loss = "node_died" if node_lost else "died"
+        self.post(delay, protocol.ActorLost(actor_id, how, "killed"))
 
     def lose_node(self, actor_id: protocol.ActorId, delay: float) -> None:
         """Take away the node of an actor and everything that it holds, often for a new node."""
@@ -108,7 +110,6 @@ class Cluster:
         """Announce the loss of an actor's node half a minute ahead."""
         if (node := self.actors[actor_id].node) in self.nodes:
             self.draining.add(str(node))
-            self.post(0.0, protocol.Draining(frozenset(self.draining)))
             self.lose_node(actor_id, 30.0)
             self.post(0.0, self.capacity())
 

@@ -162,6 +162,8 @@ class _Driver:
             if sim.now >= dies_at:
                 sim.seen["driver died"] += 1
                 return "killed"
+            if isinstance(event, protocol.Capacity):  # one look at the nodes shows both
+                event = event._replace(draining=frozenset(self.cluster.draining))
             self.before(event)
             for command in self.dispatcher.handle(event, sim.now):
                 if ended := self.carry_out(command):
@@ -177,13 +179,13 @@ class _Driver:
         match event:
             case protocol.Tick():
                 self.post(1.0, protocol.Tick())
-            case protocol.ActorLost(actor, node_lost=False):
+            case protocol.ActorLost(actor, "died"):
                 self.cluster.blame(actors[actor])
-            case protocol.Draining(nodes):
+            case protocol.Capacity(draining=nodes):
                 for one in actors.values():
                     one.is_draining |= str(one.node) in nodes
             case protocol.LeaseFailed(attempt, "inputs_lost", lost=lost):
-                flight = self.dispatcher.flights.attempts.get(attempt)
+                flight = self.dispatcher.fleet.attempts.get(attempt)
                 if flight is None:  # it has given this attempt up
                     return
                 if flight.lease.stage == "write":

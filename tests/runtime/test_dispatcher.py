@@ -32,8 +32,8 @@ def test_events_are_noted() -> None:
     assert bench.notes[0] == ("actor_lost", True)
     assert bench.account.lost_actors == {"encode": 1}
     bench.log.clear()
-    bench.send(protocol.Draining(frozenset({"node-b"})))
-    bench.send(protocol.Draining(frozenset({"node-b"})))
+    bench.send(one_node(8)._replace(draining=frozenset({"node-b"})))
+    bench.send(one_node(8)._replace(draining=frozenset({"node-b"})))
     bench.send(one_node(2))  # changes no pool, since each may have one actor
     bench.send(protocol.StopRequested(1.0))
     assert bench.notes == [("nodes_draining", True), ("stop_requested", False)]

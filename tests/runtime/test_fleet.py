@@ -13,6 +13,8 @@ from tokpipe.runtime.dispatch.fleet import INPUTS_WITHIN_S, MAX_SETUP_FAILURES, 
 from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.types import STAGES, Stage
 
+LEASE = protocol.Lease("decode", ())
+
 
 def fleet_of(num_decoders: int, out: Outbox | None = None) -> Fleet:
     fleet = Fleet(LIMITS, out or Outbox())
@@ -29,22 +31,23 @@ def nodes(*names: str) -> dict[str, protocol.Room]:
 def test_idle_actors_come_before_those_with_a_free_slot() -> None:
     fleet = fleet_of(2, out := Outbox())
     given = []
-    for attempt in range(4):
+    for _ in range(4):
         given.append(fleet.actor_with_room("decode"))
-        fleet.assign(given[-1], attempt, alone=False)  # type: ignore[arg-type]
+        fleet.assign(LEASE, given[-1])  # type: ignore[arg-type]
     assert given == [1, 2, 1, 2]
     assert fleet.actor_with_room("decode") is None
     out.now = 5.0
-    assert fleet.free(2, 1) == 5.0
+    attempts = [one.attempt for one in only(protocol.Dispatch, out.take())]
+    assert fleet.end(attempts[1])[1] == 5.0  # type: ignore[index]
     assert fleet.same_actor("decode", 2) == 2
     assert fleet.same_actor("decode", 1) is None, "it is worth waiting for the source file"
 
 
 def test_the_actors_that_cost_least_are_removed_first() -> None:
     fleet = fleet_of(3)
-    fleet.assign(3, 1, alone=False)
+    fleet.assign(LEASE, 3)
     fleet.start("decode", zero_cpu=False)
-    assert fleet.surplus("decode", 1) == [4, 2, 1], "not up yet, then idle, newest first"
+    assert fleet.surplus("decode", 1) == [5, 2, 1], "not up yet, then idle, newest first"
 
 
 def test_a_missed_deadline_kills_the_actor_and_late_answers_do_not_count() -> None:
@@ -59,7 +62,8 @@ def test_a_missed_deadline_kills_the_actor_and_late_answers_do_not_count() -> No
 def test_the_job_ends_if_actors_never_start() -> None:
     bench = Bench(0)
     for attempt in range(MAX_SETUP_FAILURES):
-        commands = bench.send(protocol.SetupFailed(bench.actor("encode"), "weights: no such key"))
+        failed = protocol.ActorLost(bench.actor("encode"), "raised", "weights: no such key")
+        commands = bench.send(failed)
         if attempt < MAX_SETUP_FAILURES - 1:
             assert not only(protocol.StartActor, commands), "no pause before the next"
             bench.tick(30)
@@ -81,9 +85,8 @@ def test_on_cpus_one_decoder_has_zero_cpus_and_so_does_its_replacement() -> None
     started = only(protocol.StartActor, dispatcher.handle(one_node(4), 0.0))
     (decoder,) = (one.actor for one in started if one.stage == "decode")
     assert [one.actor for one in started if one.zero_cpu] == [decoder]
-    (again,) = only(
-        protocol.StartActor, dispatcher.handle(protocol.ActorLost(decoder, True, "node"), 1.0)
-    )
+    lost = protocol.ActorLost(decoder, "node_died", "node")
+    (again,) = only(protocol.StartActor, dispatcher.handle(lost, 1.0))
     assert (again.stage, again.zero_cpu) == ("decode", True)
 
 
@@ -94,7 +97,8 @@ def test_a_draining_node_gets_nothing_new_and_its_codes_are_written() -> None:
     bench.done(bench.in_flight()[0])
     (encode,) = bench.in_flight("encode")
     assert encode.actor == encoder
-    started = only(protocol.StartActor, bench.send(protocol.Draining(frozenset({"node-a"}))))
+    draining = one_node(8)._replace(draining=frozenset({"node-a"}))
+    started = only(protocol.StartActor, bench.send(draining))
     assert [one.stage for one in started] == ["encode"]
     # Its codes would be lost with it, so they are written although the shard is not full.
     assert protocol.KillActor(encoder) in bench.done(encode)
@@ -125,7 +129,7 @@ def test_a_node_with_other_packages_is_not_used_for_its_stage_again() -> None:
         bench.tick(1000)  # longer than a node with trouble is avoided
         decoder = bench.actor("decode")
         bench.send(protocol.ActorPlaced(decoder, node))
-        commands = bench.send(protocol.SetupFailed(decoder, found, True, True))
+        commands = bench.send(protocol.ActorLost(decoder, "node_unfit", found))
         (note,) = (one for one in only(protocol.Note, commands) if one.event == "node_avoided")
         assert (node in note.message, found in note.message) == (True, True)
         bench.send(protocol.Capacity(nodes("node-a", "node-b", "node-c")))
@@ -146,7 +150,7 @@ def test_the_job_ends_if_no_node_has_its_packages() -> None:
     bench.tick(100)
     decoder = bench.actor("decode")
     bench.send(protocol.ActorPlaced(decoder, "node-a"))
-    bench.send(protocol.SetupFailed(decoder, "av 17.0 instead of 18.1", True, True))
+    bench.send(protocol.ActorLost(decoder, "node_unfit", "av 17.0 instead of 18.1"))
     bench.send(protocol.Capacity(nodes("node-a", "node-b")))
     assert not only(protocol.Abort, bench.log)
     (abort,) = only(protocol.Abort, bench.send(protocol.Capacity(nodes("node-a"))))
@@ -242,7 +246,7 @@ def test_a_node_with_lasting_trouble_ends_no_job_that_others_do(is_lease: bool) 
             if is_lease:
                 bench.send(protocol.ActorUp(bad))
             else:
-                bench.send(protocol.SetupFailed(bad, "is gone", is_node_trouble=True))
+                bench.send(protocol.ActorLost(bad, "node_trouble", "is gone"))
         for flight in bench.in_flight():
             if flight.actor == good or flight.lease.stage != "decode":
                 bench.done(flight)

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.control import RARE_SIZE, THREE_SIZES
 from benchmarks.virtual_cluster import GPU_LIMITS, Kind, VirtualCluster
 from tests.runtime.bench import LIMITS, Bench, refs_of
-from tokpipe.runtime.dispatch.outbox import Flights, Outbox
+from tokpipe.runtime.dispatch.outbox import Outbox, Outputs
 from tokpipe.runtime.dispatch.protocol import DecodedInfo, Dispatch, Place, Release, Room
 
 LENGTHS = {(size, frames): 1.0 for size, _ in THREE_SIZES for frames in range(20, 140, 3)}
@@ -73,11 +73,11 @@ def test_part_of_a_batch_goes_out_only_when_an_encoder_would_idle() -> None:
 
 
 def test_pixels_of_each_size_of_frames_are_released_when_they_are_used() -> None:
-    flights = Flights(out := Outbox())
-    flights.keep(7, [Place(7, 0, 1), Place(7, 1, 0), Place(7, 2, 1)])
-    flights.use_up([Place(7, 0, 1)])
+    outputs = Outputs(out := Outbox())
+    outputs.keep(7, [Place(7, 0, 1), Place(7, 1, 0), Place(7, 2, 1)])
+    outputs.use_up([Place(7, 0, 1)])
     assert not out.take()
-    flights.use_up([Place(7, 2, 1)])
+    outputs.use_up([Place(7, 2, 1)])
     assert out.take() == [Release(7, part=1)]
-    flights.use_up([Place(7, 1, 0)])
+    outputs.use_up([Place(7, 1, 0)])
     assert out.take() == [Release(7)]

@@ -11,7 +11,6 @@ from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import ZERO_CPU_AFTER_S
 from tokpipe.runtime.dispatch.pools import size_pools
 from tokpipe.runtime.snapshot import no_room, waiting_for
-from tokpipe.types import STAGES
 
 
 def node(name: str, cpus: float = 8, gpus: float = 0, **more: Any) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def test_a_stage_without_a_node_waits_with_its_full_request_and_says_for_what() 
     bench.tick(ZERO_CPU_AFTER_S * 3)
     started = [one for one in only(protocol.StartActor, bench.log) if one.stage == "decode"]
     assert not any(one.zero_cpu for one in started[-1:]), "an autoscaler must see its CPUs"
-    text = waiting_for(bench.dispatcher, dict.fromkeys(STAGES, 0.0), bench.now)
+    text = waiting_for(bench.dispatcher, bench.now)
     assert "no node has what runtime.decode requires, labels: {group: cpu}" in text
     assert text.startswith(no_room(bench.dispatcher) + ". Add nodes")
 

@@ -21,11 +21,11 @@ from tokpipe.config.job import JobConfig, OutputConfig, RuntimeConfig
 from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState, Totals
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.dispatch.protocol import (
+    ActorLost,
     ActorPlaced,
     ActorUp,
     Commit,
     DecodedInfo,
-    SetupFailed,
     StartActor,
     StopRequested,
     Tick,
@@ -284,7 +284,7 @@ class Starting:
                 self.dispatcher.handle(ActorUp(actor), 0.0)
 
     def note(self, now: float) -> str:
-        return waiting_for(self.dispatcher, dict.fromkeys(STAGES, 0.0), now)
+        return waiting_for(self.dispatcher, now)
 
 
 def test_workers_that_start_are_no_alarm_however_long_they_take() -> None:
@@ -310,19 +310,19 @@ def test_a_resource_that_no_node_has_is_named_at_once() -> None:
 def test_encoders_that_fail_to_start_are_not_said_to_lack_gpus() -> None:
     job = Starting(limits(on_gpu=True), cpus=4, gpus=1)
     job.come_up("decode", "write")
-    job.dispatcher.handle(SetupFailed(job.actors["encode"][0], "no weights", False), 1.0)
+    job.dispatcher.handle(ActorLost(job.actors["encode"][0], "raised", "no weights"), 1.0)
     assert job.note(75.0) == "starting encode workers (75 s)"
 
 
 def test_before_the_cluster_is_known_the_job_starts_workers() -> None:
     parts = Dispatcher(limits(), ref_of)
-    note = waiting_for(parts, dict.fromkeys(STAGES, 0.0), 0.0)
+    note = waiting_for(parts, 0.0)
     assert note == "starting decode, encode and write workers (0 s)"
 
 
 def test_a_job_that_stops_shows_how_long_that_may_take() -> None:
     job = Starting(limits(), cpus=2)
-    job.dispatcher.flights.num.update(STAGES)
+    job.dispatcher.fleet.num_leased.update(STAGES)
     job.dispatcher.handle(StopRequested(30.0), 100.0)
     job.dispatcher.handle(Tick(), 101.0)
     assert job.note(103.0) == "stopping: committing finished clips, 0:57 at most"

@@ -1,6 +1,6 @@
 """When shards are closed, and what is committed."""
 
-from tests.runtime.bench import LIMITS, Bench, items, only, refs_of
+from tests.runtime.bench import LIMITS, Bench, items, one_node, only, refs_of
 from tests.runtime.simulated_world import receipt_of, ref_of
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.outbox import Outbox
@@ -65,7 +65,7 @@ def test_open_shards_are_written_when_any_node_starts_draining() -> None:
     bench.done(bench.in_flight()[0])
     bench.done(bench.in_flight()[0], busy_s=3.0)
     assert not bench.in_flight("write")
-    bench.send(protocol.Draining(frozenset({"elsewhere"})))
+    bench.send(one_node(8)._replace(draining=frozenset({"elsewhere"})))
     (write,) = bench.in_flight("write")
     assert sum(clip.encode_s for clip in write.lease.clips) == 3.0
 

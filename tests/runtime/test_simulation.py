@@ -17,7 +17,7 @@ from tests.runtime.simulation import Simulation
 from tokpipe.runtime.dispatch import Dispatcher
 from tokpipe.runtime.dispatch.blame import Blame
 from tokpipe.runtime.dispatch.fleet import Fleet
-from tokpipe.runtime.dispatch.outbox import Flights
+from tokpipe.runtime.dispatch.outbox import Outputs
 from tokpipe.runtime.dispatch.protocol import Place
 from tokpipe.runtime.dispatch.queues import Queues
 from tokpipe.runtime.dispatch.settlement import Settlement
@@ -95,18 +95,18 @@ def only_once(method: Callable[..., Any]) -> Callable[..., Any]:
 BUGS: list[tuple[type | ModuleType, str, Callable[[Callable[..., Any]], object]]] = [
     (Fleet, "_leave", without),
     (Fleet, "_discount", without),
-    (Fleet, "remove_overdue", lambda old: lambda self, now: ()),
-    (Flights, "keep", lambda old: lambda self, source, at: old(self, source, at or [Place(0, 0)])),
-    (Flights, "keep", lambda old: lambda self, source, at: old(self, source, at[:1])),
-    (Flights, "use_up", without),
-    (Flights, "end", lambda old: lambda self, attempt: old(self, attempt) and None),
+    (Fleet, "overdue", lambda old: lambda self: ()),
+    (Outputs, "keep", lambda old: lambda self, source, at: old(self, source, at or [Place(0, 0)])),
+    (Outputs, "keep", lambda old: lambda self, source, at: old(self, source, at[:1])),
+    (Outputs, "use_up", without),
+    (Fleet, "end", lambda old: lambda self, attempt: old(self, attempt) and None),
     (Queues, "add_segments", lambda old: lambda self, item, total: old(self, item, total - 1)),
     (Queues, "forget", without),
     (Queues, "put_back", without),
     (Queues, "next_encode", lambda old: lambda self, n, is_idle: old(self, n, is_idle=True)),
     (Queues, "next_encode", lambda old: lambda self, n, is_idle: old(self, n, is_idle=False)),
     (Queues, "add_decoded", lambda old: lambda self, clip, frames, n: old(self, clip, 5, n)),
-    (Queues, "due_retries", lambda old: lambda self, now: iter(())),
+    (Queues, "due_retries", lambda old: lambda self: iter(())),
     (Blame, "_strike", lambda old: lambda self, lease: 3),
     (Blame, "worker_failed", lambda old: lambda self, lease, *why: [lease]),
     (Blame, "stage_gave_up", lambda old: lambda self, lease, failed: 1.0),

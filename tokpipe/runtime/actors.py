@@ -113,19 +113,18 @@ class WriteActor(Worker):
     ) -> Packed[LeaseDone | LeaseFailed]:
         """``codes``: in shard order."""
         started = time.monotonic()
-        references = [reference for _, reference, _ in codes]
+        sources, references, picks = zip(*codes, strict=True)
         if missing := missing_inputs(references, 2 * INPUTS_WITHIN_S):
-            lost = tuple(codes[at][0] for at in missing)
+            lost = tuple(sources[at] for at in missing)
             return Packed(LeaseFailed(attempt, "node", STUCK, lost))
         payloads, gone = [], []
-        for source, reference, _ in codes:
+        for source, reference in zip(sources, references, strict=True):
             try:
                 payloads.append(ray.get(reference))
             except ObjectLostError:
                 gone.append(source)
         if gone:
             return Packed(LeaseFailed(attempt, "inputs_lost", "a node was lost", tuple(gone)))
-        picks = [positions for _, _, positions in codes]
         receipt = self.stage.process(shard, _picked(payloads, picks))
         return Packed(LeaseDone(attempt, receipt, time.monotonic() - started))
 

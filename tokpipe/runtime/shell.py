@@ -32,7 +32,7 @@ from tokpipe.runtime.cluster import actor_options, capacity_of, draining_nodes, 
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import INPUTS_WITHIN_S
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
-from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Command, Event, LeaseFailed
+from tokpipe.runtime.dispatch.protocol import ActorId, ActorLost, AttemptId, Event, LeaseFailed
 from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.trouble import explain, one_line
 from tokpipe.storage.retry import Moment
@@ -40,8 +40,8 @@ from tokpipe.telemetry.logs import log_event, start_worker_log
 from tokpipe.types import Stage
 
 TICK_S = 0.5
-CAPACITY_EVERY_S = 3.0
-WATCH_EVERY_S = 15.0  # How often to check whether another driver has claimed the output
+TICKS_PER_LOOK = 6  # How often to look at the nodes
+TICKS_PER_WATCH = 30  # How often to check whether another driver has claimed the output
 HEAD_SILENT_S = 5.0  # How long the head may take to answer before people are informed
 GIVE_UP_ON_HEAD_S = 40.0  # When to end the run: after 60 s Ray would, with a stack trace
 
@@ -98,18 +98,14 @@ class Shell:
             self._plans.shutdown(wait=False, cancel_futures=True)
 
     def _loop(self, on_progress: Callable[[], object]) -> protocol.Finish:
-        next_tick = next_capacity = time.monotonic()
-        next_watch = next_tick + WATCH_EVERY_S
+        num_ticks, next_tick = 0, time.monotonic()
         while True:
-            now = time.monotonic()
-            if now >= next_capacity:
-                next_capacity = now + CAPACITY_EVERY_S
-                self._look_at_nodes()
-            if now >= next_watch:
-                next_watch = now + WATCH_EVERY_S
-                self._commits.submit(self.committer.watch).add_done_callback(self._post_result)
-            if now >= next_tick:
-                next_tick = now + TICK_S
+            if (now := time.monotonic()) >= next_tick:
+                if num_ticks % TICKS_PER_LOOK == 0:
+                    self._look_at_nodes()
+                num_ticks, next_tick = num_ticks + 1, now + TICK_S
+                if num_ticks % TICKS_PER_WATCH == 0:
+                    self._commits.submit(self.committer.watch).add_done_callback(self._post_result)
                 self._events.put(protocol.Tick())
                 on_progress()
             try:
@@ -150,23 +146,21 @@ class Shell:
 
     def _find_nodes(self) -> None:
         draining, alive = draining_nodes(), live_nodes()
-        self._events.put(protocol.Draining(draining))
         if not self.was_drained and ray.get_runtime_context().get_node_id() in draining:
             self.was_drained = True
             self.stop()
         staying = (one for node, one in alive.items() if node not in draining)
         config, on_gpu = self.job.config, self.job.device == "cuda"
-        self._events.put(capacity_of(staying, config, on_gpu=on_gpu))
+        capacity = capacity_of(staying, config, on_gpu=on_gpu)
+        self._events.put(capacity._replace(draining=draining))
 
     def _bury(self, actor: ActorId, message: str) -> None:
         """Find out whether an actor died alone or with its node. Ray may only not reach it."""
-        if (handle := self._actors.get(actor)) is not None:
-            ray.kill(handle)
         known = self.dispatcher.fleet.actors.get(actor)
         is_node_lost = known is not None and known.node not in (None, *live_nodes())
-        self._events.put(protocol.ActorLost(actor, is_node_lost, message))
+        self._events.put(ActorLost(actor, "node_died" if is_node_lost else "died", message))
 
-    def _carry_out(self, command: Command) -> None:
+    def _carry_out(self, command: protocol.Command) -> None:
         match command:
             case protocol.Dispatch():
                 self._dispatch(command)
@@ -283,13 +277,15 @@ class Shell:
             self._events.put(cause)  # weights that do not fit will not fit any other actor
         elif isinstance(error, RayActorError) and error.actor_init_failed:
             # The node could not even build it: most often tokpipe is not installed there.
-            last_line = one_line(str(error).strip().splitlines()[-1])
-            self._events.put(protocol.SetupFailed(actor, f"it could not be built: {last_line}"))
+            line = f"it could not be built: {one_line(str(error).strip().splitlines()[-1])}"
+            self._events.put(ActorLost(actor, "raised", line))
         elif fault == "worker":
             self._questions.put(partial(self._bury, actor, line))
+        elif is_unfit:
+            self._events.put(ActorLost(actor, "node_unfit", line))
         else:
             is_trouble = isinstance(cause, NodeTrouble) or fault == "node"
-            self._events.put(protocol.SetupFailed(actor, line, is_trouble, is_unfit))
+            self._events.put(ActorLost(actor, "node_trouble" if is_trouble else "raised", line))
 
     def _heard_found(self, failed: LeaseFailed, future: Future[list[int]]) -> None:
         if future.exception() is None and future.result():

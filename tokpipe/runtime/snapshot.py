@@ -75,7 +75,6 @@ class Snapshots:
 
     def __init__(self, state: ManifestState, started: float) -> None:
         self._state, self._started = state, started
-        self._last_up = dict.fromkeys(STAGES, time.monotonic())  # When each stage last had a worker
         self._encoding_since: float | None = None
         self._paths: dict[tuple[str, ...], int] = {}
         self._settled_before = state.totals.num_clips + state.totals.num_rejected
@@ -98,7 +97,6 @@ class Snapshots:
         up = (one.path for one in dispatcher.fleet.actors.values() if one.up)
         paths = Counter(tuple(map(str, path[:-1])) for path in up if path is not None)
         self._paths = {**dict.fromkeys(self._paths, 0), **paths}
-        self._last_up.update(dict.fromkeys(filter(actors.get, STAGES), now))
         if self._encoding_since is None and actors["encode"]:
             self._encoding_since = now
         return Snapshot(
@@ -117,15 +115,12 @@ class Snapshots:
             pieces=pieces,
             paths=self._paths,
             recent_part=pieces[2] - part,
-            waiting_for=waiting_for(dispatcher, self._last_up, now),
+            waiting_for=waiting_for(dispatcher, now),
         )
 
 
-def waiting_for(parts: Dispatcher, last_up: Mapping[Stage, float], now: float) -> str:
-    """Return what holds the job up; empty while every stage has a worker.
-
-    ``last_up``: when each stage last had one.
-    """
+def waiting_for(parts: Dispatcher, now: float) -> str:
+    """Return what holds the job up; empty while every stage has a worker."""
     if parts.out.is_over:
         return ""
     if parts.settlement.is_stopping:
@@ -140,7 +135,8 @@ def waiting_for(parts: Dispatcher, last_up: Mapping[Stage, float], now: float) -
     *others, last = [f"{parts.fleet.num[stage] or ''} {stage}".strip() for stage in idle]
     what = f"{', '.join(others)} and {last}" if others else last
     workers = "worker" if sum(parts.fleet.num[stage] for stage in idle) == 1 else "workers"
-    return f"starting {what} {workers} ({now - min(map(last_up.__getitem__, idle)):.0f} s)"
+    since = min(parts.fleet.last_up.get(stage, now) for stage in idle)
+    return f"starting {what} {workers} ({now - since:.0f} s)"
 
 
 def no_room(parts: Dispatcher) -> str:

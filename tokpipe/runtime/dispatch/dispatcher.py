@@ -14,7 +14,7 @@ clock and no I/O in here: the Ray shell and the simulation drive the same object
 """
 
 from tokpipe.runtime.dispatch import protocol
-from tokpipe.runtime.dispatch.protocol import ActorId, Command, Event, Lease
+from tokpipe.runtime.dispatch.protocol import ActorId, Command, Event
 from tokpipe.runtime.dispatch.returns import Returns
 from tokpipe.types import STAGES, Stage
 
@@ -53,28 +53,20 @@ class Dispatcher(Returns):
                 self.settlement.committed()
             case protocol.Tick():
                 self.fleet.count_time()
-                for attempt, node in self.fleet.ask_about_late():
-                    self.out.emit(protocol.FindInputs(self.flights.attempts[attempt], node))
-                for actor, why in self.fleet.remove_overdue():
-                    self._lost(actor, blame=why)
+                self.fleet.ask_about_late()
+                for lost in self.fleet.overdue():
+                    self._actor_lost(lost)
             case protocol.Capacity():
-                unfit = {stage: self.fleet.starts.unfit_nodes(stage) for stage in STAGES}
-                self.pools.resize(event.without(unfit))
-                self.fleet.check_fit(event)
+                if self.fleet.drain(event.draining):
+                    # No one knows which nodes hold the codes of open shards.
+                    self.settlement.close_due(all_of_them=True)
+                self.pools.resize(self.fleet.fitting(event))
             case protocol.ActorPlaced():
                 self.fleet.placed(event)
             case protocol.ActorUp():
                 self.fleet.came_up(event)
             case protocol.ActorLost():
-                if (dead := self.fleet.lost(event)) is not None:
-                    blame = None if event.node_lost else event.message
-                    self._lost(dead, blame=blame)
-            case protocol.SetupFailed():
-                self.fleet.setup_failed(event)
-            case protocol.Draining():
-                if self.fleet.drain(event.nodes):
-                    # No one knows which nodes hold the codes of open shards.
-                    self.settlement.close_due(all_of_them=True)
+                self._actor_lost(event)
             case protocol.StopRequested():
                 self.settlement.stop(event)
 
@@ -109,14 +101,10 @@ class Dispatcher(Returns):
 
     def _settle(self) -> None:
         """Write what is due, commit what is written, and end if that was all."""
-        flights, queues, settlement = self.flights, self.queues, self.settlement
-        encoding, is_stopping = flights.num["encode"] > 0, settlement.is_stopping
-        all_encoded = (
-            not encoding
-            and not flights.num["decode"]
-            and not len(self.streams)
-            and queues.nothing_before_write
-        )
+        leased, queues, settlement = self.fleet.num_leased, self.queues, self.settlement
+        encoding, is_stopping = leased["encode"] > 0, settlement.is_stopping
+        at_work = encoding or leased["decode"] or len(self.streams)
+        all_encoded = queues.nothing_before_write and not at_work
         is_over = self.out.now >= settlement.encode_until or (is_stopping and not encoding)
         no_more_codes = all_encoded or is_over
         settlement.close_due(all_of_them=no_more_codes)
@@ -124,10 +112,7 @@ class Dispatcher(Returns):
         if no_more_codes:
             self.breaker.settle(is_done=all_encoded)
         all_written = not (
-            settlement.open_shards
-            or queues.shards
-            or queues.suspects["write"]
-            or flights.num["write"]
+            settlement.open_shards or queues.shards or queues.suspects["write"] or leased["write"]
         )
         settlement.commit_due(is_last=all_written and (all_encoded or is_stopping))
         settlement.finish_if_over(
@@ -147,16 +132,16 @@ class Dispatcher(Returns):
             for clip in list(self.streams.to_decode.values()):
                 actor = self.fleet.same_actor("decode", clip.last_actor.get("decode"))
                 if actor is not None:
-                    self._send(self.streams.lease_decode(clip, actor), actor)
+                    self.fleet.assign(self.streams.lease_decode(clip, actor), actor)
                     has_leased = True
         clips = self.pools.lease_clips
         pixels = self.queues.num_decoded / clips + len(self.streams.waiting)
         of_encoder = 2 * max(1.0, self.pools.limits.batch_chunks / clips)
         bound = of_encoder * max(1, self.fleet.num_up["encode"]) + self.fleet.num_up["decode"]
-        while pixels + self.flights.num["decode"] < bound and (actor := self._room("decode")):
+        while pixels + self.fleet.num_leased["decode"] < bound and (actor := self._room("decode")):
             if (lease := self.queues.next_decode(clips)) is None:
                 return
-            self._send(lease, actor)
+            self.fleet.assign(lease, actor)
 
     def _lease_encodes(self) -> None:
         """Lease to encoders, unless codes pile up because the output's store is slow."""
@@ -166,30 +151,24 @@ class Dispatcher(Returns):
         while self.streams.to_encode and (actor := self._room("encode")):
             clip = next(iter(self.streams.to_encode.values()))
             actor = self.fleet.same_actor("encode", clip.last_actor.get("encode")) or actor
-            self._send(self.streams.lease_encode(clip, actor), actor)
+            self.fleet.assign(self.streams.lease_encode(clip, actor), actor)
         clips = self.pools.lease_clips
         while actor := self._room("encode"):
             is_idle = self.fleet.idle_actor("encode") is not None
             if (lease := self.queues.next_encode(clips, is_idle=is_idle)) is None:
                 return
-            self._send(lease, actor)
+            self.fleet.assign(lease, actor)
 
     def _lease_writes(self) -> None:
         self._lease_suspects("write")
         while self.queues.shards and (actor := self._room("write")):
-            self._send(self.queues.shards.popleft(), actor)
+            self.fleet.assign(self.queues.shards.popleft(), actor)
 
     def _lease_suspects(self, stage: Stage) -> None:
         suspects = self.queues.suspects[stage]
         while suspects and (actor := self.fleet.idle_actor(stage)):
-            self._send(suspects.popleft(), actor, alone=True)
+            self.fleet.assign(suspects.popleft(), actor, alone=True)
 
     def _room(self, stage: Stage) -> ActorId | None:
         """The actor for an ordinary lease, if one may go out."""
         return None if self.queues.suspects[stage] else self.fleet.actor_with_room(stage)
-
-    def _send(self, lease: Lease, actor: ActorId, *, alone: bool = False) -> None:
-        flight = protocol.Dispatch(self.out.new_id(), actor, lease)
-        self.fleet.assign(actor, flight.attempt, alone=alone)
-        self.flights.start(flight)
-        self.out.emit(flight)

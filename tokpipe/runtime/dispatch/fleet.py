@@ -1,17 +1,18 @@
 """The actors: which exist, who has room for a lease, and when and where others may start."""
 
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from math import inf
 
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.outbox import Outbox
-from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Capacity, Limits, NodeId
+from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Capacity, Dispatch, Limits, NodeId
 from tokpipe.telemetry.logs import EventName
 from tokpipe.types import STAGES, EncoderPath, Stage
 
-SLOTS = {"decode": 2, "encode": 2, "write": 1}
+SLOTS: Mapping[Stage, int] = {"decode": 2, "encode": 2, "write": 1}
 """Leases that an actor of each stage holds at a time: the second waits for the first to end, so
 that no actor idles during a round trip."""
 ZERO_CPU_AFTER_S = 20.0
@@ -36,10 +37,15 @@ class Actor:
     zero_cpu: bool  # It requested zero CPUs, so it is not waiting for capacity
     node: NodeId | None = None
     up: bool = False
-    leases: deque[AttemptId] = field(default_factory=deque)
+    leases: dict[AttemptId, Dispatch] = field(default_factory=dict)  # In the order of its work
     head_since: float = 0.0  # When its first lease got to the front: when its deadline started
     path: EncoderPath | None = None  # Of an encoder on a GPU
-    asked_about: AttemptId | None = None  # The attempt whose inputs were last looked for
+    asked_about: Dispatch | None = None  # Whose inputs were last looked for
+
+    @property
+    def first(self) -> Dispatch | None:
+        """What it works on."""
+        return next(iter(self.leases.values()), None)
 
     @property
     def is_placed(self) -> bool:
@@ -124,27 +130,30 @@ class Fleet:
         self._classes = set(limits.encoders)  # Those of the output and of this run's encoders
         self._out = out
         self.starts = _Starts(out)
-        self._idle: dict[Stage, dict[ActorId, None]] = {stage: {} for stage in STAGES}
-        """Actors that are up and hold no lease, longest idle first."""
-        self._spare: dict[Stage, dict[ActorId, None]] = {stage: {} for stage in STAGES}
-        """Actors that hold a lease and have a slot for another."""
+        self.attempts: dict[AttemptId, Dispatch] = {}  # Those in flight
+        self.num_leased: Counter[Stage] = Counter()  # Of them by stage
+        self._shelves: dict[Stage, list[dict[ActorId, None]]] = {
+            stage: [{} for _ in range(slots)] for stage, slots in SLOTS.items()
+        }
+        """Actors that take another lease, by how many they hold, longest there first."""
         self.num: Counter[Stage] = Counter()
         """Actors by stage that are up or starting, without those that are leaving."""
         self.num_up: Counter[Stage] = Counter()  # Those of them that take leases
         self.leaving: set[ActorId] = set()
         """Their nodes are draining: they finish what they hold, and no longer count."""
-        self._none_up_since: dict[Stage, float] = {}
+        self.last_up: dict[Stage, float] = {}
+        """When each stage without any last had an actor that was up, or started its first."""
         self._draining: frozenset[NodeId] = frozenset()
         self._slow: set[str] = set()  # Why encoders have been slow
         self._counted_until: float | None = None
 
     def idle_actor(self, stage: Stage) -> ActorId | None:
         """The actor that has held nothing for longest."""
-        return next(iter(self._idle[stage]), None)
+        return next(iter(self._shelves[stage][0]), None)
 
     def actor_with_room(self, stage: Stage) -> ActorId | None:
         """The idle actor, or else the one that has had a free slot for longest."""
-        return next(iter(self._idle[stage] or self._spare[stage]), None)
+        return next(chain(*self._shelves[stage]), None)
 
     def same_actor(self, stage: Stage, last: ActorId | None) -> ActorId | None:
         """``last`` again if it has room, else another.
@@ -152,46 +161,51 @@ class Fleet:
         A busy decoder is worth waiting for unless another is idle: it has the source file, and
         fetching that again costs more than waiting.
         """
-        if last in self._idle[stage] or last in self._spare[stage]:
+        if any(last in shelf for shelf in self._shelves[stage]):
             return last
-        if stage == "decode" and last in self.actors and not self._idle[stage]:
+        if stage == "decode" and last in self.actors and not self._shelves[stage][0]:
             return None
         return self.actor_with_room(stage)
 
-    def assign(self, actor_id: ActorId, attempt: AttemptId, *, alone: bool) -> None:
-        """Give an actor a lease; ``alone``: it gets no other beside it."""
-        actor = self.actors[actor_id]
+    def assign(self, lease: protocol.Lease, actor_id: ActorId, *, alone: bool = False) -> None:
+        """Hand a lease to an actor; ``alone``: it gets no other beside it."""
+        flight, actor = Dispatch(self._out.new_id(), actor_id, lease), self.actors[actor_id]
         if not actor.leases:
             actor.head_since = self._out.now
-        actor.leases.append(attempt)
-        self._shelve(actor_id, alone=alone)
+        actor.leases[flight.attempt] = self.attempts[flight.attempt] = flight
+        self.num_leased[actor.stage] += 1
+        self._shelve(actor_id, takes_more=not alone)
+        self._out.emit(flight)
 
-    def free(self, actor_id: ActorId, attempt: AttemptId) -> float:
-        """An actor is done with a lease; return for how many seconds it was its first."""
-        actor = self.actors[actor_id]
-        held_s = self._out.now - actor.head_since if actor.leases[0] == attempt else 0.0
-        actor.leases.remove(attempt)
+    def end(self, attempt: AttemptId) -> tuple[Dispatch, float] | None:
+        """End an attempt; return it, and for how many seconds it was the first of its actor.
+
+        None if it was abandoned, so its answer does not count.
+        """
+        if (flight := self.attempts.pop(attempt, None)) is None:
+            return None
+        actor = self.actors[flight.actor]
+        held_s = self._out.now - actor.head_since if flight is actor.first else 0.0
+        del actor.leases[attempt]
+        self.num_leased[actor.stage] -= 1
         actor.head_since = self._out.now
-        self._shelve(actor_id)
-        return held_s
+        self._shelve(flight.actor)
+        return flight, held_s
 
-    def _shelve(self, actor_id: ActorId, *, alone: bool = False) -> None:
-        """List an actor with those that have as much room."""
+    def _shelve(self, actor_id: ActorId, *, takes_more: bool = True) -> None:
+        """Put an actor with those that have as much room, or nowhere."""
         actor = self.actors[actor_id]
-        idle, spare = self._idle[actor.stage], self._spare[actor.stage]
-        idle.pop(actor_id, None)
-        spare.pop(actor_id, None)
-        if actor_id in self.leaving:
-            return
-        if not actor.leases:
-            idle[actor_id] = None
-        elif not alone and len(actor.leases) < SLOTS[actor.stage]:
-            spare[actor_id] = None
+        shelves, number = self._shelves[actor.stage], len(actor.leases)
+        for shelf in shelves:
+            shelf.pop(actor_id, None)
+        if takes_more and number < len(shelves) and actor_id not in self.leaving:
+            shelves[number][actor_id] = None
 
     def start(self, stage: Stage, *, zero_cpu: bool) -> None:
         actor_id = self._out.new_id()
         self.actors[actor_id] = Actor(stage, self._out.now, zero_cpu)
         self.num[stage] += 1
+        self.last_up.setdefault(stage, self._out.now)
         avoid = self.starts.avoided(stage)
         self._out.emit(protocol.StartActor(actor_id, stage, zero_cpu, avoid))
 
@@ -214,13 +228,12 @@ class Fleet:
         if (actor := self.actors.get(event.actor)) is None:
             return
         if misfit := self._misfit(event.encoder):
-            self.setup_failed(protocol.SetupFailed(event.actor, misfit, is_unfit_node=True))
+            self.lose(protocol.ActorLost(event.actor, "node_unfit", misfit))
             return
         if not actor.up and event.actor not in self.leaving:
             actor.up = True
             self.num_up[actor.stage] += 1
             self.starts.came_up(actor.stage)
-            self._none_up_since.pop(actor.stage, None)
             self._shelve(event.actor)
             self._note("actor_up", event.actor, "is up")
         self.hear_path(event.actor, event.path)
@@ -262,81 +275,80 @@ class Fleet:
         encoders = (one for one in self.actors.values() if one.stage == "encode")
         self._out.count("paid_s", sum(one.is_placed for one in encoders) * elapsed_s)
 
-    def remove(self, actor_id: ActorId, *, kill: bool = True) -> Actor:
-        """Forget an actor; return it, with what it held."""
+    def remove(self, actor_id: ActorId) -> Actor:
+        """Kill and forget an actor; return it, with what it held."""
+        self._shelve(actor_id, takes_more=False)
         self._discount(actor_id)
         actor = self.actors.pop(actor_id)
         self.leaving.discard(actor_id)
-        self._idle[actor.stage].pop(actor_id, None)
-        self._spare[actor.stage].pop(actor_id, None)
-        if kill:
-            self._out.emit(protocol.KillActor(actor_id))
+        for attempt in actor.leases:
+            del self.attempts[attempt]
+        self.num_leased[actor.stage] -= len(actor.leases)
+        self._out.emit(protocol.KillActor(actor_id))
         return actor
 
-    def lost(self, event: protocol.ActorLost) -> Actor | None:
-        """An actor died; return it if it was known."""
-        actor, message = self.actors.get(event.actor), event.message
-        if actor is None:
+    def lose(self, event: protocol.ActorLost) -> Actor | None:
+        """Remove an actor that is lost, or did not start; return it if it was known."""
+        actor_id, how, message = event
+        if (actor := self.actors.get(actor_id)) is None:
             return None
-        what = f"was lost{' with its node' if event.node_lost else ''}: {message}"
-        self._note("actor_lost", event.actor, what, reason=message, node_lost=event.node_lost)
-        self.remove(event.actor, kill=False)
-        if actor.up:
-            self._out.count("lost_actors", by=actor.stage)
-        elif not event.node_lost:
-            self.starts.failed(actor.stage, message, died=True)
+        stage, starts, may_start = actor.stage, self.starts, self.starts.may_start(actor.stage)
+        if how in ("died", "node_died") or (how == "overdue" and actor.up):
+            with_node = how == "node_died"
+            what = "was killed" if how == "overdue" else f"was lost{' with its node' * with_node}"
+            text = f"{what}: {message}"
+            self._note("actor_lost", actor_id, text, reason=message, node_lost=with_node)
+        else:
+            what = "was abandoned" if how == "overdue" else "did not start"
+            self._note("actor_refused", actor_id, f"{what}: {message}", reason=message)
+        self.remove(actor_id)
+        match how:
+            case "died" | "node_died" | "overdue" if actor.up:
+                self._out.count("lost_actors", by=stage)
+            case "died" | "raised":
+                starts.failed(stage, message, died=how == "died")
+            case "node_trouble" | "node_unfit":
+                starts.node_trouble(actor, message, is_unfit=how == "node_unfit")
+                # Of those that trouble ends at the same time, one counts, if no other works.
+                if how == "node_trouble" and may_start and not self.num_up[stage]:
+                    starts.failed(stage, message, died=True)
         return actor
 
-    def setup_failed(self, event: protocol.SetupFailed) -> None:
-        if event.actor in self.actors:
-            message = event.message
-            self._note("actor_refused", event.actor, f"did not start: {message}", reason=message)
-            actor = self.remove(event.actor)
-            is_trouble, is_unfit = event.is_node_trouble, event.is_unfit_node
-            # Of those that trouble ends at the same time, one counts, and only if no other works.
-            may_start, num_up = self.starts.may_start(actor.stage), self.num_up[actor.stage]
-            if is_trouble or is_unfit:
-                self.starts.node_trouble(actor, message, is_unfit=is_unfit)
-            if not is_unfit and (not is_trouble or (may_start and not num_up)):
-                self.starts.failed(actor.stage, message, died=is_trouble)
-
-    def check_fit(self, capacity: Capacity) -> None:
-        """End the job if a stage can never run on any of the nodes that have room for it."""
-        for stage in STAGES:
-            unfit, nodes = self.starts.unfit_nodes(stage), set(capacity.nodes_for(stage))
-            if nodes and nodes <= unfit.keys() and not self.num_up[stage]:
-                found = "; ".join(f"node {node[:12]}: {unfit[node]}" for node in sorted(nodes))
+    def fitting(self, capacity: Capacity) -> Capacity:
+        """Leave out nodes that a stage can never run on; end the job if no other has room."""
+        unfit = {stage: self.starts.unfit_nodes(stage) for stage in STAGES}
+        for stage, known in unfit.items():
+            nodes = set(capacity.nodes_for(stage))
+            if nodes and nodes <= known.keys() and not self.num_up[stage]:
+                found = "; ".join(f"node {node[:12]}: {known[node]}" for node in sorted(nodes))
                 self._out.abort(
                     f"no node of the cluster can {stage} for this job: {found}. Codes could "
                     "differ, or shards be lost. Committed work is kept: use nodes that see the "
                     "output, with the packages and hardware that it names, and run again.",
                     kind="config",
                 )
+        return capacity.without(unfit)
 
-    def remove_overdue(self) -> Iterator[tuple[Actor, str]]:
-        """Kill actors that missed a deadline; yield each with what it held, and why."""
+    def overdue(self) -> Iterator[protocol.ActorLost]:
+        """Yield the loss of each actor that misses a deadline."""
         timeout_s, now = self._config.start_timeout_s, self._out.now
         for actor_id, actor in list(self.actors.items()):
             deadline_s = getattr(self._config, actor.stage).lease_deadline_s
             if actor.leases and now - actor.head_since > deadline_s:
                 why = f"its {actor.stage} worker did not answer within {deadline_s:g} s"
-                self._out.count("lost_actors", by=actor.stage)
-                self._note(
-                    "actor_lost", actor_id, f"was killed: {why}", reason=why, node_lost=False
-                )
-                yield self.remove(actor_id), why
             elif not actor.up and now - actor.since > timeout_s:
                 why = f"it was not ready within {timeout_s:g} s"
-                self._note("actor_refused", actor_id, f"was abandoned: {why}", reason=why)
-                yield self.remove(actor_id), why
+            else:
+                continue
+            yield protocol.ActorLost(actor_id, "overdue", why)
 
-    def ask_about_late(self) -> Iterator[tuple[AttemptId, NodeId | None]]:
-        """Yield, once, what encoders have long been busy with: they may not have begun at all."""
+    def ask_about_late(self) -> None:
+        """Ask, once, about what encoders have long been busy with: they may not have begun."""
         for actor in self.actors.values():
-            is_late = actor.leases and self._out.now - actor.head_since > INPUTS_WITHIN_S
-            if is_late and actor.stage == "encode" and actor.leases[0] != actor.asked_about:
-                actor.asked_about = actor.leases[0]
-                yield actor.leases[0], actor.node
+            flight, is_late = actor.first, self._out.now - actor.head_since > INPUTS_WITHIN_S
+            if flight and is_late and actor.stage == "encode" and flight is not actor.asked_about:
+                actor.asked_about = flight
+                self._out.emit(protocol.FindInputs(flight, actor.node))
 
     def surplus(self, stage: Stage, target: int) -> list[ActorId]:
         """The actors beyond ``target`` that cost least: not up yet, then idle, then newest."""
@@ -348,15 +360,13 @@ class Fleet:
 
     def replace_starved(self, stage: Stage) -> None:
         """If all actors of a stage have long waited for capacity, start one with zero CPUs."""
-        if self.num_up[stage]:
-            return
         now = self._out.now
-        if now - self._none_up_since.setdefault(stage, now) > ZERO_CPU_AFTER_S:
-            self._none_up_since[stage] = now
-            staying = self._staying(stage)
-            if staying and not any(one.is_placed or one.zero_cpu for one in staying.values()):
-                self.remove(next(iter(staying)))
-                self.start(stage, zero_cpu=True)
+        if self.num_up[stage] or now - self.last_up.get(stage, now) <= ZERO_CPU_AFTER_S:
+            return
+        staying = self._staying(stage)
+        if staying and not any(one.is_placed or one.zero_cpu for one in staying.values()):
+            self.remove(next(iter(staying)))
+            self.start(stage, zero_cpu=True)
 
     def _staying(self, stage: Stage) -> dict[ActorId, Actor]:
         return {
@@ -393,7 +403,9 @@ class Fleet:
         if actor_id not in self.leaving:
             actor = self.actors[actor_id]
             self.num[actor.stage] -= 1
-            self.num_up[actor.stage] -= actor.up
+            if actor.up:
+                self.num_up[actor.stage] -= 1
+                self.last_up[actor.stage] = self._out.now
 
     def _note(self, event: EventName, actor_id: ActorId, what: str, **more: object) -> None:
         stage, node = self.actors[actor_id].stage, self.actors[actor_id].node

@@ -1,14 +1,13 @@
-"""What the parts of the dispatcher share: time, commands, counts, attempts and kept outputs."""
+"""What the parts of the dispatcher share: time, commands, counts and kept outputs."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from tokpipe.runtime.dispatch import protocol
-from tokpipe.runtime.dispatch.protocol import AttemptId, Command, Dispatch, Place
+from tokpipe.runtime.dispatch.protocol import AttemptId, Command, Place
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import EventName
-from tokpipe.types import Stage
 
 
 class Outbox:
@@ -65,27 +64,15 @@ class Outbox:
         return self.committed + Account(**values)
 
 
-class Flights:
-    """Knows every attempt in flight, and how many clips of each kept output are still unread.
+class Outputs:
+    """Knows how many clips of each kept output are still unread.
 
     A part of an output is released with its last clip.
     """
 
     def __init__(self, out: Outbox) -> None:
         self._out = out
-        self.attempts: dict[AttemptId, Dispatch] = {}
-        self.num: Counter[Stage] = Counter()  # Of them by stage
         self._unread: dict[AttemptId, Counter[int]] = {}  # By part of the output
-
-    def start(self, flight: Dispatch) -> None:
-        self.attempts[flight.attempt] = flight
-        self.num[flight.lease.stage] += 1
-
-    def end(self, attempt: AttemptId) -> Dispatch | None:
-        """End an attempt and return it; None if it was abandoned, so its answer does not count."""
-        if (flight := self.attempts.pop(attempt, None)) is not None:
-            self.num[flight.lease.stage] -= 1
-        return flight
 
     def keep(self, attempt: AttemptId, places: Sequence[Place]) -> None:
         """Keep what is at these places until it is used; without any, release the output now."""

@@ -123,9 +123,10 @@ class Room:
 
 
 class Capacity(NamedTuple):
-    """The live nodes of the cluster."""
+    """The live nodes of the cluster, without those that it is about to take away."""
 
     nodes: Mapping[NodeId, Room]
+    draining: frozenset[NodeId] = frozenset()  # Those
 
     def nodes_for(self, *stages: Stage) -> list[NodeId]:
         """The nodes on which all of these stages may run."""
@@ -146,7 +147,7 @@ class Capacity(NamedTuple):
             id: replace(one, slots={s: (id not in unfit[s]) and one.slots[s] for s in one.slots})
             for id, one in self.nodes.items()
         }
-        return Capacity(rooms)
+        return self._replace(nodes=rooms)
 
 
 class ActorPlaced(NamedTuple):
@@ -164,28 +165,17 @@ class ActorUp(NamedTuple):
     path: EncoderPath | None = None
 
 
+Loss = Literal["died", "node_died", "raised", "node_trouble", "node_unfit", "overdue"]
+
+
 class ActorLost(NamedTuple):
-    """An actor died. ``node_lost``: its whole node died, so no clip is to blame."""
+    """An actor died, by itself or with its node; or its setup raised, because weights, packages or
+    settings are wrong, its node has trouble, or has other packages than the job: it is unfit. One
+    that misses the deadline of a lease, or is not up in time, is overdue."""
 
     actor: ActorId
-    node_lost: bool
+    how: Loss
     message: str
-
-
-class SetupFailed(NamedTuple):
-    """An actor's setup raised: weights, packages or settings are wrong, or its node is."""
-
-    actor: ActorId
-    message: str
-    is_node_trouble: bool = False
-    is_unfit_node: bool = False
-    """The node's packages are not the job's, so its stage cannot run there."""
-
-
-class Draining(NamedTuple):
-    """All nodes that the cluster is about to take away."""
-
-    nodes: frozenset[NodeId]
 
 
 class Planned(NamedTuple):
@@ -231,7 +221,7 @@ class Tick(NamedTuple):
 
 
 Event = (
-    Capacity | ActorPlaced | ActorUp | ActorLost | SetupFailed | Draining
+    Capacity | ActorPlaced | ActorUp | ActorLost
     | Planned | LeaseDone | LeaseFailed | Committed | StopRequested | Tick
 )  # fmt: skip
 

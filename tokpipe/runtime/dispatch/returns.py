@@ -6,7 +6,7 @@ from dataclasses import replace
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.blame import Blame
 from tokpipe.runtime.dispatch.fleet import Actor, Fleet
-from tokpipe.runtime.dispatch.outbox import Flights, Outbox
+from tokpipe.runtime.dispatch.outbox import Outbox, Outputs
 from tokpipe.runtime.dispatch.pools import Pools
 from tokpipe.runtime.dispatch.protocol import AttemptId, Clip, Info, Lease, LeaseDone, Limits, Place
 from tokpipe.runtime.dispatch.queues import Queues
@@ -27,7 +27,7 @@ class Returns:
         self.out = out = Outbox()
         self.pools = Pools(limits, out)
         self.fleet = Fleet(limits, out)
-        self.flights = Flights(out)
+        self.outputs = Outputs(out)
         self.queues = Queues(limits, out)
         self.streams = StreamedClips()
         self.blame = Blame(limits.runtime.max_attempts, ref_of, out)
@@ -36,11 +36,11 @@ class Returns:
 
     def _done(self, event: LeaseDone) -> None:
         attempt, answer = event.attempt, event.answer
-        if (flight := self.flights.end(attempt)) is None:
+        if (ended := self.fleet.end(attempt)) is None:
             self.out.emit(protocol.Release(attempt))
             return
+        flight, held_s = ended
         lease = flight.lease
-        held_s = self.fleet.free(flight.actor, attempt)
         self.fleet.hear_path(flight.actor, event.path)
         if path := self.fleet.actors[flight.actor].path:
             for why in path.slow:
@@ -49,7 +49,7 @@ class Returns:
         if isinstance(answer, Receipt):
             self.blame.answered(lease, None)
             self.settlement.written(answer, sum(clip.encode_s for clip in lease.clips))
-            self.flights.use_up(lease.places)
+            self.outputs.use_up(lease.places)
             return
         failed = [one for one in answer if isinstance(one, Failed)]
         num_decoded = sum(isinstance(one, protocol.DecodedInfo) for one in answer)
@@ -98,18 +98,18 @@ class Returns:
                 else:
                     self.queues.add_decoded(Clip(item, (pixels,)), result.num_frames, max_clips)
                     self.out.count("clips", by="decode")
-        self.flights.keep(attempt, kept)
+        self.outputs.keep(attempt, kept)
 
     def _encoded(self, event: LeaseDone, lease: Lease, answer: Sequence[Info]) -> None:
         encoded = [one for one in answer if isinstance(one, protocol.EncodedInfo)]
         self.out.count("clips", len(encoded), by="encode")
-        self.flights.keep(event.attempt, [Place(event.attempt, 0)] * len(encoded))
+        self.outputs.keep(event.attempt, [Place(event.attempt, 0)] * len(encoded))
         num_codes = sum(one.num_codes for one in encoded)
         for at, (clip, result) in enumerate(zip(lease.clips, answer, strict=True)):
             if isinstance(result, Rejected | Failed):
                 self._not_made(lease._replace(clips=(clip,)), result)
             elif isinstance(result, protocol.EncodedInfo):
-                self.flights.use_up(clip.places)
+                self.outputs.use_up(clip.places)
                 encode_s = event.busy_s * result.num_codes / max(1, num_codes)
                 done = Clip(clip.item, (Place(event.attempt, at),), encode_s)
                 self.settlement.add_codes(done, result.grid, result.num_codes)
@@ -120,7 +120,7 @@ class Returns:
         attempt, clip = event.attempt, self.streams.of(lease)
         is_useful = clip is not None and not isinstance(result, Rejected | Failed)
         made = Place(attempt, 0, result.part if isinstance(result, protocol.DecodedInfo) else 0)
-        self.flights.keep(attempt, [made] * is_useful)
+        self.outputs.keep(attempt, [made] * is_useful)
         if clip is None:
             return  # it ended while this was in flight
         if isinstance(result, Rejected | Failed):
@@ -130,7 +130,7 @@ class Returns:
             self.out.count("clips", clip.is_decoded, by="decode")
         else:
             pixels, state = self.streams.encoded(clip, attempt, result, event.busy_s)
-            self.flights.use_up([pixels])
+            self.outputs.use_up([pixels])
             if state is not None:
                 self.out.emit(protocol.Release(state, protocol.STATE))
             if clip.is_encoded:
@@ -139,10 +139,10 @@ class Returns:
                 self.settlement.add_codes(whole, result.grid, clip.num_codes)
 
     def _failed(self, event: protocol.LeaseFailed) -> None:
-        if (flight := self.flights.end(event.attempt)) is None:
+        if (ended := self.fleet.end(event.attempt)) is None:
             return
+        flight, _ = ended
         lease, kind, message = flight.lease, event.kind, event.message
-        self.fleet.free(flight.actor, event.attempt)
         num_clips = len(lease.clips)
         self.out.note(
             "lease_failed",
@@ -174,14 +174,16 @@ class Returns:
             else:
                 self._blame_worker_loss(lease, "fault", message)
 
+    def _actor_lost(self, event: protocol.ActorLost) -> None:
+        if (actor := self.fleet.lose(event)) is not None:
+            self._lost(actor, blame=event.message if event.how in ("died", "overdue") else None)
+
     def _lost(self, actor: Actor, *, blame: str | None) -> None:
         """Hand out again what an actor held. Only its first lease can be the cause (``blame``)."""
         if actor.stage == "encode" and actor.leases:
             self.out.count("lost_s", self.out.now - actor.head_since)
-        for position, attempt in enumerate(actor.leases):
-            flight = self.flights.end(attempt)
-            assert flight is not None
-            self.out.emit(protocol.Release(attempt))
+        for position, flight in enumerate(actor.leases.values()):
+            self.out.emit(protocol.Release(flight.attempt))
             if blame is not None and position == 0:
                 self._blame_worker_loss(flight.lease, "worker_lost", blame)
             else:
@@ -214,13 +216,10 @@ class Returns:
     def _start_over(self, lease: Lease, lost: Sequence[AttemptId]) -> None:
         """Pixels, codes or a state vanished with their node: decode the clips again."""
         if lease.stream is None:
-            kept: list[Clip] = []
-            gone: list[Clip] = []
+            kept, gone = list[Clip](), list[Clip]()
             for clip in lease.clips:  # an encoder does not find out which of its inputs are gone
-                is_gone = lease.stage == "encode" or any(
-                    source in lost for source, *_ in clip.places
-                )
-                (gone if is_gone else kept).append(clip)
+                is_lost = any(place.source in lost for place in clip.places)
+                (gone if is_lost or lease.stage == "encode" else kept).append(clip)
             self._decode_again(lease.stage, gone)
             if kept:
                 self.queues.put_back(lease._replace(clips=tuple(kept)))
@@ -235,7 +234,7 @@ class Returns:
             self.out.count("clips", -len(clips), by="encode")
             self.out.count("lost_s", sum(clip.encode_s for clip in clips))
         for clip in clips:
-            self.flights.use_up(clip.places)
+            self.outputs.use_up(clip.places)
 
     def _give_up(self, lease: Lease, rejected: Rejected) -> None:
         """Reject the one clip of a lease, and release what it holds."""
@@ -244,7 +243,7 @@ class Returns:
             # What the encode stage rejects counts as decoded, though not all pieces may have been.
             self.out.count("clips", rejected.stage == "encode", by="decode")
         else:
-            self.flights.use_up(lease.places)
+            self.outputs.use_up(lease.places)
         self.breaker.rejected(rejected)
         self.blame.settled((rejected.ref.row, rejected.ref.segment))
 
@@ -255,4 +254,4 @@ class Returns:
         self.out.count("clips", -clip.is_decoded, by="decode")
         self.out.count("lost_s", clip.encode_s)
         # Its state goes with the last codes.
-        self.flights.use_up([*clip.pixels.values(), *clip.codes])
+        self.outputs.use_up([*clip.pixels.values(), *clip.codes])
