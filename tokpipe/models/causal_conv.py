@@ -52,7 +52,7 @@ class CausalConv3d(nn.Module):
         super().__init__()
         kernel = (kernel_size,) * 3 if isinstance(kernel_size, int) else tuple(kernel_size)
         if len(kernel) != 3 or kernel[1] % 2 == 0 or kernel[2] % 2 == 0:
-            raise ValueError(f"{kernel_size=}: use three sizes, the last two odd")
+            raise ValueError(f"{kernel_size=}: use an odd size, or three, the last two odd")
         if pad_mode not in get_args(PadMode):
             raise ValueError(f"{pad_mode=}: use one of {get_args(PadMode)}")
         span = dilation * (kernel[0] - 1) + 1
