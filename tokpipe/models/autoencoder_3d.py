@@ -161,8 +161,7 @@ class MOVQDecoder3D(Network3D):
     itself. ``add_conv`` adds a causal convolution to each norm, padded by ``add_conv_pad_mode``
     whatever the ``pad_mode``: published weights need ``constant_published``, see ``CausalConv3d``.
 
-    With ``r = temporal_compress_times``, ``1 + j`` latent frames become ``1 + r * j`` frames. What
-    is causal depends on ``pad_mode`` and ``norm`` as in ``Encoder3D``.
+    Sizes are those of ``Encoder3D`` backwards, and what is causal depends on the same arguments.
     Source: MoVQ, arXiv:2209.09002, as CogVideo's ``MOVQDecoder3D``, and its ``NewDecoder3D`` with
     ``post_quant_conv``.
     """
@@ -214,10 +213,7 @@ class MOVQDecoder3D(Network3D):
         return self.conv_out.conv.weight
 
     def forward(self, z: Tensor, use_cp: bool = False, stream: Stream | None = None) -> Tensor:
-        """(B, zq_ch, t, h, w) -> (B, out_ch, 1 + r(t-1), s*h, s*w), about [-1, 1], not clamped.
-
-        ``s`` is ``2 ** (len(ch_mult) - 1)``.
-        """
+        """(B, zq_ch, t, h, w) -> (B, out_ch, 1 + r(t-1), s*h, s*w), about [-1, 1], not clamped."""
         check_whole_clip(use_cp)
         check_input(z, (self.post_quant_conv or self.conv_in).conv, "z")
         h: Tensor = z if self.post_quant_conv is None else self.post_quant_conv(z, stream)

@@ -140,14 +140,12 @@ class ResnetBlock3D(ResnetBlock):
         zq: Tensor | None = None,
         *stream: Stream | None,
     ) -> Tensor:
-        """See ``ResnetBlock``.
-
-        On GPUs PyTorch adds the bias of a convolution in a pass over its whole result. Here the
-        norm that follows adds it, or the residual sum, and a tensor is freed once it was read.
-        """
+        """See ``ResnetBlock``."""
         is_plain = temb is not None or zq is not None or (self.training and self.dropout.p)
         if is_plain or not is_fused(x) or gpu_kernels(x) is None:
             return super().forward(x, temb, zq, *stream)
+        # On GPUs PyTorch adds the bias of a convolution in a pass over its whole result. Here the
+        # norm that follows adds it, or the residual sum, and a tensor is freed once it was read.
         h = self.conv1.conv(self.conv1.silu_input(self.norm1, x, *stream), with_bias=False)
         h = self.conv2.silu_input(self.norm2, h, *stream, bias=self.conv1.conv.bias)
         h = self.conv2.conv(h, with_bias=False)

@@ -52,7 +52,7 @@ class CausalConv3d(nn.Module):
         super().__init__()
         kernel = (kernel_size,) * 3 if isinstance(kernel_size, int) else tuple(kernel_size)
         if len(kernel) != 3 or kernel[1] % 2 == 0 or kernel[2] % 2 == 0:
-            raise ValueError(f"{kernel_size=}: use three sizes, the last two odd")
+            raise ValueError(f"{kernel_size=}: use an odd size, or three, the last two odd")
         if pad_mode not in get_args(PadMode):
             raise ValueError(f"{pad_mode=}: use one of {get_args(PadMode)}")
         span = dilation * (kernel[0] - 1) + 1
@@ -69,21 +69,12 @@ class CausalConv3d(nn.Module):
         # Of columns, rows and frames, where published code means frames, columns and rows.
         mistaken = (past, 0, columns, columns, rows, rows)
         self.pad = nn.ConstantPad3d(mistaken, 0) if is_published else nn.Identity()
-        self.conv = Conv3d(
-            chan_in,
-            chan_out,
-            kernel,
-            stride=(stride, 1, 1),
-            padding=0 if is_published else (0, rows, columns),
-            dilation=(dilation, 1, 1),
-            **options,
-        )
+        padding = 0 if is_published else (0, rows, columns)
+        steps: dict[str, Any] = {"stride": (stride, 1, 1), "dilation": (dilation, 1, 1)}
+        self.conv = Conv3d(chan_in, chan_out, kernel, padding=padding, **steps, **options)
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        """(B, C_in, T, H, W) -> (B, C_out, T // stride, H, W).
-
-        With ``stream``, ``x`` is one piece of a clip, and its past is the end of the piece before.
-        """
+        """(B, C_in, T, H, W) -> (B, C_out, T // stride, H, W)."""
         return self.conv(self.padded(x, stream))
 
     def padded(self, x: Tensor, stream: Stream | None = None) -> Tensor:
@@ -103,10 +94,7 @@ class CausalConv3d(nn.Module):
         *,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """What ``conv`` reads: ``silu(norm(x + bias))`` behind its past, where ``is_fused(x)``.
-
-        Norm and SiLU write directly behind the past. ``bias`` is for GPUs, as in ``norm.write``.
-        """
+        """What ``conv`` reads: ``silu(norm(x + bias))`` behind its past, as ``norm.write`` does."""
         self._check_frames(x, stream)
         past, dtype = self.past_frames, self.conv.weight.dtype
         shape = (*x.shape[:2], past + x.shape[2], *x.shape[3:])

@@ -86,12 +86,7 @@ class Encoder(Network2D):
 
     @takes(*DECODER_ONLY, *_CLIPS_ONLY, as_well_as=Pyramid2D)
     def __init__(
-        self,
-        *,
-        in_channels: int,
-        z_channels: int,
-        double_z: bool = True,
-        **shape: Any,
+        self, *, in_channels: int, z_channels: int, double_z: bool = True, **shape: Any
     ) -> None:
         pyramid = Pyramid2D(**shape)
         super().__init__(pyramid)
@@ -221,12 +216,7 @@ class UNet(nn.Module):
 
     @takes(as_well_as=Pyramid2D)
     def __init__(
-        self,
-        *,
-        out_ch: int,
-        in_channels: int,
-        use_timestep: bool = True,
-        **shape: Any,
+        self, *, out_ch: int, in_channels: int, use_timestep: bool = True, **shape: Any
     ) -> None:
         super().__init__()
         pyramid = Pyramid2D(**shape)

@@ -80,8 +80,7 @@ def check_input(
 ) -> None:
     """Raise ValueError for an input that a network's first convolution cannot take, or misreads.
 
-    Autocast converts floating point; otherwise the dtype has to be that of the weights. There
-    have to be ``smallest`` rows and columns.
+    Only autocast converts floating point. There have to be ``smallest`` rows and columns.
     """
     dims, dtype = conv.weight.ndim, conv.weight.dtype
     fits = x.ndim == dims and x.shape[1] == conv.in_channels and x.numel()

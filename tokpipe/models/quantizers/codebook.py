@@ -1,7 +1,4 @@
-"""Quantizers with a learned codebook, of which some entries may be left out.
-
-The codebook is moved by the gradient, or follows the latents by averages.
-"""
+"""Quantizers with a learned codebook, of which some entries may be left out."""
 
 import os
 from collections.abc import Sequence
