@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.formats.formats_helpers import flipped
 from tokpipe.errors import CorruptOutput
-from tokpipe.formats.manifest import Claim, ManifestEntry, Reopened, Totals
+from tokpipe.formats.manifest import Claim, Growth, ManifestEntry, Reopened, Totals
 from tokpipe.formats.sealed_json import dump_lines, seal
 from tokpipe.telemetry.account import Account
 from tokpipe.types import ClipRef, Receipt, Rejected
@@ -127,17 +127,18 @@ def test_text_that_is_not_an_entry_is_rejected(text: bytes) -> None:
 
 def test_later_fields_are_ignored_but_a_newer_format_asks_for_an_upgrade() -> None:
     assert ManifestEntry.from_json("mem://e", with_fields(later=1)) == ENTRY
-    with pytest.raises(CorruptOutput, match=r"format 4, .* up to 3\. .* Upgrade tokpipe"):
-        ManifestEntry.from_json("mem://e", with_fields(format=4))
+    with pytest.raises(CorruptOutput, match=r"format 5, .* up to 4\. .* Upgrade tokpipe"):
+        ManifestEntry.from_json("mem://e", with_fields(format=5))
 
 
-def test_only_withdrawn_rejections_and_links_require_a_later_format() -> None:
+def test_what_earlier_versions_cannot_read_requires_a_later_format() -> None:
     claim = replace(ENTRY, shards=(), rejected=(), claim=Claim("host", 7, "0.1.0"))
     reopening = replace(ENTRY, shards=(), rejected=(), reopened=(Reopened(REF, "truncated"),))
     account = Account({"decode": 1.5}, {"decode": 2.0}, 3.0, 2.0, {"no compiler": 1.0}, 0.5)
     paid = replace(ENTRY, account=account)
     first, linked = replace(claim, previous=""), replace(reopening, previous="ab" * 16)
-    versions = ((claim, 1), (reopening, 2), (paid, 1), (first, 3), (linked, 3))
+    grown = replace(first, growth=Growth(9, 2, {"plan_id": "x"}, [{"uri": "u"}]))
+    versions = ((claim, 1), (reopening, 2), (paid, 1), (first, 3), (linked, 3), (grown, 4))
     for entry, version in versions:
         assert json.loads(entry.to_json())["format"] == version
         assert ManifestEntry.from_json("mem://e", entry.to_json()) == entry

@@ -87,12 +87,17 @@ def clean(
     now_s = time.time()
     listing = Listing(store)
     record = job_record.read(store)
-    state = ManifestState(CommittedRows(record.num_rows))
+    committed = CommittedRows(record.num_rows)
+    state = ManifestState(committed)
     # A second listing may show less than the first, and what it lacks would look unlisted.
     end = max(count_entries(store), listing.entries[-1] + 1 if listing.entries else 0)
     for entry in iter_entries(store, to_seq=end):
-        state.apply(entry)
-    shards, committed = state.shards, state.committed
+        state.count(entry)
+        for withdrawn in entry.reopened:
+            committed.reopen(withdrawn.ref)
+        for ref in entry.refs():
+            committed.add(ref)
+    shards = state.shards
     listed = {*shards.column("shard").to_pylist(), *shards.column("side_table").to_pylist()}
     plan_parts = {part.key for part in StoredPlan.of(record, state.growth).parts}
     every = listing.unlisted(listed, plan_parts)
