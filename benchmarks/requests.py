@@ -61,15 +61,17 @@ def requests_of(num_clips: int) -> dict[str, float]:
 
 
 @contextmanager
-def counted(*, local: bool = False) -> Iterator[Counter[str]]:
-    """Count every call to a remote file system by this process's clients, or to ``local`` ones."""
+def counted(below: str | None = None) -> Iterator[Counter[str]]:
+    """Count this process's calls to remote file systems, or to any one ``below`` a URI."""
     counts: Counter[str] = Counter()
     lock = threading.Lock()
     original = Client.call
 
     def counting(self: Client, doing: str, uri: str, ask: Any, *args: Any, **kwargs: Any) -> Any:
         with lock:
-            counts[getattr(ask, "__name__", ask)] += local or not self.is_local
+            counts[getattr(ask, "__name__", ask)] += (
+                uri.startswith(below) if below else not self.is_local
+            )
         return original(self, doing, uri, ask, *args, **kwargs)
 
     Client.call = counting  # type: ignore[method-assign]

@@ -104,7 +104,7 @@ def _extend(folder: str) -> tuple[int, int]:
     from benchmarks.requests import counted
     from tokpipe.runtime.assemble import JobOutput, Run
 
-    with counted(local=True) as counts:
+    with counted(f"{folder}/out") as counts:
         output = JobOutput(job_of_table(Path(folder)), extend=True)
         run = Run(output, Console(quiet=True))
         row = run.feed.fetch(1).items[0].row
