@@ -1,7 +1,6 @@
-"""All errors that tokpipe raises.
+"""All errors that tokpipe raises. Messages say where, what was found, why it matters, what to do.
 
-A message says where, what was found, why it matters and what to do. Code checks types and
-attributes, never the text of a message.
+Code checks types and attributes, never the text of a message.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,8 +13,7 @@ class TokpipeError(Exception):
 
 
 class ConfigError(TokpipeError):
-    """The job file, or a whole source (such as a table without the named column), is wrong: edit
-    the job file."""
+    """Edit the job file: it or a whole source (a table without the named column) is wrong."""
 
     exit_code = 2
 
@@ -23,12 +21,8 @@ class ConfigError(TokpipeError):
 class WeightsMismatch(ConfigError):
     """Weights do not fit the model, so none were loaded. Change the settings, or rename keys.
 
-    Attributes:
-        missing: keys of the model without a value.
-        unexpected: keys of the weights that the model does not have.
-        misfits: what is wrong with a value, by key of the model.
-
-    The attributes are complete; the message lists only some keys.
+    The message lists some keys, the attributes all: ``missing`` keys of the model, ``unexpected``
+    keys of the weights and, in ``misfits``, what is wrong with a value, by key of the model.
     """
 
     # Only the message is positional, so that the error can be pickled.
@@ -113,9 +107,8 @@ class CorruptOutput(TokpipeError):
 class SourceError(TokpipeError):
     """One clip cannot be tokenized, because of its video. It is rejected, and the job continues.
 
-    ``reason`` is a short, stable word to group by, such as ``"no_video"``. The message is for
-    people. The rest is what a decoder adds: the backend that decided, how many segments the row
-    has, and the name of the exception behind it, or of the signal.
+    ``reason`` is a short, stable word to group by, such as ``"no_video"``. Decoders add the backend
+    that decided, how many segments the row has, and the name of an exception or a signal.
     """
 
     exit_code = 2

@@ -32,9 +32,8 @@ def validate_settings(
 ) -> Any:
     """Check ``data``, as read from YAML or JSON, and build what ``expected`` describes.
 
-    A ConfigError is one line that names each wrong key, what was found and what would be right. It
-    starts with ``name``, the file that ``data`` comes from; ``tokenizer_from`` is that of the
-    ``tokenizer`` section, if it is another one.
+    A ConfigError is one line: ``name``, the file of ``data``, then each wrong key, what was found
+    and what would be right. ``tokenizer_from`` is the file of its ``tokenizer``, if another one.
     """
     # Strict models accept a list for a tuple only when they parse JSON.
     text = json.dumps(data, default=str)

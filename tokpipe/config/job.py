@@ -41,11 +41,9 @@ class OutputConfig(Frozen):
     shard_bytes: Annotated[int, Field(ge=1024)] = 128 * 2**20
     """A shard is closed at about this size on disk."""
     shard_max_age_s: PositiveFloat = 300.0
-    """A shard is also closed when its oldest clip has waited this long. This is the most work
-    that a kill can lose."""
+    """A shard is also closed at this age of its oldest clip: the most work that a kill can lose."""
     accept_unsafe_store: bool = False
-    """Continue with a store that does not honour exclusive creates. Two drivers started on one
-    output by mistake could then both commit."""
+    """Use stores without exclusive creates: two drivers started by mistake could both commit."""
 
     @model_validator(mode="after")
     def _store_can_commit(self) -> Self:
@@ -77,11 +75,10 @@ class FramesConfig(Frozen):
     buckets: tuple[Size, ...] | None = None
     """Several sizes; each clip gets the one closest to its aspect ratio."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    """``crop`` covers the size and cuts out the middle, ``pad`` fits the frame inside on black,
+    """``crop`` covers the size and keeps the middle, ``pad`` fits inside it with margins,
     ``stretch`` ignores the aspect ratio."""
     background: Annotated[str, Field(pattern=r"^(black|gray|white|#[0-9a-fA-F]{6})$")] = "black"
-    """What shows through transparent pixels and in the margins of ``pad``: ``black``, ``gray``,
-    ``white`` or ``#rrggbb``."""
+    """Colour of margins and of what is transparent: ``black``, ``gray``, ``white``, ``#rrggbb``."""
     matrix: Literal["auto", "bt601", "bt709", "bt2020"] = "auto"
     """Colour matrix of YUV videos. ``auto`` is what a video is tagged with, and for untagged ones
     BT.709 from 720 coded rows on, else BT.601. Any other value replaces the tags of all videos."""
@@ -117,9 +114,8 @@ class DecodeConfig(Frozen):
     files that it reads correctly; PyAV decodes the others, and those that decord reports anything
     about. Each clip's side table names its decoder."""
     on_damage: Literal["reject", "mark"] = "reject"
-    """What to do with a video that is truncated, has a hole or cannot be decoded: ``reject`` its
-    clips, or keep the intact frames before the damage and ``mark`` the clip ``damaged`` in its
-    side table. Not for policy ``streaming``."""
+    """If a video is truncated, has a hole or cannot be decoded: ``reject`` its clips, or keep the
+    frames before and ``mark`` the clip ``damaged`` in its side table (not under ``streaming``)."""
     deadline_s: PositiveFloat = 120.0
     """Time limit for decoding one clip, for each backend that is tried."""
     memory_bytes: Annotated[int, Field(ge=256 * 2**20)] = 8 * 2**30
@@ -138,24 +134,20 @@ class ChunkingConfig(Frozen):
 
     policy: Literal["independent", "overlap", "streaming", "whole"] = "independent"
     """``independent`` encodes each chunk separately. ``overlap`` also shows each chunk frames of
-    the one before, and the latents form one grid without gaps. ``streaming`` continues each chunk
-    from the state of the one before, with the same codes as encoding the whole clip, however long
-    it is. ``whole`` makes one chunk per clip."""
+    the one before, and latents form one grid without gaps. ``streaming`` continues from the state
+    of the chunk before, with the codes of the whole clip. ``whole`` makes one chunk per clip."""
     chunk_frames: PositiveInt = 17
     """Frames of the first latent frame (usually 1) plus a multiple of the temporal stride. Under
-    ``streaming``, chunks after the first leave the first latent frame's frames out. Unused under
-    ``whole``."""
+    ``streaming``, later chunks have the multiple alone. Unused under ``whole``."""
     overlap_latents: NonNegativeInt = 1
-    """Under ``overlap``, latent frames (not counting the first) that a chunk shares with the one
-    before."""
+    """Under ``overlap``, latent frames after the first that a chunk shares with the one before."""
 
 
 class EncodeConfig(Frozen):
     """How the encoder runs."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """``auto`` uses GPUs if the cluster has any, else CPUs. The choice is part of the
-    fingerprint."""
+    """``auto`` uses GPUs if the cluster has any, else CPUs. The choice is in the fingerprint."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type that the encoder computes in. The quantizer always uses float32, and tokpipe's own
     models accumulate in float32. ``float16`` is for GPUs without bfloat16; it overflows above
@@ -166,9 +158,8 @@ class EncodeConfig(Frozen):
     is decided when the output is started. CPUs encode one chunk at a time."""
     hardware: Literal["any", "same"] = "any"
     """Codes may differ between models of GPUs and generations of CPUs. ``any`` warns when a second
-    class of hardware joins the output. ``same`` uses only nodes of one class: the one that the
-    output names, else that of the first encoder. See
-    [clusters.md](clusters.md#one-kind-of-hardware)."""
+    class of hardware joins the output. ``same`` uses only nodes of one class: that of the output,
+    else of the first encoder. See [clusters.md](clusters.md#one-kind-of-hardware)."""
 
     @property
     def batch_rows(self) -> int:
@@ -193,8 +184,7 @@ class PoolConfig(Frozen):
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Custom resources of Ray that one actor takes, such as ``{decoding: 1}``."""
     labels: dict[str, LabelSelector] = Field(default_factory=dict)
-    """Use only nodes with these labels of Ray: ``{key: value}``, ``!value``, ``in(a,b)`` or
-    ``!in(a,b)``."""
+    """Only nodes with these Ray labels: ``{key: value}``, ``!value``, ``in(a,b)``, ``!in(a,b)``."""
     lease_deadline_s: PositiveFloat = 900.0
     """An actor that holds a lease for longer is killed, and the lease goes to another actor."""
 
@@ -211,8 +201,7 @@ class RuntimeConfig(Frozen):
     """How the job uses the cluster. Codes do not depend on any of it."""
 
     cluster: str = "auto"
-    """``auto`` (the cluster that the driver was submitted to, else a local one), ``local``, or an
-    address."""
+    """``auto`` (the cluster the driver was submitted to, else local), ``local``, or an address."""
     decode: PoolConfig = PoolConfig()
     """With GPUs, decoders take the CPUs that encoders leave. Without GPUs, CPUs are divided by
     the measured time per clip, and one decoder requests no CPU."""
@@ -222,15 +211,13 @@ class RuntimeConfig(Frozen):
     """Writers build shards and put them into the store. At first there is one per 16 encoders, up
     to four, then as many as encoders keep half busy, by the measured time per clip."""
     clips_per_lease: PositiveInt = 64
-    """Most clips in a lease. Leases start with eight clips, grow if eight take less than a
-    second, and shrink if clips are large."""
+    """Most clips in a lease: 8 at first, more if 8 take less than a second, fewer large ones."""
     max_attempts: PositiveInt = 3
     """A clip that takes down its worker this many times is rejected."""
     start_timeout_s: PositiveFloat = 300.0
     """An actor that is not ready after this time is abandoned."""
     progress_interval_s: PositiveFloat = 10.0
-    """Seconds between progress lines when output is not a terminal, and between ``progress``
-    events."""
+    """Seconds between ``progress`` events, and progress lines when output is not a terminal."""
     log_path: LogPath = None
     """File on the driver's node that every event is appended to as a line of JSON, or ``-`` for
     standard error. Actors then log JSON too. Null or empty for no log, so ``${TOKPIPE_LOG:-}``
@@ -284,8 +271,7 @@ class JobConfig(Frozen):
     runtime: RuntimeConfig = RuntimeConfig()
     storage: StoreOptions = StoreOptions()
     max_rejected_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """The job fails (exit code 4), early if it can, if a larger fraction of the planned clips is
-    rejected. With 1.0 any number may be."""
+    """If more of the plan's clips are rejected, the job fails (exit code 4), early if it can."""
 
     @property
     def has_pictures(self) -> bool:

@@ -38,10 +38,7 @@ def load_job(
 
 
 def load_output(path: str | Path) -> tuple[str, StoreOptions]:
-    """Read only where a job writes: its ``output.uri`` and how to reach that store.
-
-    Other settings may be wrong, and the tokenizer's checkpoint unreachable.
-    """
+    """Read a job's ``output.uri`` and how to reach that store. All other settings may be wrong."""
     path = Path(path)
     data = read_mapping(_read_text(path), str(path), "job file")
     if not isinstance(section := data.get("output"), dict) or "uri" not in section:

@@ -7,14 +7,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tokpipe.config.base import Frozen
 
-ChannelMultiples = Annotated[
-    tuple[PositiveInt, ...],
-    Field(
-        min_length=1,
-        description="Channels of each level, in multiples of those of the finest. Each level but "
-        "the last halves the size.",
-    ),
-]
+_MULTIPLES = "Channels of each level, in multiples of the finest. All but the last halve the size."
+ChannelMultiples = Annotated[tuple[PositiveInt, ...], Field(min_length=1, description=_MULTIPLES)]
 FinestChannels = Annotated[PositiveInt, Field(description="Channels of the finest level.")]
 FSQLevels = Annotated[
     tuple[Annotated[int, Field(ge=2)], ...],
@@ -25,9 +19,7 @@ FSQLevels = Annotated[
 def check_channels(ch: int, ch_mult: tuple[int, ...]) -> None:
     """Raise ValueError if GroupNorm cannot divide the channels of a level into its 32 groups."""
     if bad := [mult for mult in ch_mult if ch * mult % 32]:
-        raise ValueError(
-            f"ch={ch} times ch_mult={bad[0]} is not a multiple of 32, which GroupNorm needs"
-        )
+        raise ValueError(f"ch={ch} times ch_mult={bad[0]} is not a multiple of 32 for GroupNorm")
 
 
 class Levels(Frozen):
@@ -41,8 +33,7 @@ class Levels(Frozen):
     attn_resolutions: tuple[int, ...] = ()
     """Sizes at which attention follows each residual block."""
     resolution: PositiveInt = 256
-    """Nominal size of a frame. It only decides at which levels ``attn_resolutions`` put
-    attention."""
+    """Nominal size of a frame. It only says which levels ``attn_resolutions`` stand for."""
 
     @model_validator(mode="after")
     def _channels_fill_groups(self) -> Self:
@@ -123,8 +114,7 @@ class _Codebook(Frozen):
 
 
 class VQConfig(_Codebook):
-    """Nearest code vector of a learned codebook, arXiv:1711.00937; ``ema_vq``: learned by moving
-    averages."""
+    """Nearest vector of a learned codebook, arXiv:1711.00937 (``ema_vq``: of moving averages)."""
 
     kind: Literal["vq", "ema_vq"]
 
@@ -150,8 +140,7 @@ class FSQConfig(Frozen):
     num_codebooks: PositiveInt = 1
     """Groups of channels with these levels. Each has a code of its own at every position."""
     dim: PositiveInt | None = None
-    """Channels of the latent and of code vectors, if they are projected to those that are rounded,
-    and back."""
+    """Channels of latent and code vectors, if they are projected to the rounded ones and back."""
 
     @property
     def num_codes(self) -> int:

@@ -66,8 +66,7 @@ def tensors_of(
     except safetensors.SafetensorError as error:
         raise ConfigError(
             f"{source} is not a complete safetensors file ({error}). The tokenizer needs its "
-            "weights. Run `tokpipe convert` on other kinds of checkpoint; copy this file again if "
-            "it was cut short"
+            "weights. Run `tokpipe convert` on other formats; copy a file again if it was cut short"
         ) from error
     proved = proved_settings(tensors) if config.kind == "vqgan" else {}
     for setting, (values, key) in proved.items():

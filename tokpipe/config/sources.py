@@ -37,9 +37,8 @@ class _Source(Frozen):
     kind: str
     uri: Uri
     media: Literal["video", "image", "both"] = "video"
-    """What becomes clips. A picture (JPEG, PNG, WebP, AVIF, GIF) becomes a clip of one frame,
-    whatever ``sampling`` says. Under ``both``, the content of each file decides. See
-    [data.md](data.md#pictures)."""
+    """What becomes clips. Pictures (JPEG, PNG, WebP, AVIF, GIF) become clips of one frame, whatever
+    ``sampling`` says. Under ``both``, a file's content decides. See [data.md](data.md#pictures)."""
     animation_as_picture: bool = False
     """Take the first frame of an animated GIF, WebP, PNG or AVIF as a picture. Otherwise ``media:
     image`` rejects it, and ``both`` reads it as a video."""
@@ -69,13 +68,11 @@ class TableSource(_Source):
 
     kind: Literal["table"]
     uri: Uri
-    """The table, or a glob of tables with the same columns. Text is decompressed on the fly
-    (``.gz``, ``.zst``, ``.bz2``)."""
+    """Table, or glob of tables with the same columns. Text may be ``.gz``, ``.zst`` or ``.bz2``."""
     format: Literal["csv", "tsv", "jsonl", "json", "parquet"] | None = None
     """Format of a file whose extension does not say."""
     delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
-    """What separates the columns of a CSV or TSV table, such as ``;``. By default a comma or a
-    tab."""
+    """What separates columns of CSV or TSV, such as ``;``. By default a comma or a tab."""
     uri_column: str | None = None
     """Column with each video's URI (WebVid: ``contentUrl``), or with the videos themselves, as
     bytes or as a Hugging Face ``Video``. A URI without a scheme or a leading ``/`` is relative to
@@ -113,8 +110,7 @@ class WebDatasetSource(_Source):
     uri: Uri
     """A tar, or a glob of tars; ``{000..999}`` expands. Videos are read in place, by byte range."""
     video_extensions: tuple[str, ...] | None = None
-    """Members with other extensions, in any case, are not clips. By default those that a folder
-    of files is searched for."""
+    """Extensions, in any case, of members that are clips; by default, as for a folder of files."""
 
 
 Source = Annotated[FilesSource | TableSource | WebDatasetSource, Field(discriminator="kind")]

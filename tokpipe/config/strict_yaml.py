@@ -11,10 +11,7 @@ MAX_BYTES = 2**19
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a duplicate key is an error and dates stay text, without aliases.
-
-    A few hundred bytes with aliases of aliases can stand for gigabytes.
-    """
+    """Safe YAML with unique keys, dates as text, and no aliases, which can stand for gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -1,7 +1,4 @@
-"""Tokenizers: which kinds there are, what their shapes are, where their weights are.
-
-Every kind knows its ``traits``, so a job is checked and planned without torch.
-"""
+"""The kinds of tokenizers, with ``traits`` by which jobs are checked and planned without torch."""
 
 import math
 from abc import abstractmethod
@@ -32,13 +29,8 @@ from tokpipe.config.native_parts import (
 from tokpipe.config.published import presets_of, with_preset
 from tokpipe.config.traits import TokenizerTraits
 
-Name = Annotated[
-    str,
-    Field(
-        description="Label in every shard, for people. Programs identify a tokenizer by the "
-        "fingerprint."
-    ),
-]
+_NAME = "Label in every shard, for people. Programs identify a tokenizer by the fingerprint."
+Name = Annotated[str, Field(description=_NAME)]
 Licence = Annotated[str | None, Field(description="Licence of the weights, for people.")]
 _NOT_IN_CODES: dict[str, Any] = {
     **dict.fromkeys(("name", "weights", "decoder", "decoder_weights", "licence", "seed"), True),
@@ -122,8 +114,7 @@ class NativeConfig(TokenizerConfig):
         if self.decoder and len(self.decoder.ch_mult) != len(self.encoder.ch_mult):
             raise ValueError(
                 f"decoder.ch_mult has {len(self.decoder.ch_mult)} levels but encoder.ch_mult has "
-                f"{len(self.encoder.ch_mult)}, so decoded frames would have another size: use the "
-                "same number of levels"
+                f"{len(self.encoder.ch_mult)}, so decoded frames would change size: use as many"
             )
         return self
 
@@ -166,8 +157,7 @@ class NativeConfig(TokenizerConfig):
 class VQGANConfig(Levels, TokenizerConfig):
     """A tokenizer of the VQGAN family, for images, frames of a video one by one, or clips.
 
-    ``preset`` names a published one, and sets all that is required here. ``kind: movqgan`` sets
-    what ``preset: movqgan-270m`` does.
+    ``preset`` sets all that is required here; ``kind: movqgan`` sets what ``movqgan-270m`` does.
     """
 
     decoder_keys: ClassVar[tuple[str, ...]] = ("decoder.", "post_quant_conv.")
@@ -178,10 +168,10 @@ class VQGANConfig(Levels, TokenizerConfig):
     weights: Uri
     """safetensors with the published keys; `tokpipe convert` makes it from a .ckpt."""
     quantizer: Literal["vq", "ibq", "vq_cosine", "gumbel", "lfq"]
-    """How a code is found. ``vq``: the nearest code vector. ``ibq``: that
-    of the greatest dot product. ``vq_cosine``: of the greatest cosine; the decoder takes vectors of
-    length 1, as in LlamaGen. ``gumbel``: the greatest of one logit per code. ``lfq``: one bit per
-    channel, the first the lowest, with the networks of Open-MAGVIT2."""
+    """How a code is found. ``vq``: the nearest code vector. ``ibq``: that of the greatest dot
+    product. ``vq_cosine``: of the greatest cosine; the decoder takes vectors of length 1, as in
+    LlamaGen. ``gumbel``: the greatest of one logit per code. ``lfq``: one bit per channel, the
+    first the lowest, with the networks of Open-MAGVIT2."""
     decoder: Literal["plain", "movq"] = "plain"
     """``movq``: norms of the decoder read the code vectors, as in SBER-MoVQGAN."""
     convolutions: Literal["2d", "causal_3d"] = "2d"
@@ -207,8 +197,7 @@ class VQGANConfig(Levels, TokenizerConfig):
                 f"{quantizer} with z_channels={z}, embed_dim={dim}, codebook_size={size}, "
                 f"convolutions={self.convolutions}, ch_mult={[*self.ch_mult]} and "
                 f"attn_resolutions={[*self.attn_resolutions]} is not Open-MAGVIT2: use lfq, {dim} "
-                f"channels for both, {2**dim} codes, no attention and, for video, multiples of 1 "
-                "only at the first levels"
+                f"channels for both, {2**dim} codes, no attention; for video, 1 only at the first"
             )
         return self
 
@@ -279,18 +268,12 @@ class Emu3Config(TokenizerConfig):
             spatial_stride=int(2 ** (len(self.channel_multiplier) - 1)),
             codebook_size=self.codebook_size,
             layout="BTCHW",
-            why_not_streamable=(
-                "Emu3 encodes every four frames separately; encoding a clip whole produces other "
-                "codes than its authors get"
-            ),
+            why_not_streamable="Emu3 encodes every four frames separately, not a whole clip",
         )
 
 
 class VidTokConfig(TokenizerConfig):
-    """Microsoft's VidTok, its causal models with FSQ.
-
-    ``preset`` names a published one, and sets all that is required here. Names are as published.
-    """
+    """Microsoft's causal VidTok with FSQ; names as published. ``preset`` sets what is required."""
 
     decoder_keys: ClassVar[tuple[str, ...]] = ("decoder.",)
 
@@ -315,13 +298,12 @@ class VidTokConfig(TokenizerConfig):
 
     @property
     def traits(self) -> TokenizerTraits:
+        interpolates = "its decoder interpolates in time"
         return TokenizerTraits(
             temporal_stride=self.time_downsample_factor,
             spatial_stride=int(2 ** (len(self.ch_mult) - 1)),
             codebook_size=math.prod(self.levels),
-            why_not_streamable=None
-            if self.release == "v1.0"
-            else "its decoder interpolates in time",
+            why_not_streamable=None if self.release == "v1.0" else interpolates,
         )
 
 
@@ -344,10 +326,7 @@ class CosmosDVConfig(TokenizerConfig):
     @property
     def traits(self) -> TokenizerTraits:
         *time, space, _ = map(int, self.variant.split("x"))
-        attention = (
-            "its attention covers all earlier frames of a chunk, so no cache of bounded size "
-            "reproduces the codes of the whole clip"
-        )
+        attention = "its attention covers all earlier frames, which no bounded state holds"
         return TokenizerTraits(
             temporal_stride=time[0] if time else 1,
             spatial_stride=space,
@@ -374,10 +353,7 @@ def _check_import_path(text: str) -> str:
 
 
 class CustomConfig(TokenizerConfig):
-    """Any tokenizer: your own class, found by its import path, and what it declares.
-
-    [tokenizers.md](tokenizers.md) says what the class must do, with an example.
-    """
+    """Your own class, by import path, and what it declares: see [tokenizers.md](tokenizers.md)."""
 
     kind: Literal["custom"]
     implementation: Annotated[str, AfterValidator(_check_import_path)]

@@ -43,18 +43,14 @@ class TokenizerTraits(CodesOfPosition, Frozen):
     """Codes of each position of the latent: residual levels, codebooks, or all tokens of a frame
     that has a single position. With more than one, codes are (t, h, w, c)."""
     codebook_sizes: Sizes = ()
-    """Size of the codebook of each code of a position, if they differ. ``codebook_size`` is the
-    largest."""
+    """Codebook size of each code of a position, if they differ. The largest: ``codebook_size``."""
     shared_codebook: Flag = False
     """All codes of a position are of one codebook, as the scales of VAR and the tokens of TiTok: a
     code means the same in each place, and is one token."""
-    frame_size: Annotated[
-        tuple[PositiveInt, PositiveInt] | None,
-        Field(
-            description="Height and width of frames, for a tokenizer that takes no others.",
-            exclude_if=operator.not_,
-        ),
-    ] = None
+    frame_size: tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None, exclude_if=operator.not_
+    )
+    """Height and width of frames, for a tokenizer that takes no others."""
     first_frames: PositiveInt = 1
     """Frames that a chunk's first latent frame covers: 1 for a causal tokenizer, whose first
     latent frame is an image; ``temporal_stride`` for one that groups from the start."""
@@ -74,8 +70,7 @@ class TokenizerTraits(CodesOfPosition, Frozen):
     licence: str | None = None
     """Licence of the weights, for people."""
     why_not_streamable: str | None = "it was not declared to be streamable"
-    """Why encoding a long clip piece by piece produces different codes than encoding it whole;
-    null if it produces the same."""
+    """Why encoding a clip in pieces produces other codes than whole; null if it does not."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -50,7 +50,6 @@ NO_TRUST = Trust()
 
 def _distrusted(uri: str, problem: str, flags: str) -> ConfigError:
     return ConfigError(
-        f"{uri}: {problem}. Anyone may have written this output, and it could name any file, "
-        f"server or program. If you trust its author, pass {flags}; if the job is yours, name its "
-        "job file instead of the output"
+        f"{uri}: {problem}. Anyone may have written this output, which could name any file, server "
+        f"or program. If you trust its author, pass {flags}; if it is yours, name its job file"
     )

@@ -1,7 +1,4 @@
-"""Clip ids, and the fingerprint: a hash of everything that determines the codes.
-
-Both are pure functions of content, never of position.
-"""
+"""Clip ids, and the fingerprint, a hash of what determines codes. Neither depends on position."""
 
 import hashlib
 import json
@@ -41,11 +38,7 @@ def row_digests(dataset: str, source_uris: Iterable[bytes], spans: Iterable[byte
 def clip_id(
     row_id: str, segment: int, num_segments: int, max_clip_frames: int, fps: float | None
 ) -> str:
-    """Return the id of one clip of a row.
-
-    A row with a single clip keeps its own id, which does not depend on ``max_clip_frames``. Ids
-    of segments depend on their span in frames at ``fps``.
-    """
+    """The id of a clip: its row's if it is the only one, else by its span in frames at ``fps``."""
     if num_segments == 1:
         return row_id
     first = segment * max_clip_frames

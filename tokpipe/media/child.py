@@ -39,10 +39,8 @@ _MAX_TIMELINES = 4  # The timeline of a three-hour video takes about 20 MB
 def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[str]) -> None:
     """Serve requests until the parent closes its end of the channel.
 
-    Args:
-        lifeline_fd: a pipe that is never written to; its other end closes when the parent dies.
-        memory_bytes: address space to allow on top of what the process has when it starts.
-        backends: the first message has their versions, or the problem with loading one.
+    The first message has the versions of ``backends``, or the problem with loading one.
+    ``memory_bytes`` is the address space to allow on top of what the process starts with.
     """
     _die_with_parent(lifeline_fd)
     av.logging.set_level(av.logging.ERROR)  # so that exceptions have what was logged last
@@ -57,8 +55,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
         _limit_address_space(memory_bytes)
         while True:
             request, fetched = wire.receive(channel)
-            # Anonymous memory leaves no name behind in /dev/shm: it disappears with its last
-            # user, however that user ends.
+            # Not in /dev/shm: anonymous memory goes with its last user, however that user ends.
             memory = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC)
             try:
                 wire.send(channel, {"trying": {}})
@@ -81,8 +78,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
 def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
     """Send ``trying`` before a backend decodes, then ``done``; or raise why there are no frames.
 
-    The times of the frames and then the frames are in ``memory``, which is sent with ``done``
-    unless the request says ``only_probe``.
+    ``memory``, sent with ``done`` except under ``only_probe``, has the times, then the frames.
     """
     path, file_name = Path(request["path"]), request["file_name"]
     asked = file_name, request["salvage"], Media(*request["media"])
@@ -160,8 +156,7 @@ def _decode(task: Task, backend: str, memory: int, least: int | None) -> dict[st
         raise SourceError("truncated", f"{damage}; only PyAV keeps the rest")
     decoder = load_backend(backend)
     times_s, shape = task.timeline.times_s[wanted], (len(wanted), *framing.size, 3)
-    # The mapping goes with its last reference; an explicit close fails while a traceback still
-    # refers to it.
+    # The mapping goes with its last reference: close() fails while a traceback refers to it.
     size = times_s.nbytes + math.prod(shape)
     os.ftruncate(memory, size)
     # All pages at once, which is far faster than one page fault each.
@@ -193,8 +188,8 @@ def _timeline(
 def _die_with_parent(lifeline_fd: int) -> None:
     """Have the kernel kill this process when the parent's end of the pipe closes.
 
-    PR_SET_PDEATHSIG would fire as soon as the thread that started this process ends. Anything in
-    Python would fail while C code holds the interpreter.
+    Nothing is ever written to the pipe. PR_SET_PDEATHSIG would fire as soon as the thread that
+    started this process ends. Anything in Python would fail while C code holds the interpreter.
     """
     fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline_fd, _F_SETSIG, signal.SIGKILL)

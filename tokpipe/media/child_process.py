@@ -33,8 +33,7 @@ class ChildProcess:
             raise ModuleNotFoundError("No module named 'av'", name="av")
         self.channel, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)  # whole messages
         lifeline, self._lifeline = os.pipe()
-        # Libraries print into a file of fixed size: no pipe to drain and no disk to fill. What
-        # does not fit is lost.
+        # Libraries print to a file of fixed size, which drops the rest: no pipe or disk fills up.
         self._stderr = os.memfd_create("tokpipe-stderr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self._stderr, _STDERR_BYTES)
         fcntl.fcntl(self._stderr, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
@@ -86,11 +85,9 @@ class ChildProcess:
             raise UnfitNode(f"{platform.node()} cannot decode for the job: {problem}")
 
     def kill(self) -> None:
-        """End the process and close what connects to it.
-
-        The wait is short, because a process stuck in the kernel on a dead file system never ends.
-        """
+        """End the process and close what connects to it."""
         self._process.kill()
+        # If it is stuck in the kernel, on a dead file system, it never ends.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_TIMEOUT_S)
         self.channel.close()

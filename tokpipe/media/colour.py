@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from tokpipe.errors import SourceError
 
-# Numbers of ITU-T H.273 that FFmpeg's scaler converts. BT.2020 with constant luminance (10) is
-# read as without.
+# ITU-T H.273 numbers that FFmpeg's scaler converts; 10 (constant luminance) is read as 9.
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m"}
 _MATRICES |= {9: "bt2020", 10: "bt2020"}
 _UNKNOWN = (8, *range(11, 18))  # YCgCo, ICtCp and others
@@ -26,8 +25,7 @@ _HLG_PEAK, _HLG_GAMMA = 1000.0, 1.2  # the display of ITU-R BT.2100: 75 % is the
 _BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 _TO_BT709 = np.array(
-    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]],
-    np.float32,
+    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
 )
 """Linear BT.2020 to BT.709, by ITU-R BT.2407."""
 

@@ -81,8 +81,7 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
             raise _not_opened(head, error) from error
         with container:
             stream = _main_stream(container, head)
-            # With more than one thread, the frames of a damaged stream differ from run to run. One
-            # child per actor keeps the CPU busy anyway.
+            # With threads, frames of damaged streams vary from run to run. Actors fill the CPU.
             stream.codec_context.thread_count = 1
             stream.codec_context.options = _LIMITS
             # Without it, FFmpeg rounds what a stream crops on the left to a multiple of 32 columns.
@@ -182,8 +181,7 @@ def _main_stream(container: Any, head: bytes) -> Any:
     streams = [one for one in container.streams.video if not one.disposition & attached]
     size = int.from_bytes(head[:4], "big")
     if streams and head[4:8] == b"ftyp" and b"meta" in head[size : size + 64]:
-        # HEIF holds pictures, animations or both. A tile of a picture is a stream as well. Only
-        # animations have a duration.
+        # HEIF has pictures, whose tiles are streams, and animations. Only these have a duration.
         streams = [one for one in streams if one.duration is not None]
         if not streams:
             raise SourceError("still_picture", "the file is a still picture, in HEIF or AVIF")

@@ -54,15 +54,11 @@ class Probe:
 class VideoDecoder:
     """Decodes with one child process, which is started again whenever it had to be killed.
 
-    The same file and span always return the same frames, whatever was decoded before. Any thread
-    may call it, one at a time.
+    The same file and span always return the same frames. Any thread may call it, one at a time.
 
-    Args:
-        pieces: how to decode a streamed clip in pieces; a segment is then a piece of the row's
-            one clip. Without it, a segment is a clip of ``sampling.max_clip_frames``.
-        versions: what has to load, as ``job.json`` lists it; None accepts any.
-        backends: names to try in order, in place of ``decode.backend``: short names, or import
-            paths of modules like those of ``tokpipe.media.backends``.
+    A segment is a clip of ``sampling.max_clip_frames`` or, with ``pieces``, a piece of the row's
+    one clip. ``versions`` must load, as ``job.json`` lists them; None accepts any. ``backends``,
+    named as for ``load_backend``, are tried in order in place of ``decode.backend``.
     """
 
     def __init__(
@@ -113,9 +109,8 @@ class VideoDecoder:
     ) -> Video:
         """Decode one segment of a span of a local file, or a picture, which has neither.
 
-        Raises:
-            SourceError: the clip cannot be decoded, through its own fault.
-            RuntimeFault: the child does not start, or keeps being killed from outside.
+        Raises SourceError if the clip cannot be decoded, through its own fault, and RuntimeFault
+        if the child does not start, or keeps being killed from outside.
         """
         span = {"start_s": start_s, "end_s": end_s, "segment": segment}
         video, fd = self._answer(file, media, **span, num_segments=num_segments)

@@ -15,8 +15,7 @@ from tokpipe.errors import SourceError
 from tokpipe.media.colour import LIMITED, Tags, compose, conversion, tags_of, tonemapped
 from tokpipe.media.geometry import Crop, Fit, FitMode, Orientation, fit_frame
 
-# Over the whole area that an output pixel covers, and independent of the vector instructions of a
-# machine.
+# Over the whole area of an output pixel, and independent of a machine's vector instructions.
 _FLAGS = "flags=bilinear+accurate_rnd+bitexact"
 # By bytes per pixel. Planes first: from YUV to packed RGB, FFmpeg's scaler is less exact (up to 8
 # levels of 255) and slower than by way of planes.

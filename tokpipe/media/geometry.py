@@ -44,8 +44,7 @@ class Orientation:
 def orientation_of(matrix: Sequence[int]) -> Orientation:
     """Read a display matrix: nine numbers, row by row, as containers store them.
 
-    It maps a stored point (x, y), with y pointing down, to (a x + c y, b x + d y). Rotations are
-    rounded to quarter turns.
+    It maps stored (x, y), y pointing down, to (a x + c y, b x + d y). Rounds to quarter turns.
     """
     a, b, _, c, d = matrix[:5]
     if abs(b) + abs(c) > abs(a) + abs(d):
@@ -106,11 +105,7 @@ def nearest_size(
 def fit_frame(
     height: int, width: int, pixel_aspect: Fraction, size: tuple[int, int], mode: FitMode
 ) -> Fit:
-    """Fit an upright picture of (height, width) pixels into ``size``.
-
-    ``crop`` covers the size and keeps the middle, ``pad`` fits inside it on black, ``stretch``
-    ignores the aspect ratio.
-    """
+    """Fit an upright picture of (height, width) pixels into ``size``, as ``frames.fit`` says."""
     out_height, out_width = size
     if mode == "stretch":
         return Fit(None, size, (0, 0), size)

@@ -1,7 +1,4 @@
-"""When each frame of a video is on screen, found without decoding wherever possible.
-
-And which frames a clip of it shows.
-"""
+"""When frames of a video are on screen, without decoding if possible, and which a clip shows."""
 
 import contextlib
 import math
@@ -67,8 +64,7 @@ class Selection(NamedTuple):
 class Timeline:
     """The frames that a player shows, in order, and what they look like.
 
-    Time zero is where the first of the file's streams begins, as in players. Frames hidden by an
-    edit list are left out.
+    As in players, time zero is where the first stream begins, and edit lists can hide frames.
     """
 
     times_s: NDArray[np.float64]
@@ -84,8 +80,7 @@ class Timeline:
     """Whether the packets list the frames; otherwise they were counted by decoding."""
     height: int
     width: int
-    """Size of the first frame without what the container hides: before rotation, in pixels that
-    may not be square."""
+    """Of the first frame without what is hidden, before rotation, of pixels of any shape."""
     pixel_aspect: Fraction  # Width of a coded pixel over its height
     orientation: Orientation
     crop: Crop
@@ -132,9 +127,8 @@ class Timeline:
         end = self.end_s if end_s is None else min(end_s, self.end_s)
         gap_s = (self.end_s - first_s) / len(self)
         period_s = gap_s if fps is None else 1 / fps
-        # A container that counts in milliseconds shifts frames by up to one, which must not cost a
-        # frame: rounding moves a frame and the start by a tick in all. A tick of half a frame is
-        # no rounding.
+        # A container that counts in milliseconds moves a frame and the start by up to one in all,
+        # which must not cost a frame. A tick of half a frame is no rounding.
         slack_s = self.tick_s if 2 * self.tick_s < min(gap_s, period_s) else 0.0
         slack_s += _ROUNDING * period_s
         first, last = cut.bounds(segment)
@@ -154,9 +148,8 @@ class Timeline:
 def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> Timeline:
     """Read the presentation times of a video from its packets, decoding only the first frame.
 
-    With ``salvage``, a file that was cut short keeps its whole frames before the cut, and
-    ``Timeline.damage`` says what is missing. The same file always has the same timeline.
-    ``file_name`` is as in ``open_video``.
+    With ``salvage``, a file cut short keeps its whole frames before the cut, and ``damage`` says
+    what is missing. A file always has the same timeline. ``file_name`` is as in ``open_video``.
     """
     with open_video(path, file_name) as (container, stream):
         packets, first, damage = _read_packets(path, container, stream)
@@ -220,8 +213,7 @@ def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> 
         times_s += late_s if late_s > 1e-6 and name != "avi" else 0.0  # FFmpeg rounds the clock
         last_s = float(_duration_s(durations.get(pts[-1]), known, unit, rate))
     else:
-        # The file stores decoding times (AVI with B-frames). The order of the frames is right, and
-        # such files have a constant rate.
+        # Decoding times, as in AVI with B-frames: the order is right, and the rate constant.
         last_s = 1 / float(rate or 25)
         times_s = np.arange(len(pts), dtype=np.float64) / float(rate or 25)
     end_s = float(times_s[-1]) + last_s
@@ -400,9 +392,7 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
     that starts in the middle. Where the timestamps restart at a key frame, the decoder does so too:
     each of several joined files is decoded as if it were alone.
 
-    Raises:
-        SourceError: ``corrupt``, at the first error or damaged frame after that.
-        MemoryError: at any time.
+    Raises SourceError ``corrupt`` at the first error or damaged frame after that, or MemoryError.
     """
     count = 0
     packets = _with_restarts(islice(container.demux(stream), num_packets), container, stream)

@@ -20,8 +20,7 @@ CRF = 12  # x264's quality: far less loss than any tokenizer, at a tenth of the 
 def write_video(path: Path, fps: float, blocks: Iterable[Frames]) -> None:
     """Write blocks of (T, H, W, 3) frames to an H.264 MP4 of constant frame rate.
 
-    All frames have the size of the first. The file appears once it is complete: an error leaves
-    no new file, and an existing one untouched.
+    Frames have the size of the first. An error leaves no new file, and an existing one untouched.
     """
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -79,8 +78,7 @@ def frame_grid(
 ) -> NDArray[np.uint8]:
     """Lay out ``num_frames`` evenly spaced of the ``total`` frames in rows of ``columns``.
 
-    Returns (rows * H, columns * W, 3), black where there is no frame. Keeps only those frames, so
-    memory does not grow with the clip.
+    Returns (rows * H, columns * W, 3), black without a frame. Memory does not grow with the clip.
     """
     count = min(total, num_frames)
     wanted = {round(i * (total - 1) / max(1, count - 1)) for i in range(count)}

@@ -41,8 +41,7 @@ class Network3D(nn.Module):
         powers = [2**level for level in range(len(pyramid.ch_mult))]
         if temporal_compress_times not in powers:
             raise ValueError(
-                f"{temporal_compress_times=} is not reached by halving the frame rate at steps "
-                f"between levels: use one of {powers}"
+                f"{temporal_compress_times=} where each level can halve time: use one of {powers}"
             )
 
     def stream(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
@@ -70,14 +69,12 @@ class Encoder3D(Network3D):
     Arguments (see ``Pyramid``) and state_dict keys are as published; frames may have any size.
     ``double_z`` returns ``2 * z_channels``, mean and log-variance.
 
-    With ``r = temporal_compress_times`` and ``s = 2 ** (len(ch_mult) - 1)``, one frame becomes one
-    latent frame, and ``1 + r * j`` frames become ``1 + j``. As published, other lengths above
-    ``r`` lose the frames that do not fill a pair, and rows and columns beyond a multiple of ``s``
-    get no latent of their own.
+    With ``r = temporal_compress_times`` and ``s = 2 ** (len(ch_mult) - 1)``, ``1 + r * j`` frames
+    become ``1 + j`` latent frames. As published, other lengths above ``r`` lose the frames that do
+    not fill a pair, and rows and columns beyond a multiple of ``s`` get no latent of their own.
 
-    With pad modes ``first`` and ``constant`` the convolutions are causal. With ``norm="clip"``, as
-    published, the norms are not; with ``norm="frame"``, which has the same keys, the whole network
-    is, so that ``stream`` can take a clip in pieces.
+    With pad modes ``first`` and ``constant`` convolutions are causal. As published, norms are not:
+    ``norm="frame"``, with the same keys, makes them so, and ``stream`` can take clips in pieces.
     Source: CogVideo's ``Encoder3D``, after MAGVIT-v2, arXiv:2310.05737.
     """
 
@@ -113,10 +110,9 @@ class Encoder3D(Network3D):
     def compute_in(self, dtype: torch.dtype) -> None:
         """Let the convolutions of residual branches and of attention compute in ``dtype``.
 
-        They are nearly all of the work. All else stays float32, with TF32 in convolutions on GPUs:
-        with the trained checkpoint, bfloat16 then changes 0.2 % of the codes, compared with 1.7 %
-        when everything computes in it. Rounds the weights irreversibly. Inputs and latents are
-        float32 whatever ``dtype``.
+        They are nearly all of the work. All else stays float32, also inputs and latents, with TF32
+        in convolutions on GPUs: with the trained checkpoint, bfloat16 then changes 0.2 % of the
+        codes, compared with 1.7 % when everything computes in it. Rounds the weights irreversibly.
         """
         self.float()
         for part in self.modules():
@@ -153,17 +149,16 @@ class Encoder3D(Network3D):
 class MOVQDecoder3D(Network3D):
     """Latents to pixels: each level but the last doubles space, the coarsest ones time as well.
 
-    Arguments (see ``Pyramid``) and state_dict keys are the published ones. ``give_pre_end`` returns
-    the features before the last norm.
+    Arguments (see ``Pyramid``) and state_dict keys are as published. ``give_pre_end`` returns the
+    features before the last norm.
 
     The input, of ``zq_ch`` channels, is also the latent that the norms read. With
     ``post_quant_conv``, a causal 3x3x3 convolution turns it into ``z_channels`` for the decoder
     itself. ``add_conv`` adds a causal convolution to each norm, padded by ``add_conv_pad_mode``
     whatever the ``pad_mode``: published weights need ``constant_published``, see ``CausalConv3d``.
 
-    Sizes are those of ``Encoder3D`` backwards, and what is causal depends on the same arguments.
-    Source: MoVQ, arXiv:2209.09002, as CogVideo's ``MOVQDecoder3D``, and its ``NewDecoder3D`` with
-    ``post_quant_conv``.
+    Sizes are those of ``Encoder3D`` backwards; the same arguments make it causal. Source: MoVQ,
+    arXiv:2209.09002, as CogVideo's ``MOVQDecoder3D``, ``NewDecoder3D`` with ``post_quant_conv``.
     """
 
     @takes(*ENCODER_ONLY, "gather_norm", tanh_out=(False,), as_well_as=Pyramid, **_VANILLA)

@@ -18,18 +18,14 @@ from tokpipe.models.arguments import takes
 from tokpipe.models.causal_conv import CausalConv3d, PadMode
 from tokpipe.models.group_norm import GroupNorm, Norm, gpu_kernels, is_fused
 from tokpipe.models.operations import Conv2d, Conv3d, as_weights, attention, same_conv2d, silu
-from tokpipe.models.spatial_norm import SpatialNorm, block_norm, normalized
+from tokpipe.models.spatial_norm import BlockNorm, block_norm, normalized
 from tokpipe.models.streaming import Stream
 
 AttnType = Literal["vanilla", "vanilla-xformers", "linear", "none"]
 
 
 def silu_conv(
-    norm: GroupNorm | SpatialNorm,
-    conv: nn.Module,
-    x: Tensor,
-    zq: Tensor | None,
-    *stream: Stream | None,
+    norm: BlockNorm, conv: nn.Module, x: Tensor, zq: Tensor | None, *stream: Stream | None
 ) -> Tensor:
     """Norm, SiLU and convolution, of clips in few passes: what all blocks here consist of."""
     if not isinstance(conv, CausalConv3d):
@@ -158,10 +154,7 @@ class ResnetBlock3D(ResnetBlock):
 
 
 class AttnBlock(nn.Module):
-    """Single-head attention among the positions of an image, added to the input.
-
-    With ``zq_ch`` the norm before it reads the latent.
-    """
+    """Adds single-head attention among an image's positions. ``zq_ch``: its norm reads ``zq``."""
 
     pad_mode: PadMode | None = None
 
@@ -213,15 +206,12 @@ def make_attn(
     - ``linear``: one head of ``LinearAttention``, which has neither norm nor residual.
     - ``none``: the input, unchanged.
 
-    Any other name is a ValueError; for ``memory-efficient-cross-attn``, published code mistakenly
-    returns linear attention.
+    Others raise ValueError. Published code mistakes ``memory-efficient-cross-attn`` for linear.
     """
     if attn_type in ("vanilla", "vanilla-xformers"):
         return AttnBlock(in_channels, zq_ch, add_conv)
     if zq_ch is not None:
-        raise ValueError(
-            f"{attn_type=} has no norm that reads the latent of {zq_ch=}: use 'vanilla'"
-        )
+        raise ValueError(f"{attn_type=} has no norm to read the latent of {zq_ch=}: use 'vanilla'")
     if attn_type == "linear":
         return LinearAttention(in_channels, heads=1, dim_head=in_channels)
     if attn_type == "none":
@@ -254,10 +244,7 @@ class LinearAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves rows and columns, rounding down.
-
-    By a strided 3x3 convolution padded right and below, or by averaging (``with_conv=False``).
-    """
+    """Halves rows and columns, rounded down: a 3x3 convolution padded right and below, or means."""
 
     def __init__(self, in_channels: int, with_conv: bool) -> None:
         super().__init__()
@@ -285,10 +272,9 @@ class Upsample(nn.Module):
 
 
 class DownSample3D(nn.Module):
-    """Halves rows and columns; with ``compress_time`` also the frames after the first.
+    """``Downsample`` of every frame, with ``compress_time`` after halving those after the first.
 
-    Time goes first: frame 0 is kept, the others are averaged in pairs, and an odd one at the
-    end is dropped. Then space, as in ``Downsample``.
+    Frame 0 is kept, the others are averaged in pairs, and an odd one at the end is dropped.
     """
 
     def __init__(
@@ -312,9 +298,7 @@ class DownSample3D(nn.Module):
         if self.compress_time:
             kept = 1 if stream is None or stream.is_first else 0
             if frames < kept or (frames == 2 if stream is None else (frames - kept) % 2):
-                raise ValueError(
-                    f"{frames} frames are not {kept} plus whole pairs: cut or repeat some"
-                )
+                raise ValueError(f"{frames} frames are not {kept} plus whole pairs: cut some")
         x = self._pooled(x, kept, margin=0 if self.conv is None else 1)
         if self.conv is None:
             return F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])

@@ -20,8 +20,7 @@ NOT_CAUSAL = {"reflect", "constant_published"}
 class CausalConv3d(nn.Module):
     """3D convolution padded in time so that output ``j`` ends at frame ``s * (j+1) - 1``.
 
-    With the usual stride ``s = 1`` it returns as many frames as it takes. ``pad_mode`` says what
-    comes before frame 0:
+    With ``s = 1`` it returns as many frames as it takes. ``pad_mode`` is what comes before frame 0:
 
     - ``first``: copies of frame 0, so a single frame is a valid clip. Causal.
     - ``constant``, ``constant_causal``: zeros. Causal.
@@ -59,8 +58,7 @@ class CausalConv3d(nn.Module):
         past, rows, columns = span - stride, kernel[1] // 2, kernel[2] // 2
         if past < 0:
             raise ValueError(
-                f"{stride=} is longer than the {span} frames that the kernel spans, so it would "
-                "skip frame 0: use a smaller stride"
+                f"{stride=} is longer than the {span} frames read, and would skip frame 0: use less"
             )
         self.pad_mode = pad_mode
         self.is_ambiguous = pad_mode == "constant" and any((past, rows, columns))
@@ -113,8 +111,7 @@ class CausalConv3d(nn.Module):
         frames, stride = x.shape[2], self.conv.stride[0]
         if frames < stride or (stream is not None and frames % stride):
             raise ValueError(
-                f"{frames} frames do not fill an output of stride {stride}: cut clips at multiples "
-                "of it"
+                f"{frames} frames do not fill an output of stride {stride}: pass a multiple of it"
             )
 
     def _past(self, x: Tensor, stream: Stream | None) -> Tensor:

@@ -118,11 +118,7 @@ class GraphedCall:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
-        """The result of ``call(x)``; raises what it raises.
-
-        Raises:
-            NodeTrouble: a failed capture has left the device unusable for this process.
-        """
+        """``call(x)``; NodeTrouble if a failed capture left the device unusable in this process."""
         shape = x.shape, x.dtype
         if (replay := self._graphs.get(shape)) is not None:
             return replay(x)

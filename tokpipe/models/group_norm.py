@@ -24,9 +24,8 @@ from tokpipe.models.rows import norm_rows
 _log = logging.getLogger(__name__)
 
 Norm = Literal["clip", "frame"]
-"""What the statistics of a norm span. ``clip``: all of (T, H, W), as published, so every frame
-sees the later ones. ``frame``: the (H, W) of one frame. Keys are the same, but weights trained
-with one do not work with the other."""
+"""What the statistics of a norm span: ``clip`` all of (T, H, W), as published, so frames see later
+ones; ``frame`` the (H, W) of one. Keys are the same, but weights trained with one need it."""
 
 
 class GroupNorm(nn.GroupNorm):
@@ -65,10 +64,7 @@ class GroupNorm(nn.GroupNorm):
             kernels.norm_triton(*last, **how, bias=bias, sums=sums)
 
     def residual(self, x: Tensor, h: Tensor, bias: Tensor) -> Tensor:
-        """``x + (h + bias)`` by ``gpu_kernels``, with the sums that a norm of this kind needs.
-
-        x and h (B, C, ...), bias (C).
-        """
+        """x, h (B, C, ...), bias (C) -> ``x + (h + bias)``, with the sums for a norm like this."""
         kernels, last = gpu_kernels(x), (x.movedim(1, -1), h.movedim(1, -1))
         assert kernels is not None
         rows, sums = kernels.add_triton(*last, bias, sample_dims=self.sample_dims)
@@ -109,10 +105,7 @@ def plain_norms() -> Iterator[None]:
 
 
 def is_fused(x: Tensor) -> bool:
-    """Whether norms of ``x`` are computed together with their SiLU, in few passes over memory.
-
-    Not where gradients are enabled, nor on GPUs where Triton does not work.
-    """
+    """Whether norms of ``x`` are fused with SiLU: without gradients, on GPUs only by Triton."""
     if _is_plain or torch.is_grad_enabled() or is_autocast(x.device):
         return False
     return x.device.type == "cpu" or gpu_kernels(x) is not None
@@ -152,8 +145,7 @@ def working_kernels(device: torch.device) -> tuple[ModuleType | None, str]:
         torch.testing.assert_close(y.movedim(-1, 1), wanted, rtol=1e-4, atol=1e-4)
     except Exception as error:  # compiler, driver or GPU: anything may fail
         _log.warning(
-            "group norm on %s uses PyTorch's kernels, which are slower: Triton's did not work "
-            "there (%s: %s)",
+            "group norm on %s uses PyTorch's slower kernels: Triton's did not work there (%s: %s)",
             *(device, type(error).__name__, error),
         )
         why = f"Triton's kernels did not work ({type(error).__name__}: see the worker's log)"

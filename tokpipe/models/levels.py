@@ -1,7 +1,4 @@
-"""The levels of an encoder, a decoder or a U-Net: what happens at one image size.
-
-Attribute names are state_dict keys: an interface.
-"""
+"""What happens at one image size of a network. Attribute names are state_dict keys."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -78,10 +78,9 @@ class Encoder(Network2D):
     Arguments (see ``Pyramid2D``) and state_dict keys are as published. The middle always has
     attention. ``double_z`` returns ``2 * z_channels``, mean and log-variance.
 
-    Sizes that are not multiples of ``s`` are rounded down, as published: 33 rows give as many
-    latent rows as 32, the last of which sees row 33, and a decoder returns 32.
-    Source: arXiv:2012.09841 and arXiv:2112.10752, as CogVideo's ``vqvae_blocks.Encoder`` and
-    ``Encoder`` of ``sgm.modules.diffusionmodules.model``.
+    Sizes that are not multiples of ``s`` are rounded down, as published: 33 rows have the latent
+    rows of 32, the last of which sees row 33. Source: arXiv:2012.09841 and arXiv:2112.10752, as
+    CogVideo's ``vqvae_blocks.Encoder`` and ``Encoder`` of ``sgm.modules.diffusionmodules.model``.
     """
 
     @takes(*DECODER_ONLY, *_CLIPS_ONLY, as_well_as=Pyramid2D)
@@ -205,12 +204,10 @@ class MOVQDecoder(Decoder):
 class UNet(nn.Module):
     """Predicts noise, or a cleaner image, of the same size, from an image at a known noise level.
 
-    Every activation on the way to the coarsest level is kept, and concatenated to the input of one
-    block on the way back. Arguments (see ``Pyramid2D``) and state_dict keys are the published
-    ones. The middle always has attention.
+    Every activation on the way to the coarsest level is concatenated to the input of one block on
+    the way back. Arguments (see ``Pyramid2D``) and keys are as published; the middle has attention.
 
-    ``use_timestep=False`` builds a network that ignores ``t``. Its blocks keep the ``temb_proj``
-    of the published weights, and never use it.
+    ``use_timestep=False`` ignores ``t``; blocks keep the ``temb_proj`` of published weights unused.
     Source: arXiv:2006.11239; ``Model`` of CogVideo's ``sgm.modules.diffusionmodules.model``.
     """
 
@@ -291,8 +288,7 @@ class UNet(nn.Module):
         if t is None or t.shape not in {(x.shape[0],), (1,)}:
             raise ValueError(
                 f"t is {None if t is None else tuple(t.shape)}, but this network needs one "
-                f"timestep for each image ({x.shape[0]},), or one for all (1,): pass it, or build "
-                "with use_timestep=False"
+                f"timestep for each image ({x.shape[0]},) or all (1,): pass t or use_timestep=False"
             )
         first, second = self.temb["dense"]
         # The angles of late timesteps need float32: bfloat16 has no odd numbers above 256.

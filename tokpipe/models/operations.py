@@ -1,7 +1,4 @@
-"""Convolution, SiLU and attention whose result for one clip does not depend on other clips.
-
-Nor, on CPUs, on the number of threads.
-"""
+"""Convolution, SiLU and attention, of which no bit depends on other clips, or threads of a CPU."""
 
 import torch
 import torch.nn.functional as F

@@ -82,9 +82,8 @@ def load_published(
         ]
         raise WeightsMismatch(
             f"{source}: the weights do not fit {type(module).__name__}: {'; '.join(problems)}. "
-            "Nothing was loaded, since a half-loaded model returns noise. Build the model with the "
-            "settings of the weights, pass the entry of a checkpoint that holds them, or rename "
-            "the keys",
+            "Nothing was loaded: half a model returns noise. Build the model with the settings of "
+            "the weights, pass the entry of a checkpoint that holds them, or rename the keys",
             missing=missing,
             unexpected=unexpected,
             misfits=misfits,

@@ -118,8 +118,7 @@ def center_and_scale(
 def _spans(num_rows: int, channels: int) -> Iterator[slice]:
     """Cut rows into pieces that PyTorch's threads share by whole rows.
 
-    A thread that starts or ends within a row processes part of it with scalar instead of vector
-    instructions, which round differently.
+    Part of a row is processed by scalar instructions, which round differently from vector ones.
     """
     threads = torch.get_num_threads()
     most = max(threads, threads * PIECE_ELEMENTS // channels)

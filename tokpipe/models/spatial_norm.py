@@ -82,13 +82,16 @@ class SpatialNorm3D(SpatialNorm):
         return torch.cat([first, rest], dim=2)
 
 
+BlockNorm = GroupNorm | SpatialNorm
+
+
 def block_norm(
     channels: int,
     zq_ch: int | None,
     add_conv: bool,
     norm: Norm = "clip",
     add_conv_pad_mode: PadMode | None = None,
-) -> GroupNorm | SpatialNorm:
+) -> BlockNorm:
     """A plain norm over 32 groups of channels, or with ``zq_ch`` one that reads the latent.
 
     ``add_conv_pad_mode`` is for clips; published decoders leave it at ``constant``.
@@ -102,9 +105,7 @@ def block_norm(
     return make(channels, zq_ch, group_norm, add_conv=add_conv, norm=norm)
 
 
-def normalized(
-    norm: GroupNorm | SpatialNorm, x: Tensor, zq: Tensor | None, *stream: Stream | None
-) -> Tensor:
+def normalized(norm: BlockNorm, x: Tensor, zq: Tensor | None, *stream: Stream | None) -> Tensor:
     """Apply either kind of ``block_norm``."""
     if isinstance(norm, SpatialNorm):
         if zq is None:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 class StreamState:
     """The last inputs of a network's causal convolutions: all it needs of the pieces before.
 
-    Its size depends on the network and the size of the frames, never on the length of the clip.
-    The tensors are copies without gradient history, and no call changes them, so a state can be
-    pickled, kept, and used more than once.
+    Its size depends on the network and the frames' size, never on the clip's length. Tensors are
+    copies without gradients, and no call changes them: a state can be pickled and used again.
     """
 
     network: str  # The network that made it, for the error when it is passed to another
@@ -71,8 +70,7 @@ class Stream:
         if found != wanted:
             raise ValueError(
                 f"the state of {self.network} carries {found} where this piece needs {wanted}: "
-                "pass the one that was returned for the piece before, on the same device and in "
-                "the same dtype, or None to start a clip"
+                "pass that of the piece before, on its device in its dtype, or None to start a clip"
             )
         return past
 

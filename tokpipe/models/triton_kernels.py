@@ -140,10 +140,7 @@ def norm_triton(
 
 
 def add_triton(x: Tensor, h: Tensor, bias: Tensor, *, sample_dims: int) -> tuple[Tensor, Sums]:
-    """Return ``x + (h + bias)`` in the wider dtype, and what a norm of it needs.
-
-    x and h (B, ..., C), contiguous; bias (C).
-    """
+    """Contiguous x, h (B, ..., C), bias (C) -> ``x + (h + bias)`` in the wider dtype, its sums."""
     out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, h.dtype))
     first, addend = _first_rows(x, sample_dims), _first_rows(h, sample_dims)
     pivots = (first + (addend + bias)).to(out.dtype).float()

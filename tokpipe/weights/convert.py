@@ -49,10 +49,9 @@ def convert(
     """Convert a ``.ckpt``, ``.pt``, ``.pth`` or ``.safetensors`` file; yield lines that say how.
 
     Runs nothing in ``source``, which stays memory-mapped. Builds the tokenizer from the result
-    before writing it, so a folder left behind is one that loads strictly. Settings are
-    those of ``config``, a tokenizer section without ``weights``, or else ``kind`` says: those of
-    the preset that it names, or ``vqgan``, ``movqgan`` or ``emu3``, whose settings follow from the
-    shapes of the weights.
+    before writing it, so a folder left behind is one that loads strictly. Settings are those of
+    ``config``, a tokenizer section without ``weights``, or of ``kind``: a preset, or ``vqgan``,
+    ``movqgan`` or ``emu3``, whose settings follow from the shapes of the weights.
     """
     import safetensors.torch
 
@@ -164,10 +163,7 @@ def _choose(
 
 
 def _is_average(key: str, keys: Mapping[str, Tensor]) -> bool:
-    """Whether a key is one of the moving averages that Lightning's LitEma keeps.
-
-    They are below ``model_ema.`` or, for each part of a model, below ``ema_<part>.``.
-    """
+    """Whether a key is LitEma's average: below ``model_ema.`` or a part's ``ema_<part>.``."""
     if (match := _AVERAGES.match(key)) is None:
         return False
     return not match[1] or any(other.startswith(f"{match[1]}.") for other in keys)
@@ -194,8 +190,7 @@ def _averaged(
             owners[name] = new
     if not owners:
         raise ConfigError(
-            f"{source} has no moving averages below model_ema. or ema_<part>. for --ema to take. "
-            "Convert without it"
+            f"{source} has no moving averages below model_ema. or ema_<part>. Convert without --ema"
         )
     yield f"{source}: took {len(owners):,} moving averages instead of the weights"
     if without := [key for new, key in table.items() if new not in owners.values()]:
@@ -209,9 +204,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read as a tokenizer section: {error}") from error
     if section.keys() & {"weights", "checkpoint"}:
-        raise ConfigError(
-            f"{path} must hold a tokenizer section without weights; the new folder adds them"
-        )
+        raise ConfigError(f"{path} must hold a tokenizer section without weights: those are added")
     return section
 
 
@@ -255,8 +248,7 @@ def _infer(kind: str, state: Mapping[str, Tensor], source: Path) -> dict[str, An
     if len(proved.get("quantizer", ())) != 1:
         raise ConfigError(
             f"{source}: these weights are of no preset, and their keys do not show how a code is "
-            "found, without which codes are wrong. Pass --config with "
-            f"{in_yaml({'kind': 'vqgan', **section})}"
+            f"found: codes may be wrong. Pass --config with {in_yaml({'kind': 'vqgan', **section})}"
         )
     return {"kind": "vqgan", **section}
 

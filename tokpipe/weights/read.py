@@ -59,8 +59,7 @@ def tensors_sha256(tensors: Tensors) -> str:
 
 
 def _to_safetensors(tensors: Tensors) -> bytes:
-    # The library writes numpy or torch arrays only. The one knows no bfloat16, and the other
-    # takes seconds to import.
+    # safetensors writes arrays of numpy, which has no bfloat16, or torch, which is slow to import.
     header, end = {}, 0
     for name in sorted(tensors):
         start, end = end, end + len(tensors[name]["data"])

@@ -1,9 +1,8 @@
 """The decoders. Imported in the decoding child only.
 
-Each is a module with ``decode(task, out)``, which writes frame ``task.wanted[i]`` of the timeline
-into ``out[i]`` of (T, H, W, 3), resized and placed. It raises ``SourceError`` if the frames cannot
-be decoded, or may not be the right ones; ``out`` is then undefined from ``task.num_written`` on.
-``versions()`` lists what it loaded.
+Each is a module: ``versions()`` lists what it loaded, and ``decode(task, out)`` writes frame
+``task.wanted[i]`` of the timeline into ``out[i]`` of (T, H, W, 3), resized and placed. It raises
+``SourceError`` if frames cannot be decoded or may be wrong, after the first ``task.num_written``.
 """
 
 from collections.abc import Iterable

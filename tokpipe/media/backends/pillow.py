@@ -1,7 +1,4 @@
-"""Pillow: pictures, each of which becomes a clip of one frame.
-
-Pillow reads headers, pixels and colour profiles. FFmpeg's scaler does the rest, as for videos.
-"""
+"""Pictures as clips of one frame: Pillow reads and converts them, and FFmpeg's scaler scales."""
 
 import contextlib
 import functools

@@ -1,7 +1,7 @@
 """What every quantizer does and returns, and products with a codebook.
 
-Products are made clip by clip: their shape, and with it their rounding, is then the same for a clip
-in any batch.
+Products are made clip by clip: their shape, and so their rounding, is the same in any batch.
+Latents without positions, (B, C), are the rows of one product.
 """
 
 import math
@@ -145,10 +145,7 @@ def _padded(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def search(latent: Tensor, vectors: Tensor, offsets: Tensor, factor: float) -> Tensor:
-    """``first_least`` of every position of (B, C, ...), clip by clip -> (B, ...) int64.
-
-    Latents without positions, (B, C), are the rows of one product.
-    """
+    """``first_least`` of every position of (B, C, ...), clip by clip -> (B, ...) int64."""
     rows = latent.float()
     rows = rows.unsqueeze(0) if rows.ndim == 2 else rows.flatten(2).transpose(1, 2)
     codes = torch.zeros(rows.shape[:2], dtype=torch.int64, device=latent.device)
@@ -159,10 +156,7 @@ def search(latent: Tensor, vectors: Tensor, offsets: Tensor, factor: float) -> T
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(B, ..., C_in) -> (B, ..., C_out) float32, for a weight (C_out, C_in) and a bias (C_out,).
-
-    Latents without positions, (B, C_in), are the rows of one product.
-    """
+    """(B, ..., C_in) -> (B, ..., C_out) float32, for a weight (C_out, C_in) and a bias (C_out,)."""
     clips = x.float().unsqueeze(0) if x.ndim == 2 else x.float().flatten(1, -2)
     weight, bias = weight.float(), bias.float()
     with exact_float32_products(x.device):

@@ -28,8 +28,7 @@ class CodebookQuantizer(Quantizer):
 
     - an integer: that position of the list.
     - ``"extra"``: one more code at the end, with the vector of the first in the list.
-    - ``"random"``: the entry modulo the list's length, where published code draws a new position
-      for every latent.
+    - ``"random"``: the entry modulo the list's length (published code draws one per latent).
     """
 
     used: Tensor | None
@@ -48,9 +47,7 @@ class CodebookQuantizer(Quantizer):
         used = None if remap is None else _used_entries(remap, num_vectors)
         num_used = num_vectors if used is None else len(used)
         if unknown_index not in ("random", "extra") and unknown_index not in range(num_used):
-            raise ValueError(
-                f"{unknown_index=}: use 'random', 'extra' or a position below {num_used}"
-            )
+            raise ValueError(f"{unknown_index=}: use 'random', 'extra' or a code below {num_used}")
         has_extra = used is not None and unknown_index == "extra"
         super().__init__(num_used + has_extra, dim, latent_dim)
         self.num_vectors = num_vectors
@@ -111,9 +108,8 @@ class VectorQuantizer(CodebookQuantizer):
     either way, with other gradients. ``remap`` and ``unknown_index``: see ``CodebookQuantizer``.
 
     ``forward`` returns the codes flat, (N,), or (N, 1) under ``remap``, as published; with
-    ``sane_index_shape`` as (B, ...), which ``codes_of`` always does.
-    Source: arXiv:1711.00937; published as ``VectorQuantizer2``, and as ``VectorQuantizer``
-    without ``legacy``, which is ``legacy=False`` here.
+    ``sane_index_shape`` as (B, ...), as ``codes_of`` does. Source: arXiv:1711.00937; published as
+    ``VectorQuantizer2``, and as ``VectorQuantizer`` without ``legacy``: ``legacy=False`` here.
     """
 
     @takes("log_perplexity", "loss_key", embedding_weight_norm=(False,))
@@ -180,8 +176,7 @@ class VectorQuantizer(CodebookQuantizer):
 class EMACodebook(nn.Embedding):
     """Code vectors as the quotient of two moving averages: of latents, and of their number.
 
-    State, as published: ``weight`` (K, dim), ``cluster_size`` (K,), ``embed_avg`` (K, dim), which
-    are parameters that no optimizer moves.
+    Frozen parameters, as published: ``weight`` and ``embed_avg`` (K, dim), ``cluster_size`` (K,).
     """
 
     def __init__(self, num_vectors: int, dim: int, decay: float, eps: float) -> None:
@@ -228,10 +223,9 @@ class EMAVectorQuantizer(VectorQuantizer):
     ``n_embed`` vectors of ``embedding_dim`` channels. The loss is ``beta`` times the commitment of
     the latents to their vector. In ``train()`` mode each ``forward`` moves the codebook after
     using it, keeping ``decay`` of the averages; in ``eval()`` mode nothing moves. As published,
-    the averages start from random vectors and zero latents: vectors that the first step does not
-    name are then divided by ``eps``, and are not used for about ``log(eps) / log(decay)``
-    steps, 1,146 by default. Published code accepts ``remap``, and leaves the codes unchanged.
-    Source: arXiv:1711.00937, appendix A.1.
+    averages start from random vectors and zero latents: vectors that the first step does not name
+    are divided by ``eps``, and not used for about ``log(eps) / log(decay)`` steps, 1,146 by
+    default. Published code ignores ``remap``. Source: arXiv:1711.00937, appendix A.1.
     """
 
     embedding: EMACodebook

@@ -32,8 +32,7 @@ class ScalarQuantizer(Quantizer):
     ``project_in`` and ``project_out`` convert there and back, as published.
 
     With ``num_codebooks = n``, groups of ``codebook_dim`` channels get a code each, in a last
-    dimension of the codes, (B, ..., n), which one codebook also has with
-    ``keep_num_codebooks_dim``.
+    dimension of the codes, (B, ..., n). ``keep_num_codebooks_dim`` keeps it for one codebook.
     """
 
     def __init__(
@@ -102,9 +101,8 @@ class FSQ(ScalarQuantizer):
     """Finite scalar quantization: each channel is squashed and rounded to one of its levels.
 
     The code is a mixed-radix number whose first channel is the lowest digit. Vectors lie in
-    [-1, 1], before ``project_out`` if there is one. Gradients pass straight through the rounding,
-    but not the squashing. There is no loss. ``dim``, ``num_codebooks`` and
-    ``keep_num_codebooks_dim``: see ``ScalarQuantizer``. Source: arXiv:2309.15505.
+    [-1, 1], before any ``project_out``. Gradients pass straight through the rounding, but not the
+    squashing. There is no loss. Other arguments: see ``ScalarQuantizer``. Source: arXiv:2309.15505.
     """
 
     levels: Tensor
@@ -140,8 +138,7 @@ class FSQ(ScalarQuantizer):
         return self._inner(latent).flatten(-2).movedim(-1, 1)
 
     def _inner(self, latent: Tensor) -> Tensor:
-        # A thousandth wider than needed, so that both outermost levels are reached; an even number
-        # of levels is centred between two of them.
+        # A thousandth wider, to reach the outermost levels; an even number is centred between two.
         half_width = (self.levels - 1).float() * 1.001 / 2
         offset = (self.levels % 2 == 0).float() * 0.5
         shift = (offset / half_width).atanh()
@@ -167,9 +164,8 @@ class FSQ(ScalarQuantizer):
 class LFQ(ScalarQuantizer):
     """Lookup-free quantization: the sign of each channel is one bit of the code.
 
-    Pass ``dim``, ``codebook_size`` (a power of two) or both; ``num_codebooks`` and
-    ``keep_num_codebooks_dim``: see ``ScalarQuantizer``. Vectors hold ``-codebook_scale`` and
-    ``codebook_scale``, before ``project_out`` if there is one.
+    Pass ``dim``, ``codebook_size`` (a power of two) or both. Vectors hold ``-codebook_scale`` and
+    ``codebook_scale``, before any ``project_out``. See also ``ScalarQuantizer``.
 
     ``bit_order="big"``, as first published, makes the first channel the highest bit, "little" the
     lowest, as in Open-MAGVIT2. The buffer ``mask`` (codebook_dim,) of the published state_dict
@@ -226,10 +222,7 @@ class LFQ(ScalarQuantizer):
 
     @takes(return_loss_breakdown=(False,), mask=(None,))
     def forward(self, latent: Tensor, inv_temperature: float = 100.0) -> Quantized:
-        """(B, dim, ...) -> vectors, codes, loss.
-
-        ``inv_temperature`` sharpens the soft codes of the entropy loss.
-        """
+        """(B, dim, ...) -> vectors, codes, loss, whose soft codes ``inv_temperature`` sharpens."""
         inner = self._inner(latent)
         codes = self._codes(inner.detach())
         loss = inner.new_zeros(())

@@ -117,14 +117,11 @@ class VideoTokenizer(nn.Module, ABC):
         """
 
     def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Like ``_encode``; only called if the traits declare the tokenizer streamable.
-
-        This default is for tokenizers that encode each frame alone.
-        """
+        """Like ``_encode``, if declared to be streamable. By default, frames are encoded alone."""
         return self._encode(x), StreamState(type(self).__name__, ())
 
     def _decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Like ``_decode``; only called if the traits declare the tokenizer streamable."""
+        """Like ``_decode``, if declared to be streamable. By default, frames are decoded alone."""
         return self._decode(codes), StreamState(type(self).__name__, ())
 
     def _cast(self, dtype: torch.dtype) -> None:
@@ -209,8 +206,7 @@ class VideoTokenizer(nn.Module, ABC):
                 return result.reshape(shape)
             found = f"{result.dtype} of shape {tuple(result.shape)}"
         raise TypeError(
-            f"{call} returned {found}, not {kind} of {wanted}, as its traits declare: correct the "
-            "traits or the model"
+            f"{call} returned {found}, not {kind} of {wanted} as its traits declare: correct either"
         )
 
     def _pixels(self, floats: Tensor, codes: Tensor, num_frames: int) -> Tensor:
@@ -237,10 +233,7 @@ def check_codes(codes: Tensor, traits: TokenizerTraits) -> None:
 
 
 def codes_or_not_finite(quantizer: Quantizer, latent: Tensor) -> Tensor:
-    """(B, C, ...) in any dtype -> (B, ...) or, for several codebooks, (B, ..., c) int64.
-
-    They are ``NOT_FINITE`` where a latent is not.
-    """
+    """(B, C, ...) -> (B, ...) or (B, ..., c) int64, ``NOT_FINITE`` where the latent is not."""
     latent = latent.float()
     finite = latent.isfinite().all(dim=1)
     codes = quantizer.codes_of(latent.masked_fill(~finite.unsqueeze(1), 0))

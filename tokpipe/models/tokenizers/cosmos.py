@@ -19,9 +19,8 @@ class CosmosDVTokenizer(VideoTokenizer):
     The encoder takes (B, 3, T, H, W) in [-1, 1] and returns (indices int32 (B, t, h, w), code
     vectors, loss); the decoder takes indices and returns pixels. Those of images have no T and t.
     The programs accept any size and drop what does not fit, so the size rules are enforced here.
-    Published in bfloat16; ``compute_in`` casts the whole program and probes it on its device, since
-    some programs cannot be cast. Source: github.com/NVIDIA/Cosmos-Tokenizer, ``video_lib.py`` and
-    ``image_lib.py``.
+    Published in bfloat16; ``compute_in`` casts the whole program and probes it, since some cannot
+    be cast. Source: github.com/NVIDIA/Cosmos-Tokenizer, ``video_lib.py`` and ``image_lib.py``.
     """
 
     def __init__(
@@ -33,8 +32,7 @@ class CosmosDVTokenizer(VideoTokenizer):
         decoder_weights: bytes | None,
     ) -> None:
         super().__init__(config.traits)
-        # With the fuser, the first calls round differently from later ones (pytorch#74534).
-        # Cosmos' code turns it off, too.
+        # The fuser rounds first calls differently (pytorch#74534). Cosmos' code turns it off, too.
         torch._C._jit_set_texpr_fuser_enabled(False)
         self.decoder: nn.Module | None = None
         if with_decoder:
@@ -52,9 +50,8 @@ class CosmosDVTokenizer(VideoTokenizer):
         try:
             self._prove_in(torch.float32)
         except ConfigError as error:
-            # Outputs that are wrong in float32 are wrong in any type. But a program traced in
-            # bfloat16 may have steps that require it, and others that CPUs lack in it: it is left
-            # as it is, for ``compute_in`` to probe.
+            # Outputs that are wrong in float32 are wrong in any type. But programs traced in
+            # bfloat16 may need it, in steps that CPUs lack: ``compute_in`` probes them.
             is_wrong = isinstance(error.__cause__, TypeError | ValueError)
             if self.file_dtype == torch.float32 or is_wrong:
                 raise

@@ -23,9 +23,8 @@ class NativeTokenizer(VideoTokenizer):
     """Causal 3D encoder, quantizer and, if there is one, MoVQ decoder.
 
     Keys of the state_dict are ``encoder.*``, ``quant_conv.*``, ``quantizer.*`` and ``decoder.*``.
-    ``compute_in`` applies to the decoder and most of the encoder's work; the quantizer stays
-    float32. Squares of ``patch_size`` pixels become channels before the encoder, by
-    ``pixel_unshuffle``, and pixels again after the decoder.
+    ``compute_in`` applies to the decoder and most of the encoder. Squares of ``patch_size`` pixels
+    become channels before the encoder, by ``pixel_unshuffle``, and pixels after the decoder.
     """
 
     def __init__(self, config: NativeConfig, *, with_decoder: bool) -> None:
@@ -121,8 +120,7 @@ def hashed_seed(seed: int, name: object) -> int:
 def fill_uniform(parameter: nn.Parameter, bound: float, seed: int, key: str) -> None:
     """Fill a parameter with numbers in [-bound, bound] that only depend on ``seed`` and ``key``.
 
-    Uniform numbers are made from the generator's bits alone: normal ones go through logarithms
-    that differ between CPUs.
+    Uniform numbers are the generator's bits; normal ones need logarithms, which differ by CPU.
     """
     generator = torch.Generator().manual_seed(hashed_seed(seed, key))
     noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float32)

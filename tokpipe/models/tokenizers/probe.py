@@ -68,16 +68,13 @@ def probe(
         check_codes(codes, traits)
         same["again"] = equal_share(tokenizer.encode(pixels), codes)
         if same["again"] < 1:
-            raise TypeError(
-                "different codes the second time: it must not sample, or keep state between calls"
-            )
+            raise TypeError("different codes the second time: it must not sample, or keep state")
         beside = tokenizer.encode(torch.cat([255 - pixels[:1], pixels[1:]]))
         same["alone"] = equal_share(tokenizer.encode(pixels[1:]), codes[1:])
         same["beside another clip"] = equal_share(beside[1:], codes[1:])
         if same["alone"] < 1 - MOST_UNLIKE or same["beside another clip"] < 1:
             raise TypeError(
-                "different codes for the second clip than alone: a clip's codes must not depend on "
-                "other clips of the batch"
+                "different codes for the second clip than alone: a clip must not change others"
             )
     if traits.why_not_streamable is None:
         with _reported(what, f"{call}, in pieces"):
@@ -95,10 +92,7 @@ def probe(
 @contextmanager
 def _reported(what: str, call: str) -> Iterator[None]:
     """Turn anything that a call raises into a ConfigError."""
-    remedy = (
-        "Its codes would be wrong, or the job would fail at its first batch: correct the tokenizer "
-        "or its declared traits"
-    )
+    remedy = "Its codes would be wrong, or the job would fail: correct the tokenizer or its traits"
     try:
         yield
     except (Exception, SystemExit) as error:  # user code may raise anything
@@ -160,8 +154,7 @@ class Parity:
 
 
 def _compare(found: Tensor, wanted: Tensor, changes: float, where: str) -> None:
-    """Codes of latents that are not finite do not count: narrow types may overflow, and clips
-    where they do are rejected."""
+    """``NOT_FINITE`` does not count: narrow types may overflow, and such clips are rejected."""
     finite = found != NOT_FINITE
     differs = (found != wanted) & finite
     sides = [min(BLOCK, side) for side in found.shape[2:]]

@@ -138,10 +138,7 @@ def _halving(channels: int, _with_conv: bool, *in_time: bool) -> nn.Module:
 
 
 class _MAGVIT2Decoder(_MAGVIT2):
-    """Latents to images, or clips.
-
-    Each level starts with a group norm, scaled and shifted by the latent's deviation and mean.
-    """
+    """Latents to images, or clips. The latent's deviation and mean scale and shift norms."""
 
     def __init__(self, pyramid: Pyramid, *, z_channels: int, temporal_stride: int | None) -> None:
         super().__init__(pyramid, temporal_stride)
@@ -174,10 +171,7 @@ class _MAGVIT2Decoder(_MAGVIT2):
 
 
 class _DepthToSpace(nn.Module):
-    """Doubles rows and columns, and ``in_time`` the frames after the first.
-
-    A convolution makes the channels of all positions that one becomes.
-    """
+    """Doubles rows, columns and, ``in_time``, later frames, from channels of a convolution."""
 
     def __init__(self, conv: Factory, channels: int, _with_conv: bool, *in_time: bool) -> None:
         super().__init__()
@@ -198,10 +192,9 @@ class _DepthToSpace(nn.Module):
 class Emu3Tokenizer(VideoTokenizer):
     """Four frames to one latent frame: 2D encoder, convolutions over time, codebook.
 
-    Model and state_dict keys are those of transformers' ``Emu3VQVAE``. The codebook is searched
-    here, in float32: transformers searches in the type of the weights, which in bfloat16 names
-    other code vectors. Source: arXiv:2409.18869; transformers,
-    ``models/emu3/modeling_emu3.py``.
+    Model and keys are those of transformers' ``Emu3VQVAE``. The codebook is searched in float32,
+    where transformers uses the type of the weights: bfloat16 names other code vectors.
+    Source: arXiv:2409.18869; transformers, ``models/emu3/modeling_emu3.py``.
     """
 
     def __init__(self, config: Emu3Config, *, with_decoder: bool) -> None:
