@@ -76,9 +76,8 @@ class Store:
     def create(self, key: str, data: bytes) -> bool:
         """Write an object only if the key is free. Return True if the object is now ours.
 
-        If an earlier attempt succeeded but its answer was lost, the retry finds the key taken.
-        The object is then read back, and equal bytes count as ours. ``data`` must therefore
-        differ from what any other writer would write; include an attempt id.
+        A retry after a lost answer finds the key taken, so equal bytes there count as ours: they
+        must differ from what any other writer would write; include an attempt id.
         """
         for _ in range(_CREATE_ATTEMPTS):
             try:

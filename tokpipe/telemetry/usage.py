@@ -8,10 +8,7 @@ from numpy.typing import NDArray
 
 
 class CodeUsage:
-    """Counts codes, batch by batch.
-
-    Memory depends on the number of distinct codes seen, not on the size of the codebook.
-    """
+    """Counts codes, batch by batch. Memory grows with the distinct codes, not the codebook."""
 
     def __init__(self, codebook_size: int) -> None:
         self.codebook_size = codebook_size
