@@ -17,8 +17,7 @@ MAX_FAULTS = 30  # Leases in a row that fail or take down their workers before t
 MAX_TROUBLE_S = 300.0
 """For how long a clip may meet only nodes with trouble before the job is aborted: a mount may come
 back by then. Other clips may pass meanwhile, such as small ones where a disk is nearly full."""
-RETRY_PAUSE_S = 5.0
-"""Pause before a clip that a stage gave up on is tried again; four times as long each time."""
+RETRY_PAUSE_S = 5.0  # Before a clip that a stage gave up on is tried again; then 4 times as long
 
 
 class Blame:
@@ -113,9 +112,8 @@ class Blame:
         if self._faults >= MAX_FAULTS:
             self._out.abort(
                 f"{lease.stage}: {MAX_FAULTS} leases in a row failed; the last error: {why}. So "
-                "many failures are not the clips' fault. Committed work is kept; fix the cause "
-                f"(if workers are only slow, raise runtime.{lease.stage}.lease_deadline_s), then "
-                "run the job again."
+                "many failures are not the clips' fault. Committed work is kept; fix the cause (if "
+                f"workers are slow, raise runtime.{lease.stage}.lease_deadline_s), then run again."
             )
 
     def _strike(self, lease: Lease) -> int:
