@@ -309,7 +309,10 @@ class Shell:
 
 
 def check_in_time(begun: Iterable[Moment], needs_s: float = 0.0) -> None:
-    """Raise RuntimeFault if shards are too old to be listed in ``needs_s`` seconds; 0: already."""
+    """Raise RuntimeFault if shards are too old to be listed in another ``needs_s`` seconds.
+
+    0: they are listed already.
+    """
     age_s = max((one.age_s for one in begun), default=0.0)
     if age_s + needs_s > LISTED_WITHIN_S:
         none_listed = "It lists none of them. Run the job again; committed work is kept."

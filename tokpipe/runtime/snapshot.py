@@ -15,7 +15,7 @@ from tokpipe.telemetry.human import duration
 from tokpipe.types import STAGES, Stage
 
 _PLACEMENT = {"accelerator_type", "resources", "labels"}
-RECENT_S = 60.0  # Of rates, so that a slow start does not distort the time left for hours
+RECENT_S = 60.0  # Rates cover this time, so that a slow start does not distort them for hours
 MIN_RATE_S = 5.0  # Seconds of encoding before the time left is estimated
 
 

@@ -189,7 +189,7 @@ class Cluster:
     """The job API of a running Ray cluster."""
 
     def __init__(self, address: str | None) -> None:
-        """Connect to ``http://HEAD:8265`` or ``HEAD:6379``; by default, as ``ray job submit``."""
+        """Connect to a dashboard (``http://HEAD:8265``) or ``HEAD:6379``; by default, as Ray."""
         names = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
         address = next(filter(None, [address, *map(os.environ.get, names)]), None)
         self.address = address or "this machine"

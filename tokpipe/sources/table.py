@@ -62,7 +62,7 @@ class TableRows(RowSource):
     _carried: Sequence[str] = ()
     _template: Template = field(default_factory=lambda: Template(""))
     media: Sequence[str] = ()  # Columns with embedded videos, pictures or sounds
-    _texts: str | None = None  # The column with URIs, unless a template makes them
+    _texts: str | None = None  # Column of URIs; none if a template makes them or all are embedded
     _bytes: str | None = None  # The column with embedded videos; read as whether there is one
 
     @property

@@ -80,8 +80,7 @@ def split_protocol(uri: str) -> tuple[str, str]:
 def client_of(uri: str, options: StoreOptions) -> "Client":
     """Return this process's client for a URI, creating it on first use.
 
-    Clients are cached per process, because connections live on a thread that a fork loses, and
-    per set of cloud credentials in the environment.
+    There is one per process, as a fork loses the connections' thread, and per cloud credentials.
     """
     protocol, _ = split_protocol(uri)
     prefixes = ("AWS_", "AZURE_", "GOOGLE_", "HF_")
@@ -241,10 +240,7 @@ class Client:
         return answer if isinstance(answer, tuple) else (bytes(answer), None)
 
     def iter_objects(self, folder_uri: str, prefix: str = "") -> Iterator[StoredObject]:
-        """Yield the objects below a folder whose names, relative to it, start with ``prefix``.
-
-        Their keys are the file system's own names.
-        """
+        """Yield objects whose names in a folder start with ``prefix``; keys are of ``path_of``."""
         folder = self.path_of(folder_uri)
         if self.is_s3:
             yield from self._iter_s3(folder_uri, folder, prefix)

@@ -41,7 +41,7 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 class LocalVideo:
     """A video as a local file.
 
-    A copy has no name on disk: no other process can delete it, and it ends with this process.
+    A copy has no name on disk: no other process can delete it, and nothing outlives this process.
     """
 
     path: Path  # For a copy below ``/proc``, where only this process can open it
@@ -153,7 +153,7 @@ def _read_once(path: Path, _version: int) -> None:
 
 
 def check_folders(path: Path, folders: Iterable[Path]) -> None:
-    """Raise NodeTrouble if a file's source folder is gone or empty, as without its mount."""
+    """Raise NodeTrouble if the folder of a file's source is gone or empty, as without its mount."""
     for folder in folders:
         with contextlib.suppress(OSError):
             if not path.is_relative_to(folder) or any(folder.iterdir()):

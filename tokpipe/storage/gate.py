@@ -29,7 +29,7 @@ _UNCLEAR = re.compile(
     r"|[\x00-\x1f\x7f\udcc0\udcc1]|\udce0[\udc80-\udc9f]|\udcf0[\udc80-\udc8f]"
     r"|[\udcf8-\udcfd][\udc80-\udcbf]|%u[0-9A-Fa-f]{4}"
 )
-"""What a server may read as a part ``..``: with parameters, between characters that it drops (all
+"""What a server may read as a part ``..``: with parameters, around or between what it drops (all
 but printable ASCII), at lookalikes of a slash, or in invalid UTF-8 and escapes that some decode."""
 
 

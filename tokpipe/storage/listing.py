@@ -308,7 +308,7 @@ def _walk_local(
 
 
 def _linear(regex: str) -> str:
-    """Let each ``*`` but a folder's last end where what follows is first found: in linear time."""
+    """End each ``*`` but a folder's last where what follows first occurs; all could take hours."""
     regex = re.sub(f"({_STAR})+", r"[^/]*", regex)
     fixed = r"(?:\[\^/\]|\\.|[^/*\[\\])+?"  # without sets of letters, which may match a /
     return re.sub(rf"{_STAR}({fixed})(?={_STAR})", r"(?>[^/]*?\1)", regex)

@@ -1,7 +1,4 @@
-"""A store: whole, immutable objects below one prefix of any fsspec file system.
-
-Checks before any work that it honours exclusive creates, and that every node sees the same one.
-"""
+"""Whole, immutable objects below a prefix, and checks that the store is safe and shared."""
 
 import contextlib
 import errno

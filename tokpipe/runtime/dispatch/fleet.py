@@ -23,8 +23,8 @@ INPUTS_WITHIN_S = 120.0
 """When to find out whether an encoder has its inputs, and how long that may take: for what it
 cannot read back from a disk, Ray waits without an end."""
 MAX_PAUSE_S = 60.0
-NODE_REST_S = 30.0  # How long a node with trouble is avoided: twice as long each time,
-MAX_REST_S = 600.0  # up to this
+NODE_REST_S = 30.0  # For how long a node with trouble is avoided; twice as long each time
+MAX_REST_S = 600.0  # The longest that it is avoided
 
 
 @dataclass(slots=True)
@@ -175,7 +175,7 @@ class Fleet:
         self._out.emit(flight)
 
     def end(self, attempt: AttemptId) -> tuple[Dispatch, float] | None:
-        """End an attempt; return it and its seconds as its actor's first, None if abandoned."""
+        """End an attempt; return it and for how many seconds it was its actor's first, if known."""
         if (flight := self.attempts.pop(attempt, None)) is None:
             return None
         actor = self.actors[flight.actor]

@@ -66,8 +66,7 @@ class StreamedClip:
 class StreamedClips:
     """All streamed clips that have not ended, and the only code that changes them.
 
-    Enough of them are in progress that encoders need not wait for a piece. The others wait with
-    the pixels of their first piece.
+    Enough are in progress to keep encoders busy. The others wait with their first piece's pixels.
     """
 
     def __init__(self) -> None:
@@ -82,7 +81,7 @@ class StreamedClips:
 
     @property
     def pieces(self) -> tuple[int, int, float]:
-        """Of unfinished clips: encoded pieces, all, and how many clips the encoded are worth."""
+        """Of unfinished clips: encoded pieces, all pieces, and clips that the encoded are worth."""
         clips = [(one.next_piece, one.num_pieces) for one in self._in_progress.values()]
         clips += [(0, one.num_pieces) for one in self.waiting]
         return sum(a for a, _ in clips), sum(b for _, b in clips), sum(a / b for a, b in clips)
@@ -143,7 +142,7 @@ class StreamedClips:
     def encoded(
         self, clip: StreamedClip, attempt: AttemptId, info: protocol.EncodedInfo, encode_s: float
     ) -> tuple[Place, AttemptId | None]:
-        """An attempt has encoded the next piece, maybe the last; return what it used up."""
+        """An attempt has encoded the next piece, maybe the last; return the inputs it used up."""
         pixels, state = clip.pixels.pop(clip.next_piece), clip.state
         clip.is_encoding = False
         clip.codes.append(Place(attempt, 0))
