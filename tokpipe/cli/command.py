@@ -30,12 +30,11 @@ class Completion(Verb, example="source <(tokpipe completion bash)"):
         return shtab.complete(make_parser(), parsed.shell).splitlines()
 
 
-_ALL: tuple[type[Verb], ...] = (
+_ALL: tuple[type[Verb], ...] = (  # In the order of the help text, which follows a job's life
     jobs.Init, jobs.Check, jobs.Plan, jobs.Run, jobs.Submit, outputs.Status, outputs.Ls,
     outputs.Inspect, outputs.Decode, outputs.Rejected, outputs.Report, outputs.Audit,
     outputs.Clean, outputs.Export, jobs.Convert, jobs.Verify, Completion,
 )  # fmt: skip
-"""In the order of the help text, which follows a job's life."""
 VERBS = {verb.__name__.lower(): verb() for verb in _ALL}
 
 

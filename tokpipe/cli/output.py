@@ -15,8 +15,7 @@ from tokpipe.telemetry.human import json_line
 
 _EXTRAS = {
     **dict.fromkeys(("av", "ray", "safetensors", "torch"), "run"),
-    "s3fs": "s3",
-    "botocore": "s3",
+    **dict.fromkeys(("botocore", "s3fs"), "s3"),
     "transformers": "emu3",
 }
 """The extra of tokpipe that installs each package."""

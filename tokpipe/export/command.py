@@ -17,11 +17,7 @@ if TYPE_CHECKING:
     from tokpipe.reader.compose import Template
 
 FORMATS: dict[str, tuple[str, str]] = {
-    "memmap": (
-        "flat",
-        "video.bin, segment_ids.bin and metadata.json: flat latent frames, as 1X's "
-        "loader maps them",
-    ),
+    "memmap": ("flat", "video.bin, segment_ids.bin, metadata.json: latent frames for 1X's loader"),
     "webdataset": ("packed", "tars of <clip id>.npy and <clip id>.json"),
     "litdata": ("packed", "chunks and index.json for litdata's StreamingDataset"),
     "mds": ("packed", "shards and index.json for MosaicML's StreamingDataset"),
@@ -69,8 +65,7 @@ def export_output(
     """Write ``output`` to ``folder``, which must not exist, in one of ``FORMATS``.
 
     The export is called ``<folder>.partial`` until every clip and code that the manifest lists is
-    written. Without ``allow_partial``, an output whose job has not finished raises
-    IncompleteOutput.
+    written. Without ``allow_partial``, an unfinished output raises IncompleteOutput.
 
     With ``template``, each clip is stored as its tokens. The fields are columns of the side table.
     ``num_workers`` processes read and compose the clips; their number changes no byte.

@@ -34,13 +34,13 @@ def write_memmap(source: Source, folder: Path) -> None:
         }
         lines = stack.enter_context((folder / "clips.jsonl").open("w"))
         for number, sample in enumerate(source):
-            length, *sides = next(iter(sample.arrays.values())).shape
-            grid = grid or tuple(sides)
-            if tuple(sides) != grid:
-                raise ConfigError(
-                    f"export: clip {sample.clip_id} has a grid of {tuple(sides)}, earlier clips "
-                    f"have {grid}, and video.bin is one array. Export to another format"
-                )
+            first = next(iter(sample.arrays.values()))
+            length, sides = len(first), first.shape[1:]
+            grid = grid or sides
+            if sides != grid:
+                found = f"clip {sample.clip_id} has a grid of {sides}, earlier clips have {grid}"
+                do = "and video.bin is one array. Export to another format"
+                raise ConfigError(f"export: {found}, {do}")
             ids = np.full(length, number, "<i4")
             for name, values in {**sample.arrays, "segment_ids": ids}.items():
                 files[name].write(values.tobytes())

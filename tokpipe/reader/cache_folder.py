@@ -85,10 +85,9 @@ class CacheFolder:
         if self.max_bytes is None:
             return
         if num_bytes > self.max_bytes:
-            raise ConfigError(
-                f"{self.path}: what the cache keeps of {uri} takes {num_bytes} bytes, more than "
-                f"its max_bytes={self.max_bytes}. Raise max_bytes"
-            )
+            needs = f"what the cache keeps of {uri} takes {num_bytes} bytes"
+            limit = f"more than its max_bytes={self.max_bytes}"
+            raise ConfigError(f"{self.path}: {needs}, {limit}. Raise max_bytes")
         found = []
         for path in self.path.glob(f"{'[0-9a-f]' * 64}*"):
             with contextlib.suppress(FileNotFoundError):
@@ -107,10 +106,9 @@ class CacheFolder:
         try:
             yield
         except OSError as error:
-            raise StorageError(
-                f"{self.path}: cannot write the code cache ({error.strerror}). Free disk space, "
-                "set max_bytes, or choose another folder"
-            ) from error
+            found = f"{self.path}: cannot write the code cache ({error.strerror})"
+            do = "Free disk space, set max_bytes, or choose another folder"
+            raise StorageError(f"{found}. {do}") from error
 
 
 def _opened(path: Path, read: Callable[[Path], T]) -> T:

@@ -30,8 +30,8 @@ class ClipDataset(IterableDataset[Any]):
     def __len__(self) -> int:
         """Number of items that the next iteration yields on this rank.
 
-        A loader that asks gets the number from which it computes its number of batches rightly,
-        although every worker forms batches of its own and rounds them up.
+        A loader that asks gets a number that makes its number of batches right: every worker forms
+        its own, and rounds up.
 
         Raises:
             TypeError: the number is unknown.

@@ -12,8 +12,7 @@ from typing import Any
 
 from tokpipe.reader.ranks import callers, training_process, worker
 
-Epoch = tuple[int, Any]
-"""A number, and what is left of the epoch as plain values; None if all of it is."""
+Epoch = tuple[int, Any]  # A number, and what is left of it as plain values; None if all of it is
 
 _KEPT_CLAIMS = 100
 _ITSELF = 0
@@ -52,10 +51,7 @@ class Epochs:
             own["next"] = epoch
 
     def claim(self, wanted: Epoch | None = None) -> Epoch:
-        """Begin an iteration, with a ``wanted`` epoch rather than with the next one.
-
-        A worker gets what the first worker of its iteration got.
-        """
+        """Begin an iteration: ``wanted``, else what its first worker got, else the next epoch."""
         key = self._iteration()
         with self._shared() as own:
             claims = own["claims"]
@@ -111,10 +107,7 @@ class Epochs:
 
 
 def _first_worker() -> int | None:
-    """Return the process id of the first worker of the loader that is starting this worker.
-
-    None if no loader is found.
-    """
+    """Return the process id of the first worker of the loader that is starting this one, if any."""
     for loader in callers("__init__"):
         if (workers := getattr(loader, "_workers", None)) is not None:
             return workers[0].pid if workers else _ITSELF

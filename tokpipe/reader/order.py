@@ -169,8 +169,7 @@ class Share:
 
     Readers take turns from one source to the next, so all get the same number of items, or one
     less. A reader spreads its items evenly: at any time, the number it has had of each source is
-    within a few items of what is due. Each reader has its own phases; otherwise all would begin
-    with the same sources.
+    within a few items of what is due. Phases differ, or all would begin with the same sources.
 
     With ``even``, all readers get the same number of items. ``"drop"`` leaves out the last item of
     those that have one more; those that have one less read an item twice with ``"repeat"``.
@@ -212,10 +211,7 @@ class Share:
         return source, self.left.position(source, index)
 
     def counts(self, taken: int) -> list[int]:
-        """Return how many of each source are among the first ``taken`` items, in log time.
-
-        An item that was read twice counts once.
-        """
+        """Count the first ``taken`` items by source, in log time. One read twice counts once."""
         if not 0 <= taken <= self._most:
             raise ValueError(
                 f"a reader of {self.num_readers} cannot have taken {taken} of {self._most} items: "

@@ -1,7 +1,4 @@
-"""Which of all readers of a training run this process is: one place for ranks and workers.
-
-Torch is looked at only where it is loaded already.
-"""
+"""Which reader of a training run this process is. Looks at torch only where it is loaded."""
 
 import multiprocessing
 import os
@@ -54,11 +51,7 @@ class Ranks:
         return 0, 1
 
     def num_nodes(self) -> int:
-        """Return how many nodes the ranks run on.
-
-        Raises:
-            ConfigError: nodes would have different numbers of ranks.
-        """
+        """Return how many nodes the ranks run on; ConfigError if some would have more ranks."""
         _, world_size = self.rank()
         num_nodes = self._num_nodes
         if num_nodes is None:
@@ -71,8 +64,7 @@ class Ranks:
     def reader(self) -> tuple[int, int]:
         """Return (reader, number of readers), counting the workers of all ranks.
 
-        Raises:
-            ConfigError: a library would share out again what this rank reads.
+        ConfigError if a library would share out again what this rank reads.
         """
         rank, world_size = self.rank()
         _check_shared_once(world_size)
@@ -129,7 +121,6 @@ def _check_shared_once(world_size: int) -> None:
         if name in ("IterableDatasetShard", "DataLoaderDispatcher"):
             raise ConfigError(
                 f"accelerate's {name} shares out samples among ranks, but so does this stream, so "
-                "most clips would never be seen. Do not pass this loader to accelerator.prepare "
-                "(in a Trainer, override get_train_dataloader), or pass rank=0, world_size=1 to "
-                "the stream"
+                "most clips would be skipped. Do not pass this loader to accelerator.prepare (in "
+                "a Trainer, override get_train_dataloader), or pass the stream rank=0, world_size=1"
             )

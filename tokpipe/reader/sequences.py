@@ -44,9 +44,8 @@ class TokenSequences:
 
     Clips differ in length, so readers have different numbers of sequences, unknown in advance. With
     ``num_sequences`` or ``even``, every reader yields exactly as many in each epoch. If its clips
-    give more, the rest of them is left out, and it reads each clip at most once. If they give
-    fewer, it reads them again from its first one. No two readers read the same clip, as long as
-    there is one for each.
+    give more, the rest of them is left out; if fewer, it reads them again from its first one. No
+    two readers read the same clip, as long as there is one for each.
 
     Args:
         stream: a ``ClipStream`` or ``ClipMix`` with the default ``make``.
@@ -248,8 +247,7 @@ def default_template(codes: TokenizerSpec, order: FlattenOrder = "thw") -> Templ
     """Return the template of sequences without one: a separator, then the codes, which are their
     own tokens. Those of a second codebook come after those of the first.
 
-    Raises:
-        ConfigError: a model cannot have as many tokens as there are codes.
+    ConfigError if a model cannot have as many tokens as there are codes.
     """
     sizes, repeat = codes.sizes, 1
     if codes.shared_codebook:

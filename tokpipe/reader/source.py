@@ -25,8 +25,7 @@ _log = logging.getLogger(__name__)
 class Source:
     """The clips of an output, by shard and number among the shard's clips that ``keep`` keeps.
 
-    Raises:
-        ConfigError: an unknown column, or a filter that is no condition or keeps no clip.
+    ConfigError for an unknown column, or a filter that is no condition or keeps no clip.
     """
 
     def __init__(self, cache: CodeCache, columns: Sequence[str], keep: Any) -> None:
@@ -108,8 +107,7 @@ def clips_per_epoch(
 
 
 def _meaning(output: Output) -> dict[str, Any]:
-    """Return the settings that give codes their meaning. Sampling and chunking are not among them:
-    they choose pixels."""
+    """Return the settings that give codes their meaning; sampling and chunking choose pixels."""
     spec = output.tokenizer.model_dump(exclude={"name", "licence", "chunk_policy"})
     settings = {key: output.record.settings.get(key) for key in ("tokenizer", "weights")}
     flat = flatten({**spec, **settings})
@@ -119,8 +117,7 @@ def _meaning(output: Output) -> dict[str, Any]:
 def fitted_window(sources: Sequence[Source], window_shards: int) -> int:
     """Return how many shards to mix so that the caches hold two windows: the current and the next.
 
-    Raises:
-        ConfigError: a cache does not even hold windows of one shard.
+    ConfigError if a cache does not even hold windows of one shard.
     """
     folders: dict[str, list[Source]] = defaultdict(list)
     for source in sources:
@@ -133,10 +130,8 @@ def fitted_window(sources: Sequence[Source], window_shards: int) -> int:
         while (needed := sum(int(each[: 2 * fitted].sum()) for each in sizes)) > limit:
             fitted -= 1
             if not fitted:
-                raise ConfigError(
-                    f"{folder}: max_bytes={limit:,} does not hold two shards of each output "
-                    f"({needed:,} bytes): raise it"
-                )
+                found = f"does not hold two shards of each output ({needed:,} bytes)"
+                raise ConfigError(f"{folder}: max_bytes={limit:,} {found}: raise it")
     if fitted < window_shards:
         _log.warning(
             "window_shards=%d is lowered to %d, because max_bytes of the code cache does not hold "

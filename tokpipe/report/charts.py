@@ -40,13 +40,12 @@ class Columns(NamedTuple):
 
 
 class BarPart(NamedTuple):
-    """A part of a bar: where it begins and its width as fractions of the full width (0 to 1), its
-    CSS class and its tooltip."""
+    """A part of a bar. ``left`` and ``width`` are fractions of the full width (0 to 1)."""
 
     left: float
     width: float
-    kind: str
-    title: str
+    kind: str  # CSS class
+    title: str  # Tooltip
 
 
 class Bar(NamedTuple):

@@ -16,9 +16,7 @@ from tokpipe.telemetry.account import ACTIVITIES, OF_STAGE, Account, Speed
 from tokpipe.types import STAGES, Rejected, Stage
 
 MAX_STEPS = 120  # A step lasts 1, 2, 4, ... seconds: the shortest of which so many are enough
-
-MAX_ENTRIES = 2048
-"""Entries name every clip, so reading those of 100 million clips would take half an hour."""
+MAX_ENTRIES = 2048  # They name every clip: reading those of 100 million takes half an hour
 NUM_EXAMPLES = 3
 
 _COLUMNS = [
@@ -104,17 +102,15 @@ class StageUse:
 class History:
     """The working time of all drivers, one after the other, without the time between them.
 
-    What a group of entries reports is spread evenly over the time since the same driver's
-    previous group: a shard is committed at once, but its codes are made over all that time. Actor
-    seconds of an entry that was read also count for the skipped ones of its group. Clocks of
-    different drivers need not agree.
+    What a group reports is spread evenly over the time since its driver's previous group, in which
+    its codes were made. Actor seconds of an entry that was read also count for the skipped ones of
+    its group. Clocks of different drivers need not agree.
     """
 
     def __init__(self, groups: Iterable[Group]) -> None:
         self.starts_s: list[float] = []  # When each driver began, in working time
         self.versions: dict[str, None] = {}  # Versions of tokpipe that took part, in order
-        self.num_read = 0
-        """Entries that were read: totals are exact, times are interpolated between these."""
+        self.num_read = 0  # Entries read: totals are exact, times are interpolated between these
         self.examples = defaultdict[str, deque[Rejected]](partial(deque, maxlen=NUM_EXAMPLES))
         """The newest rejections of each reason that were read, newest first."""
         self.worked_s = 0.0
@@ -143,8 +139,7 @@ class History:
             rows.append(_amounts_of(group, elapsed_s))
             before = entry
         self._done = np.cumsum(rows, axis=0)
-        self.whole = Step(0.0, self.worked_s, self._done[-1])
-        """Everything as one step."""
+        self.whole = Step(0.0, self.worked_s, self._done[-1])  # Everything as one step
         self.step_s = 1 << max(0, math.ceil(math.log2(max(1.0, self.worked_s) / MAX_STEPS)))
 
     @cached_property

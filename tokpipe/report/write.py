@@ -92,8 +92,7 @@ class WrittenReport:
         device: str = "auto",
         now: datetime | None = None,
     ) -> None:
-        """Count codes and lengths in ``num_shards`` shards (0 for all), and show ``num_pairs`` of
-        their clips, which ``seed`` selects."""
+        """Count codes in ``num_shards`` shards (0: all); show ``num_pairs`` clips, by ``seed``."""
         now = now or datetime.now(UTC)
         self.path, self.output = path, output
         self.made_at = now.isoformat(timespec="seconds")  # ISO 8601, in UTC

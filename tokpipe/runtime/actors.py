@@ -3,8 +3,7 @@
 An actor is built (which proves that the cluster found room), then set up (looks for the output,
 loads weights), then works. Its results go into the object store; the driver sees only the facts.
 
-Only the encode actor imports torch, in its ``setup``: for the driver and for many decoders it would
-cost seconds and hundreds of megabytes each.
+Only the encode actor imports torch, in ``setup``: it costs seconds and hundreds of megabytes.
 """
 
 from __future__ import annotations
@@ -47,7 +46,6 @@ class Worker:
         return getattr(self.stage, "hardware", None), self.path
 
     def node_id(self) -> str:
-        """Hex id of the node that this actor runs on."""
         return str(ray.get_runtime_context().get_node_id())
 
 

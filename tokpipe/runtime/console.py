@@ -9,8 +9,7 @@ from tokpipe.telemetry.redact import printable
 
 
 def say(console: Console, text: str, style: str = "", keep: str = "") -> None:
-    """Print text of any origin in one line, or wrapped between words on a narrow terminal; nothing
-    in it is markup or moves the cursor."""
+    """Print any text in one line, wrapped on a narrow terminal: no markup, no cursor movements."""
     columns = shutil.get_terminal_size().columns  # rich takes a dumb terminal to have 80
     narrow = columns if console.is_terminal and columns < 80 else None
     console.print(Text(printable(text, keep), style), soft_wrap=not narrow, width=narrow)

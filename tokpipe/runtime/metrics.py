@@ -1,7 +1,6 @@
 """Metrics of a job for Prometheus, exported through the endpoint that Ray runs on every node.
 
-They are read in the driver, twice a second, from the snapshot that progress lines show: nothing is
-counted twice, and no clip costs anything.
+The driver reads them twice a second from the snapshot of progress lines, so a clip costs nothing.
 """
 
 import tomllib
@@ -15,8 +14,7 @@ from tokpipe.runtime.snapshot import Snapshot
 from tokpipe.telemetry.redact import printable
 from tokpipe.types import STAGES
 
-JOB_LABELS = ("dataset", "plan_id")
-"""Labels of every metric. ``plan_id`` is its first 12 digits, as in shard names."""
+JOB_LABELS = ("dataset", "plan_id")  # Of every metric; the first 12 digits of the id
 
 Labels = tuple[str, ...]  # A metric's labels besides JOB_LABELS, or their values, in order
 
@@ -58,8 +56,7 @@ Sent = dict[tuple[str, Labels], float]  # Current values of counters
 def changes(snapshot: Snapshot, sent: Sent) -> Iterator[tuple[Metric, Labels, float]]:
     """Yield the values of gauges, and what to add to counters if anything.
 
-    Work that has to be repeated is subtracted from the counts of a run, but counters cannot
-    fall: they wait until the work is done again.
+    Work that must be repeated is subtracted; counters, which cannot fall, wait until it is redone.
     """
     for metric in METRICS:
         for labels, value in metric.values(snapshot).items():

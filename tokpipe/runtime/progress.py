@@ -15,11 +15,9 @@ from tokpipe.telemetry.logs import log_event
 from tokpipe.telemetry.redact import printable
 from tokpipe.types import STAGES
 
-COLUMNS_WIDTH = 56
-"""Cells of a stage's line beside its bar. Fixed, so that nothing moves as numbers grow."""
+COLUMNS_WIDTH = 56  # Cells of a stage's line beside its bar; fixed, so that nothing moves
 MAX_BAR_WIDTH = 40
-MIN_LIMIT_S = 10.0
-"""Seconds of encoders before a limit is named: the first leases say nothing about the job."""
+MIN_LIMIT_S = 10.0  # Seconds of encoders before a limit is named: the first leases say little
 
 
 class ProgressView(ExitStack):

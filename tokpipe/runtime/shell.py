@@ -134,10 +134,9 @@ class Shell:
 
     def _look_at_nodes(self) -> None:
         if (silent_s := self._silent_s) > GIVE_UP_ON_HEAD_S:
-            raise HeadLost(
-                f"the head of the Ray cluster has not answered for {silent_s:.0f} s. Committed "
-                "work is kept; once the cluster runs, run the job again"
-            )
+            found = f"the head of the Ray cluster has not answered for {silent_s:.0f} s"
+            do = "Committed work is kept; once the cluster runs, run the job again"
+            raise HeadLost(f"{found}. {do}")
         if silent_s > HEAD_SILENT_S:
             text = f"waiting for the head of the Ray cluster, silent for {silent_s:.0f} s"
             log_event("head_silent", text, level=logging.WARNING, silent_s=round(silent_s, 1))

@@ -15,8 +15,7 @@ from tokpipe.telemetry.human import duration
 from tokpipe.types import STAGES, Stage
 
 _PLACEMENT = {"accelerator_type", "resources", "labels"}
-RECENT_S = 60.0
-"""Rates cover the last minute, so that a slow start does not distort the time left for hours."""
+RECENT_S = 60.0  # Rates cover this time, so that a slow start does not distort them for hours
 MIN_RATE_S = 5.0  # Seconds of encoding before the time left is estimated
 
 
@@ -36,14 +35,11 @@ class Snapshot:
     recent_s: float = 0.0  # Seconds that ``recent`` covers
     encoding_s: float = 0.0  # Seconds since the first encoder was up
     elapsed_s: float = 0.0  # Seconds since the run started
-    pieces: tuple[int, int, float] = (0, 0, 0.0)
-    """Of clips that are encoded in pieces, see ``StreamedClips``."""
+    pieces: tuple[int, int, float] = (0, 0, 0.0)  # See ``StreamedClips.pieces``
     paths: Mapping[tuple[str, ...], int] = field(default_factory=dict)
     """Encoders on GPUs by the fields of ``EncoderPath`` but the last; 0 where there were any."""
-    recent_part: float = 0.0
-    """Clips that the pieces of the last RECENT_S are worth, beyond those in ``recent``."""
-    waiting_for: str = ""
-    """What holds the job up, such as workers that start; empty while every stage can work."""
+    recent_part: float = 0.0  # Clips that recent pieces are worth, beyond those in ``recent``
+    waiting_for: str = ""  # What holds the job up; empty while every stage can work
 
     @property
     def share_done(self) -> float:
@@ -149,10 +145,8 @@ def no_room(parts: Dispatcher) -> str:
         wanted = pool.model_dump(include=_PLACEMENT, exclude_defaults=True)
         if wanted and not fleet.num_up[stage] and not capacity.most(stage):
             asked = json.dumps(wanted, ensure_ascii=False)[1:-1].replace('"', "")
-            return (
-                f"no room for {stage} workers: no node has what runtime.{stage} requires, {asked} "
-                "(`ray status -v` lists what nodes have)"
-            )
+            found = f"no room for {stage} workers: no node has what runtime.{stage} requires"
+            return f"{found}, {asked} (`ray status -v` lists what nodes have)"
     encoders = [one for one in fleet.actors.values() if one.stage == "encode"]
     is_waiting = limits.on_gpu and encoders and not any(one.is_placed for one in encoders)
     need, (_, gpus) = gpus_per_encoder(limits.runtime), capacity.of()

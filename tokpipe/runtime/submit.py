@@ -86,10 +86,9 @@ def _variable(asked: str) -> tuple[str, str]:
 
 
 def _secret(place: str) -> ConfigError:
-    return ConfigError(
-        f"{place} is secret by its name or its value, and Ray stores and shows what is submitted. "
-        "Nothing was sent: set it on the nodes before `ray start`, or use an instance role"
-    )
+    found = "is secret by its name or its value, and Ray stores and shows what is submitted"
+    do = "Nothing was sent: set it on the nodes before `ray start`, or use an instance role"
+    return ConfigError(f"{place} {found}. {do}")
 
 
 def _resolved(path: Path, job: JobConfig) -> str:
@@ -101,10 +100,9 @@ def _resolved(path: Path, job: JobConfig) -> str:
             return text
     except ConfigError:
         pass
-    raise ConfigError(
-        f"{path}: a URI contains ${{...}} after variables were replaced, so it would be replaced "
-        "again on the cluster: set the variable to its final value"
-    )
+    found = f"{path}: a URI contains ${{...}} after variables were replaced"
+    why = "so the cluster would replace it again: set the variable to its final value"
+    raise ConfigError(f"{found}, {why}")
 
 
 def _code_of(path: Path, job: JobConfig) -> Iterator[tuple[str, Path]]:
@@ -181,10 +179,9 @@ class Submission(NamedTuple):
             return 128 + signal.SIGTERM
         code = self.info.driver_exit_code
         if code is None or code == 127:  # There was no `python` on the PATH of `ray start`
-            raise RuntimeFault(
-                f"{self.id}: the driver did not start, or it died with its node: "
-                f"{self.info.message}. Once the cluster works, run the same command to resume"
-            )
+            found = f"the driver did not start, or it died with its node: {self.info.message}"
+            do = "Once the cluster works, run the same command to resume"
+            raise RuntimeFault(f"{self.id}: {found}. {do}")
         return code if code >= 0 else 128 - code
 
 
@@ -192,8 +189,7 @@ class Cluster:
     """The job API of a running Ray cluster."""
 
     def __init__(self, address: str | None) -> None:
-        """Connect to a dashboard (``http://HEAD:8265``) or a cluster (``HEAD:6379``); by default,
-        as ``ray job submit`` does."""
+        """Connect to a dashboard (``http://HEAD:8265``) or ``HEAD:6379``; by default, as Ray."""
         names = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
         address = next(filter(None, [address, *map(os.environ.get, names)]), None)
         self.address = address or "this machine"
@@ -256,16 +252,14 @@ class Cluster:
                 info = self._info(submission.id)
             except _TROUBLE as error:
                 if time.monotonic() - in_contact > LOST_S:
-                    raise RuntimeFault(
-                        f"{self.address} has not answered for {LOST_S / 60:.0f} minutes: {error}. "
-                        "If the head still runs, so does the job; run the same command to follow it"
-                    ) from error
+                    found = f"has not answered for {LOST_S / 60:.0f} minutes: {error}"
+                    do = "If the head runs, so does the job; run the same command to follow it"
+                    raise RuntimeFault(f"{self.address} {found}. {do}") from error
             else:
                 if info is None:
-                    raise RuntimeFault(
-                        f"{self.address} no longer knows {submission.id}, because its head was "
-                        "restarted. Committed work is safe; run the same command to resume"
-                    )
+                    found = f"no longer knows {submission.id}, because its head was restarted"
+                    do = "Committed work is safe; run the same command to resume"
+                    raise RuntimeFault(f"{self.address} {found}. {do}")
                 in_contact, is_over, is_read = time.monotonic(), info.status.is_terminal(), False
                 with suppress(*_TROUBLE):  # its node may be gone
                     *lines, rest = self._client.get_job_logs(submission.id).split("\n")

@@ -21,10 +21,7 @@ _KINDS: dict[str, tuple[type[RowSource], Sequence[str]]] = {
 def open_sources(
     configs: Sequence[Source], options: StoreOptions, output_uri: str = ""
 ) -> list[RowSource]:
-    """Return the rows of all sources of a job, to be read in this order.
-
-    Files below ``output_uri`` are not part of a folder of videos.
-    """
+    """Return the rows of a job's sources, in order. Folders exclude files below ``output_uri``."""
     listings = []
     for config in configs:
         known = _KINDS[config.kind][1] or MEDIA_EXTENSIONS[config.media]

@@ -17,10 +17,9 @@ _PLAIN = {
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type that values of this type are carried as.
+    """Return the plain type with the same values.
 
-    Arrow cannot sort or merge every way to store the same values. Views, large types,
-    dictionaries and extension types, also within others, become the plain type with these values.
+    Arrow cannot sort or merge views, large types, dictionaries or extension types, even nested.
     """
     if kind in _PLAIN:
         return _PLAIN[kind]

@@ -38,6 +38,12 @@ EXTENSIONS = (*sources.TABLE_EXTENSIONS, *sources.COMPRESSIONS)
 _ABSOLUTE = r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/)"
 _HEADER_THREADS = 16
 _NOT_PROMOTED = (pa.types.is_integer, pa.types.is_uint64, pa.types.is_decimal, pa.types.is_string)
+_HOLD_VIDEOS = (pa.types.is_string, pa.types.is_binary, is_media)
+_PRINTABLE = (pa.types.is_string, pa.types.is_primitive, pa.types.is_decimal)
+_HOLD_SECONDS = (
+    *(pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal, pa.types.is_duration),
+    *(pa.types.is_time, pa.types.is_string),
+)
 
 
 @dataclass
@@ -56,8 +62,7 @@ class TableRows(RowSource):
     _carried: Sequence[str] = ()
     _template: Template = field(default_factory=lambda: Template(""))
     media: Sequence[str] = ()  # Columns with embedded videos, pictures or sounds
-    _texts: str | None = None
-    """The column with URIs; none if a template makes them, or all videos are embedded."""
+    _texts: str | None = None  # Column of URIs; none if a template makes them or all are embedded
     _bytes: str | None = None  # The column with embedded videos; read as whether there is one
 
     @property
@@ -147,10 +152,8 @@ class TableRows(RowSource):
                 if any(is_kind(kind) and not is_kind(common[at]) for is_kind in _NOT_PROMOTED):
                     raise TypeError(f"{'.'.join(at)} holds {kind} in one, {common[at]} in another")
         except (pa.ArrowException, TypeError) as error:
-            raise ConfigError(
-                f"{self.label}: a column has different types in the tables of {self.config.uri} "
-                f"({error}): write one source per kind."
-            ) from error
+            found = f"a column has different types in the tables of {self.config.uri} ({error})"
+            raise ConfigError(f"{self.label}: {found}: write one source per kind.") from error
         # A column of nulls is most often missing text.
         kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in columns.types]
         return pa.schema(list(zip(columns.names, kinds, strict=True)))
@@ -160,10 +163,10 @@ class TableRows(RowSource):
         times = "seconds. Name a column with one time per row; write lists of spans as rows"
         printable = "text or numbers, so it cannot be part of a URI. Name such columns"
         wanted = {
-            "uri_column": (_holds_videos, "text, bytes or videos. Name that of the videos"),
-            "start_column": (holds_seconds, times),
-            "end_column": (holds_seconds, times),
-            "uri_template": (_is_printable, printable),
+            "uri_column": (_HOLD_VIDEOS, "text, bytes or videos. Name that of the videos"),
+            "start_column": (_HOLD_SECONDS, times),
+            "end_column": (_HOLD_SECONDS, times),
+            "uri_template": (_PRINTABLE, printable),
         }
         read, inner = {}, within(pa.struct(list(columns)))
         for key, name in self._used():
@@ -172,8 +175,8 @@ class TableRows(RowSource):
                 kind = pa.string()
             if kind is None:
                 raise ConfigError(self._explain_missing(key, name, table, columns.names))
-            fits, text = wanted[key]
-            if not fits(kind):
+            kinds, text = wanted[key]
+            if not any(is_kind(kind) for is_kind in kinds):
                 raise ConfigError(
                     f"{self.label}: {key} {name!r} of {self.config.uri} holds {kind}, not {text}."
                 )
@@ -202,10 +205,8 @@ class TableRows(RowSource):
             for other in (one for one in ",;|\t" if name in header.split(one)):
                 hint = f'its columns are separated by another character: set delimiter: "{other}"'
         shown = f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
-        return (
-            f"{self.label}: {key} names a column {name!r} that {self.config.uri} does not have; "
-            f"its columns are {shown}; {hint}"
-        )
+        found = f"{key} names a column {name!r} that {self.config.uri} does not have"
+        return f"{self.label}: {found}; its columns are {shown}; {hint}"
 
     def _base(self, table_uri: str) -> str:
         store, slashes, folder = table_uri.rpartition("/")[0].rpartition("://")
@@ -298,29 +299,12 @@ class TableRows(RowSource):
         return seconds
 
 
-def _holds_videos(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind) or is_media(kind))
-
-
-def _is_printable(kind: pa.DataType) -> bool:
-    """Whether every value of this type can be written as text, unlike bytes or lists."""
-    kinds = (pa.types.is_string, pa.types.is_primitive, pa.types.is_decimal)
-    return any(is_kind(kind) for is_kind in kinds)
-
-
 _TIME = (
     r"^(?:(?:(?P<hours>\d+):)?(?P<minutes>\d{1,2}):(?P<seconds>\d{1,2}(?:\.\d+)?)"
     r"|(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?))$"
 )
 _PARTS = {"hours": 3600.0, "minutes": 60.0, "seconds": 1.0, "number": 1.0}
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
-
-
-def holds_seconds(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold times."""
-    types = pa.types
-    kinds = (types.is_integer, types.is_decimal, types.is_duration, types.is_time, types.is_string)
-    return any(is_kind(kind) for is_kind in (types.is_floating, *kinds))
 
 
 def to_seconds(values: pa.Array) -> tuple[pa.Array, pa.Array]:
@@ -373,7 +357,7 @@ def guess_columns(rows: pa.RecordBatch, folder: str) -> dict[str, Any]:
                 found, best = {"uri_column": name}, score
     for name, kind in zip(rows.schema.names, rows.schema.types, strict=True):
         match = _SPAN.fullmatch(name)
-        if found and match and holds_seconds(kind):
+        if found and match and any(is_kind(kind) for is_kind in _HOLD_SECONDS):
             found.setdefault("start_column" if match[1] else "end_column", name)
     return found
 

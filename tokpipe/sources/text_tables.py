@@ -140,8 +140,7 @@ class JsonFile(Pinned):
     """
 
     used: Mapping[str, bool]
-    """Columns, or fields ``a.b`` within their objects, that make URIs and times: whether numbers
-    will do as well as text."""
+    """Columns, or fields ``a.b``, that make URIs and times: whether they may also be numbers."""
     place: str = "line"
 
     def columns(self) -> pa.Schema:
@@ -304,8 +303,7 @@ def _read_line(file: io.BufferedReader) -> bytes:
     return line
 
 
-_CODECS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
-"""By the first bytes of a file."""
+_CODECS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}  # By a file's start
 
 
 @contextmanager

@@ -91,8 +91,7 @@ def _last_of_each_name(rows: pa.Table, left_out: LeftOut) -> pa.Table:
     return rows.take(sorted(last.values()))
 
 
-_Row = dict[str, Any]
-"""Of ``_SCHEMA``: a video member with the texts of its key, or the problem of a tar."""
+_Row = dict[str, Any]  # Of ``_SCHEMA``: a video with its texts, or the problem of a tar
 
 _Group = tuple[list[tuple[str, _Row]], dict[str, str]]
 """Of one key: its videos, with what is between key and extension, and its texts by what follows
@@ -212,10 +211,8 @@ def _members(file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
                     if member.issparse():  # it has the size that it unpacks to
                         end = archive.offset - tarfile.BLOCKSIZE + 1
                     if member.isreg() and end > size:
-                        raise _Damaged(
-                            f"ends at byte {size}, inside member {printable(member.name)}: it was "
-                            "cut short, and the members from there on are lost"
-                        )
+                        found = f"ends at byte {size}, inside member {printable(member.name)}"
+                        raise _Damaged(f"{found}: it was cut short, and what follows is lost")
                     yield member
                 end = archive.offset
         except (tarfile.TarError, ValueError, RecursionError) as error:
@@ -240,10 +237,7 @@ def _next_block(file: io.BufferedReader, at: int) -> int | None:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """Split into key and ending, in lower case, at the first dot of the last part.
-
-    Hidden names have no key.
-    """
+    """Split at the first dot of the last part into key and lower-case ending; none if hidden."""
     folder, slash, last = name.rpartition("/")
     stem, dot, ending = last.partition(".")
     return (folder + slash + stem, ending.lower()) if stem and dot else ("", "")

@@ -49,8 +49,7 @@ class ObjectInfo:
     """What a store says about one object."""
 
     size: int | None  # Size in bytes, or None if an HTTP server does not say
-    version: str
-    """An ETag, a generation or a time, whichever the store provides; changes with the content."""
+    version: str  # An ETag, a generation or a time of the store's; changes with the content
     inode: int = 0  # On local disk. Not part of the version, because it may differ between nodes
 
     @property
@@ -81,8 +80,7 @@ def split_protocol(uri: str) -> tuple[str, str]:
 def client_of(uri: str, options: StoreOptions) -> "Client":
     """Return this process's client for a URI, creating it on first use.
 
-    Clients are cached per process, because connections live on a thread that a fork loses, and
-    per set of cloud credentials in the environment.
+    There is one per process, as a fork loses the connections' thread, and per cloud credentials.
     """
     protocol, _ = split_protocol(uri)
     prefixes = ("AWS_", "AZURE_", "GOOGLE_", "HF_")
@@ -222,8 +220,7 @@ class Client:
                 return data
         raise Changed(
             f"{redact(uri)}: was replaced, cut short or deleted while it was read, so what was "
-            "read would mix two versions. Wait until whatever writes it has finished, then run "
-            "again"
+            "read would mix two versions. Wait until its writer has finished, then run again"
         )
 
     def _read(self, uri: str, start: int, end: int | None) -> tuple[bytes, ObjectInfo | None]:
@@ -243,10 +240,7 @@ class Client:
         return answer if isinstance(answer, tuple) else (bytes(answer), None)
 
     def iter_objects(self, folder_uri: str, prefix: str = "") -> Iterator[StoredObject]:
-        """Yield the objects below a folder whose names, relative to it, start with ``prefix``.
-
-        Their keys are the file system's own names.
-        """
+        """Yield objects whose names in a folder start with ``prefix``; keys are of ``path_of``."""
         folder = self.path_of(folder_uri)
         if self.is_s3:
             yield from self._iter_s3(folder_uri, folder, prefix)
@@ -376,8 +370,7 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
             "retries": {"mode": "standard", "total_max_attempts": 1},
         }
     try:
-        # Cached listings would hide what other processes write, and a cached instance may have
-        # other credentials.
+        # Cached listings would hide new objects, and a cached instance may have other credentials.
         uncached = {"skip_instance_cache": True, "use_listings_cache": False}
         fs = fsspec.filesystem(protocol, **uncached, **chosen)
         fs._strip_protocol(f"{protocol}://x")  # generic:// fails here
@@ -401,10 +394,9 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
 def _translated(doing: str, uri: str, error: Exception, trouble: Trouble) -> TokpipeError:
     what = _describe(error)
     if "OfflineModeIsEnabled" in (type(error).__name__, type(error.__cause__).__name__):
-        return ConfigError(
-            f"{redact(uri)}: is not in this machine's cache, and HF_HUB_OFFLINE is set. Run `hf "
-            "download` where there is a network, or unset the variable"
-        )
+        found = f"{redact(uri)}: is not in this machine's cache, and HF_HUB_OFFLINE is set"
+        do = "Run `hf download` where there is a network, or unset the variable"
+        return ConfigError(f"{found}. {do}")
     meanings: dict[Trouble, tuple[type[StorageError], str]] = {
         Trouble.NOT_FOUND: (NotFound, f"does not exist ({what})"),
         Trouble.EXISTS: (AlreadyExists, f"already exists ({what})"),

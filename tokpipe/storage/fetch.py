@@ -41,8 +41,7 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 class LocalVideo:
     """A video as a local file.
 
-    A copy has no name on disk, so no other process can delete it, and nothing of it is left when
-    this process ends, however it ends.
+    A copy has no name on disk: no other process can delete it, and nothing outlives this process.
     """
 
     path: Path  # For a copy below ``/proc``, where only this process can open it
@@ -138,8 +137,7 @@ def source_errors(source: str) -> Iterator[None]:
 
 
 def check_readable(path: Path) -> None:
-    """Raise NodeTrouble if a decoder may have failed because a file cannot be read any more, and
-    SourceError if it is gone."""
+    """Raise NodeTrouble if a file can no longer be read, SourceError if it is gone."""
     version = _local_version(path, max_bytes=2**63)
     try:
         _read_once(path, version)
@@ -155,16 +153,14 @@ def _read_once(path: Path, _version: int) -> None:
 
 
 def check_folders(path: Path, folders: Iterable[Path]) -> None:
-    """Raise NodeTrouble if a file is missing because all of a source is: its folder is gone or
-    empty, as when a mount is."""
+    """Raise NodeTrouble if the folder of a file's source is gone or empty, as without its mount."""
     for folder in folders:
         with contextlib.suppress(OSError):
             if not path.is_relative_to(folder) or any(folder.iterdir()):
                 continue
-        raise NodeTrouble(
-            f"{folder} on {socket.gethostname()}: is gone or empty, but the plan lists videos "
-            "there: mount it again. If they were deleted, put any file there to reject them"
-        )
+        where = f"{folder} on {socket.gethostname()}"
+        found = f"{where}: is gone or empty, but the plan lists videos there: mount it again"
+        raise NodeTrouble(f"{found}. If they were deleted, put any file there to reject them")
 
 
 def _local_version(path: Path, max_bytes: int) -> int:
@@ -206,10 +202,9 @@ def _node_trouble() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NodeTrouble(
-            f"TMPDIR on {socket.gethostname()}: the local disk is full or failing ({error}). "
-            "Free space, or set TMPDIR to a larger disk on every node"
-        ) from error
+        found = f"TMPDIR on {socket.gethostname()}: the local disk is full or failing ({error})"
+        do = "Free space, or set TMPDIR to a larger disk on every node"
+        raise NodeTrouble(f"{found}. {do}") from error
 
 
 def _copy_stream(client: Client, source: str, file: BinaryIO, max_bytes: int) -> None:

@@ -29,9 +29,8 @@ _UNCLEAR = re.compile(
     r"|[\x00-\x1f\x7f\udcc0\udcc1]|\udce0[\udc80-\udc9f]|\udcf0[\udc80-\udc8f]"
     r"|[\udcf8-\udcfd][\udc80-\udcbf]|%u[0-9A-Fa-f]{4}"
 )
-"""What a server may read as a part ``..``: also with parameters, around or between what it drops
-(all but printable ASCII), at what looks like a slash, or in the invalid UTF-8 and the escapes that
-some decode."""
+"""What a server may read as a part ``..``: with parameters, around or between what it drops (all
+but printable ASCII), at lookalikes of a slash, or in invalid UTF-8 and escapes that some decode."""
 
 
 async def get_client(prefixes: Iterable[str], **kwargs: Any) -> aiohttp.ClientSession:
@@ -115,6 +114,5 @@ def _is_own(address: IPv4Address | IPv6Address) -> bool:
 def _denied(place: str, found: str) -> AccessDenied:
     return AccessDenied(
         f"{redact(place)}: {found}, so nothing is requested. If that is safe, name it in your job "
-        "file, in allowed_prefixes of a table or as the uri of a source; and to read an output, "
-        "name that job file"
+        "file (allowed_prefixes of a table, or uri of a source); to read an output, name that file"
     )

@@ -14,8 +14,8 @@ _REPOSITORY = re.compile(
 
 
 def pinned_name(client: Any, uri: str, known: Callable[[], Mapping[str, str]] = dict) -> str:
-    """Return ``HfFileSystem``'s name for a URI, with a commit in place of a branch or tag: that of
-    the repository in ``known``, or else what the branch named when ``client`` first used it."""
+    """Return ``HfFileSystem``'s name for a URI, with a commit in place of a branch or tag: that in
+    ``known``, else what the branch named when ``client`` first used it."""
     name = str(client.fs._strip_protocol(uri))
     if not (found := _REPOSITORY.match(name)):
         return name  # of a bucket; or the request for it says what is wrong

@@ -41,8 +41,7 @@ class Match:
 class _Scan:
     """One pass over the names below a folder, for globs or for the folder as a source."""
 
-    folder: str
-    """As the file system names it, without a trailing slash; empty for the root of a disk."""
+    folder: str  # The file system's name, without a trailing slash; empty for the root of a disk
     globs: dict[str, str]  # URIs by glob below the folder
     is_glob: bool = True
 
@@ -76,8 +75,7 @@ class Listing:
     options: StoreOptions
     known: Sequence[str] = ()
     """Extensions of the files that a folder source takes, and that are counted beside a glob."""
-    output_uri: str = ""
-    """What is below it is not part of a folder."""
+    output_uri: str = ""  # What is below it is not part of a folder
     left_out: LeftOut = field(default_factory=LeftOut, init=False)
     """What lay beside the matches, complete after the last one."""
     folder: str = field(default="", init=False)
@@ -261,10 +259,9 @@ def expand_braces(text: str) -> list[str]:
 
 def _not_listable(uri: str) -> ConfigError:
     protocol = split_protocol(uri)[0]
-    return ConfigError(
-        f"{uri}: names several files, but {protocol}:// cannot list what there is. Write a table "
-        "of URLs (kind: table), or braces such as {000..999}.mp4"
-    )
+    found = f"{uri}: names several files, but {protocol}:// cannot list what there is"
+    do = "Write a table of URLs (kind: table), or braces such as {000..999}.mp4"
+    return ConfigError(f"{found}. {do}")
 
 
 def _local_version(path: str) -> int | None:
@@ -311,10 +308,7 @@ def _walk_local(
 
 
 def _linear(regex: str) -> str:
-    """Let each ``*`` but a folder's last end where what follows it is first found.
-
-    Trying all places could take hours for one long name.
-    """
+    """End each ``*`` but a folder's last where what follows first occurs; all could take hours."""
     regex = re.sub(f"({_STAR})+", r"[^/]*", regex)
     fixed = r"(?:\[\^/\]|\\.|[^/*\[\\])+?"  # without sets of letters, which may match a /
     return re.sub(rf"{_STAR}({fixed})(?={_STAR})", r"(?>[^/]*?\1)", regex)

@@ -42,10 +42,9 @@ def put_file(root: Path, path: Path, data: bytes, *, exclusive: bool, private: b
             except OSError as error:
                 if error.errno not in _NO_HARD_LINKS:
                     raise
-                raise StorageError(
-                    f"{path}: cannot be created exclusively, because this file system has no hard "
-                    f"links ({error.strerror}). Write to another disk, or to the bucket itself"
-                ) from error
+                found = "cannot be created exclusively, because this file system has no hard links"
+                do = "Write to another disk, or to the bucket itself"
+                raise StorageError(f"{path}: {found} ({error.strerror}). {do}") from error
     _sync_folder(path.parent)
 
 

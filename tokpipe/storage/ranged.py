@@ -11,10 +11,9 @@ from tokpipe.storage.client import Client, ObjectInfo, client_of
 
 
 class RangedFile(io.RawIOBase):
-    """A seekable file that fetches one range per read.
+    """A seekable file that fetches one range per read. For small reads, buffer it.
 
-    Wrap it in ``io.BufferedReader`` for small reads. fsspec's own remote files read 50 MB ahead
-    and do not retry.
+    fsspec's own remote files read 50 MB ahead and do not retry.
     """
 
     def __init__(self, size: int, read_range: Callable[[int, int], bytes]) -> None:

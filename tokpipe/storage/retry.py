@@ -1,8 +1,7 @@
 """The only retry layer between tokpipe and a store.
 
 s3fs and botocore each retry by default, and their waits multiply: up to 416 s on an endpoint that
-accepts connections but never answers. ``client.py`` turns both off, so every request ends within
-one deadline.
+accepts connections but never answers. ``client.py`` turns both off, so one deadline holds.
 """
 
 import random
@@ -43,8 +42,7 @@ class GaveUp(Exception):
 class RetryPolicy:
     """Exponential backoff with a total deadline.
 
-    Each pause is drawn from the whole range, starting at 0, which spreads out a thousand actors
-    that failed in the same second.
+    Pauses are drawn from 0 up, which spreads out a thousand actors that failed in one second.
     """
 
     deadline_s: float

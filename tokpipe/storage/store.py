@@ -1,7 +1,4 @@
-"""A store: whole, immutable objects below one prefix of any fsspec file system.
-
-Checks before any work that it honours exclusive creates, and that every node sees the same one.
-"""
+"""Whole, immutable objects below a prefix, and checks that the store is safe and shared."""
 
 import contextlib
 import errno
@@ -76,9 +73,8 @@ class Store:
     def create(self, key: str, data: bytes) -> bool:
         """Write an object only if the key is free. Return True if the object is now ours.
 
-        If an earlier attempt succeeded but its answer was lost, the retry finds the key taken.
-        The object is then read back, and equal bytes count as ours. ``data`` must therefore
-        differ from what any other writer would write; include an attempt id.
+        A retry after a lost answer finds the key taken, so equal bytes there count as ours: they
+        must differ from what any other writer would write; include an attempt id.
         """
         for _ in range(_CREATE_ATTEMPTS):
             try:

@@ -28,8 +28,7 @@ class Trouble(Enum):
     BAD_RANGE = "bad range"  # The range starts at or beyond the object's end
     BAD_NAME = "bad name"
     PERMANENT = "permanent"  # Trying again would not help
-    FOREIGN = "foreign"
-    """Not an error of a store: a bug, or one of tokpipe's own errors. Raise it unchanged."""
+    FOREIGN = "foreign"  # Not a store's: a bug, or one of tokpipe's errors. Raise it unchanged
 
 
 _KNOWN = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))

@@ -1,7 +1,4 @@
-"""What a run has done and cost, as values that can be added, and how fast that was.
-
-A job is compared with the speed of its encoders, and what limits it is named.
-"""
+"""What a run has done and cost, as values that can be added; how fast, and what limits it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +8,7 @@ from tokpipe.types import STAGES, Stage
 
 Activity = Literal["download", "decode", "transfer", "encode", "write"]
 ACTIVITIES: tuple[Activity, ...] = ("download", "decode", "transfer", "encode", "write")
-"""What actors spend time on. In ``transfer``, an encoder has a lease and waits for its data to
-arrive."""
+"""What actors spend time on. In ``transfer``, an encoder waits for the data of its lease."""
 
 OF_STAGE: Mapping[Stage, tuple[Activity, ...]] = {
     "decode": ("download", "decode"),
@@ -31,8 +27,7 @@ _REMEDIES: Mapping[Activity, str] = {
     "write": "Raise runtime.write.max_actors, or use a faster store",
 }
 AS_BUSY = 0.02
-"""Fractions that differ by less count as equal. Encode is then named as the limit, because
-only more encoders would help."""
+"""Fractions closer than this are equal; encode is then the limit: only more encoders would help."""
 IDLE = 0.5  # A stage that is busy for a smaller fraction of its time is not a limit
 
 
@@ -40,8 +35,7 @@ class Speed(NamedTuple):
     """How fast a job is, compared with its encoders by themselves."""
 
     share: float  # Fraction of encoder time in which encoders computed (0 to 1)
-    limit: Activity | None
-    """The activity that limits the job; None if no stage is busy, such as at the start."""
+    limit: Activity | None  # What limits the job; None if no stage is busy, such as at the start
     limit_share: float  # Fraction of its time that the limiting stage was busy (0 to 1)
 
     @property
@@ -63,17 +57,15 @@ class Speed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Everything that is counted during a run, or a part of one. Work that must be repeated is
-    subtracted again, so counts over a short time can be negative.
+    """What is counted during a run, or a part of one. ``+`` and ``-`` work field by field.
 
-    ``a + b`` and ``a - b`` work field by field; a missing key counts as 0.
+    Work that must be repeated is subtracted again, so counts over a short time can be negative.
     """
 
     spent_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds of actors by activity, whether or not the work was kept."""
     up_s: Mapping[str, float] = field(default_factory=dict)  # Seconds that actors were up, by stage
-    paid_s: float = 0.0
-    """Seconds that encode actors occupied their part of a node, since they were placed."""
+    paid_s: float = 0.0  # Seconds that encode actors occupied their part of a node, up or not
     useful_s: float = 0.0  # Encoder seconds that produced committed codes
     slow_s: Mapping[str, float] = field(default_factory=dict)
     """Encoder seconds of work that could have been faster, by why, see ``EncoderPath``."""
@@ -83,8 +75,7 @@ class Account:
     rejected_at: Mapping[str, int] = field(default_factory=dict)
     """Rejected clips, committed or not, by the stage that rejected them."""
     num_opened: int = 0  # Plan rows whose number of clips is known
-    num_extra_clips: int = 0
-    """Clips beyond one per plan row, from sources that are cut into several clips."""
+    num_extra_clips: int = 0  # Clips beyond one per plan row, from sources that are cut
     rejected: Mapping[str, int] = field(default_factory=dict)  # Committed rejections by reason
     num_frames: int = 0  # Frames of committed clips; the same for codes and bytes below
     num_codes: int = 0
@@ -133,10 +124,7 @@ class Account:
 
     @property
     def speed(self) -> Speed | None:
-        """None before any encoder is up.
-
-        The limit is the longest activity of the stage whose actors are busiest.
-        """
+        """None before any encoder is up. The limit is the longest activity of the busiest stage."""
         if self.up_s.get("encode", 0.0) <= 0:
             return None
         busy = self.busy_shares

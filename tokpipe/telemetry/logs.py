@@ -19,17 +19,15 @@ from tokpipe.telemetry.redact import printable, redact_nested
 
 LOGGER = logging.getLogger("tokpipe")
 STDERR = "-"  # Means standard error in place of a path
-SAME_LINE_S = 5.0
-"""Seconds between two warnings of the same event: one lost node can take hundreds of actors."""
+SAME_LINE_S = 5.0  # Between two warnings of one event: a lost node can take hundreds of actors
 
-EventName = Literal[
+EventName = Literal[  # docs/monitoring.md explains each
     "run_started", "cluster_unused", "head_silent", "output_claimed", "rejections_reopened",
     "pools_resized", "actor_up", "actor_refused", "actor_lost", "nodes_draining", "node_avoided",
     "encoder_class_joined", "encoder_path", "lease_failed", "clip_retried", "clip_rejected",
     "shard_committed", "committed", "progress", "stop_requested", "claim_lost", "run_ended",
     "run_failed", "log",
 ]  # fmt: skip
-"""docs/monitoring.md explains each."""
 
 
 def log_event(
@@ -43,11 +41,10 @@ def log_event(
 def driver_log(
     path: str | None, say: Callable[[str], None], context: Mapping[str, object]
 ) -> Iterator[None]:
-    """Within the block, send warnings to ``say`` and all events to ``path``, the last of which is
-    the error that ends the block, if one does.
+    """Within the block, send warnings to ``say``, and all events, with ``context``, to ``path``.
 
-    ``path`` is a local file to append to, ``-`` for standard error, or None for no events. Every
-    line has the fields of ``context``.
+    ``path`` is a local file to append to, ``-`` for standard error, or None for no events. An
+    error that ends the block is the last event.
     """
     with ExitStack() as stack:
         handlers: list[logging.Handler] = [_WarningLines(say)]
@@ -135,7 +132,6 @@ def _open(path: str) -> TextIO:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         return Path(path).open("a", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"runtime.log_path: {path} cannot be written ({error.strerror}), so the job would run "
-            "without its log: use a path on a local disk, or - for standard error"
-        ) from error
+        found = f"{path} cannot be written ({error.strerror}), so the job would have no log"
+        do = "use a path on a local disk, or - for standard error"
+        raise ConfigError(f"runtime.log_path: {found}: {do}") from error

@@ -8,10 +8,7 @@ from numpy.typing import NDArray
 
 
 class CodeUsage:
-    """Counts codes, batch by batch.
-
-    Memory depends on the number of distinct codes seen, not on the size of the codebook.
-    """
+    """Counts codes, batch by batch. Memory grows with the distinct codes, not the codebook."""
 
     def __init__(self, codebook_size: int) -> None:
         self.codebook_size = codebook_size
@@ -22,9 +19,8 @@ class CodeUsage:
     def update(self, codes: Any) -> None:
         """Count codes: a tensor on any device or an array, of any shape and integer type.
 
-        Raises:
-            ValueError: a code is outside ``range(codebook_size)``, such as the -1 that marks a
-                latent that was not finite. Nothing is counted.
+        ValueError, and nothing is counted, if a code is outside ``range(codebook_size)``, such as
+        the -1 that marks a latent that was not finite.
         """
         array = codes.detach().cpu().numpy() if hasattr(codes, "detach") else np.asarray(codes)
         if not array.size:

@@ -93,7 +93,5 @@ def _rejected_lines(rejected: Rejected) -> list[str]:
 def _line(clip: dict[str, Any]) -> str:
     span = f"{clip['start_pts_s']:.2f}-{clip['end_pts_s']:.2f}"
     marks = f"  [{', '.join(clip['marks'])}]" if clip["marks"] else ""
-    return (
-        f"{clip['clip_id']}  {clip['n_frames']:>6,}  {clip['duration_s']:>10,.2f}  {span:>18}  "
-        f"{clip['source_uri']}{marks}"
-    )
+    figures = f"{clip['n_frames']:>6,}  {clip['duration_s']:>10,.2f}  {span:>18}"
+    return f"{clip['clip_id']}  {figures}  {clip['source_uri']}{marks}"

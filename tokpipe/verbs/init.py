@@ -51,10 +51,7 @@ _OUTSIDE = """\
 
 
 def write_job(target: str, path: Path | None = None) -> tuple[Path, list[str]]:
-    """Write a job file for a folder, table or tar, by default as ``jobs/<its name>.yaml``.
-
-    Returns the file, and what to say about it.
-    """
+    """Write ``path``, by default ``jobs/NAME.yaml``, for what is at a URI; return it and notes."""
     plain = target.removeprefix("file://")
     uri = plain.rstrip("/") if "://" in plain else os.path.normpath(Path(plain).absolute())
     endings = "|".join((*EXTENSIONS, "tar", *MEDIA_EXTENSIONS["both"]))

@@ -117,10 +117,8 @@ class Inspection(Sample):
             f"{spec.temporal_stride}x{spec.spatial_stride}x{spec.spatial_stride} pixels each, "
             f"chunks {spec.chunk_policy}"
         )
-        yield (
-            f"  {counted(output.num_clips, 'clip')}, {output.num_codes:,} codes in "
-            f"{counted(self.num_shards_of, 'shard')}"
-        )
+        shards = counted(self.num_shards_of, "shard")
+        yield f"  {counted(output.num_clips, 'clip')}, {output.num_codes:,} codes in {shards}"
         yield f"  encoders: {output.state.totals.encoders_text()}"
         if output.incomplete:
             yield f"  {output.incomplete}"

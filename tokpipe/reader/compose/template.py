@@ -210,8 +210,7 @@ class Template:
         return self._loss is None or name in self._loss
 
     def _shape_of(self, tokens: NDArray[np.int64]) -> Shape | None:
-        """Find the shape of a clip from how often special tokens occur, and from the sides in the
-        text before its first code."""
+        """Find a clip's shape from counts of special tokens, and sides in text before its codes."""
         num_special = len(self.vocabulary.special)
 
         def count(t: int, h: int) -> NDArray[np.int64]:
@@ -237,10 +236,7 @@ class Template:
     def _values_in(
         self, layout: "_Layout", tokens: NDArray[np.int64], first_code: bool = False
     ) -> dict[str, Any]:
-        """Return the fields of the text for a layout.
-
-        With ``first_code``, reading ends there: that far, all shapes have the same layout.
-        """
+        """Return the text's fields, or those before the first code, where all layouts are equal."""
         values, at = dict[str, Any](), 0
         stops = np.append(np.flatnonzero(self.vocabulary.uses[tokens] != TEXT), len(tokens))
         for piece in layout.pieces:
@@ -297,8 +293,7 @@ class _Layout:
                 self.pieces.append(run)
             else:
                 self.pieces += group
-        self.index = np.concatenate(indices)
-        """Number of each code; ~k for the special token with number k."""
+        self.index = np.concatenate(indices)  # Number of each code; ~k for special token k
         is_code = self.index >= 0
         codes = self.index[is_code]
         if len(codes) != numbers.size or not np.bincount(codes).all():

@@ -94,8 +94,7 @@ class Vocabulary:
         offsets = np.array([self._offset(book) for book in config.codes])
         self.sizes: NDArray[np.int64] = sizes.repeat(repeats)
         """(c,) size of the codebook of each code of a position."""
-        self.offsets: NDArray[np.int64] = offsets.repeat(repeats)
-        """(c,) token of that codebook's code 0."""
+        self.offsets: NDArray[np.int64] = offsets.repeat(repeats)  # (c,) token of its code 0
         if pad is not None and pad not in self.special:
             raise ConfigError(f"vocabulary: pad={pad!r} is not among special: {[*self.special]}")
         self.pad = None if pad is None else self.special[pad]
@@ -105,8 +104,7 @@ class Vocabulary:
         self.size: int = max([*known, *(end - 1 for _, end in spans)]) + 1
         """Number of tokens, with unused ones: rows of a model's embedding."""
         self.uses = np.full(self.size, UNUSED, np.int16)
-        """(size,) what each token is: text, unused, or the number of its special token; codebooks
-        come after these."""
+        """(size,) what each token is: text, unused, or a number: special tokens, then codebooks."""
         self.uses[[] if self.text is None else self.text.text_tokens] = TEXT
         owners = [*self.special, *(f"codebook {number}" for number in range(len(sizes)))]
         for number, (start, end) in enumerate(spans):
@@ -146,9 +144,8 @@ class TextTokenizer:
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise ConfigError(
-                f"{path}: reading it needs the library tokenizers: pip install 'tokpipe[text]'"
-            ) from error
+            lack = "reading it needs the library tokenizers: pip install 'tokpipe[text]'"
+            raise ConfigError(f"{path}: {lack}") from error
         self.path = path
         try:
             whole = path.read_bytes()
@@ -167,9 +164,7 @@ class TextTokenizer:
             self._tokenizer = Tokenizer.from_str(json.dumps(data))
         except Exception as error:  # The library raises nothing narrower
             found = " ".join(str(error).split())
-            raise ConfigError(
-                f"{path}: cannot be read as a tokenizer.json: {found:.200}"
-            ) from error
+            raise ConfigError(f"{path}: is not a tokenizer.json: {found:.200}") from error
         self.text_tokens = [t for text, t in self.tokens.items() if text not in removed]
         self._not_text = {*self.tokens.values()} - {*self.text_tokens}
         for probe in (*_PROBES, *sorted(removed)[:100]):

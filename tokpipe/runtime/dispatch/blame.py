@@ -1,7 +1,4 @@
-"""Who is at fault when work fails: retry a lease, run it alone, give up on a clip, or end the job.
-
-Many leases that fail in a row, whatever they hold, are not the clips' fault: they end the job.
-"""
+"""Who is at fault when work fails: retry a lease, run it alone, reject a clip, or end the job."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,12 +10,11 @@ from tokpipe.telemetry.human import duration
 from tokpipe.types import ClipRef, Failed, Rejected, Stage, WorkItem
 
 Key = tuple[int, int]  # Plan row and segment of a clip, or -1 and the id of a shard's lease
-MAX_FAULTS = 30  # Leases in a row that fail or take down their workers before the job is aborted
+MAX_FAULTS = 30  # Leases that fail in a row, whatever they hold, before the job is aborted
 MAX_TROUBLE_S = 300.0
 """For how long a clip may meet only nodes with trouble before the job is aborted: a mount may come
 back by then. Other clips may pass meanwhile, such as small ones where a disk is nearly full."""
-RETRY_PAUSE_S = 5.0
-"""Pause before a clip that a stage gave up on is tried again; four times as long each time."""
+RETRY_PAUSE_S = 5.0  # Before a clip that a stage gave up on is tried again; then 4 times as long
 
 
 class Blame:
@@ -113,9 +109,8 @@ class Blame:
         if self._faults >= MAX_FAULTS:
             self._out.abort(
                 f"{lease.stage}: {MAX_FAULTS} leases in a row failed; the last error: {why}. So "
-                "many failures are not the clips' fault. Committed work is kept; fix the cause "
-                f"(if workers are only slow, raise runtime.{lease.stage}.lease_deadline_s), then "
-                "run the job again."
+                "many failures are not the clips' fault. Committed work is kept; fix the cause (if "
+                f"workers are slow, raise runtime.{lease.stage}.lease_deadline_s), then run again."
             )
 
     def _strike(self, lease: Lease) -> int:

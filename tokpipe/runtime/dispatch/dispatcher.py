@@ -18,8 +18,7 @@ from tokpipe.runtime.dispatch.protocol import ActorId, Command, Event
 from tokpipe.runtime.dispatch.returns import Returns
 from tokpipe.types import STAGES, Stage
 
-SHARDS_AHEAD = 4
-"""Shards per write actor that may wait before encoders pause: codes are small, but they add up."""
+SHARDS_AHEAD = 4  # Shards per write actor that may wait before encoders pause: codes add up
 
 
 class Dispatcher(Returns):

@@ -23,9 +23,8 @@ INPUTS_WITHIN_S = 120.0
 """When to find out whether an encoder has its inputs, and how long that may take: for what it
 cannot read back from a disk, Ray waits without an end."""
 MAX_PAUSE_S = 60.0
-NODE_REST_S = 30.0
-MAX_REST_S = 600.0
-"""How long a node with trouble is avoided: twice as long each time, up to the second."""
+NODE_REST_S = 30.0  # For how long a node with trouble is avoided; twice as long each time
+MAX_REST_S = 600.0  # The longest that it is avoided
 
 
 @dataclass(slots=True)
@@ -88,8 +87,7 @@ class _Starts:
         if self._raised[stage] >= MAX_SETUP_FAILURES or self._died[stage] >= MAX_LOST_STARTING:
             self._out.abort(
                 f"{stage} actors: {in_a_row} in a row did not start; the last error: {message}. "
-                "Without them no clip can be finished. Committed work is kept; fix the cause "
-                "and run the job again."
+                "Without them no clip can finish. Committed work is kept; fix this and run again."
             )
 
     def node_trouble(
@@ -158,8 +156,7 @@ class Fleet:
     def same_actor(self, stage: Stage, last: ActorId | None) -> ActorId | None:
         """``last`` again if it has room, else another.
 
-        A busy decoder is worth waiting for unless another is idle: it has the source file, and
-        fetching that again costs more than waiting.
+        Unless another is idle, a busy decoder is worth waiting for: it has fetched the source.
         """
         if any(last in shelf for shelf in self._shelves[stage]):
             return last
@@ -178,10 +175,7 @@ class Fleet:
         self._out.emit(flight)
 
     def end(self, attempt: AttemptId) -> tuple[Dispatch, float] | None:
-        """End an attempt; return it, and for how many seconds it was the first of its actor.
-
-        None if it was abandoned, so its answer does not count.
-        """
+        """End an attempt; return it and for how many seconds it was its actor's first, if known."""
         if (flight := self.attempts.pop(attempt, None)) is None:
             return None
         actor = self.actors[flight.actor]
@@ -257,9 +251,8 @@ class Fleet:
             return f"encode.hardware is same: it has {found}, and this output {others}"
         if others and found not in self._classes:
             text = (
-                f"{found} joins this output, which has clips encoded on {others}. About one code "
-                "in a thousand may differ between them in bfloat16. To admit one class of "
-                "hardware, set encode.hardware to same"
+                f"{found} joins this output, which has clips encoded on {others}. One code in a "
+                "thousand may differ in bfloat16. To admit one class, set encode.hardware to same"
             )
             self._out.note("encoder_class_joined", text, is_warning=True, encoder=found)
         self._classes.add(found)

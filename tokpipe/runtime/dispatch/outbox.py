@@ -65,10 +65,7 @@ class Outbox:
 
 
 class Outputs:
-    """Knows how many clips of each kept output are still unread.
-
-    A part of an output is released with its last clip.
-    """
+    """Counts the unread clips of each kept output; a part is released with its last clip."""
 
     def __init__(self, out: Outbox) -> None:
         self._out = out

@@ -11,14 +11,12 @@ from tokpipe.runtime.dispatch.protocol import Capacity, Limits
 from tokpipe.types import STAGES, Stage
 
 WORTH_CHANGING = 1.1
-"""Change the division only if the new one promises to be this many times faster: an actor takes
-seconds to start."""
+"""Change the division only to be this many times faster: an actor takes seconds to start."""
 RESIZE_EVERY_S = 30.0  # How often pools are divided again by what was measured
 NEED_LEASES = 8  # Leases of each stage before their pace counts as known
 NEED_CLIPS = 2000  # Clips that the average pace covers; older ones count less and less
 LEASE_S = 1.0
-"""Leases grow until they hold this much work, so that what each lease costs (about a millisecond
-of the driver) stays a small part of it."""
+"""Leases grow until they hold this much work: each costs the driver about a millisecond."""
 LEASES_PER_S = 350  # They also grow until a stage needs no more, so that the driver keeps up
 FIRST_WRITERS = 4  # The most write actors before the time to write a clip is known
 

@@ -41,8 +41,7 @@ class Limits:
     batch_chunks: int = 1
     plan_chunks: Callable[[int], Iterable[Any]] = lambda num_frames: ()
     """The chunks of a clip of so many frames, as ``ChunkSpan``."""
-    hardware: Literal["any", "same"] = "any"
-    """Encoder classes that the job admits."""
+    hardware: Literal["any", "same"] = "any"  # Encoder classes that the job admits
     encoders: frozenset[str] = frozenset()  # Those that the output's shards name
     max_rejected_fraction: float = 1.0
     num_clips: int = 0  # Known clips when the run starts; a row that was never opened counts as one

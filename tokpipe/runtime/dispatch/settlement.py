@@ -14,8 +14,7 @@ from tokpipe.types import Receipt, Rejected
 
 REJECTED_PER_COMMIT = 1000  # This many rejections are committed without waiting for a shard
 MIN_ALARM, MAX_ALARM = 20, 500  # Fewer rejections stop no job: it is small, or has hardly begun
-SUSPECT = 5
-"""An alarm from which on rejections are not committed by a run that stops, or fails at its end."""
+SUSPECT = 5  # From this alarm on, a run that stops, or fails at its end, commits no rejections
 ENOUGH_ROWS = 100  # Rows that are opened before they say how many clips the others have
 
 
@@ -44,8 +43,7 @@ class Settlement:
         self._rejected_since = inf  # When the first of them came
         self._useful_s = 0.0  # Encoder seconds behind the receipts
         self._reported = Account()  # What commits so far have reported
-        self._committing: Account | None = None
-        """What the commit in flight will add to the account of the run."""
+        self._committing: Account | None = None  # What the commit in flight will add to the run
         self.encode_until = inf  # When a stop's grace for encoders is over
         self.end_by = inf  # When a stop ends the job, whatever is still being written
         self.why = ""  # Why the job is stopped early, if it is because of its rejections

@@ -33,8 +33,7 @@ class StreamedClip:
     decoding: set[int] = field(default_factory=set)  # Pieces whose decode lease is out
     is_encoding: bool = False  # The encode lease of the next piece is out
     codes: list[Place] = field(default_factory=list)  # The codes of each encoded piece, in order
-    state: AttemptId | None = None
-    """The attempt that left the latest state; None before the first piece."""
+    state: AttemptId | None = None  # The attempt that left the latest state; None at first
     num_codes: int = 0
     encode_s: float = 0.0
     last_actor: dict[Stage, ActorId] = field(default_factory=dict)
@@ -67,8 +66,7 @@ class StreamedClip:
 class StreamedClips:
     """All streamed clips that have not ended, and the only code that changes them.
 
-    Enough of them are in progress that encoders need not wait for a piece. The others wait with
-    the pixels of their first piece.
+    Enough are in progress to keep encoders busy. The others wait with their first piece's pixels.
     """
 
     def __init__(self) -> None:
@@ -83,8 +81,7 @@ class StreamedClips:
 
     @property
     def pieces(self) -> tuple[int, int, float]:
-        """Of the clips that have not ended: encoded pieces, all pieces, and how many clips the
-        encoded ones are worth."""
+        """Of unfinished clips: encoded pieces, all pieces, and clips that the encoded are worth."""
         clips = [(one.next_piece, one.num_pieces) for one in self._in_progress.values()]
         clips += [(0, one.num_pieces) for one in self.waiting]
         return sum(a for a, _ in clips), sum(b for _, b in clips), sum(a / b for a, b in clips)
@@ -145,10 +142,7 @@ class StreamedClips:
     def encoded(
         self, clip: StreamedClip, attempt: AttemptId, info: protocol.EncodedInfo, encode_s: float
     ) -> tuple[Place, AttemptId | None]:
-        """An attempt has encoded the next piece; return the pixels and state it used up.
-
-        The clip ends with its last piece.
-        """
+        """An attempt has encoded the next piece, maybe the last; return the inputs it used up."""
         pixels, state = clip.pixels.pop(clip.next_piece), clip.state
         clip.is_encoding = False
         clip.codes.append(Place(attempt, 0))
