@@ -19,9 +19,11 @@ from tokpipe.plan.stored import (
     PlanPart,
     PlanReader,
     StoredPlan,
+    is_purged,
     read_part,
     row_ids,
     store_part,
+    tombstones,
 )
 from tokpipe.plan.write import cut, num_problems, write_plan
 from tokpipe.storage.read_ahead import read_ahead
@@ -59,8 +61,8 @@ class SourceChanges:
     @classmethod
     def between(cls, before: _Stored, now: _Stored) -> Self:
         """Compare two plans of one dataset, in 24 bytes of memory per row of both."""
-        (old, old_versions), (new, new_versions) = _rows(*before), _rows(*now)
-        is_new, is_gone = _lacking(new, old), _lacking(old, new)
+        (old, old_versions, purged), (new, new_versions, _) = _rows(*before), _rows(*now)
+        is_new, is_gone = _is_new(new, old), _lacking(old, new) & ~purged
         _, there, here = np.intersect1d(old[:, 0], new[:, 0], return_indices=True)
         there_version, version = old_versions[there], new_versions[here]
         changed = here[(there_version != version) & (there_version != 0) & (version != 0)]
@@ -104,7 +106,7 @@ def store_growth(
                 f"{store.uri}: the sources now carry other columns ({'; '.join(changed)}), and all "
                 "clips of an output have the same. Remove them, or write to a new output prefix."
             )
-        is_new = _lacking(_rows(folder, now)[0], _rows(store, before)[0])
+        is_new = _is_new(_rows(folder, now)[0], _rows(store, before)[0])
         places = PlanReader(folder, now).by_part(np.flatnonzero(is_new))
         parts, problems = list[PlanPart](), 0
         for source, of_source in groupby(places, lambda one: now.parts[one[0]].source):
@@ -120,14 +122,23 @@ def store_growth(
         return Growth(before.num_rows, plan.num_rows, asdict(plan), sources)
 
 
-def _rows(store: Store, plan: StoredPlan) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Each row's id, as ``row_ids``, and its version, or 0 if it has none."""
+def _rows(store: Store, plan: StoredPlan) -> tuple[NDArray[np.uint64], ...]:
+    """Each row's id, as ``row_ids``, its version, or 0 if it has none, and whether it is purged."""
     ids, versions = [np.empty((0, 2), np.uint64)], [np.empty(0, np.uint64)]
+    purged = [np.empty(0, bool)]
     columns = [ROW_ID.name, "source_version"]
     for table in read_ahead(lambda one: read_part(store, one, columns), plan.parts, _PARTS_AHEAD):
         ids.append(row_ids(table))
         versions.append(table.column("source_version").fill_null(0).to_numpy())
-    return np.concatenate(ids), np.concatenate(versions)
+        purged.append(is_purged(table))
+    return np.concatenate(ids), np.concatenate(versions), np.concatenate(purged)
+
+
+def _is_new(ids: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Whether each id is neither in a plan nor has been purged from it."""
+    is_new = _lacking(ids, known)
+    is_new[is_new] = _lacking(tombstones(ids[is_new]), known)
+    return is_new
 
 
 def _lacking(ids: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """A stored plan: its description in ``job.json``, its Parquet files, and how rows are read."""
 
 import base64
+import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
@@ -105,6 +107,34 @@ def row_ids(rows: pa.Table) -> NDArray[np.uint64]:
     """Return (rows, 2) halves of the rows' ids."""
     ids = bytes.fromhex("".join(rows.column(ROW_ID.name).to_pylist()))
     return np.frombuffer(ids, "<u8").reshape(-1, 2)
+
+
+def tombstones(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the (rows, 2) ids that purged rows with these ``ids`` have in the plan."""
+    hashed = b"".join(hashlib.sha256(one.tobytes()).digest()[:16] for one in ids)
+    return np.frombuffer(hashed, "<u8").reshape(-1, 2)
+
+
+def is_purged(table: pa.Table) -> NDArray[np.bool_]:
+    """Which rows of a plan are purged: they have version 0, where others have one or null."""
+    found = pc.equal(table.column("source_version"), 0).fill_null(False)
+    return np.asarray(found)
+
+
+def purged(table: pa.Table, places: pa.Array) -> pa.Table:
+    """Return part of a plan with nothing in some of its rows but a hash of their ids."""
+    here = np.isin(np.arange(table.num_rows), places)
+    ids = np.where(here[:, None], tombstones(row_ids(table)), row_ids(table))
+    # Takes null for rows that are masked, in columns of any type.
+    left = table.take(pa.array(np.arange(table.num_rows), mask=here))
+    version = left.column("source_version")
+    values = {
+        ROW_ID.name: pa.array([one.tobytes().hex() for one in ids]),
+        "source_uri": left.column("source_uri").fill_null(""),
+        "source_version": pc.if_else(pa.array(here), pa.scalar(0, version.type), version),
+    }
+    columns = [values.get(name, left.column(name)) for name in table.column_names]
+    return pa.table(columns, names=table.column_names)
 
 
 def store_part(store: Store, key: str, table: pa.Table, source: int) -> PlanPart:

@@ -258,6 +258,13 @@ class ClipMix:
         with contextlib.suppress(TypeError, ValueError):  # which is not a state, as is said below
             if shards != known and all(0 < a <= b for a, b in zip(shards, known, strict=True)):
                 self._go_back(shards)
+        removals = self._settings().get("removals")
+        if state.get("removals") != removals:
+            raise ConfigError(
+                "clips have been removed from the output since the state was saved "
+                f"(removals: {state.get('removals')} -> {removals}), so its order is gone. "
+                "Open a new stream, and set_epoch to the epoch after the state's"
+            )
         for key, value in self._settings().items():
             if key in _COUNTS and state.get(key, 0) is None:
                 continue  # saved before the job had finished
@@ -282,12 +289,14 @@ class ClipMix:
         """Return what decides the order, of which a state must have the same."""
         counts = self._num_clips, self.clips_per_epoch, [len(one.sizes) for one in self.sources]
         filters = [source.filter for source in self.sources]
+        removals = [cache.output.state.num_removals for cache in self.caches]
         return {
             "seed": self._seed,
             "shuffle": self._shuffle,
             "window_shards": self._window_shards,
             "datasets": [cache.output.record.dataset for cache in self.caches],
             "filter": filters if any(filters) else None,
+            **({"removals": removals} if any(removals) else {}),
             "follow": self._supply.output.record.writer if self._supply.follows else None,
             **dict(zip(_COUNTS, counts if self._supply.is_whole else [None] * 3, strict=True)),
             "num_nodes": self.num_nodes if self.locality else None,
