@@ -26,7 +26,7 @@ def requests_of(num_clips: int) -> dict[str, float]:
     memory = Store("memory://bench", StoreOptions())
     for number in range(num_clips):
         memory.put(f"videos/{number}.mp4", SAMPLE.read_bytes())
-    with tempfile.TemporaryDirectory() as name, _counted() as counts:
+    with tempfile.TemporaryDirectory() as name, counted() as counts:
         folder = Path(name)
         job = sample_job(
             folder,
@@ -61,15 +61,17 @@ def requests_of(num_clips: int) -> dict[str, float]:
 
 
 @contextmanager
-def _counted() -> Iterator[Counter[str]]:
-    """Count every call to a remote file system by this process's clients."""
+def counted(below: str | None = None) -> Iterator[Counter[str]]:
+    """Count this process's calls to remote file systems, or to any one ``below`` a URI."""
     counts: Counter[str] = Counter()
     lock = threading.Lock()
     original = Client.call
 
     def counting(self: Client, doing: str, uri: str, ask: Any, *args: Any, **kwargs: Any) -> Any:
         with lock:
-            counts[getattr(ask, "__name__", ask)] += not self.is_local
+            counts[getattr(ask, "__name__", ask)] += (
+                uri.startswith(below) if below else not self.is_local
+            )
         return original(self, doing, uri, ask, *args, **kwargs)
 
     Client.call = counting  # type: ignore[method-assign]

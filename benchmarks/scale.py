@@ -41,6 +41,22 @@ def resume(quick: bool) -> Iterator[Result]:
         yield from _figures(f"opening {entries:,} entries", run, entries * per_shard)
 
 
+def extend(quick: bool) -> Iterator[Result]:
+    """A complete output, whose table has 1 % more rows now, up to the first of the new items."""
+    num_clips, per_shard = (CLIPS // 100, 200) if quick else (CLIPS, 1000)
+    with TemporaryDirectory() as name:
+        write_output(Path(name), num_clips, clips_per_shard=per_shard)
+        plan = measured(_plan, name)
+        write_table(Path(name) / "clips.parquet", num_clips + num_clips // 100)
+        run = measured(_extend, name)
+        first_row, num_requests = run.result
+        assert first_row == num_clips
+        details = {"clips": num_clips, "planning them all anew, s": plan.seconds, **run.costs}
+        yield Figure("extend by 1 %: time", run.seconds, "s", details=details)
+        yield Figure("extend by 1 %: peak memory", run.peak_gb, "GB")
+        yield Figure("extend by 1 %: requests", num_requests, "requests")
+
+
 def audit(quick: bool) -> Iterator[Result]:
     """``tokpipe audit --depth manifest``."""
     num_clips, per_shard = (CLIPS // 500, 200) if quick else (CLIPS, 1000)
@@ -79,6 +95,20 @@ def _resume(folder: str) -> int:
     probe_store(output.store)
     run = Run(output, Console(quiet=True))
     return run.feed.fetch(1).items[0].row
+
+
+def _extend(folder: str) -> tuple[int, int]:
+    """What ``run_job`` does to extend; return the row of its first item, and calls to the store."""
+    from rich.console import Console
+
+    from benchmarks.requests import counted
+    from tokpipe.runtime.assemble import JobOutput, Run
+
+    with counted(f"{folder}/out") as counts:
+        output = JobOutput(job_of_table(Path(folder)), extend=True)
+        run = Run(output, Console(quiet=True))
+        row = run.feed.fetch(1).items[0].row
+    return row, counts.total()
 
 
 def _open(folder: str) -> int:

@@ -8,7 +8,7 @@ from benchmarks.command import BENCHMARKS, load
 from benchmarks.figures import Figure
 from benchmarks.processes import measured
 
-DATA = {"plan": 2, "resume": 4, "audit": 2, "storage": 3, "reader": 4}
+DATA = {"plan": 2, "resume": 4, "extend": 3, "audit": 2, "storage": 3, "reader": 4}
 
 
 @pytest.mark.parametrize("name", DATA)

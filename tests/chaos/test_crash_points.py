@@ -108,7 +108,7 @@ def test_a_crash_at_any_store_call_of_an_extension_loses_and_doubles_nothing(
     assert {"create", "put", "get_range"} <= {str(call).partition(" ")[0] for call in died}
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_ten_extensions_with_crashes_between_them_are_one_output(
     peace: tuple[Table, list[str]], data: st.DataObject

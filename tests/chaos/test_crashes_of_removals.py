@@ -14,7 +14,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.formats.manifest import iter_entries, iter_rejected
 from tokpipe.reader import Output
 from tokpipe.storage import Store
-from tokpipe.verbs.remove import Removal
+from tokpipe.verbs.remove import remove
 
 SIDES: tuple[Side, ...] = get_args(Side)
 GONE = {"s3://videos/1.mp4", "s3://videos/5.mp4", "s3://videos/7.mp4"}
@@ -70,11 +70,11 @@ def test_a_crash_at_any_store_call_of_a_removal_loses_doubles_and_leaves_nothing
             job, store = copy_of(objects, tmp_path)
             crashing = CrashingStore(store, number, side)
             try:
-                Removal.of(cast(Store, crashing), source=PATTERN, purge=purge)
+                remove(cast(Store, crashing), source=PATTERN, purge=purge)
             except Crash:
                 died.append(crashing.calls[-1])
             check(job, store, table, is_done=False)
-            Removal.of(store, source=PATTERN, purge=purge)
+            remove(store, source=PATTERN, purge=purge)
             check(job, store, table, is_done=True)
             left = {one.key: store.get(one.key) for one in store.list("")}
             if purge:

@@ -24,7 +24,7 @@ from tokpipe.reader import ClipStream, CodeCache, Output
 from tokpipe.runtime.assemble import RetryRejected
 from tokpipe.storage import Store
 from tokpipe.types import ClipRef
-from tokpipe.verbs.remove import Removal
+from tokpipe.verbs.remove import remove
 
 
 def contents(store: Store) -> dict[str, bytes]:
@@ -71,10 +71,10 @@ def test_what_is_removed_is_gone_for_every_reader(
     output = finished(tmp_path, links=True)
     store, gone = output.store, {name for row in rows for name in names_of(output, row)}
     before, old = clips_of(store), Output(store)
-    assert Removal.of(store, **chosen, dry_run=True).num_clips == len(gone)
+    assert remove(store, **chosen, dry_run=True).num_clips == len(gone)
     assert clips_of(store) == before
 
-    found = Removal.of(store, **chosen)
+    found = remove(store, **chosen)
     assert found.num_clips == len(gone)
     left = {name: clip for name, clip in before.items() if name not in gone}
     assert clips_of(store) == left
@@ -136,8 +136,8 @@ def test_a_purge_leaves_nothing_of_the_clips(tmp_path: Path) -> None:
     assert {key.partition(":")[0].partition("/")[0] for key in traces(output, refs, codes)} == {
         *("plan", "manifest", "shards", "clips")
     }
-    found = [Removal.of(store, source=f"s3://videos/{row}.mp4", purge=row == 12) for row in rows]
-    assert [one.num_rejected for one in found] == [0, 0, 1, 0]
+    found = [remove(store, source=f"s3://videos/{row}.mp4", purge=row == 12) for row in rows]
+    assert [(one.num_clips, one.num_shards) for one in found] == [(1, 1), (1, 1), (1, 0), (1, 1)]
     assert not traces(output, refs, codes)
     left = before.keys() - {ref.clip_id for ref in refs}
     assert clips_of(store) == {name: clip for name, clip in before.items() if name in left}
@@ -147,7 +147,7 @@ def test_a_purge_leaves_nothing_of_the_clips(tmp_path: Path) -> None:
     assert len(shards - same) == 3  # of rows 0, 5 and 12
 
     again = contents(store)
-    assert Removal.of(store, purge=True).num_deleted == 0
+    assert remove(store, purge=True).num_deleted == 0
     assert {key for key, data in contents(store).items() if again.get(key) != data} == {
         f"manifest/{count_entries(store) - 1:08}.json"
     }
@@ -159,11 +159,11 @@ def test_a_purge_leaves_nothing_of_the_clips(tmp_path: Path) -> None:
 def test_one_segment_can_be_purged(tmp_path: Path) -> None:
     output = finished(tmp_path, links=True)
     name, *others = names_of(output, CUT_ROW)
-    Removal.of(output.store, clip_ids=[name], purge=True)
+    remove(output.store, clip_ids=[name], purge=True)
     assert not [k for k, data in contents(output.store).items() if name in text_of(k, data)]
     assert others == [one for one in others if Output(output.store).clip(one).plan_row == CUT_ROW]
     assert_clean(output.store, 0)
-    Removal.of(output.store, clip_ids=others, purge=True)
+    remove(output.store, clip_ids=others, purge=True)
     uri = f"videos/{CUT_ROW}.mp4"
     assert not [k for k, data in contents(output.store).items() if uri in text_of(k, data)]
     assert_clean(output.store, 0)
@@ -172,7 +172,7 @@ def test_one_segment_can_be_purged(tmp_path: Path) -> None:
 def test_purged_sources_are_not_new(tmp_path: Path) -> None:
     output = finished(tmp_path, links=True)
     store, job = output.store, output.job
-    Removal.of(store, source="videos/1", purge=True)  # and 10 to 19
+    remove(store, source="videos/1", purge=True)  # and 10 to 19
     plan = StoredPlan.of(Output(store).record, Output(store).state.growth)
     changes = SourceChanges.of_output(job, store, plan)
     assert (changes.num_new, changes.num_gone, changes.num_changed) == (0, 0, 0)
@@ -191,7 +191,7 @@ def test_the_examples_of_duplicates_are_purged(tmp_path: Path) -> None:
     record = json.loads(output.store.get("job.json"))
     record["plan"]["duplicate_examples"] = ["row 31 repeats row 2: s3://videos/2.mp4"]
     rewrite_plan(output.store, record["plan"])
-    Removal.of(output.store, source="videos/2.mp4", purge=True)
+    remove(output.store, source="videos/2.mp4", purge=True)
     after = json.loads(output.store.get("job.json"))
     assert "videos/2.mp4" not in str(after["plan"])
     assert {**after, "plan": 0, "checksum": 0} == {**record, "plan": 0, "checksum": 0}
@@ -208,7 +208,7 @@ def test_a_training_state_from_before_says_what_to_do(tmp_path: Path) -> None:
     next(reader)
     state = reader.state_dict()
     assert "removals" not in state
-    Removal.of(output.store, source="videos/5.mp4")
+    remove(output.store, source="videos/5.mp4")
     for load in (lambda: stream().resume([state]), lambda: iter(stream()).load_state_dict(state)):
         with pytest.raises(ConfigError, match=r"clips have been removed .* Open a new stream"):
             load()
@@ -224,15 +224,15 @@ def test_an_output_that_is_open_has_to_be_opened_again(tmp_path: Path) -> None:
     done = finished(tmp_path, links=True)
     late = Output(done.store)
     late.state.committed.num_done -= 1  # as if it had been opened before the end
-    Removal.of(done.store, source="videos/5.mp4")
+    remove(done.store, source="videos/5.mp4")
     with pytest.raises(ConfigError, match="clips were removed since it was opened"):
         late.refresh()
 
 
 def test_checkpoints_know_of_removals(tmp_path: Path) -> None:
     store = finished(tmp_path, links=True).store
-    Removal.of(store, source="videos/5.mp4")
-    Removal.of(store, source="videos/6.mp4", purge=True)
+    remove(store, source="videos/5.mp4")
+    remove(store, source="videos/6.mp4", purge=True)
     state = load_state(store, NUM_ROWS)
     assert state.num_removals == 2
     assert write_checkpoint(store, state)
@@ -246,17 +246,17 @@ def test_an_unfinished_output_and_wrong_conditions_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ConfigError, match=r"30 of 30 plan rows .* Finish it with tokpipe run"):
-        Removal.of(made(tmp_path / "a").store, source="x")
+        remove(made(tmp_path / "a").store, source="x")
     store = finished(tmp_path / "b").store
     before = contents(store)
     for where, found in (
-        ("nothing", "write COLUMN=VALUE"),
+        ("nothing", "write NAME=VALUE"),
         ("score > 1", "one of the columns clip_id"),
         ("n_frames > many", "n_frames holds int32"),
         ("marks = damaged", "marks holds list"),
     ):
         with pytest.raises(ConfigError, match=found):
-            Removal.of(store, where=where, dry_run=True)
+            remove(store, where=where, dry_run=True)
     assert main(["remove", store.uri]) == ConfigError.exit_code
     assert "nothing to remove" in capsys.readouterr().err
     assert contents(store) == before
@@ -276,7 +276,7 @@ def edited(store: Store, seq: int, **changes: Any) -> None:
 def test_an_audit_finds_removals_that_are_wrong(tmp_path: Path) -> None:
     output = finished(tmp_path, links=True)
     store = output.store
-    Removal.of(store, source="videos/5.mp4", purge=True)
+    remove(store, source="videos/5.mp4", purge=True)
     entries = [*iter_entries(store)]
     removal = entries[-1]
     (receipt,), (one,) = removal.shards, removal.replaced

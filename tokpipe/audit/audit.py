@@ -157,11 +157,10 @@ class Audit:
         self.num_left = committed.num_unsettled
         self.num_shards_checked = 0 if self.depth == "manifest" else totals.num_shards
         self.num_bytes_checked = totals.size_bytes if self.depth == "bytes" else 0
-        plan_parts = set[str]()
         if clips is not None:
             check_plan(store, clips.plan, self.findings)
-            plan_parts = {part.key for part in clips.plan.parts}
-        self.leftovers = Leftovers.of(listing.unlisted(manifest.listed, plan_parts))
+        plan_now = None if clips is None else clips.plan
+        self.leftovers = Leftovers.of(listing.unlisted(manifest.state, plan_now))
 
     def _check_objects(self, metadata: ShardMetadata, receipt: Receipt) -> None:
         """Check a shard that the manifest lists, which must have this ``metadata``, and its table.

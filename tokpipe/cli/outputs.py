@@ -176,11 +176,11 @@ class Remove(Verb, example="tokpipe remove out/demo --source holiday.mp4 --purge
         add.flag("--dry-run", "change nothing, print what would be removed")
 
     def run(self, parsed: Parsed) -> Result:
-        from tokpipe.verbs.remove import Removal
+        from tokpipe.verbs.remove import remove
 
         if not (parsed.source or parsed.clip_ids or parsed.where or parsed.purge):
             raise ConfigError("nothing to remove: use --source, --clip or --where, or --purge")
-        return Removal.of(parsed.find_store(), **parsed.rest())
+        return remove(parsed.find_store(), **parsed.rest())
 
 
 class Clean(Verb, example="tokpipe clean out/demo --older-than 2d --dry-run"):

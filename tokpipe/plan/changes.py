@@ -15,11 +15,11 @@ from tokpipe.errors import PlanMismatch
 from tokpipe.formats.job_record import differences
 from tokpipe.formats.manifest import Growth
 from tokpipe.plan.stored import (
+    PURGED,
     ROW_ID,
     PlanPart,
     PlanReader,
     StoredPlan,
-    is_purged,
     read_part,
     row_ids,
     store_part,
@@ -61,8 +61,9 @@ class SourceChanges:
     @classmethod
     def between(cls, before: _Stored, now: _Stored) -> Self:
         """Compare two plans of one dataset, in 24 bytes of memory per row of both."""
-        (old, old_versions, purged), (new, new_versions, _) = _rows(*before), _rows(*now)
-        is_new, is_gone = _is_new(new, old), _lacking(old, new) & ~purged
+        (old, old_versions), (new, new_versions) = _rows(*before), _rows(*now)
+        is_new = _is_new(new, np.sort(old, axis=0))
+        is_gone = _lacking(old, np.sort(new, axis=0)) & (old_versions != PURGED)
         _, there, here = np.intersect1d(old[:, 0], new[:, 0], return_indices=True)
         there_version, version = old_versions[there], new_versions[here]
         changed = here[(there_version != version) & (there_version != 0) & (version != 0)]
@@ -106,12 +107,12 @@ def store_growth(
                 f"{store.uri}: the sources now carry other columns ({'; '.join(changed)}), and all "
                 "clips of an output have the same. Remove them, or write to a new output prefix."
             )
-        is_new = _is_new(_rows(folder, now)[0], _rows(store, before)[0])
-        places = PlanReader(folder, now).by_part(np.flatnonzero(is_new))
+        known = np.sort(_rows(store, before)[0], axis=0)
         parts, problems = list[PlanPart](), 0
-        for source, of_source in groupby(places, lambda one: now.parts[one[0]].source):
-            tables = (read_part(folder, now.parts[index]).take(at) for index, _, at in of_source)
-            for rows in cut(batch for table in tables for batch in table.to_batches()):
+        for source, of_source in groupby(now.parts, lambda part: part.source):
+            tables = (read_part(folder, part) for part in of_source)
+            new = (rows.filter(_is_new(row_ids(rows), known)) for rows in tables)
+            for rows in cut(batch for table in new for batch in table.to_batches()):
                 key = f"plan/{plan_attempt}/{len(parts):05d}.parquet"
                 parts.append(store_part(store, key, rows, source))
                 problems += num_problems(rows)
@@ -122,29 +123,34 @@ def store_growth(
         return Growth(before.num_rows, plan.num_rows, asdict(plan), sources)
 
 
-def _rows(store: Store, plan: StoredPlan) -> tuple[NDArray[np.uint64], ...]:
-    """Each row's id, as ``row_ids``, its version, or 0 if it has none, and whether it is purged."""
+def _rows(store: Store, plan: StoredPlan) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Each row's id, as ``row_ids``, and its version, or 0 if it has none."""
     ids, versions = [np.empty((0, 2), np.uint64)], [np.empty(0, np.uint64)]
-    purged = [np.empty(0, bool)]
     columns = [ROW_ID.name, "source_version"]
     for table in read_ahead(lambda one: read_part(store, one, columns), plan.parts, _PARTS_AHEAD):
         ids.append(row_ids(table))
         versions.append(table.column("source_version").fill_null(0).to_numpy())
-        purged.append(is_purged(table))
-    return np.concatenate(ids), np.concatenate(versions), np.concatenate(purged)
+    return np.concatenate(ids), np.concatenate(versions)
 
 
 def _is_new(ids: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Whether each id is neither in a plan nor has been purged from it."""
+    """Whether each id is neither among the ``known`` ones, as ``_lacking``, nor was purged."""
     is_new = _lacking(ids, known)
     is_new[is_new] = _lacking(tombstones(ids[is_new]), known)
     return is_new
 
 
 def _lacking(ids: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Whether each id is missing in ``known``. Both halves of one that is not would have to be
-    there by accident."""
-    return ~(np.isin(ids[:, 0], known[:, 0]) & np.isin(ids[:, 1], known[:, 1]))
+    """Whether each id is missing among others, whose halves are ``known``, each column in order.
+
+    Both halves of an id that is missing would have to be there by accident.
+    """
+    lacks = np.zeros(len(ids), bool)
+    for halves, column in zip(ids.T, known.T, strict=True):
+        order = np.argsort(halves)  # for which a search in millions takes a sixth of the time
+        places = np.searchsorted(column, halves[order])
+        lacks[order] |= column.take(places, mode="clip") != halves[order] if len(column) else True
+    return lacks
 
 
 def _uris(store: Store, plan: StoredPlan, rows: NDArray[np.int64]) -> list[str]:

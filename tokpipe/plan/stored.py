@@ -32,6 +32,7 @@ from tokpipe.types import Count, Sha256, WorkItem
 ROW_ID = pa.field("row_id", pa.string(), nullable=False)
 _OWN = [ROW_ID, *ROW_SCHEMA]
 OWN_COLUMNS = [one.name for one in _OWN]
+PURGED = 2**64 - 1  # Version of a row that was purged
 _CACHED_PARTS = 3
 _ITEMS_AT_ONCE = 4096
 
@@ -110,31 +111,29 @@ def row_ids(rows: pa.Table) -> NDArray[np.uint64]:
 
 
 def tombstones(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the (rows, 2) ids that purged rows with these ``ids`` have in the plan."""
+    """Return the ids that rows with these ``ids`` have once they are purged."""
     hashed = b"".join(hashlib.sha256(one.tobytes()).digest()[:16] for one in ids)
     return np.frombuffer(hashed, "<u8").reshape(-1, 2)
 
 
-def is_purged(table: pa.Table) -> NDArray[np.bool_]:
-    """Which rows of a plan are purged: they have version 0, where others have one or null."""
-    found = pc.equal(table.column("source_version"), 0).fill_null(False)
-    return np.asarray(found)
-
-
-def purged(table: pa.Table, places: pa.Array) -> pa.Table:
-    """Return part of a plan with nothing in some of its rows but a hash of their ids."""
-    here = np.isin(np.arange(table.num_rows), places)
-    ids = np.where(here[:, None], tombstones(row_ids(table)), row_ids(table))
-    # Takes null for rows that are masked, in columns of any type.
-    left = table.take(pa.array(np.arange(table.num_rows), mask=here))
-    version = left.column("source_version")
+def purged(rows: pa.Table, places: pa.Array) -> pa.Table:
+    """Leave nothing in some rows of a plan but a hash of their id; the same table if they are so
+    already."""
+    versions = rows.column("source_version")
+    is_there = np.isin(np.arange(rows.num_rows), places)
+    is_there &= versions.fill_null(0).to_numpy() != PURGED
+    if not is_there.any():
+        return rows
+    ids = np.where(is_there[:, None], tombstones(row_ids(rows)), row_ids(rows))
+    # Takes null where it is masked, from columns of any type.
+    left = rows.take(pa.array(np.arange(rows.num_rows), mask=is_there))
     values = {
         ROW_ID.name: pa.array([one.tobytes().hex() for one in ids]),
         "source_uri": left.column("source_uri").fill_null(""),
-        "source_version": pc.if_else(pa.array(here), pa.scalar(0, version.type), version),
+        "source_version": pc.if_else(is_there, pa.scalar(PURGED, versions.type), versions),
     }
-    columns = [values.get(name, left.column(name)) for name in table.column_names]
-    return pa.table(columns, names=table.column_names)
+    names = rows.column_names
+    return pa.table([values.get(name, left.column(name)) for name in names], names=names)
 
 
 def store_part(store: Store, key: str, table: pa.Table, source: int) -> PlanPart:

@@ -1,25 +1,29 @@
 """``tokpipe remove``: takes clips out of a finished output, and on demand every trace of them."""
 
+import json
 import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tokpipe.audit.leftovers import Listing
-from tokpipe.errors import ConfigError
+from tokpipe.errors import ConfigError, CorruptOutput, NotFound
 from tokpipe.formats.checks import explained
 from tokpipe.formats.job_record import rewrite_plan
-from tokpipe.formats.layout import entry_key
-from tokpipe.formats.manifest import Reopened, iter_rejected, read_entries
+from tokpipe.formats.layout import checkpoint_key, checkpoint_shards_key, entry_key
+from tokpipe.formats.manifest import Growth, Reopened, read_entries, write_checkpoint
+from tokpipe.formats.manifest.checkpoint import read_checkpoint
 from tokpipe.formats.manifest.state import UNRECORDED
 from tokpipe.formats.shard import ShardMetadata
 from tokpipe.plan import PlanReader, StoredPlan
-from tokpipe.plan.stored import is_purged, purged, read_part, store_part
+from tokpipe.plan.stored import purged, read_part, store_part
 from tokpipe.reader import Output
 from tokpipe.reader.search import source_matcher
 from tokpipe.reader.values import ShardInfo
@@ -30,101 +34,84 @@ from tokpipe.telemetry.human import counted
 from tokpipe.types import REMOVED, ClipRef, Receipt, Rejected
 
 _SHARDS_PER_ENTRY = 64
-_WHERE = re.compile(r"\s*(\w+)\s*(<=|>=|!=|==?|<|>)\s*(.*?)\s*")
 _COMPARE: dict[str, Callable[..., pa.ChunkedArray]] = {
-    "=": pc.equal, "==": pc.equal, "!=": pc.not_equal, "<": pc.less, "<=": pc.less_equal,
-    ">": pc.greater, ">=": pc.greater_equal,
+    "<=": pc.less_equal, ">=": pc.greater_equal, "!=": pc.not_equal, "=": pc.equal, "<": pc.less,
+    ">": pc.greater,
 }  # fmt: skip
+_CONDITION = re.compile(rf"\s*(\w+)\s*({'|'.join(_COMPARE)})\s*(.*?)\s*")
 
 
 @dataclass
 class Removal:
-    """Takes clips out of an output, and counts them.
-
-    They become rejections of stage ``"remove"``. Shards that have some of them are replaced by
-    others without them, which one manifest entry lists for up to 64 shards. A crash leaves clips
-    that are still there, and never some that are lost or doubled.
-    """
+    """What was, or would be, removed."""
 
     uri: str
     dry_run: bool
-    purge: bool
-    num_clips: int = 0
-    num_rejected: int = 0  # Clips that had been rejected for another reason
-    num_shards: int = 0
-    num_deleted: int = 0  # Objects
-
-    @classmethod
-    def of(
-        cls,
-        store: Store,
-        *,
-        source: str | None = None,
-        clip_ids: Collection[str] = (),
-        where: str | None = None,
-        purge: bool = False,
-        dry_run: bool = False,
-    ) -> "Removal":
-        """Remove the clips of sources that match ``source``, with these ids, and ``where`` columns
-        of the side table fulfil a condition.
-
-        ``purge`` also deletes and rewrites what names these and other removed clips.
-
-        Raises:
-            ConfigError: the job has not finished, or the condition is none.
-            Fenced: a job of the output was started.
-        """
-        listing = Listing(store) if purge else None  # before the claim, see _purge
-        output = _settled(store)
-        committer = Committer(store, output.state, secrets.token_hex(4))
-        if not dry_run:
-            committer.claim()
-            output = _settled(store)
-        found = cls(store.uri, dry_run, purge)
-        matches = source_matcher(source) if source is not None else None
-        touched = list[tuple[ShardInfo, set[str]]]()
-        for info in output.shards:
-            table = output.side_table(info)
-            ids = table.column("clip_id").to_pylist()
-            gone = set(ids).intersection(clip_ids)
-            if matches is not None:
-                uris = table.column("source_uri").to_pylist()
-                gone.update(one for one, uri in zip(ids, uris, strict=True) if matches(uri))
-            if where is not None:
-                gone.update(table.filter(_mask(table, where)).column("clip_id").to_pylist())
-            if gone:
-                touched.append((info, gone))
-        found.num_clips, found.num_shards = sum(len(gone) for _, gone in touched), len(touched)
-        rejected = [
-            one
-            for one in output.rejected()
-            if one.stage not in ("plan", "remove")
-            and (one.ref.clip_id in clip_ids or (matches and matches(one.ref.source_uri)))
-        ]
-        found.num_rejected = len(rejected)
-        if dry_run:
-            return found
-        for at in range(0, len(touched), _SHARDS_PER_ENTRY):
-            _replace(committer, output, touched[at : at + _SHARDS_PER_ENTRY])
-        for at in range(0, len(rejected), REOPENED_PER_ENTRY):
-            some = rejected[at : at + REOPENED_PER_ENTRY]
-            reopened = tuple(Reopened(one.ref, one.reason) for one in some)
-            committer.append(reopened=reopened, rejected=tuple(_removed(one.ref) for one in some))
-        if listing is not None:
-            found.num_deleted = _purge(committer, output, listing)
-        return found
+    num_clips: int = 0  # Also those that had been rejected for another reason
+    num_shards: int = 0  # Shards that had some of them
+    num_deleted: int = 0  # Objects, by a purge
 
     def lines(self) -> Iterator[str]:
         done = "would remove" if self.dry_run else "removed"
-        shards = counted(self.num_shards, "shard")
-        yield f"{self.uri}: {done} {counted(self.num_clips, 'clip')} of {shards}"
-        if self.num_rejected:
-            yield f"  {done} {self.num_rejected:,} that had been rejected"
-        if self.purge and not self.dry_run:
-            yield f"  purged: deleted {counted(self.num_deleted, 'object')}"
+        counts = f"{counted(self.num_clips, 'clip')} of {counted(self.num_shards, 'shard')}"
+        yield f"{self.uri}: {done} {counts}, and deleted {counted(self.num_deleted, 'object')}"
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def remove(
+    store: Store,
+    *,
+    source: str | None = None,
+    clip_ids: Collection[str] = (),
+    where: str | None = None,
+    purge: bool = False,
+    dry_run: bool = False,
+) -> Removal:
+    """Remove clips of sources that match, with these ids, or where a column fulfils a condition.
+
+    They become rejections of stage ``"remove"``, and shards without them replace those that had
+    some. An entry of the manifest does that for up to 64 shards, or not at all. ``purge`` then
+    deletes what names these clips and those that were removed before.
+
+    Raises:
+        ConfigError: the job has not finished, or ``where`` is not a condition.
+        Fenced: a job of the output has started meanwhile.
+    """
+    listing = Listing(store)  # before the claim, see _purge
+    output = _settled(store)
+    committer = Committer(store, output.state, secrets.token_hex(4))
+    if not dry_run:
+        committer.claim()
+        output = _settled(store)
+    matches: Callable[[str], bool] = source_matcher(source) if source else lambda _: False
+    touched = list[tuple[ShardInfo, set[str]]]()
+    for info in output.shards:
+        table = output.side_table(info)
+        ids, uris = (table.column(name).to_pylist() for name in ("clip_id", "source_uri"))
+        gone = {name for name, uri in zip(ids, uris, strict=True) if matches(uri)}
+        gone |= set(_where(table, where)) | set(ids).intersection(clip_ids)
+        touched += [(info, gone)] if gone else []
+    rejected = [
+        one
+        for one in output.rejected()
+        if one.stage not in ("plan", "remove")
+        and (one.ref.clip_id in clip_ids or matches(one.ref.source_uri))
+    ]
+    num_clips = len(rejected) + sum(len(gone) for _, gone in touched)
+    removal = Removal(store.uri, dry_run, num_clips, len(touched))
+    if dry_run:
+        return removal
+    for at in range(0, len(touched), _SHARDS_PER_ENTRY):
+        _replace(committer, output, touched[at : at + _SHARDS_PER_ENTRY])
+    for at in range(0, len(rejected), REOPENED_PER_ENTRY):
+        some = rejected[at : at + REOPENED_PER_ENTRY]
+        reopened = tuple(Reopened(one.ref, one.reason) for one in some)
+        committer.append(reopened=reopened, rejected=tuple(_removed(one.ref) for one in some))
+    if purge:
+        removal.num_deleted = _purge(committer, Output(store), listing)
+    return removal
 
 
 def _settled(store: Store) -> Output:
@@ -137,21 +124,23 @@ def _settled(store: Store) -> Output:
     return output
 
 
-def _mask(table: pa.Table, where: str) -> pa.ChunkedArray:
-    """Evaluate ``NAME OP VALUE`` for each row; a null is not removed."""
-    found = _WHERE.fullmatch(where)
+def _where(table: pa.Table, condition: str | None) -> list[str]:
+    """Return the ids of the clips for which ``NAME OP VALUE`` is true."""
+    if condition is None:
+        return []
+    found = _CONDITION.fullmatch(condition)
     if found is None or found[1] not in table.column_names:
         names = ", ".join(table.column_names)
-        raise ConfigError(
-            f"--where {where}: write COLUMN=VALUE, or another of {' '.join(_COMPARE)}, for one of "
-            f"the columns {names}"
-        )
+        how = f"write NAME=VALUE, with one of {' '.join(_COMPARE)}, for one of the columns {names}"
+        raise ConfigError(f"--where {condition}: {how}")
     column = table.column(found[1])
     try:
-        return _COMPARE[found[2]](column, pa.scalar(found[3]).cast(column.type)).fill_null(False)
+        is_true = _COMPARE[found[2]](column, pa.scalar(found[3]).cast(column.type))
     except pa.ArrowException as error:
         kind = f"{found[1]} holds {column.type}"
-        raise ConfigError(f"--where {where}: {kind}, {explained(error)}") from error
+        raise ConfigError(f"--where {condition}: {kind}: {explained(error)}") from error
+    ids: list[str] = table.filter(is_true).column("clip_id").to_pylist()
+    return ids
 
 
 def _removed(ref: ClipRef) -> Rejected:
@@ -172,54 +161,63 @@ def _replace(
             name = f"{plan.plan_id[:12]}-{committer.writer}.{committer.state.next_seq}-{len(new)}"
             new.append(put_shard(output.store, metadata, reader, name, kept))
         rejected += [_removed(clip.ref) for clip in clips if clip.clip_id in gone]
-        same = "size_bytes", "sha256", "num_rows", "num_codes", "num_frames", "grid"
-        table = "side_table", "side_table_sha256", "side_table_size_bytes"
-        fields = {name: getattr(info, name) for name in (*same, *table)}
+        same = {name: getattr(info, name) for name in Receipt.__slots__ if hasattr(info, name)}
         encoders = dict(Counter(clip.encoder or UNRECORDED for clip in clips))
-        old.append(Receipt(info.key, **fields, clips=(), encoders=encoders))
+        old.append(Receipt(info.key, **same, clips=(), encoders=encoders))
     committer.append(shards=tuple(new), replaced=tuple(old), rejected=tuple(rejected))
 
 
 def _purge(committer: Committer, output: Output, listing: Listing) -> int:
-    """Leave nothing of removed clips in an output but their place in it; return what was deleted.
+    """Leave nothing of removed clips but their row and segment; return how many objects went.
 
-    First the manifest forgets them, then the plan, then unlisted objects go: so at any moment all
-    that is listed is there, and any part of it can be done again. Only what was listed before the
-    output was claimed is deleted: a driver that was planning its extension then plans again.
+    The plan and the manifest forget them, and then what is not listed goes. At any moment all that
+    is listed is there, and all of it may be done again. Only what was there before the claim is
+    deleted: a driver that was planning an extension then has to plan again.
     """
-    store, state = committer.store, committer.state
-    every = [one.ref for one in iter_rejected(store, state.next_seq) if one.stage == "remove"]
-    clips, counts = {(ref.row, ref.segment) for ref in every}, Counter(ref.row for ref in every)
-    rows = {ref.row for ref in every if counts[ref.row] == ref.num_segments}
-    plan = StoredPlan.of(output.record, state.growth)
-    reader = PlanReader(store, plan)
-    committer.watch()
+    store, record = committer.store, output.record
+    refs = [one.ref for one in output.rejected() if one.stage == "remove"]
+    clips, counts = {(ref.row, ref.segment) for ref in refs}, Counter(ref.row for ref in refs)
+    rows = {ref.row for ref in refs if counts[ref.row] == ref.num_segments}
+    plan = StoredPlan.of(record, output.state.growth)
     parts = {part.key: part for part in plan.parts}
-    for index, _, places in reader.by_part(np.array(sorted(rows), np.int64)):
+    for index, _, places in PlanReader(store, plan).by_part(np.array(sorted(rows), np.int64)):
         part = plan.parts[index]
-        table = read_part(store, part)
-        if not is_purged(table)[places].all():
+        if (left := purged(table := read_part(store, part), places)) is not table:
             key = f"plan/{committer.writer}/{index:05d}.parquet"
-            parts[part.key] = store_part(store, key, purged(table, places), part.source)
+            parts[part.key] = store_part(store, key, left, part.source)
 
-    def clean(stored: dict[str, object]) -> dict[str, object]:
+    def purged_plan(stored: dict[str, Any]) -> dict[str, Any]:
         one = StoredPlan.from_json(stored)
         one = one.with_parts((parts[part.key] for part in one.parts), one.num_problems)
-        names = {kind: list[str]() for kind in one.left_out.names}
-        left_out = replace(one.left_out, names=names)
-        return asdict(replace(one, duplicate_examples=(), left_out=left_out))
+        left_out = replace(one.left_out, names={kind: [] for kind in one.left_out.names})
+        one = replace(one, duplicate_examples=(), left_out=left_out)
+        return dict(json.loads(json.dumps(asdict(one))))
 
-    for entry in read_entries(store, range(state.next_seq)):
-        left = entry.without(clips)
+    def purged_growth(one: Growth) -> Growth:
+        return replace(one, plan=purged_plan(one.plan))
+
+    newest = None  # of the checkpoints that name parts which will be gone
+    for seq in sorted(listing.checkpoints):
+        with suppress(CorruptOutput, NotFound):
+            saved = read_checkpoint(store, seq, record.num_rows)
+            if (growth := [*map(purged_growth, saved.growth)]) != saved.growth:
+                newest, saved.growth = saved, growth
+                store.delete(checkpoint_key(seq))
+                store.delete(checkpoint_shards_key(seq))
+    for entry in read_entries(store, range(output.state.next_seq - 1, -1, -1)):  # clips, then plan
+        less = entry.without(clips)
         if entry.growth is not None:
-            left = replace(left, growth=replace(entry.growth, plan=clean(entry.growth.plan)))
-        if left != entry:
-            store.put(entry_key(entry.seq), replace(left, redacted=entry.sha256).to_json())
-    rewrite_plan(store, clean(output.record.plan))
+            less = replace(less, growth=purged_growth(entry.growth))
+        if less != entry:
+            committer.watch()
+            store.put(entry_key(entry.seq), replace(less, redacted=entry.sha256).to_json())
+    if (planned := purged_plan(record.plan)) != record.plan:
+        rewrite_plan(store, planned)
+    if newest is not None:
+        write_checkpoint(store, newest)
     committer.watch()
-    table = state.shards
-    listed = {*table.column("shard").to_pylist(), *table.column("side_table").to_pylist()}
-    left = listing.unlisted(listed, {part.key for part in parts.values()})
-    for found in left:
+    plan = plan.with_parts(parts.values(), plan.num_problems)
+    left_over = listing.unlisted(output.state, plan)
+    for found in left_over:
         store.delete(found.key)
-    return len(left)
+    return len(left_over)
