@@ -167,12 +167,10 @@ class Remove(Verb, example="tokpipe remove out/demo --source holiday.mp4 --purge
     def add_arguments(self, add: Adder) -> None:
         add.output()
         add.source("clips")
-        what = "the clip with this id; may be repeated"
-        add.text("--clip", "ID", what, dest="clip_ids", action="append", default=[])
-        what = "clips with such a value in a column of clips/: NAME=VALUE, or != < <= > >= for ="
-        add.text("--where", "EXPR", what)
-        what = "also delete all that names these clips and those removed before; needs no clips"
-        add.flag("--purge", what)
+        many = {"dest": "clip_ids", "action": "append", "default": []}
+        add.text("--clip", "ID", "the clip with this id; may be repeated", **many)
+        add.text("--where", "EXPR", "clips by a column of clips/: NAME=VALUE, or != < <= > >=")
+        add.flag("--purge", "also delete all that names these clips, and those removed before")
         add.flag("--dry-run", "change nothing, print what would be removed")
 
     def run(self, parsed: Parsed) -> Result:

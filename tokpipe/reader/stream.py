@@ -258,22 +258,18 @@ class ClipMix:
         with contextlib.suppress(TypeError, ValueError):  # which is not a state, as is said below
             if shards != known and all(0 < a <= b for a, b in zip(shards, known, strict=True)):
                 self._go_back(shards)
-        removals = self._settings().get("removals")
-        if state.get("removals") != removals:
-            raise ConfigError(
-                "clips have been removed from the output since the state was saved "
-                f"(removals: {state.get('removals')} -> {removals}), so its order is gone. "
-                "Open a new stream, and set_epoch to the epoch after the state's"
-            )
         for key, value in self._settings().items():
             if key in _COUNTS and state.get(key, 0) is None:
                 continue  # saved before the job had finished
             if key == "num_shards" and key not in state:
                 continue  # saved by an earlier version
             if state.get(key) != value:
+                do = "use the outputs and settings with which the state was saved"
+                if key == "removals":
+                    do = "clips were removed since. Open a new stream, and set_epoch to a later one"
                 raise ConfigError(
                     f"the state has {key}={state.get(key)!s:.99}, but this stream has {key}="
-                    f"{value}: use the outputs and settings with which the state was saved"
+                    f"{value}: {do}"
                 )
         try:
             found = _State.model_validate(dict(state))
@@ -291,12 +287,12 @@ class ClipMix:
         filters = [source.filter for source in self.sources]
         removals = [cache.output.state.num_removals for cache in self.caches]
         return {
+            **({"removals": removals} if any(removals) else {}),
             "seed": self._seed,
             "shuffle": self._shuffle,
             "window_shards": self._window_shards,
             "datasets": [cache.output.record.dataset for cache in self.caches],
             "filter": filters if any(filters) else None,
-            **({"removals": removals} if any(removals) else {}),
             "follow": self._supply.output.record.writer if self._supply.follows else None,
             **dict(zip(_COUNTS, counts if self._supply.is_whole else [None] * 3, strict=True)),
             "num_nodes": self.num_nodes if self.locality else None,

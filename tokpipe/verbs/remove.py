@@ -4,7 +4,7 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -108,7 +108,7 @@ def remove(
     for at in range(0, len(rejected), REOPENED_PER_ENTRY):
         some = rejected[at : at + REOPENED_PER_ENTRY]
         reopened = tuple(Reopened(one.ref, one.reason) for one in some)
-        committer.append(reopened=reopened, rejected=tuple(_removed(one.ref) for one in some))
+        committer.append(reopened=reopened, rejected=_removed(one.ref for one in some))
     if purge:
         removal.num_deleted = _purge(committer, Output(store), listing)
     return removal
@@ -143,8 +143,8 @@ def _where(table: pa.Table, condition: str | None) -> list[str]:
     return ids
 
 
-def _removed(ref: ClipRef) -> Rejected:
-    return Rejected(ref, "remove", REMOVED, "taken out by tokpipe remove")
+def _removed(clips: Iterable[ClipRef]) -> tuple[Rejected, ...]:
+    return tuple(Rejected(one, "remove", REMOVED, "taken out by tokpipe remove") for one in clips)
 
 
 def _replace(
@@ -154,17 +154,17 @@ def _replace(
     plan = StoredPlan.of(output.record, output.state.growth)
     metadata = ShardMetadata(output.fingerprint, output.tokenizer)
     reader, new, old = PlanReader(output.store, plan), list[Receipt](), list[Receipt]()
-    rejected = list[Rejected]()
+    removed = list[ClipRef]()
     for info, gone in touched:
         clips = [*output.clips([info])]
         if kept := [clip.encoded() for clip in clips if clip.clip_id not in gone]:
             name = f"{plan.plan_id[:12]}-{committer.writer}.{committer.state.next_seq}-{len(new)}"
             new.append(put_shard(output.store, metadata, reader, name, kept))
-        rejected += [_removed(clip.ref) for clip in clips if clip.clip_id in gone]
+        removed += [clip.ref for clip in clips if clip.clip_id in gone]
         same = {name: getattr(info, name) for name in Receipt.__slots__ if hasattr(info, name)}
         encoders = dict(Counter(clip.encoder or UNRECORDED for clip in clips))
         old.append(Receipt(info.key, **same, clips=(), encoders=encoders))
-    committer.append(shards=tuple(new), replaced=tuple(old), rejected=tuple(rejected))
+    committer.append(shards=tuple(new), replaced=tuple(old), rejected=_removed(removed))
 
 
 def _purge(committer: Committer, output: Output, listing: Listing) -> int:

@@ -173,12 +173,10 @@ class ManifestState:
                 )
         for ref in entry.clips:
             if self.committed.add(ref) == bool(entry.replaced):
-                found = "settles clip", "already settled. The dataset would hold it twice"
-                if entry.replaced:
-                    found = "moves clip", "has not settled. Counts of clips would be wrong"
+                found = "did not settle" if entry.replaced else "already settled"
                 raise CorruptOutput(
-                    f"manifest entry {entry.seq} {found[0]} {ref.clip_id} ({ref.source_uri}), "
-                    f"which an earlier entry {found[1]}. "
+                    f"manifest entry {entry.seq} settles clip {ref.clip_id} ({ref.source_uri}), "
+                    f"which an earlier entry {found}. The dataset would hold it twice. "
                     "Restore the manifest from a copy, or tokenize to a new output prefix."
                 )
         self.count(entry)
