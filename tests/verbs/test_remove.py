@@ -12,7 +12,7 @@ import pytest
 from tests.audit.outputs import CUT_ROW, NUM_ROWS, REJECTED_ROWS, Made, finished, leave, made
 from tokpipe.audit import Audit
 from tokpipe.cli import main
-from tokpipe.errors import ConfigError
+from tokpipe.errors import ConfigError, PlanMismatch
 from tokpipe.export import export_output
 from tokpipe.formats.job_record import rewrite_plan
 from tokpipe.formats.layout import entry_key
@@ -22,6 +22,7 @@ from tokpipe.plan import StoredPlan
 from tokpipe.plan.changes import SourceChanges, store_growth
 from tokpipe.reader import ClipStream, CodeCache, Output
 from tokpipe.runtime.assemble import RetryRejected
+from tokpipe.runtime.commit import Committer
 from tokpipe.storage import Store
 from tokpipe.types import ClipRef
 from tokpipe.verbs.remove import remove
@@ -66,7 +67,7 @@ def names_of(output: Made, row: int) -> list[str]:
     ],
 )
 def test_what_is_removed_is_gone_for_every_reader(
-    tmp_path: Path, chosen: dict[str, str], rows: list[int]
+    tmp_path: Path, chosen: dict[str, Any], rows: list[int]
 ) -> None:
     output = finished(tmp_path, links=True)
     store, gone = output.store, {name for row in rows for name in names_of(output, row)}
@@ -186,6 +187,22 @@ def test_purged_sources_are_not_new(tmp_path: Path) -> None:
     assert growth.num_rows == 2
 
 
+def test_an_extension_that_was_planned_before_a_purge_has_to_plan_again(tmp_path: Path) -> None:
+    """The purge deletes what nothing lists, and so what the extension has planned."""
+    output = finished(tmp_path, links=True)
+    store, plan = output.store, StoredPlan.of(output.record, [])
+    (tmp_path / "clips.csv").write_text("url,caption\ns3://videos/new.mp4,new\n")
+    late = Committer(store, load_state(store, NUM_ROWS), "late")
+    growth = store_growth(output.job, store, plan, "late")
+    assert growth is not None
+    remove(store, source="videos/5.mp4", purge=True)
+    assert not [*store.list("plan/late/")]
+    late.claim()
+    with pytest.raises(PlanMismatch, match="Run the same command again"):
+        late.grow(growth)
+    assert_clean(store, 0)
+
+
 def test_the_examples_of_duplicates_are_purged(tmp_path: Path) -> None:
     output = finished(tmp_path, links=True)
     record = json.loads(output.store.get("job.json"))
@@ -209,9 +226,9 @@ def test_a_training_state_from_before_says_what_to_do(tmp_path: Path) -> None:
     state = reader.state_dict()
     assert "removals" not in state
     remove(output.store, source="videos/5.mp4")
-    for load in (lambda: stream().resume([state]), lambda: iter(stream()).load_state_dict(state)):
+    for load in (stream().resume, lambda states: iter(stream()).load_state_dict(states[0])):
         with pytest.raises(ConfigError, match=r"clips were removed since\. Open a new stream"):
-            load()
+            load([state])
     state = iter(stream()).state_dict()
     assert state["removals"] == [1]
     stream().resume([state])

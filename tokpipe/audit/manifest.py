@@ -21,7 +21,7 @@ from tokpipe.formats.manifest import (
     ManifestState,
     count_entries,
 )
-from tokpipe.formats.manifest.checkpoint import read_checkpoint
+from tokpipe.formats.manifest.checkpoint import read_checkpoint, record_of
 from tokpipe.formats.manifest.log import READ_AHEAD, read_entry
 from tokpipe.identity import clip_id
 from tokpipe.plan import PlanReader, StoredPlan
@@ -269,15 +269,8 @@ class ManifestAudit:
         state = self.state
         try:
             saved = read_checkpoint(self._store, seq, self._num_rows)
-            if not (
-                saved.committed.bitmap == state.committed.bitmap
-                and saved.committed.partial == state.committed.partial
-                and saved.totals == state.totals
-                and saved.tail == state.tail
-                and saved.growth == state.growth
-                and saved.num_removals == state.num_removals
-                and saved.shards.equals(state.shards)
-            ):
+            is_same = record_of(saved, b"") == record_of(state, b"")
+            if not (is_same and saved.shards.equals(state.shards)):
                 raise CorruptOutput(f"{uri} is damaged: it does not sum up the entries before it.")
         except (CorruptOutput, NotFound) as error:
             self._findings.add("checkpoint", uri, f"{str(error).rstrip('.')}. {_SHORTCUT}")

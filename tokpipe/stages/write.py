@@ -36,10 +36,7 @@ class WriteStage:
         self.plan_reader = PlanReader(self.store, self.plan)
 
     def process(self, shard_name: str, clips: Sequence[EncodedClip]) -> Receipt:
-        """Put one shard of whole clips of one grid, and its side table, as ``put_shard``.
-
-        The pieces of a streamed clip must be in sequence.
-        """
+        """Put a shard, as ``put_shard``. The pieces of a streamed clip must be in sequence."""
         clips = [_joined(list(pieces)) for _, pieces in groupby(clips, lambda clip: clip.ref)]
         return put_shard(self.store, self.metadata, self.plan_reader, shard_name, clips)
 
@@ -47,7 +44,7 @@ class WriteStage:
 def put_shard(
     store: Store, metadata: ShardMetadata, plan: PlanReader, name: str, clips: Sequence[EncodedClip]
 ) -> Receipt:
-    """Put a shard and its side table.
+    """Put one shard of whole clips of one grid, and its side table.
 
     Before it is put, the shard is parsed again and every row is compared with the CRC of the codes
     passed here. No other attempt may write to this ``name``.

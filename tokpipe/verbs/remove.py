@@ -80,11 +80,16 @@ def remove(
         Fenced: a job of the output has started meanwhile.
     """
     listing = Listing(store)  # before the claim, see _purge
-    output = _settled(store)
+    output = Output(store)
+    if output.incomplete:
+        raise ConfigError(
+            f"{store.uri} is {output.incomplete}, so a job may still write what is to be removed. "
+            "Finish it with tokpipe run first"
+        )
     committer = Committer(store, output.state, secrets.token_hex(4))
     if not dry_run:
         committer.claim()
-        output = _settled(store)
+        output = Output(store)
     matches: Callable[[str], bool] = source_matcher(source) if source else lambda _: False
     touched = list[tuple[ShardInfo, set[str]]]()
     for info in output.shards:
@@ -112,16 +117,6 @@ def remove(
     if purge:
         removal.num_deleted = _purge(committer, Output(store), listing)
     return removal
-
-
-def _settled(store: Store) -> Output:
-    output = Output(store)
-    if output.incomplete:
-        raise ConfigError(
-            f"{store.uri} is {output.incomplete}, so a job may still write what is to be removed. "
-            "Finish it with tokpipe run first"
-        )
-    return output
 
 
 def _where(table: pa.Table, condition: str | None) -> list[str]:

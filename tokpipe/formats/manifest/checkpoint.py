@@ -96,7 +96,7 @@ def write_checkpoint(store: Store, state: ManifestState) -> bool:
     table = to_parquet(state.shards)
     if not store.create(checkpoint_shards_key(state.next_seq), table):
         return False
-    record = dump_lines(seal(_record(state, table)))
+    record = dump_lines(seal(record_of(state, table)))
     return store.create(checkpoint_key(state.next_seq), record)
 
 
@@ -148,7 +148,7 @@ _TOTALS, _COUNT, _TAIL = TypeAdapter(Totals), TypeAdapter(Count), TypeAdapter(Ta
 _GROWTH = TypeAdapter(list[Growth])
 
 
-def _record(state: ManifestState, table: bytes) -> dict[str, Any]:
+def record_of(state: ManifestState, table: bytes) -> dict[str, Any]:
     """Return the checkpoint's JSON, which depends only on the entries before it."""
     totals = {field: getattr(state.totals, field) for field in Totals.__slots__}
     bitmap = zlib.compress(state.committed.bitmap)

@@ -95,16 +95,17 @@ class ManifestEntry:
     def without(self, purged: Set[tuple[int, int]]) -> "ManifestEntry":
         """Return this entry with nothing of some clips but their row and segment."""
 
-        def blank(one: Any) -> Any:
-            ref = one if isinstance(one, ClipRef) else one.ref
-            if (ref.row, ref.segment) not in purged:
-                return one
-            ref = replace(ref, clip_id="", source_uri="")
-            message = {"message": ""} if isinstance(one, Rejected) else {}
-            return ref if isinstance(one, ClipRef) else replace(one, ref=ref, **message)
+        def blank(ref: ClipRef) -> ClipRef:
+            is_purged = (ref.row, ref.segment) in purged
+            return replace(ref, clip_id="", source_uri="") if is_purged else ref
+
+        def less(one: Rejected) -> Rejected:
+            ref = blank(one.ref)
+            return replace(one, ref=ref, message=one.message if ref.clip_id else "")
 
         shards = tuple(replace(one, clips=tuple(map(blank, one.clips))) for one in self.shards)
-        rejected, reopened = (tuple(map(blank, one)) for one in (self.rejected, self.reopened))
+        reopened = tuple(replace(one, ref=blank(one.ref)) for one in self.reopened)
+        rejected = tuple(map(less, self.rejected))
         return replace(self, shards=shards, rejected=rejected, reopened=reopened)
 
     def to_json(self) -> bytes:
