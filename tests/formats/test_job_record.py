@@ -72,7 +72,8 @@ def test_resuming_with_other_settings_names_each_of_them() -> None:
         "s3://out was written with different settings (frames.size: [1, 2] -> [1, 3]; "
         "gone: True -> (not set); new: (not set) -> None; sampling.fps: 8.0 -> 12.0). "
         "Resuming would mix two kinds of codes in one dataset. "
-        "Write to a new output prefix."
+        "Write to a new output prefix. "
+        "Sources may only be added after those that there were, by --extend."
     )
 
 

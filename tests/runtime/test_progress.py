@@ -403,7 +403,7 @@ def test_a_run_that_stopped_early_says_why_last(monkeypatch: pytest.MonkeyPatch)
     assert rest[-2:] == ["failed: too thick. The latest:", "  a: missing"]
     assert "  run the same command again to continue" not in rest
     outcome = replace(OUTCOME, ended="stopped", why="too thick")
-    monkeypatch.setattr("tokpipe.runtime.job.run_job", lambda *_: outcome)
+    monkeypatch.setattr("tokpipe.runtime.job.run_job", lambda *_, **__: outcome)
     monkeypatch.setattr("tokpipe.cli.arguments.Parsed.load_job", lambda _: JOB)
     monkeypatch.setattr("tokpipe.runtime.submitted.check_output", lambda _: None)
     assert main(["run", "job.yaml"]) == 4
