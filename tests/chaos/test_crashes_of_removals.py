@@ -10,11 +10,11 @@ from tests.chaos.crash_points import NUM_ROWS, CrashingStore, Side, drive, new_j
 from tests.end_to_end.jobs import Table, codes_of
 from tests.formats.formats_helpers import Crash
 from tokpipe.audit import Audit
+from tokpipe.audit.remove import remove
 from tokpipe.config.job import JobConfig
 from tokpipe.formats.manifest import iter_entries, iter_rejected
 from tokpipe.reader import Output
 from tokpipe.storage import Store
-from tokpipe.verbs.remove import remove
 
 SIDES: tuple[Side, ...] = get_args(Side)
 GONE = {"s3://videos/1.mp4", "s3://videos/5.mp4", "s3://videos/7.mp4"}

@@ -12,9 +12,9 @@ from tests.end_to_end.jobs import (
     write_video,
 )
 from tokpipe.audit import Audit
+from tokpipe.audit.remove import remove
 from tokpipe.config import load_job
 from tokpipe.runtime.assemble import JobOutput, RetryRejected
-from tokpipe.verbs.remove import remove
 
 
 def test_removed_clips_come_back_only_if_asked_and_purged_ones_never(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ class Remove(Verb, example="tokpipe remove out/demo --source holiday.mp4 --purge
         add.flag("--dry-run", "change nothing, print what would be removed")
 
     def run(self, parsed: Parsed) -> Result:
-        from tokpipe.verbs.remove import remove
+        from tokpipe.audit.remove import remove
 
         if not (parsed.source or parsed.clip_ids or parsed.where or parsed.purge):
             raise ConfigError("nothing to remove: use --source, --clip or --where, or --purge")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.audit.outputs import CUT_ROW, NUM_ROWS, REJECTED_ROWS, Made, finished, leave, made
 from tokpipe.audit import Audit
+from tokpipe.audit.remove import remove
 from tokpipe.cli import main
 from tokpipe.errors import ConfigError, PlanMismatch
 from tokpipe.export import export_output
@@ -25,7 +26,6 @@ from tokpipe.runtime.assemble import RetryRejected
 from tokpipe.runtime.commit import Committer
 from tokpipe.storage import Store
 from tokpipe.types import ClipRef
-from tokpipe.verbs.remove import remove
 
 
 def contents(store: Store) -> dict[str, bytes]:
