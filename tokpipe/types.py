@@ -31,6 +31,9 @@ _NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.parquet"
 SHARD_KEY, SIDE_TABLE_KEY, SHA256 = f"^shards/{_NAME}$", f"^clips/{_NAME}$", "^[0-9a-f]{64}$"
 Sha256 = Annotated[str, Field(pattern=SHA256)]
 
+REMOVED = "removed"
+"""Reason of the rejection of a clip that was taken out, by stage ``"remove"``."""
+
 STAGES: tuple[Stage, ...] = ("decode", "encode", "write")  # In pipeline order
 
 
@@ -215,7 +218,7 @@ class Rejected(Travels):
     """Takes the place of a clip that was rejected, with the reason."""
 
     ref: ClipRef
-    stage: str  # ``"plan"``, ``"decode"``, ``"encode"`` or ``"runtime"``
+    stage: str  # ``"plan"``, ``"decode"``, ``"encode"``, ``"runtime"`` or ``"remove"``
     reason: str  # Short, stable word to group by: ``"no_video"``, ``"truncated"``, ``"timeout"``
     message: str
     backend: str | None = None

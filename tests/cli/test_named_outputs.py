@@ -20,6 +20,7 @@ OPTIONS = {
     "decode": ["-o", "{folder}/clip.png", "--device", "cpu"],
     "report": ["-o", "{folder}/report.html", "--pairs", "0"],
     "export": ["-o", "{folder}/export", "--to", "memmap"],
+    "remove": ["--clip", "none", "--dry-run"],
 }
 """What these verbs require besides the output."""
 

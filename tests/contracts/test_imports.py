@@ -35,7 +35,9 @@ ARROWS: dict[str, set[str]] = {
     "reconstruct": {
         *("config", "formats", "media", "models", "plan", "reader", "stages", "weights")
     },
-    "audit": {"config", "formats", "plan", "reader", "reconstruct", "storage"},
+    "audit": {
+        *("config", "formats", "plan", "reader", "reconstruct", "runtime", "stages", "storage")
+    },
     "export": {"formats", "reader"},
     "report": {"formats", "media", "reader", "reconstruct", "storage", "verbs"},
     "cli": {

@@ -13,6 +13,7 @@ import tokpipe
 from tests.pages import REPOSITORY
 from tokpipe import errors
 from tokpipe.cli.jobs import TOO_MANY_REJECTED
+from tokpipe.types import REMOVED
 
 PAGE = (REPOSITORY / "docs/troubleshooting.md").read_text()
 PACKAGE = Path(tokpipe.__file__).parent
@@ -106,7 +107,8 @@ def reasons() -> set[str]:
             if isinstance(node, ast.Call):
                 called = getattr(node.func, "id", getattr(node.func, "attr", ""))
                 found |= set(words_of(node)) if called in REJECTING_CALLS else set()
-    return found - {"plan", "decode", "encode"}  # the stages, which some calls name too
+    # Some calls name the stage, too.
+    return found - {"plan", "decode", "encode", "remove"} | {REMOVED}
 
 
 def test_every_reason_has_a_row_and_every_row_a_reason() -> None:

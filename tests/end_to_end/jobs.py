@@ -26,7 +26,7 @@ from tokpipe.config.job import JobConfig
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import iter_entries, load_state
 from tokpipe.reader import Output, open_output
-from tokpipe.runtime.assemble import JobOutput, Run
+from tokpipe.runtime.assemble import JobOutput, RetryRejected, Run
 from tokpipe.storage import Store
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 
@@ -196,11 +196,13 @@ def wait_until(
         time.sleep(every_s)
 
 
-def run_without_ray(config: JobConfig, *, extend: bool = False) -> None:
+def run_without_ray(
+    config: JobConfig, *, extend: bool = False, retry: RetryRejected | None = None
+) -> None:
     """Make the output of a job in this process, each clip by itself, by the stages of a run."""
     output, console = JobOutput(config, extend=extend), Console(quiet=True)
     output.start(console)
-    parts = Run(output, console)
+    parts = Run(output, console, retry)
     encode_stage = parts.encode()
     encode_stage.setup("cpu", parts.weights)
     parts.write.setup()

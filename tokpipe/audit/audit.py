@@ -1,11 +1,10 @@
 """One audit of one output, from its record to a report for people and for programs."""
 
 import functools
-import heapq
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,8 +91,9 @@ class Audit:
         self.leftovers = Leftovers()
         self.sampled: list[Sampled] = []
         self._store, self._listing = store, Listing(store)
+        self._problems: list[tuple[str, Kind, object]] = []  # of objects that entries list, by key
         if (record := self._record()) is not None:
-            clip_ids = self._check(record, sample, np.random.default_rng(seed))
+            self._check(record)
             if self.num_left and not partial:
                 self.findings.add(
                     "unsettled",
@@ -104,7 +104,8 @@ class Audit:
                     count=self.num_left,
                 )
             if sample and not self.findings:
-                self._encode_again(Output(store, trust=trust), clip_ids)
+                output = Output(store, trust=trust)
+                self._encode_again(output, _some_clips(output, sample, seed))
         self.elapsed_s = round(time.monotonic() - started, 3)
 
     def _record(self) -> JobRecord | None:
@@ -127,8 +128,8 @@ class Audit:
             self.findings.add_damage("job_record", uri, problem)
         return record
 
-    def _check(self, record: JobRecord, sample: int, rng: np.random.Generator) -> list[str]:
-        """Check plan, manifest and objects; return the ids of ``sample`` random clips."""
+    def _check(self, record: JobRecord) -> None:
+        """Check plan, manifest and objects."""
         store, listing = self._store, self._listing
         clips = None
         try:
@@ -139,35 +140,27 @@ class Audit:
             check_named(store.uri_of(JOB_RECORD), plan, record.num_rows, self.findings)
             clips = PlannedClips(store, plan, record.job.get("sampling", {}))
         manifest = ManifestAudit(store, record.num_rows, clips, self.findings)
-        chosen: list[tuple[float, str]] = []  # the clips with the smallest random numbers
-
-        def receipts() -> Iterator[Receipt]:
-            nonlocal chosen
-            for entry in manifest.entries(listing):
-                for receipt in entry.shards:
-                    keys = rng.random(len(receipt.clips)).tolist()
-                    offered = zip(keys, (clip.clip_id for clip in receipt.clips), strict=True)
-                    chosen = heapq.nsmallest(sample, [*chosen, *offered])
-                    yield receipt
-
-        every: Iterator[object] = receipts()
+        receipts = (one for entry in manifest.entries(listing) for one in entry.shards)
+        every: Iterator[object] = receipts
         self.totals = totals = manifest.state.totals
         if self.depth != "manifest":
             metadata = ShardMetadata(record.fingerprint, record.tokenizer)
             check = functools.partial(self._check_objects, metadata)
-            every = read_ahead(check, receipts(), _PARALLEL_CHECKS)
+            every = read_ahead(check, receipts, _PARALLEL_CHECKS)
         deque(every, maxlen=0)
+        for key, kind, problem in self._problems:
+            if key in manifest.listed:  # others were replaced, and may be gone
+                self.findings.add(kind, store.uri_of(key), problem)
+        manifest.check_redacted()
         committed = manifest.state.committed
         self.num_entries, self.num_rows = len(listing.entries), committed.num_rows
         self.num_left = committed.num_unsettled
         self.num_shards_checked = 0 if self.depth == "manifest" else totals.num_shards
         self.num_bytes_checked = totals.size_bytes if self.depth == "bytes" else 0
-        plan_parts = set[str]()
         if clips is not None:
             check_plan(store, clips.plan, self.findings)
-            plan_parts = {part.key for part in clips.plan.parts}
-        self.leftovers = Leftovers.of(listing.unlisted(manifest.listed, plan_parts))
-        return [clip_id for _, clip_id in chosen]
+        plan_now = None if clips is None else clips.plan
+        self.leftovers = Leftovers.of(listing.unlisted(manifest.state, plan_now))
 
     def _check_objects(self, metadata: ShardMetadata, receipt: Receipt) -> None:
         """Check a shard that the manifest lists, which must have this ``metadata``, and its table.
@@ -194,19 +187,19 @@ class Audit:
                 else:
                     _check_side_table(uri, self._store.get(key), receipt)
             except NotFound:
-                problem = "it is missing, although the manifest lists it"
-                self.findings.add_damage("object_missing", uri, problem)
+                error = damaged(uri, "it is missing, although the manifest lists it")
+                self._problems.append((key, "object_missing", error))
             except CorruptOutput as error:
-                self.findings.add(kind, uri, error)
+                self._problems.append((key, kind, error))
             except TokpipeError:
                 raise
             except Exception as error:
                 # A malicious manifest or file can make a parser raise anything. That is one more
                 # defect, and the audit continues.
                 problem = f"checking it failed with {type(error).__name__}: {error}"
-                self.findings.add_damage(kind, uri, problem)
+                self._problems.append((key, kind, damaged(uri, problem)))
 
-    def _encode_again(self, output: Output, clip_ids: Sequence[str]) -> None:
+    def _encode_again(self, output: Output, clip_ids: Iterable[str]) -> None:
         """Encode clips again from their sources: the one check that does not trust stored codes."""
         from tokpipe.reconstruct.frames import Reencoder  # imports torch
 
@@ -285,6 +278,17 @@ class Audit:
             "num_shards": None if totals is None else totals.num_shards,
             "encoders": None if totals is None else totals.encoders,
         }
+
+
+def _some_clips(output: Output, number: int, seed: int) -> Iterator[str]:
+    """Yield the ids of some clips, drawn at random, in order."""
+    draw = np.random.default_rng(seed).choice
+    drawn = np.sort(draw(output.num_clips, min(number, output.num_clips), replace=False))
+    ends = np.cumsum(output.shards.clip_counts)
+    for shard in np.unique(np.searchsorted(ends, drawn, "right")).tolist():
+        ids = output.side_table(output.shards[shard], ["clip_id"]).column("clip_id")
+        first = ends[shard] - len(ids)
+        yield from ids.take(drawn[(drawn >= first) & (drawn < ends[shard])] - first).to_pylist()
 
 
 def _check_side_table(uri: str, data: bytes, receipt: Receipt) -> None:

@@ -39,12 +39,12 @@ class Listing:
                     self.entries.append(int(match[1]))
         self.entries.sort()
 
-    def unlisted(self, listed: Collection[str], plan_parts: Collection[str]) -> list[StoredObject]:
-        """Return the objects that neither the manifest nor ``job.json`` names."""
-        return [
-            *(found for key, found in self.data.items() if key not in listed),
-            *(found for found in self.temporary if found.key not in plan_parts),
-        ]
+    def unlisted(self, state: ManifestState, plan: StoredPlan | None) -> list[StoredObject]:
+        """Return the objects that neither a manifest nor the plan of its output names."""
+        listed = {part.key for part in plan.parts} if plan else set[str]()
+        for name in ("shard", "side_table"):
+            listed.update(state.shards.column(name).to_pylist())
+        return [one for one in (*self.data.values(), *self.temporary) if one.key not in listed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +97,7 @@ def clean(
             committed.reopen(withdrawn.ref)
         for ref in entry.refs():
             committed.add(ref)
-    shards = state.shards
-    listed = {*shards.column("shard").to_pylist(), *shards.column("side_table").to_pylist()}
-    plan_parts = {part.key for part in StoredPlan.of(record, state.growth).parts}
-    every = listing.unlisted(listed, plan_parts)
+    every = listing.unlisted(state, StoredPlan.of(record, state.growth))
     old = [found for found in every if now_s - found.modified_s > older_than_s]
     keeps = committed.num_unsettled and not partial
     removed = [found for found in old if not (keeps and found.key in listing.data)]

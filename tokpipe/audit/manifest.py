@@ -1,6 +1,6 @@
 """Compares the manifest, entry by entry, with the stored plan, and continues after defects."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -21,7 +21,7 @@ from tokpipe.formats.manifest import (
     ManifestState,
     count_entries,
 )
-from tokpipe.formats.manifest.checkpoint import read_checkpoint
+from tokpipe.formats.manifest.checkpoint import read_checkpoint, record_of
 from tokpipe.formats.manifest.log import READ_AHEAD, read_entry
 from tokpipe.identity import clip_id
 from tokpipe.plan import PlanReader, StoredPlan
@@ -132,6 +132,8 @@ class ManifestAudit:
         self.state = ManifestState(CommittedRows(num_rows))
         self._rejected = CommittedRows(num_rows)
         self.listed: dict[str, int] = {}  # Key of each listed object, and the entry that lists it
+        self._clips_in = dict[str, int]()  # A sum over the clips of each listed shard
+        self._redacted = dict[ClipRef, str]()  # Clips without an id, and an entry that has them
 
     def entries(self, listing: Listing) -> Iterator[ManifestEntry]:
         """Yield every readable entry after checking it, and check all checkpoints."""
@@ -182,7 +184,9 @@ class ManifestAudit:
             self._reopen(uri, withdrawn.ref)
         for receipt in entry.shards:
             self._list(uri, entry.seq, receipt)
-        self._settle(uri, list(entry.refs()))
+        if entry.replaced:
+            self._replace(uri, entry)
+        self._settle(uri, entry)
         for rejection in entry.rejected:
             with suppress(CorruptOutput):  # reported by _settle
                 self._rejected.add(rejection.ref)
@@ -191,7 +195,7 @@ class ManifestAudit:
             if entry.growth is not None:
                 self._grow(uri, entry.growth)
         except CorruptOutput as error:
-            self._findings.add("plan", uri, error)
+            self._findings.add("entry_damaged" if entry.replaced else "plan", uri, error)
 
     def _grow(self, uri: str, growth: Growth) -> None:
         self._rejected.grow(growth.num_rows)
@@ -209,9 +213,31 @@ class ManifestAudit:
                 problem = f"it lists {key}, which entry {self.listed[key]} already lists"
                 self._findings.add_damage("shard_twice", uri, problem)
             self.listed[key] = seq
+        self._clips_in[receipt.shard] = _sum(receipt.clips)
 
-    def _settle(self, uri: str, refs: list[ClipRef]) -> None:
-        for ref in refs:
+    def _replace(self, uri: str, entry: ManifestEntry) -> None:
+        """Check that an entry has each clip of the shards that it replaces, and no other."""
+        before = sum(self._clips_in.pop(one.shard, 0) for one in entry.replaced)
+        for one in entry.replaced:
+            self.listed.pop(one.shard, None)
+            self.listed.pop(one.side_table, None)
+        if before != _sum(entry.clips):
+            problem = "its clips are not those of the shards that it replaces"
+            self._findings.add_damage("entry_damaged", uri, problem)
+
+    def check_redacted(self) -> None:
+        """Check, after the last entry, that only clips that were removed have lost their id."""
+        for ref, uri in self._redacted.items():
+            if ref not in self._rejected:
+                problem = f"it lacks the id of a clip of plan row {ref.row}, which is not removed"
+                self._findings.add_damage("not_rejected", uri, problem)
+
+    def _settle(self, uri: str, entry: ManifestEntry) -> None:
+        refs = entry.clips
+        if entry.redacted:
+            self._redacted.update({ref: uri for ref in refs if not ref.clip_id})
+            refs = [ref for ref in refs if ref.clip_id]
+        for ref in entry.refs():
             try:
                 if not self.state.committed.add(ref):
                     problem = (
@@ -243,14 +269,13 @@ class ManifestAudit:
         state = self.state
         try:
             saved = read_checkpoint(self._store, seq, self._num_rows)
-            if not (
-                saved.committed.bitmap == state.committed.bitmap
-                and saved.committed.partial == state.committed.partial
-                and saved.totals == state.totals
-                and saved.tail == state.tail
-                and saved.growth == state.growth
-                and saved.shards.equals(state.shards)
-            ):
+            is_same = record_of(saved, b"") == record_of(state, b"")
+            if not (is_same and saved.shards.equals(state.shards)):
                 raise CorruptOutput(f"{uri} is damaged: it does not sum up the entries before it.")
         except (CorruptOutput, NotFound) as error:
             self._findings.add("checkpoint", uri, f"{str(error).rstrip('.')}. {_SHORTCUT}")
+
+
+def _sum(clips: Iterable[ClipRef]) -> int:
+    """A sum that differs for other clips, in whatever order they are."""
+    return sum(hash((ref.row, ref.segment, ref.num_segments)) for ref in clips)

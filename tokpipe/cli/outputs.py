@@ -157,6 +157,30 @@ class Audit(Verb, example="tokpipe audit jobs/demo.yaml --sample 10"):
         return 0 if found.is_clean else CorruptOutput.exit_code
 
 
+class Remove(Verb, example="tokpipe remove out/demo --source holiday.mp4 --purge"):
+    """Take clips out of a finished output, at once for everything that reads it.
+
+    Shards that have some of them are replaced by others without them. tokpipe run JOB.yaml
+    --retry-rejected --reason removed brings clips back, unless they are purged.
+    """
+
+    def add_arguments(self, add: Adder) -> None:
+        add.output()
+        add.source("clips")
+        many = {"dest": "clip_ids", "action": "append", "default": []}
+        add.text("--clip", "ID", "the clip with this id; may be repeated", **many)
+        add.text("--where", "EXPR", "clips by a column of clips/: NAME=VALUE, or != < <= > >=")
+        add.flag("--purge", "also delete all that names these clips, and those removed before")
+        add.flag("--dry-run", "change nothing, print what would be removed")
+
+    def run(self, parsed: Parsed) -> Result:
+        from tokpipe.audit.remove import remove
+
+        if not (parsed.source or parsed.clip_ids or parsed.where or parsed.purge):
+            raise ConfigError("nothing to remove: use --source, --clip or --where, or --purge")
+        return remove(parsed.find_store(), **parsed.rest())
+
+
 class Clean(Verb, example="tokpipe clean out/demo --older-than 2d --dry-run"):
     """Remove objects that killed workers and drivers left in an output.
 

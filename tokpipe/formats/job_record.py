@@ -12,7 +12,7 @@ from tokpipe.errors import ConfigError, NotFound, PlanMismatch
 from tokpipe.formats.checks import as_damage, damaged, explained
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.formats.manifest import Growth
-from tokpipe.formats.sealed_json import read_sealed, seal, unseal
+from tokpipe.formats.sealed_json import CHECKSUM, read_sealed, seal, unseal
 from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.identity import fingerprint_settings
 from tokpipe.storage.store import Store
@@ -89,6 +89,13 @@ def write_once(store: Store, record: JobRecord) -> JobRecord:
     if store.create(JOB_RECORD, record.to_json()):
         return record
     return read(store)
+
+
+def rewrite_plan(store: Store, plan: Mapping[str, Any]) -> None:
+    """Replace what the record says of the stored plan, and leave the rest as it is."""
+    body = json.loads(store.get(JOB_RECORD))
+    body = seal({**{key: value for key, value in body.items() if key != CHECKSUM}, "plan": plan})
+    store.put(JOB_RECORD, (json.dumps(body, indent=2) + "\n").encode())
 
 
 def read(store: Store) -> JobRecord:

@@ -15,6 +15,7 @@ from tokpipe.errors import PlanMismatch
 from tokpipe.formats.job_record import differences
 from tokpipe.formats.manifest import Growth
 from tokpipe.plan.stored import (
+    PURGED,
     ROW_ID,
     PlanPart,
     PlanReader,
@@ -22,6 +23,7 @@ from tokpipe.plan.stored import (
     read_part,
     row_ids,
     store_part,
+    tombstones,
 )
 from tokpipe.plan.write import cut, num_problems, write_plan
 from tokpipe.storage.read_ahead import read_ahead
@@ -60,8 +62,8 @@ class SourceChanges:
     def between(cls, before: _Stored, now: _Stored) -> Self:
         """Compare two plans of one dataset, in 24 bytes of memory per row of both."""
         (old, old_versions), (new, new_versions) = _rows(*before), _rows(*now)
-        is_new = _lacking(new, np.sort(old, axis=0))
-        is_gone = _lacking(old, np.sort(new, axis=0))
+        is_new = _is_new(new, np.sort(old, axis=0))
+        is_gone = _lacking(old, np.sort(new, axis=0)) & (old_versions != PURGED)
         _, there, here = np.intersect1d(old[:, 0], new[:, 0], return_indices=True)
         there_version, version = old_versions[there], new_versions[here]
         changed = here[(there_version != version) & (there_version != 0) & (version != 0)]
@@ -109,7 +111,7 @@ def store_growth(
         parts, problems = list[PlanPart](), 0
         for source, of_source in groupby(now.parts, lambda part: part.source):
             tables = (read_part(folder, part) for part in of_source)
-            new = (rows.filter(_lacking(row_ids(rows), known)) for rows in tables)
+            new = (rows.filter(_is_new(row_ids(rows), known)) for rows in tables)
             for rows in cut(batch for table in new for batch in table.to_batches()):
                 key = f"plan/{plan_attempt}/{len(parts):05d}.parquet"
                 parts.append(store_part(store, key, rows, source))
@@ -129,6 +131,13 @@ def _rows(store: Store, plan: StoredPlan) -> tuple[NDArray[np.uint64], NDArray[n
         ids.append(row_ids(table))
         versions.append(table.column("source_version").fill_null(0).to_numpy())
     return np.concatenate(ids), np.concatenate(versions)
+
+
+def _is_new(ids: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Whether each id is neither among the ``known`` ones, as ``_lacking``, nor was purged."""
+    is_new = _lacking(ids, known)
+    is_new[is_new] = _lacking(tombstones(ids[is_new]), known)
+    return is_new
 
 
 def _lacking(ids: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """A stored plan: its description in ``job.json``, its Parquet files, and how rows are read."""
 
 import base64
+import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
@@ -30,6 +32,7 @@ from tokpipe.types import Count, Sha256, WorkItem
 ROW_ID = pa.field("row_id", pa.string(), nullable=False)
 _OWN = [ROW_ID, *ROW_SCHEMA]
 OWN_COLUMNS = [one.name for one in _OWN]
+PURGED = 2**64 - 1  # Version of a row that was purged
 _CACHED_PARTS = 3
 _ITEMS_AT_ONCE = 4096
 
@@ -105,6 +108,32 @@ def row_ids(rows: pa.Table) -> NDArray[np.uint64]:
     """Return (rows, 2) halves of the rows' ids."""
     ids = bytes.fromhex("".join(rows.column(ROW_ID.name).to_pylist()))
     return np.frombuffer(ids, "<u8").reshape(-1, 2)
+
+
+def tombstones(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the ids that rows with these ``ids`` have once they are purged."""
+    hashed = b"".join(hashlib.sha256(one.tobytes()).digest()[:16] for one in ids)
+    return np.frombuffer(hashed, "<u8").reshape(-1, 2)
+
+
+def purged(rows: pa.Table, places: pa.Array) -> pa.Table:
+    """Leave nothing in some rows of a plan but a hash of their id; the same table if they are so
+    already."""
+    versions = rows.column("source_version")
+    is_there = np.isin(np.arange(rows.num_rows), places)
+    is_there &= versions.fill_null(0).to_numpy() != PURGED
+    if not is_there.any():
+        return rows
+    ids = np.where(is_there[:, None], tombstones(row_ids(rows)), row_ids(rows))
+    # Takes null where it is masked, from columns of any type.
+    left = rows.take(pa.array(np.arange(rows.num_rows), mask=is_there))
+    values = {
+        ROW_ID.name: pa.array([one.tobytes().hex() for one in ids]),
+        "source_uri": left.column("source_uri").fill_null(""),
+        "source_version": pc.if_else(is_there, pa.scalar(PURGED, versions.type), versions),
+    }
+    names = rows.column_names
+    return pa.table([values.get(name, left.column(name)) for name in names], names=names)
 
 
 def store_part(store: Store, key: str, table: pa.Table, source: int) -> PlanPart:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from tokpipe.config.job import JobConfig, StoreOptions
 from tokpipe.config.trust import NO_TRUST, Trust
-from tokpipe.errors import CorruptOutput, IncompleteOutput, NotFound
+from tokpipe.errors import ConfigError, CorruptOutput, IncompleteOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import check_bytes, damaged
 from tokpipe.formats.layout import entry_key
@@ -94,9 +94,13 @@ class Output:
         One request finds that nothing was. Shards keep their numbers. Not for several threads.
         """
         next_key, before = entry_key(self.state.next_seq), self.state.shards
+        num_removals = self.state.num_removals
         if not self.num_rows_left or self.store.size(next_key) is None:
             return False
         self.state = load_state(self.store, self.record.num_rows, known=self.state)
+        if self.state.num_removals > num_removals:
+            found = "clips were removed since it was opened, so its shards have other numbers"
+            raise ConfigError(f"{self.store.uri}: {found}. Open it again")
         if not self.state.shards.slice(0, len(before)).equals(before):
             raise damaged(self.store.uri_of(next_key), "it continues another manifest")
         self.shards = ShardList(self.store, self.state.shards)
@@ -174,7 +178,8 @@ class Output:
             NotFound: the clip is not tokenized; it may be rejected or not done yet.
         """
         if self._index is None:
-            self._index = ClipIndex(iter_entries(self.store, to_seq=self.state.next_seq))
+            entries = iter_entries(self.store, to_seq=self.state.next_seq)
+            self._index = ClipIndex(entries, self.shards)
         for number in self._index.shards_of(clip_id):
             shard, table = self._kept_open(number)
             if clip := _clip_in(self.shards[number], shard, table, clip_id):
@@ -304,4 +309,6 @@ def _clip(info: ShardInfo, rows: Sequence[Chunk] | None, record: dict[str, Any] 
         num_segments=record["n_segments"],
         marks=tuple(record["marks"]),
         damage=record["damage"],
+        decoder=record["decoder"],
+        encoder=record["encoder"],
     )

@@ -264,9 +264,12 @@ class ClipMix:
             if key == "num_shards" and key not in state:
                 continue  # saved by an earlier version
             if state.get(key) != value:
+                do = "use the outputs and settings with which the state was saved"
+                if key == "removals":
+                    do = "clips were removed since. Open a new stream, and set_epoch to a later one"
                 raise ConfigError(
                     f"the state has {key}={state.get(key)!s:.99}, but this stream has {key}="
-                    f"{value}: use the outputs and settings with which the state was saved"
+                    f"{value}: {do}"
                 )
         try:
             found = _State.model_validate(dict(state))
@@ -282,7 +285,9 @@ class ClipMix:
         """Return what decides the order, of which a state must have the same."""
         counts = self._num_clips, self.clips_per_epoch, [len(one.sizes) for one in self.sources]
         filters = [source.filter for source in self.sources]
+        removals = [cache.output.state.num_removals for cache in self.caches]
         return {
+            **({"removals": removals} if any(removals) else {}),
             "seed": self._seed,
             "shuffle": self._shuffle,
             "window_shards": self._window_shards,

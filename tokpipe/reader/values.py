@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokpipe.formats.manifest import ManifestEntry
 from tokpipe.formats.shard_reader import Chunk
 from tokpipe.storage.store import Store
-from tokpipe.types import Codes
+from tokpipe.types import ChunkSpan, ClipRef, Codes, EncodedClip
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,23 @@ class Clip:
     marks: tuple[str, ...] = ()
     """``"damaged"`` if the video is damaged and only its first frames are here."""
     damage: str | None = None  # What is missing from a damaged clip, in words
+    decoder: str = ""
+    encoder: str = ""  # Encoder class; empty in outputs of earlier versions
+
+    @property
+    def ref(self) -> ClipRef:
+        where = self.plan_row, self.segment, self.num_segments
+        return ClipRef(self.clip_id, *where, self.source_uri)
+
+    def encoded(self) -> EncodedClip:
+        """Return what a shard can be built from: of times, that has each chunk's first and last."""
+        spans, times = list[ChunkSpan](), list[float]()
+        for one in self.chunks:
+            sizes = one.frame_start, one.n_frames, one.n_pad_frames, one.n_context_frames
+            spans.append(ChunkSpan(one.chunk_index, *sizes, 0, one.first_is_image))
+            times += [one.start_pts_s] * (one.n_frames - 1) + [one.end_pts_s]
+        what = tuple(spans), tuple(one.codes for one in self.chunks), np.array(times), self.fps
+        return EncodedClip(self.ref, *what, self.decoder, self.marks, self.damage, self.encoder)
 
     @property
     def codes(self) -> Codes:
@@ -98,13 +115,15 @@ class ClipIndex:
     Two ids may share a hash, so look into the shard to be sure.
     """
 
-    def __init__(self, entries: Iterable[ManifestEntry]) -> None:
-        """Index the shards of a manifest, numbered in the order in which it lists them."""
-        receipts = (receipt for entry in entries for receipt in entry.shards)
-        packed, sizes = bytearray(), []
-        for receipt in receipts:
-            packed += b"".join(_hash(clip.clip_id) for clip in receipt.clips)
-            sizes.append(len(receipt.clips))
+    def __init__(self, entries: Iterable[ManifestEntry], shards: ShardList) -> None:
+        """Index the clips that the entries of a manifest list for these shards."""
+        numbers = {key: number for number, key in enumerate(shards.field("shard"))}
+        packed, sizes = bytearray(), np.zeros(len(shards), np.int64)
+        # What replaces a shard is listed later, so numbers increase.
+        for receipt in (receipt for entry in entries for receipt in entry.shards):
+            if (number := numbers.get(receipt.shard)) is not None:
+                packed += b"".join(_hash(clip.clip_id) for clip in receipt.clips)
+                sizes[number] = len(receipt.clips)
         hashes = np.frombuffer(packed, np.uint64)
         order = np.argsort(hashes)
         self._hashes = hashes[order]

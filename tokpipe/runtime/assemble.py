@@ -46,7 +46,7 @@ from tokpipe.storage import Store
 from tokpipe.storage.client import split_protocol
 from tokpipe.storage.store import Landmark
 from tokpipe.telemetry.logs import log_event
-from tokpipe.types import Rejected, WorkItem
+from tokpipe.types import REMOVED, Rejected, WorkItem
 from tokpipe.weights.read import read_weights
 
 if TYPE_CHECKING:
@@ -66,8 +66,11 @@ class RetryRejected:
     reason: str | None = None
 
     def selects(self, rejected: Rejected) -> bool:
-        # A row that the plan rejected stays rejected, because the plan does not change.
-        return rejected.stage != "plan" and self.reason in (None, rejected.reason)
+        # A row that the plan rejected stays rejected, because the plan does not change, and a
+        # purged clip is not known. One that was removed comes back only if that is the reason.
+        if rejected.stage == "plan" or not rejected.ref.clip_id:
+            return False
+        return rejected.reason == self.reason or (not self.reason and rejected.reason != REMOVED)
 
 
 class JobOutput:
@@ -233,7 +236,7 @@ class Run:
         fixed = set[int]()
         if retry is not None:
             rejected = list(filter(retry.selects, iter_rejected(store, state.next_seq)))
-            fixed = {one.ref.row for one in rejected if one.reason != "changed"}
+            fixed = {one.ref.row for one in rejected if one.reason not in ("changed", REMOVED)}
             num_clips = self.committer.reopen(rejected)
             line = f"{num_clips:,} rejected clips will be tried again"
             say(console, line)
@@ -264,6 +267,7 @@ class Run:
 
 def _limits(job: JobConfig, device: str, state: ManifestState) -> Limits:
     totals, rows, traits = state.totals, state.committed, job.tokenizer.traits
+    rejected = {why: number for why, number in totals.rejected.items() if why != REMOVED}
     return Limits(
         runtime=job.runtime,
         on_gpu=device == "cuda",
@@ -277,9 +281,9 @@ def _limits(job: JobConfig, device: str, state: ManifestState) -> Limits:
         shard_max_age_s=job.output.shard_max_age_s,
         bytes_per_code=estimated_bytes(10**6, traits.codebook_size) / 1e6,
         max_rejected_fraction=job.max_rejected_fraction,
-        num_clips=totals.num_clips + totals.num_rejected + rows.num_left,
+        num_clips=totals.num_clips + sum(rejected.values()) + rows.num_left,
         num_unopened=rows.num_unopened,
-        rejected_before=dict(totals.rejected),
+        rejected_before=rejected,
         encoders=frozenset(one for names in totals.encoders for one in names.split(" + ")),
     )
 

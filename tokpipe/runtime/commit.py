@@ -48,6 +48,7 @@ class Committer:
     state: ManifestState
     writer: str
     checkpoint_every: int = CHECKPOINT_INTERVAL
+    _is_late: bool = False  # Another driver claimed the output after the state was loaded
 
     def claim(self) -> None:
         """Become the one driver of the output, and fence every older one.
@@ -60,6 +61,7 @@ class Committer:
         for _ in range(_CLAIM_ATTEMPTS):
             for entry in iter_entries(store, state.next_seq, after=state.tail):
                 state.apply(entry)
+                self._is_late |= entry.claim is not None
             try:
                 seq = self.append(claim=claim).seq
             except Fenced:
@@ -111,10 +113,10 @@ class Committer:
 
     def grow(self, growth: Growth) -> None:
         """Append rows to the plan, whose end must be where they were planned to follow."""
-        if growth.first_row != self.state.committed.num_rows:
-            raise PlanMismatch(
+        if self._is_late or growth.first_row != self.state.committed.num_rows:
+            raise PlanMismatch(  # or a purge may have deleted what is not listed yet
                 f"{self.store.uri}: another run has extended the plan since this one listed the "
-                "sources. Rows would be in it twice. Run the same command again."
+                "sources, or might have. Rows would be in it twice. Run the same command again."
             )
         self.append(growth=growth)
 

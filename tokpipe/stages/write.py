@@ -36,20 +36,26 @@ class WriteStage:
         self.plan_reader = PlanReader(self.store, self.plan)
 
     def process(self, shard_name: str, clips: Sequence[EncodedClip]) -> Receipt:
-        """Put one shard of whole clips of one grid, and its side table.
-
-        Before it is put, the shard is parsed again and every row is compared with the CRC of the
-        codes passed here. No other attempt may write to ``shard_name``, and the pieces of a
-        streamed clip must be in sequence.
-        """
+        """Put a shard, as ``put_shard``. The pieces of a streamed clip must be in sequence."""
         clips = [_joined(list(pieces)) for _, pieces in groupby(clips, lambda clip: clip.ref)]
-        shard = build_shard(clips, self.metadata)
-        side_table = build_side_table(clips, self.plan_reader.extras([c.ref.row for c in clips]))
-        receipt = receipt_of(shard_name, clips, shard, side_table)
-        check_shard(self.store.uri_of(receipt.shard), shard, receipt, self.metadata)
-        self.store.put(receipt.side_table, side_table)
-        self.store.put(receipt.shard, shard)
-        return receipt
+        return put_shard(self.store, self.metadata, self.plan_reader, shard_name, clips)
+
+
+def put_shard(
+    store: Store, metadata: ShardMetadata, plan: PlanReader, name: str, clips: Sequence[EncodedClip]
+) -> Receipt:
+    """Put one shard of whole clips of one grid, and its side table.
+
+    Before it is put, the shard is parsed again and every row is compared with the CRC of the codes
+    passed here. No other attempt may write to this ``name``.
+    """
+    shard = build_shard(clips, metadata)
+    side_table = build_side_table(clips, plan.extras([clip.ref.row for clip in clips]))
+    receipt = receipt_of(name, clips, shard, side_table)
+    check_shard(store.uri_of(receipt.shard), shard, receipt, metadata)
+    store.put(receipt.side_table, side_table)
+    store.put(receipt.shard, shard)
+    return receipt
 
 
 def _joined(pieces: list[EncodedClip]) -> EncodedClip:

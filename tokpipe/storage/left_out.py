@@ -76,5 +76,5 @@ class LeftOut:
     def _kind_text(self, kind: str) -> str:
         number, names = self.counts[kind], self.names[kind]
         found = counted(number, kind) if kind in _NO_FILES else f"{number:,} {kind}"
-        more = ", ..." if number > len(names) else ""
-        return f"{found} ({', '.join(names)}{more})"
+        more = ["..."] if number > len(names) else []
+        return f"{found} ({', '.join([*names, *more])})"

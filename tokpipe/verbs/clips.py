@@ -86,7 +86,7 @@ def _rejected_lines(rejected: Rejected) -> list[str]:
         "clip": ref.clip_id,
     }
     known = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
-    source = f"{rejected.reason}: {ref.source_uri}{part}"
+    source = f"{rejected.reason}: {ref.source_uri or '(purged)'}{part}"
     return [source, f"  {rejected.message}", f"  ({known})"]
 
 

@@ -29,7 +29,8 @@ from tokpipe.types import SHA256, SHARD_KEY, SIDE_TABLE_KEY, Count, Positive
 _log = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 3
-"""2 since entries of format 3, and 3 of a plan that grew. Without either it is written as 1."""
+"""2 since entries of format 3, and 3 of a plan that grew or shards that were replaced. Without any
+it is written as 1."""
 
 CHECKPOINT_INTERVAL = 64
 
@@ -95,7 +96,7 @@ def write_checkpoint(store: Store, state: ManifestState) -> bool:
     table = to_parquet(state.shards)
     if not store.create(checkpoint_shards_key(state.next_seq), table):
         return False
-    record = dump_lines(seal(_record(state, table)))
+    record = dump_lines(seal(record_of(state, table)))
     return store.create(checkpoint_key(state.next_seq), record)
 
 
@@ -130,6 +131,7 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
         found = record["totals"]
         found = {"encoders": {UNRECORDED: found["num_clips"]}, "slow_s": {}, **found}
         totals = _TOTALS.validate_python({field: found[field] for field in Totals.__slots__})
+        num_removals = _COUNT.validate_python(record.get("removals", 0))
         size_bytes = _COUNT.validate_python(record["shards_size_bytes"])
         sha256_hex = record["shards_sha256"]
         # Earlier versions did not write the tail.
@@ -137,7 +139,8 @@ def read_checkpoint(store: Store, seq: int, num_rows: int) -> ManifestState:
     uri = store.uri_of(checkpoint_shards_key(seq))
     table = store.get_range(checkpoint_shards_key(seq), 0, size_bytes + 1)
     check_bytes(uri, table, size_bytes=size_bytes, sha256_hex=sha256_hex)
-    return ManifestState(committed, seq, totals, _read_table(uri, table), tail, growth)
+    shards = _read_table(uri, table)
+    return ManifestState(committed, seq, totals, shards, tail, growth, num_removals)
 
 
 _PARTIAL = TypeAdapter(list[tuple[Count, Positive, Annotated[set[Count], Field(min_length=1)]]])
@@ -145,15 +148,17 @@ _TOTALS, _COUNT, _TAIL = TypeAdapter(Totals), TypeAdapter(Count), TypeAdapter(Ta
 _GROWTH = TypeAdapter(list[Growth])
 
 
-def _record(state: ManifestState, table: bytes) -> dict[str, Any]:
+def record_of(state: ManifestState, table: bytes) -> dict[str, Any]:
     """Return the checkpoint's JSON, which depends only on the entries before it."""
     totals = {field: getattr(state.totals, field) for field in Totals.__slots__}
     bitmap = zlib.compress(state.committed.bitmap)
+    is_newest = state.growth or state.num_removals
     return {
-        "format": CHECKPOINT_FORMAT if state.growth else 1 + state.tail.is_linked,
+        "format": CHECKPOINT_FORMAT if is_newest else 1 + state.tail.is_linked,
         "seq": state.next_seq,
         "tail": state.tail,
         **({"growth": [asdict(one) for one in state.growth]} if state.growth else {}),
+        **({"removals": state.num_removals} if state.num_removals else {}),
         "totals": {**totals, "rejected": dict(sorted(state.totals.rejected.items()))},
         "num_rows": state.committed.num_rows,
         "shards_size_bytes": len(table),

@@ -1,7 +1,7 @@
 """One manifest entry: the shards and rejections of one commit, as JSON with a checksum."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Set
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter
@@ -12,11 +12,11 @@ from tokpipe.formats.sealed_json import dump_lines, seal, unseal
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.redact import redact
-from tokpipe.types import ClipRef, Count, Positive, Receipt, Rejected
+from tokpipe.types import ClipRef, Count, Positive, Receipt, Rejected, Sha256
 
 MANIFEST_FORMAT = 4
 """2 since entries can withdraw rejections, 3 since each holds the hash of the one before, and 4
-since the plan can grow; an entry without that is written as 3.
+since the plan can grow and shards can be replaced; an entry without that is written as 3.
 
 An earlier version that resumed an output of format 3 would break the chain, so it must not.
 """
@@ -67,6 +67,11 @@ class ManifestEntry:
     """Set in a driver's first entry. It takes the next number of any older driver."""
     reopened: tuple[Reopened, ...] = ()  # Unsettled before anything else in this entry counts
     growth: Growth | None = None
+    replaced: tuple[Receipt, ...] = ()
+    """Shards, without their clips, that no longer count. Each of the clips is in one of ``shards``
+    instead, or removed by one of ``rejected``; such an entry settles none."""
+    redacted: Sha256 | None = None
+    """The hash of this entry before purged clips lost their id and source in it."""
     account: Account | None = None
     """Seconds of actors since the same driver's previous entry, by ``_RECORDED``."""
     previous: str | None = None
@@ -77,12 +82,31 @@ class ManifestEntry:
     def tail(self) -> "Tail":
         return Tail(self.sha256, self.previous is not None)
 
-    def refs(self) -> Iterator[ClipRef]:
-        """Yield every clip that this entry settles, tokenized or rejected."""
-        for receipt in self.shards:
-            yield from receipt.clips
-        for rejection in self.rejected:
-            yield rejection.ref
+    @property
+    def clips(self) -> list[ClipRef]:
+        """Every clip of its shards and rejections."""
+        of_shards = [ref for receipt in self.shards for ref in receipt.clips]
+        return [*of_shards, *(rejection.ref for rejection in self.rejected)]
+
+    def refs(self) -> list[ClipRef]:
+        """Return every clip that this entry settles, tokenized or rejected."""
+        return [] if self.replaced else self.clips
+
+    def without(self, purged: Set[tuple[int, int]]) -> "ManifestEntry":
+        """Return this entry with nothing of some clips but their row and segment."""
+
+        def blank(ref: ClipRef) -> ClipRef:
+            is_purged = (ref.row, ref.segment) in purged
+            return replace(ref, clip_id="", source_uri="") if is_purged else ref
+
+        def less(one: Rejected) -> Rejected:
+            ref = blank(one.ref)
+            return replace(one, ref=ref, message=one.message if ref.clip_id else "")
+
+        shards = tuple(replace(one, clips=tuple(map(blank, one.clips))) for one in self.shards)
+        reopened = tuple(replace(one, ref=blank(one.ref)) for one in self.reopened)
+        rejected = tuple(map(less, self.rejected))
+        return replace(self, shards=shards, rejected=rejected, reopened=reopened)
 
     def to_json(self) -> bytes:
         """Return JSON with one line per clip and rejection, and a checksum at the end.
@@ -96,11 +120,7 @@ class ManifestEntry:
             "writer": self.writer,
             "written_at": self.written_at,
             "clip_fields": _CLIP_FIELDS,
-            "shards": [
-                {name: getattr(one, name) for name in Receipt.__slots__}
-                | {"clips": [[getattr(clip, name) for name in _CLIP_FIELDS] for clip in one.clips]}
-                for one in self.shards
-            ],
+            "shards": list(map(_fields, self.shards)),
             # Every message passes here, whatever library it quotes.
             "rejected": [{**asdict(one), "message": redact(one.message)} for one in self.rejected],
         }
@@ -112,6 +132,10 @@ class ManifestEntry:
             body["claim"] = asdict(self.claim)
         if self.growth is not None:
             body |= {"format": MANIFEST_FORMAT, "growth": asdict(self.growth)}
+        if self.replaced:
+            body |= {"format": MANIFEST_FORMAT, "replaced": list(map(_fields, self.replaced))}
+        if self.redacted is not None:
+            body |= {"format": MANIFEST_FORMAT, "redacted": self.redacted}
         if self.account is not None:
             for key, names in _RECORDED.items():
                 body[key] = {name: _rounded(getattr(self.account, name)) for name in names}
@@ -150,6 +174,11 @@ class Tail(NamedTuple):
                 f"it continues an entry with the SHA-256 {entry.previous or 'none'}, but the "
                 f"entry before it has {self.sha256 or 'none'}. One of the two was replaced",
             )
+
+
+def _fields(one: Receipt) -> dict[str, Any]:
+    clips = [[getattr(clip, name) for name in _CLIP_FIELDS] for clip in one.clips]
+    return {name: getattr(one, name) for name in Receipt.__slots__} | {"clips": clips}
 
 
 def _rounded(seconds: Any) -> Any:

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import NonNegativeInt
 
 from tokpipe.errors import CorruptOutput
@@ -11,7 +12,7 @@ from tokpipe.formats.manifest.committed import CommittedRows
 from tokpipe.formats.manifest.entry import Growth, ManifestEntry, Tail
 from tokpipe.formats.tables import required
 from tokpipe.telemetry.human import counted, counts_text, size_text
-from tokpipe.types import Receipt
+from tokpipe.types import REMOVED, Receipt
 
 SHARD_LIST_SCHEMA = required(
     {
@@ -61,8 +62,9 @@ class Totals:
 
     @property
     def rejected_fraction(self) -> float:
-        """Fraction of the settled clips that are rejected, 0 to 1."""
-        return self.num_rejected / max(1, self.num_clips + self.num_rejected)
+        """Fraction of the settled clips that are rejected, 0 to 1. Removed ones do not count."""
+        num_rejected = self.num_rejected - self.rejected[REMOVED]
+        return num_rejected / max(1, self.num_clips + num_rejected)
 
     @property
     def bits_per_code(self) -> float | None:
@@ -89,14 +91,19 @@ class Totals:
         return min(1.0, self.useful_s / self.paid_s) if self.paid_s > 0 else None
 
     def add(self, entry: ManifestEntry) -> None:
-        for receipt in entry.shards:
-            self.num_shards += 1
-            self.num_clips += len(receipt.clips)
-            self.num_rows += receipt.num_rows
-            self.num_codes += receipt.num_codes
-            self.num_frames += receipt.num_frames
-            self.size_bytes += receipt.size_bytes + receipt.side_table_size_bytes
-            self.encoders.update(receipt.encoders or {UNRECORDED: len(receipt.clips)})
+        for sign, receipts in ((1, entry.shards), (-1, entry.replaced)):
+            for receipt in receipts:
+                self.num_shards += sign
+                self.num_clips += len(receipt.clips)
+                self.num_rows += sign * receipt.num_rows
+                self.num_codes += sign * receipt.num_codes
+                self.num_frames += sign * receipt.num_frames
+                self.size_bytes += sign * (receipt.size_bytes + receipt.side_table_size_bytes)
+                encoders = receipt.encoders or {UNRECORDED: len(receipt.clips)}
+                self.encoders.update({name: sign * number for name, number in encoders.items()})
+        if entry.replaced:  # which had all clips of the entry
+            self.num_clips -= len(entry.clips)
+            self.encoders = +self.encoders
         self.rejected.update(rejection.reason for rejection in entry.rejected)
         self.rejected.subtract(one.reason for one in entry.reopened)
         self.rejected = +self.rejected  # leaves out what has come to zero
@@ -126,6 +133,7 @@ class ManifestState:
     _shards: pa.Table = field(default_factory=SHARD_LIST_SCHEMA.empty_table)
     tail: Tail = field(default_factory=Tail)
     growth: list[Growth] = field(default_factory=list)  # What has joined the plan, in order
+    num_removals: int = 0  # Entries that replaced shards, whose order changed then
     _new_shards: list[dict[str, str | int]] = field(default_factory=list, init=False)
 
     @property
@@ -163,11 +171,12 @@ class ManifestState:
                     "clips would be wrong. Restore the manifest from a copy, or tokenize to a new "
                     "output prefix."
                 )
-        for ref in entry.refs():
-            if not self.committed.add(ref):
+        for ref in entry.clips:
+            if self.committed.add(ref) == bool(entry.replaced):
+                found = "did not settle" if entry.replaced else "already settled"
                 raise CorruptOutput(
                     f"manifest entry {entry.seq} settles clip {ref.clip_id} ({ref.source_uri}), "
-                    "which an earlier entry already settled. The dataset would hold it twice. "
+                    f"which an earlier entry {found}. The dataset would hold it twice. "
                     "Restore the manifest from a copy, or tokenize to a new output prefix."
                 )
         self.count(entry)
@@ -175,7 +184,8 @@ class ManifestState:
     def count(self, entry: ManifestEntry) -> None:
         """Add the next entry to the totals and the plan, without settling its clips.
 
-        An audit calls this where ``apply`` would raise, except that growth has to fit.
+        An audit calls this where ``apply`` would raise, except that growth and what is replaced
+        have to fit.
         """
         if (growth := entry.growth) is not None:
             if growth.first_row != self.committed.num_rows:
@@ -186,12 +196,31 @@ class ManifestState:
                 )
             self.committed.grow(growth.num_rows)
             self.growth.append(growth)
+        if entry.replaced:
+            self._replace(entry)
         self.totals.add(entry)
         self._new_shards += (_listed(receipt, entry.seq) for receipt in entry.shards)
         self.next_seq += 1
         self.tail = entry.tail
         if len(self._new_shards) >= _KEPT_APART:
             self._shards = self.shards
+
+    def _replace(self, entry: ManifestEntry) -> None:
+        """Drop the shards that an entry replaces from the table."""
+        keys = pa.array([one.shard for one in entry.replaced])
+        is_gone = pc.is_in(self.shards.column("shard"), keys)
+        gone = {row["shard"]: row for row in self._shards.filter(is_gone).to_pylist()}
+        num_clips = sum(row["num_clips"] for row in gone.values())
+        for receipt in entry.replaced:
+            listed = {**gone.pop(receipt.shard, {}), "seq": entry.seq, "num_clips": 0}
+            if num_clips != len(entry.clips) or listed != _listed(receipt, entry.seq):
+                raise CorruptOutput(
+                    f"manifest entry {entry.seq} replaces {receipt.shard}, but that is not listed "
+                    "so, or its clips are not those of the entry. Clips would be lost or doubled. "
+                    "Restore the manifest from a copy."
+                )
+        self._shards = self._shards.filter(pc.invert(is_gone))
+        self.num_removals += 1
 
 
 def _listed(receipt: Receipt, seq: int) -> dict[str, str | int]:
