@@ -205,7 +205,7 @@ def run_without_ray(config: JobConfig, *, extend: bool = False) -> None:
     encode_stage.setup("cpu", parts.weights)
     parts.write.setup()
     with contextlib.closing(parts.decode):
-        parts.decode.setup()
+        parts.decode.setup(parts.reused)
         for item in parts.feed.fetch(10**6).items:
             made = list(_made_of(item, parts, encode_stage))
             rejected = [one for one in made if isinstance(one, Rejected)]

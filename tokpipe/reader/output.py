@@ -174,7 +174,9 @@ class Output:
             NotFound: the clip is not tokenized; it may be rejected or not done yet.
         """
         if self._index is None:
-            self._index = ClipIndex(iter_entries(self.store, to_seq=self.state.next_seq))
+            entries = iter_entries(self.store, to_seq=self.state.next_seq)
+            shards = chain.from_iterable(entry.shards for entry in entries)
+            self._index = ClipIndex([clip.clip_id for clip in one.clips] for one in shards)
         for number in self._index.shards_of(clip_id):
             shard, table = self._kept_open(number)
             if clip := _clip_in(self.shards[number], shard, table, clip_id):
@@ -236,7 +238,7 @@ class Output:
 
     def verified_shard(self, info: ShardInfo) -> ShardReader:
         """Fetch a whole shard and check it against the manifest."""
-        return self._reader(info, self._verified_bytes(info))
+        return self.opened(info, self._verified_bytes(info))
 
     def _opened(self, shards: Sequence[ShardInfo]) -> Iterator[tuple[ShardInfo, ShardReader]]:
         """Open each shard, fetching and hashing the next one meanwhile."""
@@ -248,9 +250,9 @@ class Output:
         if number not in self._verified:
             self._verified_bytes(info)
             self._verified.add(number)
-        return self._reader(info), self.side_table(info)
+        return self.opened(info), self.side_table(info)
 
-    def _reader(self, info: ShardInfo, data: bytes | None = None) -> ShardReader:
+    def opened(self, info: ShardInfo, data: bytes | None = None) -> ShardReader:
         """Open a shard from bytes that match the manifest, or to fetch by row group."""
         ranged = RangedFile(info.size_bytes, partial(self.store.get_range, info.key))
         try:

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tokpipe.formats.manifest import ManifestEntry
 from tokpipe.formats.shard_reader import Chunk
 from tokpipe.storage.store import Store
 from tokpipe.types import Codes
@@ -98,13 +97,12 @@ class ClipIndex:
     Two ids may share a hash, so look into the shard to be sure.
     """
 
-    def __init__(self, entries: Iterable[ManifestEntry]) -> None:
-        """Index the shards of a manifest, numbered in the order in which it lists them."""
-        receipts = (receipt for entry in entries for receipt in entry.shards)
+    def __init__(self, shards: Iterable[Sequence[str]]) -> None:
+        """Index the ids of the clips of each shard, in the order in which shards are numbered."""
         packed, sizes = bytearray(), []
-        for receipt in receipts:
-            packed += b"".join(_hash(clip.clip_id) for clip in receipt.clips)
-            sizes.append(len(receipt.clips))
+        for ids in shards:
+            packed += b"".join(map(_hash, ids))
+            sizes.append(len(ids))
         hashes = np.frombuffer(packed, np.uint64)
         order = np.argsort(hashes)
         self._hashes = hashes[order]

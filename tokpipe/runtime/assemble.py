@@ -41,6 +41,7 @@ from tokpipe.runtime.dispatch.protocol import Planned
 from tokpipe.stages.chunks import largest_chunk, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage, decoder_versions, ref_of
 from tokpipe.stages.fit import EncoderMemory
+from tokpipe.stages.reuse import ReusedOutput, reused_outputs
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import Store
 from tokpipe.storage.client import split_protocol
@@ -130,7 +131,7 @@ class JobOutput:
         """Plan a new output and write its record. If another driver was first, use its record.
 
         Raises:
-            ConfigError: a GPU has too little memory for the job's chunks.
+            ConfigError: a GPU has too little memory for chunks, or no output can be reused.
             PlanMismatch: another driver started the output with different settings.
         """
         if self.record is not None:
@@ -149,6 +150,7 @@ class JobOutput:
         settings = fingerprint_settings(
             job, weights_hash=weights_hash, device=device, decoders=found
         )
+        reused_outputs(job, settings)  # only checks them
         say(console, "planning ...")
         plan = write_plan(job, store, self.driver)
         if plan.num_duplicates:
@@ -242,7 +244,11 @@ class Run:
         if device == "cpu" or job.chunking.policy == "streaming":  # Encodes one chunk at a time
             encode = job.encode.model_copy(update={"batch_chunks": 1})
             job = job.model_copy(update={"encode": encode})
+        outputs = reused_outputs(job, record.settings)
+        self.reused = [ReusedOutput(job, one) for one in outputs]
         limits = _limits(job, device, state)
+        names = chain(*(one.totals.encoders for one in outputs))
+        limits = replace(limits, encoders=limits.encoders | {*names})
         self.dispatcher = Dispatcher(limits, partial(ref_of, sampling=job.sampling))
         allowed = (getattr(one, "allowed_prefixes", None) or () for one in job.sources)
         uris = [*(one.uri for one in job.sources), *chain(*allowed)]

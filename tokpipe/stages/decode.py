@@ -1,19 +1,20 @@
 """The decode stage: turns work items into pixels, resampled and resized, or rejections."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
 from tokpipe.formats.embedded import EmbeddedVideos
 from tokpipe.identity import clip_id
 from tokpipe.media.child_process import ChildProcess
-from tokpipe.media.decoder import Probe, VideoDecoder
+from tokpipe.media.decoder import Probe, Video, VideoDecoder
 from tokpipe.sources.webdataset import find_members
+from tokpipe.stages.reuse import ReusedOutput
 from tokpipe.storage.client import ALLOWED, split_protocol
 from tokpipe.storage.fetch import LocalVideo, check_folders, check_readable, fetch_to_file
 from tokpipe.telemetry.redact import redact
@@ -22,6 +23,7 @@ from tokpipe.types import (
     ClipRef,
     Cut,
     DecodedClip,
+    EncodedClip,
     Failed,
     Piece,
     Rejected,
@@ -31,6 +33,7 @@ from tokpipe.types import (
 KEPT_SOURCES = 8  # Source files that one decoder holds for the next pieces of streamed clips
 
 T = TypeVar("T")
+_Decoded = tuple[Video, str]  # With the SHA-256 of what was decoded
 
 
 @dataclass
@@ -54,8 +57,9 @@ class DecodeStage:
     """Time that the last call of ``process`` spent fetching sources."""
     fetched_bytes: int = field(default=0, init=False)  # The same; also of sources on local disk
 
-    def setup(self) -> None:
+    def setup(self, reused: Sequence[ReusedOutput] = ()) -> None:
         """Start up inside the actor. NodeTrouble: the job's decoders do not load here."""
+        self._reused = reused
         self._decoder = VideoDecoder(
             *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
         )
@@ -76,8 +80,8 @@ class DecodeStage:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def process(self, items: list[WorkItem]) -> list[DecodedClip | Rejected | Failed]:
-        """Decode each item. Errors that are raised are those of a store or of this node."""
+    def process(self, items: list[WorkItem]) -> list[DecodedClip | EncodedClip | Rejected | Failed]:
+        """Decode each item, or take its codes. Errors raised are those of a store or this node."""
         self.fetched_s, self.fetched_bytes = 0.0, 0
         return [self._decode(item) for item in items]
 
@@ -85,14 +89,32 @@ class DecodeStage:
         """Return what decoding the item's row would produce; raises as ``process`` does."""
         return self._tried(item, self._decoder.probe)
 
-    def _decode(self, item: WorkItem) -> DecodedClip | Rejected | Failed:
-        segment, num_segments = item.segment, item.num_segments
+    def reused(self, item: WorkItem) -> EncodedClip | None:
+        """Return an item's clip if another output has it; raises as ``process`` does."""
+        found = self._tried(item, lambda file, **_: self._known(item, file))
+        return found if isinstance(found, EncodedClip) else None
+
+    def _known(self, item: WorkItem, file: LocalVideo) -> EncodedClip | None:
+        found = (one.find(item, file.sha256) for one in self._reused)
+        if (clip := next(filter(None, found), None)) is None:
+            return None
+        ref = self._ref(item, clip.ref.num_segments)
+        return replace(clip, ref=ref, version=file.version)
+
+    def _made(self, item: WorkItem, file: LocalVideo, **span: Any) -> EncodedClip | _Decoded:
+        if clip := self._known(item, file):
+            return clip
+        sha256, segment, num_segments = file.sha256, item.segment, item.num_segments
         if self.pieces is not None:
             segment, num_segments = item.piece, item.num_pieces
-        decode = partial(self._decoder.decode, segment=segment, num_segments=num_segments)
-        video = self._tried(item, decode)
-        if isinstance(video, Rejected | Failed):
-            return video
+        video = self._decoder.decode(file, segment=segment, num_segments=num_segments, **span)
+        return video, sha256 if file.sha256 == sha256 else ""
+
+    def _decode(self, item: WorkItem) -> DecodedClip | EncodedClip | Rejected | Failed:
+        made = self._tried(item, partial(self._made, item))
+        if isinstance(made, EncodedClip | Rejected | Failed):
+            return made
+        video, sha256 = made
         version, piece = self._held[item.source_uri, item.member].version, Piece()
         if self.pieces is not None:
             piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
@@ -108,6 +130,7 @@ class DecodeStage:
             marks=(*video.marks, *["damaged"] * (video.damage is not None)),
             damage=video.damage,
             version=version,
+            source_sha256=sha256,
         )
 
     def _tried(self, item: WorkItem, call: Callable[..., T]) -> T | Rejected | Failed:

@@ -79,7 +79,8 @@ class Account:
     """Encoder seconds of work that could have been faster, by why, see ``EncoderPath``."""
     lost_s: float = 0.0  # Encoder seconds whose codes were lost before they were committed
     clips: Mapping[str, int] = field(default_factory=dict)
-    """Clips that a stage has finished; for ``write``, committed clips."""
+    """Clips that a stage has finished; for ``write``, committed clips. Of those decoded, ``reuse``
+    are from another output: they are neither decoded nor encoded."""
     rejected_at: Mapping[str, int] = field(default_factory=dict)
     """Rejected clips, committed or not, by the stage that rejected them."""
     num_opened: int = 0  # Plan rows whose number of clips is known
@@ -111,10 +112,12 @@ class Account:
 
     def passed(self, stage: Stage) -> int:
         """Return the clips that passed a stage, or were rejected before it or in it."""
-        rejected = self.rejected_at.get("decode", 0)
+        others = self.rejected_at.get("decode", 0)
         if stage != "decode":
-            rejected += self.rejected_at.get("encode", 0)
-        return self.clips.get(stage, 0) + rejected
+            others += self.rejected_at.get("encode", 0)
+        if stage == "encode":
+            others += self.clips.get("reuse", 0)
+        return self.clips.get(stage, 0) + others
 
     @property
     def stage_seconds(self) -> dict[tuple[Stage, Activity], float]:

@@ -1,0 +1,140 @@
+"""Clips that other outputs have: found by the bytes of their sources, whatever the names."""
+
+import logging
+import struct
+from collections.abc import Mapping
+from functools import cached_property, lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from tokpipe.config.job import JobConfig
+from tokpipe.errors import ConfigError, CorruptOutput
+from tokpipe.formats.job_record import differences
+from tokpipe.formats.shard_reader import ShardReader
+from tokpipe.identity import clip_id, digest, row_digests
+from tokpipe.reader.output import Output
+from tokpipe.reader.values import ClipIndex
+from tokpipe.stages.chunks import num_kept_latents, plan_chunks
+from tokpipe.storage import Store
+from tokpipe.storage.fetch import extension_of
+from tokpipe.storage.read_ahead import read_ahead
+from tokpipe.types import ClipRef, EncodedClip, Media, WorkItem
+
+_COLUMNS = (
+    *("source_sha256", "segment", "clip_id", "source_uri", "plan_row", "n_segments", "n_frames"),
+    *("fps", "decoder", "encoder", "marks"),
+)
+_SHARDS_AHEAD = 8
+_OPEN_SHARDS = 16  # Of which a decoder keeps the footer and these columns
+_UNSURE = {"damaged", "small_batch"}
+"""Marks of clips that are made again: a damage is told with names, and the codes of small batches
+may be rounded differently."""
+
+
+def reused_outputs(job: JobConfig, settings: Mapping[str, Any]) -> list[Output]:
+    """Open the outputs that a job reuses, whose fingerprint has these ``settings``.
+
+    Raises:
+        ConfigError: the settings of one are others, or it is the job's own.
+        NotFound: there is no output at a URI.
+    """
+    outputs = [Output(Store(uri, job.storage)) for uri in job.reuse]
+    for output in outputs:
+        uri = output.store.uri
+        if uri == Store(job.output.uri, job.storage).uri:
+            raise ConfigError(f"reuse: {uri} is the job's own output: remove it from the list")
+        if output.fingerprint != digest(settings):
+            changed = "; ".join(differences(output.record.settings, settings, "->"))
+            raise ConfigError(
+                f"reuse: {uri} has other codes than this job would make, because settings differ "
+                f"({changed}). Use those of that output, or remove it from the list"
+            )
+    return outputs
+
+
+class ReusedOutput:
+    """The clips of an output as it is now, by the SHA-256 of their sources.
+
+    The index takes 12 bytes per clip, in arrays that the processes of a node share.
+    """
+
+    def __init__(self, job: JobConfig, output: Output) -> None:
+        self._job, self.output = job, output
+        record = output.record
+        if growth := output.state.growth:
+            grown = {**record.job, "sources": growth[-1].sources}
+            record = record.model_copy(update={"job": grown})
+        sources = record.recorded_job(output.store.uri).sources
+        self._media = {Media(one.media, one.animation_as_picture) for one in sources}
+        read = partial(output.side_table, columns=["source_sha256"])
+        tables = read_ahead(read, output.shards, _SHARDS_AHEAD)
+        self._index = ClipIndex(table.column(0).to_pylist() for table in tables)
+
+    def find(self, item: WorkItem, sha256: str) -> EncodedClip | None:
+        """Return an item's clip, under its name there, if its source has this SHA-256.
+
+        None if there is any doubt that decoding and encoding would make the same.
+        """
+        if not sha256 or self._media != {item.media}:  # it decides what is decoded
+            return None
+        for number in set(self._index.shards_of(sha256)):
+            try:
+                shard, table = self._opened(number)
+                hashes, segments = table.column("source_sha256"), table.column("segment")
+                found = (hashes.to_numpy() == sha256) & (segments.to_numpy() == item.segment)
+                for row in np.flatnonzero(found).tolist():
+                    if clip := self._clip(shard, table.slice(row, 1).to_pylist()[0], item):
+                        return clip
+            except CorruptOutput as error:
+                logging.getLogger(__name__).warning("not reused: %s", error)
+        return None
+
+    @cached_property  # after this was sent to an actor
+    def _opened(self) -> Any:
+        def open_shard(number: int) -> tuple[ShardReader, Any]:
+            info = self.output.shards[number]
+            return self.output.opened(info), self.output.side_table(info, _COLUMNS)
+
+        return lru_cache(_OPEN_SHARDS)(open_shard)
+
+    def _clip(
+        self, shard: ShardReader, record: Mapping[str, Any], item: WorkItem
+    ) -> EncodedClip | None:
+        """Return the clip of a row of a side table if it has an item's span and this job's form."""
+        uri, total, num_frames = (record[name] for name in ("source_uri", "n_segments", "n_frames"))
+        sampling, traits = self._job.sampling, self._job.tokenizer.traits
+        times_s = item.start_s, item.end_s
+        span = b"".join(struct.pack("<?d", one is not None, (one or 0.0) + 0.0) for one in times_s)
+        (row_id,) = row_digests(self.output.record.dataset, [uri.encode()], [span])
+        name = clip_id(row_id.hex(), item.segment, total, sampling.max_clip_frames, sampling.fps)
+        is_same = (
+            name == record["clip_id"]  # It holds the span
+            and item.num_segments in (None, total)
+            # FFmpeg may take a file for one of another format by its name.
+            and extension_of(uri).lower() == extension_of(item.source_uri).lower()
+        )
+        if not is_same or not _UNSURE.isdisjoint(record["marks"]):
+            return None
+        rows, plan = shard.clip(name) or (), plan_chunks(num_frames, self._job.chunking, traits)
+        found = [(row.frame_start, row.n_frames, row.n_pad_frames, len(row.codes)) for row in rows]
+        if found != [
+            (one.first_frame, one.num_frames, one.num_pad_frames, num_kept_latents(one, traits))
+            for one in plan
+        ]:
+            return None
+        pts_s = np.full(num_frames, np.nan)  # Only those of the ends of chunks are known
+        for row in rows:
+            pts_s[row.frame_start] = row.start_pts_s
+            pts_s[row.frame_start + row.n_frames - 1] = row.end_pts_s
+        return EncodedClip(
+            ref=ClipRef(name, record["plan_row"], item.segment, total, uri),
+            chunks=plan,
+            codes=tuple(row.codes.copy() for row in rows),  # A view would keep its row group
+            pts_s=pts_s,
+            fps=record["fps"],
+            backend=record["decoder"],
+            marks=tuple(record["marks"]),
+            encoder=record["encoder"],
+            source_sha256=record["source_sha256"],
+        )
