@@ -57,9 +57,9 @@ class DecodeStage:
     """Time that the last call of ``process`` spent fetching sources."""
     fetched_bytes: int = field(default=0, init=False)  # The same; also of sources on local disk
 
-    def setup(self, reused: Sequence[ReusedOutput] = ()) -> None:
+    def setup(self, reuses: Sequence[ReusedOutput] = ()) -> None:
         """Start up inside the actor. NodeTrouble: the job's decoders do not load here."""
-        self._reused = reused
+        self.reuses = reuses
         self._decoder = VideoDecoder(
             *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
         )
@@ -89,13 +89,13 @@ class DecodeStage:
         """Return what decoding the item's row would produce; raises as ``process`` does."""
         return self._tried(item, self._decoder.probe)
 
-    def reused(self, item: WorkItem) -> EncodedClip | None:
-        """Return an item's clip if another output has it; raises as ``process`` does."""
+    def is_reused(self, item: WorkItem) -> bool:
+        """Whether another output has an item's clip; raises as ``process`` does."""
         found = self._tried(item, lambda file, **_: self._known(item, file))
-        return found if isinstance(found, EncodedClip) else None
+        return isinstance(found, EncodedClip)
 
     def _known(self, item: WorkItem, file: LocalVideo) -> EncodedClip | None:
-        found = (one.find(item, file.sha256) for one in self._reused)
+        found = (one.find(item, file.sha256) for one in self.reuses)
         if (clip := next(filter(None, found), None)) is None:
             return None
         ref = self._ref(item, clip.ref.num_segments)

@@ -1,5 +1,6 @@
 """Clips that other outputs have: found by the bytes of their sources, whatever the names."""
 
+import json
 import logging
 import struct
 from collections.abc import Mapping
@@ -45,7 +46,8 @@ def reused_outputs(job: JobConfig, settings: Mapping[str, Any]) -> list[Output]:
         if uri == Store(job.output.uri, job.storage).uri:
             raise ConfigError(f"reuse: {uri} is the job's own output: remove it from the list")
         if output.fingerprint != digest(settings):
-            changed = "; ".join(differences(output.record.settings, settings, "->"))
+            wanted = json.loads(json.dumps(settings))
+            changed = "; ".join(differences(output.record.settings, wanted, "->"))
             raise ConfigError(
                 f"reuse: {uri} has other codes than this job would make, because settings differ "
                 f"({changed}). Use those of that output, or remove it from the list"
