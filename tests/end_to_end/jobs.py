@@ -223,16 +223,14 @@ def _made_of(
     state, todo = None, [item]
     while todo:
         (clip,) = parts.decode.process([todo.pop()])
-        if not isinstance(clip, DecodedClip):
-            yield clip
-        elif clip.piece.num_pieces > 1:
+        if isinstance(clip, DecodedClip) and clip.piece.num_pieces > 1:
             encoded, state = encode_stage.process_piece(clip, state)
             yield encoded
             if not clip.piece.is_last:
                 number = clip.piece.index + 1
                 todo.append(replace(item, piece=number, num_pieces=clip.piece.num_pieces))
         else:
-            yield from encode_stage.process([clip])
+            yield from encode_stage.process([clip]) if isinstance(clip, DecodedClip) else [clip]
             number, total = clip.ref.segment + 1, clip.ref.num_segments
             if number < total:
                 todo.append(replace(item, segment=number, num_segments=total))
