@@ -78,15 +78,15 @@ class Output:
         """Totals, the list of shards, and which plan rows are settled."""
         self.shards = ShardList(store, self.state.shards)
         self._index: ClipIndex | None = None
-        self._kept_open = lru_cache(_OPEN_SHARDS)(self._open)
+        self.kept_open = lru_cache(_OPEN_SHARDS)(self._open)
         self._verified: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_kept_open": None, "_index": None}
+        return {**vars(self), "kept_open": None, "_index": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._kept_open = lru_cache(_OPEN_SHARDS)(self._open)
+        self.kept_open = lru_cache(_OPEN_SHARDS)(self._open)
 
     def refresh(self) -> bool:
         """Take in what was committed since; return whether anything was.
@@ -178,7 +178,7 @@ class Output:
             shards = chain.from_iterable(entry.shards for entry in entries)
             self._index = ClipIndex([clip.clip_id for clip in one.clips] for one in shards)
         for number in self._index.shards_of(clip_id):
-            shard, table = self._kept_open(number)
+            shard, table = self.kept_open(number)
             if clip := _clip_in(self.shards[number], shard, table, clip_id):
                 return clip
         found = f"{self.store.uri}: no tokenized clip {clip_id!r}"
@@ -238,7 +238,7 @@ class Output:
 
     def verified_shard(self, info: ShardInfo) -> ShardReader:
         """Fetch a whole shard and check it against the manifest."""
-        return self.opened(info, self._verified_bytes(info))
+        return self._reader(info, self._verified_bytes(info))
 
     def _opened(self, shards: Sequence[ShardInfo]) -> Iterator[tuple[ShardInfo, ShardReader]]:
         """Open each shard, fetching and hashing the next one meanwhile."""
@@ -250,9 +250,9 @@ class Output:
         if number not in self._verified:
             self._verified_bytes(info)
             self._verified.add(number)
-        return self.opened(info), self.side_table(info)
+        return self._reader(info), self.side_table(info)
 
-    def opened(self, info: ShardInfo, data: bytes | None = None) -> ShardReader:
+    def _reader(self, info: ShardInfo, data: bytes | None = None) -> ShardReader:
         """Open a shard from bytes that match the manifest, or to fetch by row group."""
         ranged = RangedFile(info.size_bytes, partial(self.store.get_range, info.key))
         try:

@@ -9,9 +9,10 @@ cost seconds and hundreds of megabytes each.
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import ObjectLostError
@@ -19,7 +20,6 @@ from ray.exceptions import ObjectLostError
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import INPUTS_WITHIN_S
 from tokpipe.runtime.dispatch.protocol import AttemptId, LeaseDone, LeaseFailed
-from tokpipe.runtime.packing import Packed
 from tokpipe.storage.store import Landmark
 from tokpipe.types import DecodedClip, EncodedClip, EncoderPath, WorkItem
 
@@ -32,6 +32,29 @@ STUCK = (
 Positions = tuple[int, ...]
 Codes = tuple[AttemptId, Any, Positions]
 """An attempt, a reference to its payload, and the positions to pick from it."""
+
+
+T = TypeVar("T")
+
+
+class Packed(Generic[T]):
+    """Carries a value across Ray: the receiver gets the value itself.
+
+    The value is pickled in C, as Ray's pickler visits every object in Python. Ray sees some bytes
+    and the buffers of arrays, which are not copied.
+    """
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, tuple[Any, ...]]:
+        buffers: list[pickle.PickleBuffer] = []
+        inside = pickle.dumps(self.value, protocol=5, buffer_callback=buffers.append)
+        return _unpack, (inside, *buffers)
+
+
+def _unpack(inside: bytes, *buffers: Any) -> Any:
+    return pickle.loads(inside, buffers=buffers)
 
 
 class Worker:

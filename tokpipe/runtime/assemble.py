@@ -244,11 +244,10 @@ class Run:
         if device == "cpu" or job.chunking.policy == "streaming":  # Encodes one chunk at a time
             encode = job.encode.model_copy(update={"batch_chunks": 1})
             job = job.model_copy(update={"encode": encode})
-        outputs = reused_outputs(job, record.settings)
-        self.reused = [ReusedOutput(job, one) for one in outputs]
+        self.reused = [ReusedOutput(job, one) for one in reused_outputs(job, record.settings)]
         limits = _limits(job, device, state)
-        names = chain(*(one.totals.encoders for one in outputs))
-        limits = replace(limits, encoders=limits.encoders | {*names})
+        others = chain(*(one.output.totals.encoders for one in self.reused))
+        limits = replace(limits, encoders=limits.encoders.union(others))
         self.dispatcher = Dispatcher(limits, partial(ref_of, sampling=job.sampling))
         allowed = (getattr(one, "allowed_prefixes", None) or () for one in job.sources)
         uris = [*(one.uri for one in job.sources), *chain(*allowed)]

@@ -26,14 +26,20 @@ from tokpipe.errors import (
     UnfitNode,
 )
 from tokpipe.formats.layout import shard_key
-from tokpipe.runtime.actors import STUCK, DecodeActor, EncodeActor, WriteActor, missing_inputs
+from tokpipe.runtime.actors import (
+    STUCK,
+    DecodeActor,
+    EncodeActor,
+    Packed,
+    WriteActor,
+    missing_inputs,
+)
 from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.cluster import actor_options, capacity_of, draining_nodes, live_nodes
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import INPUTS_WITHIN_S
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import ActorId, ActorLost, AttemptId, Event, LeaseFailed
-from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.trouble import explain, one_line
 from tokpipe.storage.retry import Moment
 from tokpipe.telemetry.logs import log_event, start_worker_log

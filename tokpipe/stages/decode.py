@@ -12,7 +12,7 @@ from tokpipe.errors import SourceError
 from tokpipe.formats.embedded import EmbeddedVideos
 from tokpipe.identity import clip_id
 from tokpipe.media.child_process import ChildProcess
-from tokpipe.media.decoder import Probe, Video, VideoDecoder
+from tokpipe.media.decoder import Probe, VideoDecoder
 from tokpipe.sources.webdataset import find_members
 from tokpipe.stages.reuse import ReusedOutput
 from tokpipe.storage.client import ALLOWED, split_protocol
@@ -33,7 +33,6 @@ from tokpipe.types import (
 KEPT_SOURCES = 8  # Source files that one decoder holds for the next pieces of streamed clips
 
 T = TypeVar("T")
-_Decoded = tuple[Video, str]  # With the SHA-256 of what was decoded
 
 
 @dataclass
@@ -83,7 +82,7 @@ class DecodeStage:
     def process(self, items: list[WorkItem]) -> list[DecodedClip | EncodedClip | Rejected | Failed]:
         """Decode each item, or take its codes. Errors raised are those of a store or this node."""
         self.fetched_s, self.fetched_bytes = 0.0, 0
-        return [self._decode(item) for item in items]
+        return [self._tried(item, partial(self._made, item)) for item in items]
 
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
         """Return what decoding the item's row would produce; raises as ``process`` does."""
@@ -91,31 +90,27 @@ class DecodeStage:
 
     def is_reused(self, item: WorkItem) -> bool:
         """Whether another output has an item's clip; raises as ``process`` does."""
-        found = self._tried(item, lambda file, **_: self._known(item, file))
-        return isinstance(found, EncodedClip)
+        known = self._tried(item, partial(self._known, item)) if self.reuses else None
+        return isinstance(known, EncodedClip)
 
-    def _known(self, item: WorkItem, file: LocalVideo) -> EncodedClip | None:
+    def _known(self, item: WorkItem, file: LocalVideo, **_: Any) -> EncodedClip | None:
         found = (one.find(item, file.sha256) for one in self.reuses)
-        if (clip := next(filter(None, found), None)) is None:
-            return None
-        ref = self._ref(item, clip.ref.num_segments)
-        return replace(clip, ref=ref, version=file.version)
+        clip = next(filter(None, found), None)
+        if clip is not None:
+            ref = self._ref(item, clip.ref.num_segments)
+            clip = replace(clip, ref=ref, version=file.version)
+        return clip
 
-    def _made(self, item: WorkItem, file: LocalVideo, **span: Any) -> EncodedClip | _Decoded:
+    def _made(self, item: WorkItem, file: LocalVideo, **span: Any) -> DecodedClip | EncodedClip:
         if clip := self._known(item, file):
             return clip
-        sha256, segment, num_segments = file.sha256, item.segment, item.num_segments
+        sha256, piece = file.sha256, Piece()
+        segment, num_segments = item.segment, item.num_segments
         if self.pieces is not None:
             segment, num_segments = item.piece, item.num_pieces
         video = self._decoder.decode(file, segment=segment, num_segments=num_segments, **span)
-        return video, sha256 if file.sha256 == sha256 else ""
-
-    def _decode(self, item: WorkItem) -> DecodedClip | EncodedClip | Rejected | Failed:
-        made = self._tried(item, partial(self._made, item))
-        if isinstance(made, EncodedClip | Rejected | Failed):
-            return made
-        video, sha256 = made
-        version, piece = self._held[item.source_uri, item.member].version, Piece()
+        if file.sha256 != sha256:  # it was used in place, and has changed
+            sha256 = ""
         if self.pieces is not None:
             piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
             if piece.is_last:
@@ -129,7 +124,7 @@ class DecodeStage:
             piece,
             marks=(*video.marks, *["damaged"] * (video.damage is not None)),
             damage=video.damage,
-            version=version,
+            version=file.version,
             source_sha256=sha256,
         )
 

@@ -4,7 +4,7 @@ import json
 import logging
 import struct
 from collections.abc import Mapping
-from functools import cached_property, lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,9 @@ from tokpipe.stages.chunks import num_kept_latents, plan_chunks
 from tokpipe.storage import Store
 from tokpipe.storage.fetch import extension_of
 from tokpipe.storage.read_ahead import read_ahead
-from tokpipe.types import ClipRef, EncodedClip, Media, WorkItem
+from tokpipe.types import ClipRef, EncodedClip, WorkItem
 
-_COLUMNS = (
-    *("source_sha256", "segment", "clip_id", "source_uri", "plan_row", "n_segments", "n_frames"),
-    *("fps", "decoder", "encoder", "marks"),
-)
 _SHARDS_AHEAD = 8
-_OPEN_SHARDS = 16  # Of which a decoder keeps the footer and these columns
 _UNSURE = {"damaged", "small_batch"}
 """Marks of clips that are made again: a damage is told with names, and the codes of small batches
 may be rounded differently."""
@@ -63,12 +58,9 @@ class ReusedOutput:
 
     def __init__(self, job: JobConfig, output: Output) -> None:
         self._job, self.output = job, output
-        record = output.record
-        if growth := output.state.growth:
-            grown = {**record.job, "sources": growth[-1].sources}
-            record = record.model_copy(update={"job": grown})
-        sources = record.recorded_job(output.store.uri).sources
-        self._media = {Media(one.media, one.animation_as_picture) for one in sources}
+        growth = output.state.growth
+        sources = growth[-1].sources if growth else output.record.job.get("sources", [])
+        self._media = {(one.get("media"), one.get("animation_as_picture")) for one in sources}
         read = partial(output.side_table, columns=["source_sha256"])
         tables = read_ahead(read, output.shards, _SHARDS_AHEAD)
         self._index = ClipIndex(table.column(0).to_pylist() for table in tables)
@@ -82,7 +74,7 @@ class ReusedOutput:
             return None
         for number in set(self._index.shards_of(sha256)):
             try:
-                shard, table = self._opened(number)
+                shard, table = self.output.kept_open(number)
                 hashes, segments = table.column("source_sha256"), table.column("segment")
                 found = (hashes.to_numpy() == sha256) & (segments.to_numpy() == item.segment)
                 for row in np.flatnonzero(found).tolist():
@@ -91,14 +83,6 @@ class ReusedOutput:
             except CorruptOutput as error:
                 logging.getLogger(__name__).warning("not reused: %s", error)
         return None
-
-    @cached_property  # after this was sent to an actor
-    def _opened(self) -> Any:
-        def open_shard(number: int) -> tuple[ShardReader, Any]:
-            info = self.output.shards[number]
-            return self.output.opened(info), self.output.side_table(info, _COLUMNS)
-
-        return lru_cache(_OPEN_SHARDS)(open_shard)
 
     def _clip(
         self, shard: ShardReader, record: Mapping[str, Any], item: WorkItem
@@ -119,10 +103,9 @@ class ReusedOutput:
         if not is_same or not _UNSURE.isdisjoint(record["marks"]):
             return None
         rows, plan = shard.clip(name) or (), plan_chunks(num_frames, self._job.chunking, traits)
-        found = [(row.frame_start, row.n_frames, row.n_pad_frames, len(row.codes)) for row in rows]
+        found = [(row.frame_start, row.n_frames, len(row.codes)) for row in rows]
         if found != [
-            (one.first_frame, one.num_frames, one.num_pad_frames, num_kept_latents(one, traits))
-            for one in plan
+            (one.first_frame, one.num_frames, num_kept_latents(one, traits)) for one in plan
         ]:
             return None
         pts_s = np.full(num_frames, np.nan)  # Only those of the ends of chunks are known

@@ -101,7 +101,7 @@ class Returns:
                     self.out.count("clips", by="decode")
             else:
                 kept.append(codes := Place(attempt, at, protocol.REUSED))
-                self._codes_made(Clip(item, (codes,)), result)
+                self.settlement.add_codes(Clip(item, (codes,)), result.grid, result.num_codes)
                 self.out.count("clips", by="decode")
                 self.out.count("clips", by="reuse")
         self.outputs.keep(attempt, kept)
@@ -118,12 +118,9 @@ class Returns:
                 self.outputs.use_up(clip.places)
                 encode_s = event.busy_s * result.num_codes / max(1, num_codes)
                 done = Clip(clip.item, (Place(event.attempt, at),), encode_s)
-                self._codes_made(done, result)
-
-    def _codes_made(self, clip: Clip, info: protocol.EncodedInfo) -> None:
-        self.settlement.add_codes(clip, info.grid, info.num_codes)
-        for mark in info.marks:
-            self.out.count("marked", by=mark)
+                self.settlement.add_codes(done, result.grid, result.num_codes)
+                for mark in result.marks:
+                    self.out.count("marked", by=mark)
 
     def _piece_done(self, event: LeaseDone, lease: Lease, result: Info) -> None:
         attempt, clip = event.attempt, self.streams.of(lease)
