@@ -81,7 +81,7 @@ def test_nine_of_ten_clips_are_not_encoded_again(
     _, job = shared_jobs(tmp_path, num_shared=9, num_new=1)
     assert main(["plan", str(job), "--codes-per-s", "16"]) == 0
     planned = capsys.readouterr().out
-    assert "27 clips (90.0%) need no encoding" in planned
+    assert "27 clips (90.0%) need no encoding (reuse)" in planned
     outcome = run_job(load_job(job), Console(quiet=True))
     assert outcome.account.clips == {"decode": 30, "reuse": 27, "encode": 3, "write": 30}
     assert_complete(job)

@@ -28,8 +28,8 @@ _UNSURE = {"damaged", "small_batch"}
 may be rounded differently."""
 
 
-def reused_outputs(job: JobConfig, settings: Mapping[str, Any]) -> list[Output]:
-    """Open the outputs that a job reuses, whose fingerprint has these ``settings``.
+def reused_outputs(job: JobConfig, settings: Mapping[str, Any] | None = None) -> list[Output]:
+    """Open the outputs that a job reuses. ``settings``: those of its fingerprint, if known.
 
     Raises:
         ConfigError: the settings of one are others, or it is the job's own.
@@ -40,7 +40,7 @@ def reused_outputs(job: JobConfig, settings: Mapping[str, Any]) -> list[Output]:
         uri = output.store.uri
         if uri == Store(job.output.uri, job.storage).uri:
             raise ConfigError(f"reuse: {uri} is the job's own output: remove it from the list")
-        if output.fingerprint != digest(settings):
+        if settings is not None and output.fingerprint != digest(settings):
             wanted = json.loads(json.dumps(settings))
             changed = "; ".join(differences(output.record.settings, wanted, "->"))
             raise ConfigError(

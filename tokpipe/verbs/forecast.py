@@ -15,21 +15,18 @@ import numpy as np
 
 from tokpipe.config import JobConfig
 from tokpipe.errors import StorageError
-from tokpipe.formats import job_record
 from tokpipe.formats.shard import estimated_bytes
-from tokpipe.identity import fingerprint_settings
 from tokpipe.media.decoder import Probe
 from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.plan.changes import SourceChanges, plan_now
 from tokpipe.reader import Output
 from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
-from tokpipe.stages.decode import DecodeStage, decoder_versions
+from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.fit import EncoderMemory
 from tokpipe.stages.reuse import ReusedOutput, reused_outputs
 from tokpipe.storage import Store
 from tokpipe.telemetry.human import counted, counts_text, duration, share_text, size_text
 from tokpipe.types import Cut, WorkItem
-from tokpipe.weights.read import read_weights
 
 _STANDARD_ERRORS = 1.96  # Half the width of a 95 % confidence interval
 
@@ -81,7 +78,7 @@ class Forecast:
             with DecodeStage(
                 job.sampling, job.frames, job.decode, job.storage, pieces_of(job)
             ) as stage:
-                stage.reuses = _reused(job)
+                stage.reuses = [ReusedOutput(job, one) for one in reused_outputs(job)]
                 sample = [_amounts(job, item, stage, reasons) for item in items]
             with suppress(StorageError):
                 there = Output(Store(job.output.uri, job.storage))
@@ -130,7 +127,8 @@ class Forecast:
         yield f"  {self.rejected.text()} rejected{reasons}; decoding may reject more"
         if self.reused.value:
             share = share_text(self.reused.value / self.clips.value)
-            yield f"  {self.reused.text()} clips ({share}) need no encoding: see reuse"
+            yield f"  {self.reused.text()} clips ({share}) need no encoding (reuse), if the outputs"
+            yield "  there have this job's settings: not checked, but a run does it first"
         yield f"  {size_text(self.size_bytes)} in about {counted(self.num_shards, 'shard')}"
         yield from (f"  {one['text']}" for one in self.memory)
         if self.encoder_s is None:
@@ -142,20 +140,6 @@ class Forecast:
             hours, cost = f"{self.encoder_s / 3600:,.2f} encoder hours", self.cost
             price = "" if cost is None else f", {cost:,.2f} at {self.price_per_hour:g} per hour"
             yield f"  {hours} ({duration(self.encoder_s)} on one encoder){price}"
-
-
-def _reused(job: JobConfig) -> list[ReusedOutput]:
-    if not job.reuse:
-        return []
-    # What the job leaves to its first run has to be as it is there.
-    job = job_record.read(Store(job.reuse[0], job.storage)).settled(job)
-    settings = fingerprint_settings(
-        job,
-        weights_hash=read_weights(job.tokenizer, job.storage).hash,
-        device=job.encode.device,
-        decoders=decoder_versions(job.decode, job.has_pictures),
-    )
-    return [ReusedOutput(job, one) for one in reused_outputs(job, settings)]
 
 
 def _amounts(
