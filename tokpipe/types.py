@@ -162,6 +162,7 @@ class DecodedClip(Travels):
     """What users of the clip should know: ``"damaged"`` if part of its video is missing."""
     damage: str | None = None  # What is missing, for people, if it is marked ``"damaged"``
     version: int | None = None  # Identifies the content of the source that was decoded
+    source_sha256: str = ""  # Of its bytes, in hex; empty if it changed meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,8 @@ class EncodedClip(Travels):
     marks: tuple[str, ...] = ()  # Marks from decoding and encoding
     damage: str | None = None
     encoder: str = ""  # Encoder class; those of a streamed clip's pieces are joined by `` + ``
+    source_sha256: str = ""  # See ``DecodedClip``
+    version: int | None = None  # Of the source, if it was fetched but not encoded
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -25,9 +25,9 @@ ARROWS: dict[str, set[str]] = {
     "media": {"config", "storage"},
     "models": {"config"},
     "weights": {"config", "models", "storage"},
-    "stages": {"config", "formats", "media", "models", "plan", "sources", "storage"},
-    "runtime": {"config", "formats", "plan", "stages", "storage", "weights"},
     "reader": {"config", "formats", "storage"},
+    "stages": {"config", "formats", "media", "models", "plan", "reader", "sources", "storage"},
+    "runtime": {"config", "formats", "plan", "stages", "storage", "weights"},
     "verbs": {
         *("config", "formats", "media", "models", "plan", "reader", "sources", "stages"),
         *("storage", "weights"),

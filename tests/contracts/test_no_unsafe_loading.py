@@ -32,7 +32,7 @@ EXCEPTIONS = {
     # tests/weights/test_torch_checkpoint.py attacks it.
     "weights/checkpoint.py": "torch.load weights_only",
     # Values that workers of one job exchange over Ray, which pickles them anyway.
-    "runtime/packing.py": "pickle",
+    "runtime/actors.py": "pickle",
     # Calls one function of the C library, with a constant name.
     "models/process.py": "ctypes",
     # Keeps what decord loads from answering calls of other modules; calls nothing.

@@ -207,7 +207,7 @@ def run_without_ray(
     encode_stage.setup("cpu", parts.weights)
     parts.write.setup()
     with contextlib.closing(parts.decode):
-        parts.decode.setup()
+        parts.decode.setup(parts.reused)
         for item in parts.feed.fetch(10**6).items:
             made = list(_made_of(item, parts, encode_stage))
             rejected = [one for one in made if isinstance(one, Rejected)]
@@ -225,16 +225,14 @@ def _made_of(
     state, todo = None, [item]
     while todo:
         (clip,) = parts.decode.process([todo.pop()])
-        if not isinstance(clip, DecodedClip):
-            yield clip
-        elif clip.piece.num_pieces > 1:
+        if isinstance(clip, DecodedClip) and clip.piece.num_pieces > 1:
             encoded, state = encode_stage.process_piece(clip, state)
             yield encoded
             if not clip.piece.is_last:
                 number = clip.piece.index + 1
                 todo.append(replace(item, piece=number, num_pieces=clip.piece.num_pieces))
         else:
-            yield from encode_stage.process([clip])
+            yield from encode_stage.process([clip]) if isinstance(clip, DecodedClip) else [clip]
             number, total = clip.ref.segment + 1, clip.ref.num_segments
             if number < total:
                 todo.append(replace(item, segment=number, num_segments=total))

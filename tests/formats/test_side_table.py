@@ -9,7 +9,7 @@ from tokpipe.formats.checks import sha256
 from tokpipe.formats.side_table import OWN_COLUMNS, build_side_table, read_side_table
 from tokpipe.sources.rows import carried_names
 
-CLIPS = [encoded_clip(2, (17, 5)), encoded_clip(1, (9,))]
+CLIPS = [encoded_clip(2, (17, 5)), replace(encoded_clip(1, (9,)), source_sha256="5e" * 32)]
 CARRIED = pa.table(
     {
         "caption": pa.array(["second", None]),
@@ -31,13 +31,13 @@ def test_a_row_is_a_clip_with_its_carried_columns() -> None:
         "clip_id": CLIPS[1].ref.clip_id, "source_uri": "s3://videos/1.mp4", "plan_row": 1,
         "segment": 0, "n_segments": 1, "n_frames": 9, "n_chunks": 1, "fps": 8.0,
         "decoder": "pyav", "encoder": "cpu AVX512", "marks": [], "damage": None,
-        "start_pts_s": 0.25, "end_pts_s": 8 / 8 + 0.25,
+        "start_pts_s": 0.25, "end_pts_s": 8 / 8 + 0.25, "source_sha256": "5e" * 32,
         "caption": None, "score": 0.25, "tags": [], "src_fps": 30,
     }  # fmt: skip
     assert second == first | {
         "clip_id": CLIPS[0].ref.clip_id, "source_uri": "s3://videos/2.mp4", "plan_row": 2,
         "n_frames": 22, "n_chunks": 2, "encoder": "cpu AVX2", "end_pts_s": 21 / 8 + 0.25,
-        "caption": "second", "score": 0.5, "tags": ["a"], "src_fps": 25,
+        "source_sha256": "", "caption": "second", "score": 0.5, "tags": ["a"], "src_fps": 25,
     }  # fmt: skip
     assert [name for name in OWN_COLUMNS if table.schema.field(name).nullable] == ["damage"]
 
@@ -56,9 +56,15 @@ def test_marks_and_damage_are_kept() -> None:
     assert table["damage"].to_pylist() == [None, "the clip ends early"]
 
 
-@pytest.mark.parametrize("later", [["marks", "damage", "encoder"], ["encoder"]], ids=len)
+LATER = ["marks", "damage", "encoder", "source_sha256"]
+
+
+@pytest.mark.parametrize("later", [LATER, LATER[2:], LATER[3:]], ids=len)
 def test_an_older_table_reads_as_unmarked(later: list[str]) -> None:
-    now = read(build_side_table([replace(one, encoder="") for one in CLIPS], CARRIED))
+    clips = [replace(one, encoder="", source_sha256="") for one in CLIPS]
+    if "encoder" not in later:
+        clips = [replace(one, encoder="x") for one in clips]
+    now = read(build_side_table(clips, CARRIED))
     old = now.drop_columns(later).append_column(later[0], pa.array(["x", "y"]))
     table = read(parquet(old))
     assert table.drop_columns([f"src_{later[0]}"]) == now

@@ -223,7 +223,7 @@ def test_random_access_keeps_few_shards_open() -> None:
     for _ in range(2):
         for clip in clips:
             assert_same(output.clip(clip.ref.clip_id), clip)
-    assert output._kept_open.cache_info().currsize == 16
+    assert output.kept_open.cache_info().currsize == 16
     assert "get shards/p-3-a.parquet" in store.requests, "verified once as a whole"
     store.requests.clear()
     output.clip(clips[39].ref.clip_id)

@@ -197,6 +197,12 @@ class Cluster:
             outputs.append(Output(ref, item.piece, num_pieces, part))
             # A source that could not be fetched does not show how many segments it has.
             problem = self.problem("decode", item, ref_of(item))
+            can_be_reused = not problem and num_pieces == 1 and not self.world.flaw("encode", item)
+            if can_be_reused and self.rng.random() < self.sim.reused:
+                self.sim.seen["reused"] += 1
+                outputs[-1] = Output(ref, 0, 1, protocol.REUSED)
+                infos.append(self.encoded_info(ref))
+                continue
             infos.append(problem or protocol.DecodedInfo(ref, num_frames, num_pieces, part))
         self.outputs[attempt] = outputs
         return protocol.LeaseDone(attempt, tuple(infos))

@@ -118,6 +118,8 @@ class Scenario:
         self.rng = rng = random.Random(seed)
         self.world = draw_world(rng)
         self.trouble = draw_trouble(rng)
+        self.reused = rng.choice([0.0, 0.5, 0.9])
+        """Share of clips that decoders find in another output."""
         self.now = 0.0
         self.seen: Counter[str] = Counter()
         """What went wrong, by kind."""

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from tokpipe.runtime.packing import Packed
+from tokpipe.runtime.actors import Packed
 from tokpipe.types import ArchiveMember, ClipRef, DecodedClip, Failed, Piece, Rejected, WorkItem
 
 REF = ClipRef("id", 3, 0, 1, "s3://bucket/a.mp4")

@@ -69,7 +69,7 @@ def test_no_seed_loses_or_doubles_a_clip() -> None:
     for kind in (
         *("clip kills", "actor lost", "node lost", "zombie", "fault", "storage", "node", "drained"),
         *("gave up", "streamed", "state lost", "stopped", "driver died", "driver froze", "fenced"),
-        *("retried", "part of a batch"),
+        *("retried", "part of a batch", "reused"),
     ):
         assert seen[kind] > NUM_SEEDS / 40, f"{kind}: only {seen[kind]}"
 

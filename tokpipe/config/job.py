@@ -1,5 +1,6 @@
 """One file under jobs/: what to tokenize, how, and where the codes go."""
 
+import operator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -262,6 +263,10 @@ class JobConfig(Frozen):
     """If two rows name the same clip: ``refuse`` stops before any work, ``keep_first`` keeps the
     first and reports the others."""
     output: OutputConfig
+    reuse: Annotated[tuple[Uri, ...], Field(exclude_if=operator.not_)] = ()
+    """Outputs of jobs with the same settings. Clips of files with the same bytes there, whatever
+    their names, are taken from them and not encoded again. See
+    [data.md](data.md#clips-that-another-output-has)."""
     sampling: SamplingConfig = SamplingConfig()
     frames: FramesConfig
     decode: DecodeConfig = DecodeConfig()
@@ -327,6 +332,8 @@ class JobConfig(Frozen):
                 f"sampling.max_clip_frames={sampling.max_clip_frames} at {height}x{width} pixels "
                 f"takes more than {MAX_CLIP_BYTES >> 20} MiB: use {most} or fewer"
             )
+        if streams and self.reuse:
+            raise ValueError("reuse does not work with chunking.policy=streaming: leave it out")
         if streams and sampling.max_clip_frames < (least := self.chunking.chunk_frames):
             found = f"sampling.max_clip_frames={sampling.max_clip_frames} is less than"
             raise ValueError(f"{found} chunking.chunk_frames={least}: use {least} or more")

@@ -25,6 +25,7 @@ _COLUMNS: dict[str, tuple[pa.DataType, Callable[[EncodedClip], Any]]] = {
     "encoder": (pa.string(), lambda clip: clip.encoder),
     "marks": (pa.list_(pa.field("item", pa.string(), nullable=False)), lambda clip: clip.marks),
     "damage": (pa.string(), lambda clip: clip.damage),
+    "source_sha256": (pa.string(), lambda clip: clip.source_sha256),
     "start_pts_s": (pa.float64(), lambda clip: clip.pts_s[0]),
     "end_pts_s": (pa.float64(), lambda clip: clip.pts_s[-1]),
 }
@@ -33,8 +34,8 @@ _OWN = pa.schema(
     [pa.field(name, kind, nullable=name == "damage") for name, (kind, _) in _COLUMNS.items()]
 )
 
-# Side tables and plans of earlier versions lack the last one, or all of these.
-_LATER: dict[str, Any] = {"marks": [], "damage": None, "encoder": ""}
+# Side tables and plans of earlier versions lack the last one, the last two, or all of these.
+_LATER: dict[str, Any] = {"marks": [], "damage": None, "encoder": "", "source_sha256": ""}
 
 OWN_COLUMNS: tuple[str, ...] = tuple(_OWN.names)
 """tokpipe's own columns; carried columns follow them."""
@@ -82,7 +83,7 @@ def read_side_table(
         return list(columns) if columns is not None and is_new else names
 
     table = from_parquet(uri, data, "side table", columns=chosen)
-    for later in (["encoder"], list(_LATER)):
+    for later in (list(_LATER)[first:] for first in (3, 2, 0)):
         before = [name for name in _OWN.names if name not in later]
         if before == table.column_names[: len(before)]:
             table = without_names(table, later)

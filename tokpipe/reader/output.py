@@ -78,15 +78,15 @@ class Output:
         """Totals, the list of shards, and which plan rows are settled."""
         self.shards = ShardList(store, self.state.shards)
         self._index: ClipIndex | None = None
-        self._kept_open = lru_cache(_OPEN_SHARDS)(self._open)
+        self.kept_open = lru_cache(_OPEN_SHARDS)(self._open)
         self._verified: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_kept_open": None, "_index": None}
+        return {**vars(self), "kept_open": None, "_index": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._kept_open = lru_cache(_OPEN_SHARDS)(self._open)
+        self.kept_open = lru_cache(_OPEN_SHARDS)(self._open)
 
     def refresh(self) -> bool:
         """Take in what was committed since; return whether anything was.
@@ -179,13 +179,18 @@ class Output:
         """
         if self._index is None:
             entries = iter_entries(self.store, to_seq=self.state.next_seq)
-            self._index = ClipIndex(entries, self.shards)
+            listed = set(self.shards.field("shard"))  # in the order of the entries
+            shards = (one for entry in entries for one in entry.shards if one.shard in listed)
+            self._index = ClipIndex([clip.clip_id for clip in one.clips] for one in shards)
         for number in self._index.shards_of(clip_id):
-            shard, table = self._kept_open(number)
-            if clip := _clip_in(self.shards[number], shard, table, clip_id):
+            if clip := self.clip_in(number, clip_id):
                 return clip
         found = f"{self.store.uri}: no tokenized clip {clip_id!r}"
         raise NotFound(f"{found}. It may be rejected, or committed since the output was opened")
+
+    def clip_in(self, number: int, clip_id: str) -> Clip | None:
+        """Return one clip if it is in this shard, which is kept open for a while."""
+        return _clip_in(self.shards[number], *self.kept_open(number), clip_id)
 
     def clips_of(
         self, info: ShardInfo, shard: ShardReader, clip_ids: Iterable[str]
@@ -311,4 +316,5 @@ def _clip(info: ShardInfo, rows: Sequence[Chunk] | None, record: dict[str, Any] 
         damage=record["damage"],
         decoder=record["decoder"],
         encoder=record["encoder"],
+        source_sha256=record["source_sha256"],
     )

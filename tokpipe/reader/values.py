@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tokpipe.formats.manifest import ManifestEntry
 from tokpipe.formats.shard_reader import Chunk
 from tokpipe.storage.store import Store
 from tokpipe.types import ChunkSpan, ClipRef, Codes, EncodedClip
@@ -32,6 +31,7 @@ class Clip:
     damage: str | None = None  # What is missing from a damaged clip, in words
     decoder: str = ""
     encoder: str = ""  # Encoder class; empty in outputs of earlier versions
+    source_sha256: str = ""  # Of the bytes of its source; empty if they are unknown
 
     @property
     def ref(self) -> ClipRef:
@@ -45,8 +45,18 @@ class Clip:
             sizes = one.frame_start, one.n_frames, one.n_pad_frames, one.n_context_frames
             spans.append(ChunkSpan(one.chunk_index, *sizes, 0, one.first_is_image))
             times += [one.start_pts_s] * (one.n_frames - 1) + [one.end_pts_s]
-        what = tuple(spans), tuple(one.codes for one in self.chunks), np.array(times), self.fps
-        return EncodedClip(self.ref, *what, self.decoder, self.marks, self.damage, self.encoder)
+        return EncodedClip(
+            self.ref,
+            tuple(spans),
+            tuple(one.codes for one in self.chunks),
+            np.array(times),
+            self.fps,
+            self.decoder,
+            self.marks,
+            self.damage,
+            self.encoder,
+            source_sha256=self.source_sha256,
+        )
 
     @property
     def codes(self) -> Codes:
@@ -115,15 +125,12 @@ class ClipIndex:
     Two ids may share a hash, so look into the shard to be sure.
     """
 
-    def __init__(self, entries: Iterable[ManifestEntry], shards: ShardList) -> None:
-        """Index the clips that the entries of a manifest list for these shards."""
-        numbers = {key: number for number, key in enumerate(shards.field("shard"))}
-        packed, sizes = bytearray(), np.zeros(len(shards), np.int64)
-        # What replaces a shard is listed later, so numbers increase.
-        for receipt in (receipt for entry in entries for receipt in entry.shards):
-            if (number := numbers.get(receipt.shard)) is not None:
-                packed += b"".join(_hash(clip.clip_id) for clip in receipt.clips)
-                sizes[number] = len(receipt.clips)
+    def __init__(self, shards: Iterable[Sequence[str]]) -> None:
+        """Index the ids of the clips of each shard, in the order in which shards are numbered."""
+        packed, sizes = bytearray(), []
+        for ids in shards:
+            packed += b"".join(map(_hash, ids))
+            sizes.append(len(ids))
         hashes = np.frombuffer(packed, np.uint64)
         order = np.argsort(hashes)
         self._hashes = hashes[order]

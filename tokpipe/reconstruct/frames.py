@@ -146,6 +146,7 @@ class SideBySide(ExitStack):
         last = False
         while not last:
             (decoded,) = stage.process([item])
+            assert not isinstance(decoded, EncodedClip), "nothing is reused here"
             if not isinstance(decoded, DecodedClip):
                 raise SourceError(
                     decoded.reason,

@@ -8,9 +8,10 @@ Only the encode actor imports torch, in ``setup``: it costs seconds and hundreds
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import ObjectLostError
@@ -18,7 +19,6 @@ from ray.exceptions import ObjectLostError
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import INPUTS_WITHIN_S
 from tokpipe.runtime.dispatch.protocol import AttemptId, LeaseDone, LeaseFailed
-from tokpipe.runtime.packing import Packed
 from tokpipe.storage.store import Landmark
 from tokpipe.types import DecodedClip, EncodedClip, EncoderPath, WorkItem
 
@@ -31,6 +31,29 @@ STUCK = (
 Positions = tuple[int, ...]
 Codes = tuple[AttemptId, Any, Positions]
 """An attempt, a reference to its payload, and the positions to pick from it."""
+
+
+T = TypeVar("T")
+
+
+class Packed(Generic[T]):
+    """Carries a value across Ray: the receiver gets the value itself.
+
+    The value is pickled in C, as Ray's pickler visits every object in Python. Ray sees some bytes
+    and the buffers of arrays, which are not copied.
+    """
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, tuple[Any, ...]]:
+        buffers: list[pickle.PickleBuffer] = []
+        inside = pickle.dumps(self.value, protocol=5, buffer_callback=buffers.append)
+        return _unpack, (inside, *buffers)
+
+
+def _unpack(inside: bytes, *buffers: Any) -> Any:
+    return pickle.loads(inside, buffers=buffers)
 
 
 class Worker:
@@ -55,16 +78,19 @@ class DecodeActor(Worker):
     def work(
         self, attempt: AttemptId, items: Sequence[WorkItem], sizes: Sequence[tuple[int, int]]
     ) -> tuple[Packed[Any], ...]:
-        """Return a payload for each size of frames, then the answer."""
+        """Return pixels of each size of frames, codes that are reused, and the answer."""
         started, stage = time.monotonic(), self.stage
         results = stage.process(list(items))
-        payloads: list[list[DecodedClip | None]] = [[None] * len(results) for _ in sizes]
+        payloads: list[list[Any]] = [[None] * len(results) for _ in (*sizes, protocol.REUSED)]
         infos: list[Any] = []
         for at, one in enumerate(results):
             if isinstance(one, DecodedClip):
                 payloads[part := sizes.index(one.frames.shape[1:3])][at] = one
                 num_frames, num_pieces = len(one.frames), one.piece.num_pieces
                 one = protocol.DecodedInfo(one.ref, num_frames, num_pieces, part, one.version)
+            elif isinstance(one, EncodedClip):
+                payloads[protocol.REUSED][at] = one
+                one = _info(one)
             infos.append(one)
         busy_s = time.monotonic() - started
         done = LeaseDone(attempt, tuple(infos), busy_s, stage.fetched_s, stage.fetched_bytes)
@@ -92,12 +118,7 @@ class EncodeActor(Worker):
         else:
             results = self.stage.process(clips)
         payload = [one if isinstance(one, EncodedClip) else None for one in results]
-        infos = tuple(
-            protocol.EncodedInfo(one.ref, one.grid, one.num_codes, one.marks)
-            if isinstance(one, EncodedClip)
-            else one
-            for one in results
-        )
+        infos = tuple(_info(one) if isinstance(one, EncodedClip) else one for one in results)
         busy_s, path = time.monotonic() - started, self.stage.path
         news, self.path = None if path == self.path else path, path
         return Packed(payload), after, Packed(LeaseDone(attempt, infos, busy_s, path=news))
@@ -125,6 +146,10 @@ class WriteActor(Worker):
             return Packed(LeaseFailed(attempt, "inputs_lost", "a node was lost", tuple(gone)))
         receipt = self.stage.process(shard, _picked(payloads, picks))
         return Packed(LeaseDone(attempt, receipt, time.monotonic() - started))
+
+
+def _info(clip: EncodedClip) -> protocol.EncodedInfo:
+    return protocol.EncodedInfo(clip.ref, clip.grid, clip.num_codes, clip.marks, clip.version)
 
 
 def _picked(payloads: Sequence[Payload], picks: Sequence[Positions]) -> list[Any]:

@@ -41,6 +41,7 @@ from tokpipe.runtime.dispatch.protocol import Planned
 from tokpipe.stages.chunks import largest_chunk, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage, decoder_versions, ref_of
 from tokpipe.stages.fit import EncoderMemory
+from tokpipe.stages.reuse import ReusedOutput, reused_outputs
 from tokpipe.stages.write import WriteStage
 from tokpipe.storage import Store
 from tokpipe.storage.client import split_protocol
@@ -133,7 +134,7 @@ class JobOutput:
         """Plan a new output and write its record. If another driver was first, use its record.
 
         Raises:
-            ConfigError: a GPU has too little memory for the job's chunks.
+            ConfigError: a GPU has too little memory for chunks, or no output can be reused.
             PlanMismatch: another driver started the output with different settings.
         """
         if self.record is not None:
@@ -152,6 +153,7 @@ class JobOutput:
         settings = fingerprint_settings(
             job, weights_hash=weights_hash, device=device, decoders=found
         )
+        reused_outputs(job, settings)  # only checks them
         say(console, "planning ...")
         plan = write_plan(job, store, self.driver)
         if plan.num_duplicates:
@@ -245,7 +247,10 @@ class Run:
         if device == "cpu" or job.chunking.policy == "streaming":  # Encodes one chunk at a time
             encode = job.encode.model_copy(update={"batch_chunks": 1})
             job = job.model_copy(update={"encode": encode})
+        self.reused = [ReusedOutput(job, one) for one in reused_outputs(job, record.settings)]
         limits = _limits(job, device, state)
+        others = chain(*(one.output.totals.encoders for one in self.reused))
+        limits = replace(limits, encoders=limits.encoders.union(others))
         self.dispatcher = Dispatcher(limits, partial(ref_of, sampling=job.sampling))
         allowed = (getattr(one, "allowed_prefixes", None) or () for one in job.sources)
         uris = [*(one.uri for one in job.sources), *chain(*allowed)]

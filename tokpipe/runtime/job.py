@@ -185,6 +185,8 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
         yield f"  since it was planned: {outcome.changes}. {HOW_TO_EXTEND}"
     if marked := outcome.account.marked:
         yield f"  marked in this run: {counts_text(marked)} (column marks of clips/)"
+    if num_reused := outcome.account.clips.get("reuse"):
+        yield f"  {counted(num_reused, 'clip')} of this run taken from the outputs under reuse"
     yield from _speed_lines(outcome)
     if outcome.was_drained:
         yield "  stopped because the driver's node is draining"

@@ -26,14 +26,20 @@ from tokpipe.errors import (
     UnfitNode,
 )
 from tokpipe.formats.layout import shard_key
-from tokpipe.runtime.actors import STUCK, DecodeActor, EncodeActor, WriteActor, missing_inputs
+from tokpipe.runtime.actors import (
+    STUCK,
+    DecodeActor,
+    EncodeActor,
+    Packed,
+    WriteActor,
+    missing_inputs,
+)
 from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.cluster import actor_options, capacity_of, draining_nodes, live_nodes
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.fleet import INPUTS_WITHIN_S
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import ActorId, ActorLost, AttemptId, Event, LeaseFailed
-from tokpipe.runtime.packing import Packed
 from tokpipe.runtime.trouble import explain, one_line
 from tokpipe.storage.retry import Moment
 from tokpipe.telemetry.logs import log_event, start_worker_log
@@ -70,7 +76,7 @@ class Shell:
         # The head too has a thread: Ray waits a minute for a dead one, then ends the process.
         self._questions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._asked_at: float | None = None
-        self._put_weights: Any = None
+        self._put: dict[Stage, Any] = {}  # What actors of a stage share
         self._put_at = -inf
 
     def stop(self) -> None:
@@ -214,11 +220,14 @@ class Shell:
         options = actor_options(pool, zero_cpu=command.zero_cpu, avoid=avoid)
         options |= {"max_restarts": 0, "max_task_retries": 0}
         setup = [job.landmark, getattr(job, stage)]
+        # Put them again if an actor may have waited for them in vain.
+        if time.monotonic() - self._put_at > job.config.start_timeout_s:
+            self._put = {"decode": ray.put(job.reused), "encode": ray.put(job.weights)}
+            self._put_at = time.monotonic()
+        if stage == "decode":
+            setup.append(self._put[stage])
         if stage == "encode":
-            # Put them again if an actor may have waited for them in vain.
-            if time.monotonic() - self._put_at > job.config.start_timeout_s:
-                self._put_weights, self._put_at = ray.put(job.weights), time.monotonic()
-            setup += job.device, self._put_weights
+            setup += job.device, self._put[stage]
             if job.device == "cuda":
                 options["num_gpus"] = gpus_per_encoder(job.config)
         context = {**job.log_context, "stage": stage, "actor": actor_id}
@@ -241,7 +250,7 @@ class Shell:
             done = actor.work.remote(attempt, name, picks)
         elif lease.stage == "decode":
             sizes = self.dispatcher.pools.limits.frame_sizes
-            work = actor.work.options(num_returns=len(sizes) + 1)
+            work = actor.work.options(num_returns=len(sizes) + 2)
             *self._payloads[attempt], done = work.remote(attempt, Packed(lease.items), sizes)
         else:
             _, pixels, positions = zip(*picks, strict=True)

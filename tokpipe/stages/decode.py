@@ -1,11 +1,11 @@
 """The decode stage: turns work items into pixels, resampled and resized, or rejections."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
@@ -14,6 +14,7 @@ from tokpipe.identity import clip_id
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, VideoDecoder
 from tokpipe.sources.webdataset import find_members
+from tokpipe.stages.reuse import ReusedOutput
 from tokpipe.storage.client import ALLOWED, split_protocol
 from tokpipe.storage.fetch import LocalVideo, check_folders, check_readable, fetch_to_file
 from tokpipe.telemetry.redact import redact
@@ -22,6 +23,7 @@ from tokpipe.types import (
     ClipRef,
     Cut,
     DecodedClip,
+    EncodedClip,
     Failed,
     Piece,
     Rejected,
@@ -54,8 +56,9 @@ class DecodeStage:
     """Time that the last call of ``process`` spent fetching sources."""
     fetched_bytes: int = field(default=0, init=False)  # The same; also of sources on local disk
 
-    def setup(self) -> None:
+    def setup(self, reuses: Sequence[ReusedOutput] = ()) -> None:
         """Start up inside the actor. NodeTrouble: the job's decoders do not load here."""
+        self.reuses = reuses
         self._decoder = VideoDecoder(
             *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
         )
@@ -76,24 +79,38 @@ class DecodeStage:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def process(self, items: list[WorkItem]) -> list[DecodedClip | Rejected | Failed]:
-        """Decode each item. Errors that are raised are those of a store or of this node."""
+    def process(self, items: list[WorkItem]) -> list[DecodedClip | EncodedClip | Rejected | Failed]:
+        """Decode each item, or take its codes. Errors raised are those of a store or this node."""
         self.fetched_s, self.fetched_bytes = 0.0, 0
-        return [self._decode(item) for item in items]
+        return [self._tried(item, partial(self._made, item)) for item in items]
 
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
         """Return what decoding the item's row would produce; raises as ``process`` does."""
         return self._tried(item, self._decoder.probe)
 
-    def _decode(self, item: WorkItem) -> DecodedClip | Rejected | Failed:
+    def is_reused(self, item: WorkItem) -> bool:
+        """Whether another output has an item's clip; raises as ``process`` does."""
+        known = self._tried(item, partial(self._known, item)) if self.reuses else None
+        return isinstance(known, EncodedClip)
+
+    def _known(self, item: WorkItem, file: LocalVideo, **_: Any) -> EncodedClip | None:
+        found = (one.find(item, file.sha256) for one in self.reuses)
+        clip = next(filter(None, found), None)
+        if clip is not None:
+            ref = self._ref(item, clip.ref.num_segments)
+            clip = replace(clip, ref=ref, version=file.version)
+        return clip
+
+    def _made(self, item: WorkItem, file: LocalVideo, **span: Any) -> DecodedClip | EncodedClip:
+        if clip := self._known(item, file):
+            return clip
+        sha256, piece = file.sha256, Piece()
         segment, num_segments = item.segment, item.num_segments
         if self.pieces is not None:
             segment, num_segments = item.piece, item.num_pieces
-        decode = partial(self._decoder.decode, segment=segment, num_segments=num_segments)
-        video = self._tried(item, decode)
-        if isinstance(video, Rejected | Failed):
-            return video
-        version, piece = self._held[item.source_uri, item.member].version, Piece()
+        video = self._decoder.decode(file, segment=segment, num_segments=num_segments, **span)
+        if file.sha256 != sha256:  # it was used in place, and has changed
+            sha256 = ""
         if self.pieces is not None:
             piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
             if piece.is_last:
@@ -107,7 +124,8 @@ class DecodeStage:
             piece,
             marks=(*video.marks, *["damaged"] * (video.damage is not None)),
             damage=video.damage,
-            version=version,
+            version=file.version,
+            source_sha256=sha256,
         )
 
     def _tried(self, item: WorkItem, call: Callable[..., T]) -> T | Rejected | Failed:

@@ -303,6 +303,7 @@ class EncodeStage:
             marks=clip.marks + marks,
             damage=clip.damage,
             encoder=self.hardware,
+            source_sha256=clip.source_sha256,
         )
 
     def _narrowed(self, clip: DecodedClip, block: NDArray[np.int64]) -> Codes:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import os
 import re
 import socket
@@ -49,6 +50,15 @@ class LocalVideo:
     copy: int | None = None  # The descriptor of a copy
     file_name: str = ""  # Of a copy: another one each time, with the video's extension
 
+    @property
+    def sha256(self) -> str:
+        """Of its bytes as they are now, in hex; empty if they cannot be read."""
+        with contextlib.suppress(OSError):  # decoders find out whose fault it is
+            now = self.path.stat()
+            state = self.file_name, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+            return _read_once(self.path, state)
+        return ""
+
     def close(self) -> None:
         """Free the space of a copy."""
         if self.copy is not None:
@@ -79,9 +89,8 @@ def fetch_to_file(
         found = _local_version(Path(path), max_bytes)
         check_version(uri, found, version)
         return LocalVideo(Path(path), found)
-    suffix = _SUFFIX.search(re.split(r"[?#]", uri)[0] if protocol in ("http", "https") else uri)
     source = uri if member is None else member.archive_uri
-    with source_errors(source), new_copy(suffix[0] if suffix else "") as (video, file):
+    with source_errors(source), new_copy(extension_of(uri)) as (video, file):
         client = client_of(source, options)
         if client.is_local:
             _local_version(Path(client.path_of(source)), max_bytes=2**63)  # not a pipe
@@ -145,11 +154,18 @@ def check_readable(path: Path) -> None:
         raise NodeTrouble(f"{path} on {socket.gethostname()}: cannot be read ({error})") from error
 
 
-@functools.lru_cache  # a long file that is damaged has many clips
-def _read_once(path: Path, _version: int) -> None:
+@functools.lru_cache  # a long file has many clips
+def _read_once(path: Path, _version: object) -> str:
+    """The SHA-256 of this version of a file."""
     with path.open("rb", buffering=0) as file:
-        while file.read(PIECE_BYTES):
-            pass
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def extension_of(uri: str) -> str:
+    """Return the extension of a file's name, which FFmpeg considers, with its dot; may be empty."""
+    is_web = split_protocol(uri)[0] in ("http", "https")
+    suffix = _SUFFIX.search(re.split(r"[?#]", uri)[0] if is_web else uri)
+    return suffix[0] if suffix else ""
 
 
 def check_folders(path: Path, folders: Iterable[Path]) -> None:

@@ -71,7 +71,8 @@ class Account:
     """Encoder seconds of work that could have been faster, by why, see ``EncoderPath``."""
     lost_s: float = 0.0  # Encoder seconds whose codes were lost before they were committed
     clips: Mapping[str, int] = field(default_factory=dict)
-    """Clips that a stage has finished; for ``write``, committed clips."""
+    """Clips that a stage has finished; for ``write``, committed clips. ``reuse``: those for which
+    the decode stage found codes in another output."""
     rejected_at: Mapping[str, int] = field(default_factory=dict)
     """Rejected clips, committed or not, by the stage that rejected them."""
     num_opened: int = 0  # Plan rows whose number of clips is known
@@ -105,7 +106,8 @@ class Account:
         rejected = self.rejected_at.get("decode", 0)
         if stage != "decode":
             rejected += self.rejected_at.get("encode", 0)
-        return self.clips.get(stage, 0) + rejected
+        reused = self.clips.get("reuse", 0) if stage == "encode" else 0
+        return self.clips.get(stage, 0) + reused + rejected
 
     @property
     def stage_seconds(self) -> dict[tuple[Stage, Activity], float]:

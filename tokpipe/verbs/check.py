@@ -26,7 +26,7 @@ from tokpipe.stages.fit import EncoderMemory
 from tokpipe.storage import Store, probe_store
 from tokpipe.telemetry.human import counted, counts_text
 from tokpipe.telemetry.redact import redact
-from tokpipe.types import Cut, DecodedClip
+from tokpipe.types import Cut, Failed, Rejected
 from tokpipe.weights.read import TokenizerWeights, find_weights, read_weights
 
 MAX_ROWS = 200_000
@@ -161,7 +161,7 @@ def _videos(job: JobConfig, source: RowSource, rows: RowSample) -> Iterator[Chec
     # A clip's length is checked whole, but only its first frame is decoded.
     with DecodeStage(job.sampling, job.frames, job.decode, job.storage, _FIRST_FRAME) as stage:
         found = stage.process(rows.items)
-    bad = [one for one in found if not isinstance(one, DecodedClip)]
+    bad = [one for one in found if isinstance(one, Rejected | Failed)]
     reasons = dict(Counter(one.reason for one in bad).most_common())
     example = redact(f"{bad[0].ref.source_uri}: {bad[0].message}") if bad else None
     if bad and len(bad) == len(found):

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -23,9 +23,10 @@ from tokpipe.reader import Output
 from tokpipe.stages.chunks import num_kept_latents, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.fit import EncoderMemory
+from tokpipe.stages.reuse import ReusedOutput, reused_outputs
 from tokpipe.storage import Store
-from tokpipe.telemetry.human import counted, counts_text, duration, size_text
-from tokpipe.types import Cut, Failed, Rejected
+from tokpipe.telemetry.human import counted, counts_text, duration, share_text, size_text
+from tokpipe.types import Cut, WorkItem
 
 _STANDARD_ERRORS = 1.96  # Half the width of a 95 % confidence interval
 
@@ -77,7 +78,8 @@ class Forecast:
             with DecodeStage(
                 job.sampling, job.frames, job.decode, job.storage, pieces_of(job)
             ) as stage:
-                sample = [_amounts(job, stage.probe(item), reasons) for item in items]
+                stage.reuses = [ReusedOutput(job, one) for one in reused_outputs(job)]
+                sample = [_amounts(job, item, stage, reasons) for item in items]
             with suppress(StorageError):
                 there = Output(Store(job.output.uri, job.storage))
                 planned = StoredPlan.of(there.record, there.state.growth)
@@ -88,7 +90,8 @@ class Forecast:
         self.num_sampled = len(sample)
         self.clips, self.rejected = amounts[:2]  # Rejections that containers show
         self.reasons = dict(reasons.most_common())  # Of the rejections in the sample
-        self.frames, self.chunks, self.codes = amounts[2:]  # Frames after resampling
+        self.frames, self.chunks, self.codes = amounts[2:5]  # Frames after resampling
+        self.reused = amounts[5]  # Clips that other outputs have
         num_codes, codebook_size = round(self.codes.value), job.tokenizer.traits.codebook_size
         self.size_bytes = estimated_bytes(num_codes, codebook_size)  # The most that codes can take
         self.num_shards = max(1, math.ceil(self.size_bytes / job.output.shard_bytes))
@@ -96,7 +99,8 @@ class Forecast:
         self.left_out = plan.left_out
         self.memory = [] if job.encode.device == "cpu" else [*EncoderMemory(job).by_size()]
         """What GPUs hold of each frame size."""
-        self.encoder_s = None if codes_per_s is None else self.codes.value / codes_per_s
+        left = 1 - self.reused.value / max(1.0, self.clips.value)
+        self.encoder_s = None if codes_per_s is None else left * self.codes.value / codes_per_s
         """Total seconds of encoders; None if their speed is unknown."""
         self.cost: float | None = None
         """Price of the encoder time; None if the speed or the hourly price is unknown."""
@@ -121,6 +125,10 @@ class Forecast:
         )
         reasons = f" (in the sample: {counts_text(self.reasons)})" if self.reasons else ""
         yield f"  {self.rejected.text()} rejected{reasons}; decoding may reject more"
+        if self.reused.value:
+            share = share_text(self.reused.value / self.clips.value)
+            yield f"  {self.reused.text()} clips ({share}) need no encoding (reuse), if the outputs"
+            yield "  there have this job's settings: not checked, but a run does it first"
         yield f"  {size_text(self.size_bytes)} in about {counted(self.num_shards, 'shard')}"
         yield from (f"  {one['text']}" for one in self.memory)
         if self.encoder_s is None:
@@ -135,12 +143,14 @@ class Forecast:
 
 
 def _amounts(
-    job: JobConfig, found: Probe | Rejected | Failed, reasons: Counter[str]
-) -> tuple[int, int, int, int, int]:
-    """Return a row's clips, rejections, frames, chunks and codes; count why clips are rejected."""
+    job: JobConfig, item: WorkItem, stage: DecodeStage, reasons: Counter[str]
+) -> tuple[int, int, int, int, int, int]:
+    """Return a row's clips, rejections, frames, chunks, codes and clips to reuse; count why clips
+    are rejected."""
+    found = stage.probe(item)
     if not isinstance(found, Probe):
         reasons[found.reason] += 1
-        return 0, 1, 0, 0, 0
+        return 0, 1, 0, 0, 0, 0
     traits, sampling, pieces = job.tokenizer.traits, job.sampling, pieces_of(job)
     cut = pieces or Cut(sampling.max_clip_frames, sampling.max_clip_frames)
     bounds = map(cut.bounds, range(found.num_segments))
@@ -162,4 +172,5 @@ def _amounts(
         sum(length for _, length in parts),
         len(spans),
         codes_per_latent * sum(num_kept_latents(span, traits) for span in spans),
+        sum(stage.is_reused(replace(item, segment=n)) for n in range(found.num_segments)),
     )

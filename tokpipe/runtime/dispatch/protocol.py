@@ -22,7 +22,7 @@ ActorId = int
 AttemptId = int
 StreamId = int
 NodeId = str
-STATE = 1
+STATE, REUSED = 1, -1
 STOP_GRACE_S = 30.0
 
 
@@ -57,7 +57,8 @@ class Place(NamedTuple):
     at: int
     part: int = 0
     """Pixels have one for each size of frames, because encoders fetch whole parts. Codes are part
-    0 of what an encoder puts out, and the state that it leaves is part ``STATE``."""
+    0 of what an encoder puts out, and the state that it leaves is part ``STATE``. Codes that a
+    decoder has from another output are part ``REUSED``."""
 
 
 class Clip(NamedTuple):
@@ -100,12 +101,14 @@ class DecodedInfo(NamedTuple):
 
 
 class EncodedInfo(NamedTuple):
-    """One clip in the output of an encode attempt; the codes stay in the object store."""
+    """One clip in the output of an encode attempt, or of a decode attempt that found its codes in
+    another output; the codes stay in the object store."""
 
     ref: ClipRef
     grid: tuple[int, int]
     num_codes: int
     marks: tuple[str, ...] = ()
+    version: int | None = None  # Of the source, if it is reused
 
 
 Info = DecodedInfo | EncodedInfo | Rejected | Failed

@@ -52,8 +52,9 @@ class Returns:
             self.outputs.use_up(lease.places)
             return
         failed = [one for one in answer if isinstance(one, Failed)]
-        num_decoded = sum(isinstance(one, protocol.DecodedInfo) for one in answer)
-        self.breaker.decoded(num_decoded, attempt)
+        if lease.stage == "decode":
+            num_failed = sum(isinstance(one, Rejected | Failed) for one in answer)
+            self.breaker.decoded(len(answer) - num_failed, attempt)
         self.blame.answered(lease, failed[0] if len(failed) == len(answer) else None)
         if lease.stream is not None:
             self._piece_done(event, lease, answer[0])
@@ -82,7 +83,7 @@ class Returns:
             if item.num_segments is None and not isinstance(result, Failed):
                 self.out.count("num_opened")
             is_first = item.version is None and not item.follows
-            if isinstance(result, protocol.DecodedInfo) and is_first:
+            if is_first and not isinstance(result, Rejected | Failed):
                 # Its other clips need the same content.
                 item = replace(item, version=result.version)
             if item.num_segments is None and total > 1:
@@ -98,6 +99,11 @@ class Returns:
                 else:
                     self.queues.add_decoded(Clip(item, (pixels,)), result.num_frames, max_clips)
                     self.out.count("clips", by="decode")
+            else:
+                kept.append(codes := Place(attempt, at, protocol.REUSED))
+                self.settlement.add_codes(Clip(item, (codes,)), result.grid, result.num_codes)
+                self.out.count("clips", by="decode")
+                self.out.count("clips", by="reuse")
         self.outputs.keep(attempt, kept)
 
     def _encoded(self, event: LeaseDone, lease: Lease, answer: Sequence[Info]) -> None:
@@ -231,7 +237,9 @@ class Returns:
         self.queues.decode_again([clip.item for clip in clips])
         self.out.count("clips", -len(clips), by="decode")
         if stage == "write":
-            self.out.count("clips", -len(clips), by="encode")
+            num_reused = sum(clip.places[0].part == protocol.REUSED for clip in clips)
+            self.out.count("clips", -num_reused, by="reuse")
+            self.out.count("clips", num_reused - len(clips), by="encode")
             self.out.count("lost_s", sum(clip.encode_s for clip in clips))
         for clip in clips:
             self.outputs.use_up(clip.places)

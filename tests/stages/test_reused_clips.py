@@ -1,0 +1,227 @@
+"""Which clips of another output are taken for those of a job, and that no other ever is."""
+
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from tests.end_to_end.jobs import (
+    WITH_DECODER,
+    files,
+    output_of,
+    run_without_ray,
+    write_job,
+    write_video,
+)
+from tokpipe.config import load_job
+from tokpipe.errors import ConfigError, NotFound
+from tokpipe.runtime.assemble import JobOutput
+from tokpipe.stages.decode import DecodeStage
+from tokpipe.stages.reuse import ReusedOutput, reused_outputs
+from tokpipe.storage.fetch import LocalVideo
+from tokpipe.types import DecodedClip, EncodedClip, Media, WorkItem
+
+NUM_MUTATIONS = int(os.environ.get("TOKPIPE_TEST_MUTATIONS", "60"))
+SPANS = [(None, None), (0.5, 2.0), (0.0, None), (None, 1.5)]
+
+
+class Lab:
+    """An output with a clip of each span of one video, and what else may be in the same place."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.video = folder, folder / "a.mp4"
+        write_video(self.video, 24)
+        rows = [f"{self.video},{'' if a is None else a},{'' if b is None else b}" for a, b in SPANS]
+        (folder / "clips.csv").write_text("\n".join(["url,start,end", *rows]) + "\n")
+        table = {"kind": "table", "uri": str(folder / "clips.csv"), "uri_column": "url"}
+        table |= {"start_column": "start", "end_column": "end"}
+        self.job = load_job(write_job(folder / "a.yaml", table, str(folder / "a")))
+        run_without_ray(self.job)
+        self.output = output_of(self.job)
+        self.reused = ReusedOutput(self.job, self.output)
+        job = self.job
+        self.stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage)
+        self.stage.setup([self.reused])
+
+    def item(self, path: Path, span: int = 0, **changes: Any) -> WorkItem:
+        start_s, end_s = SPANS[span]
+        return replace(WorkItem(7, "0" * 32, str(path), None, start_s, end_s), **changes)
+
+    def find(self, path: Path, **changes: Any) -> EncodedClip | None:
+        (found,) = self.stage.process([self.item(path, **changes)])
+        return found if isinstance(found, EncodedClip) else None
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.stage.close()
+
+
+@pytest.mark.parametrize("span", range(len(SPANS)))
+def test_a_clip_is_found_under_any_name_with_everything_that_shards_store(
+    span: int, lab: Lab
+) -> None:
+    copy = shutil.copy(lab.video, lab.folder / "other name.MP4")
+    found = lab.find(Path(copy), span=span)
+    assert found is not None
+    assert (found.ref.source_uri, found.ref.row, found.ref.segment) == (str(copy), 7, 0)
+    num_segments = found.ref.num_segments
+    for segment in range(num_segments):
+        taken = lab.find(Path(copy), span=span, segment=segment, num_segments=num_segments)
+        assert taken is not None
+        (clip,) = [
+            one for one in lab.output.clips() if (one.plan_row, one.segment) == (span, segment)
+        ]
+        assert [block.tobytes() for block in taken.codes] == [
+            chunk.codes.tobytes() for chunk in clip.chunks
+        ]
+        ends = [
+            (taken.pts_s[one.first_frame], taken.pts_s[one.first_frame + one.num_frames - 1])
+            for one in taken.chunks
+        ]
+        assert ends == [(chunk.start_pts_s, chunk.end_pts_s) for chunk in clip.chunks]
+        assert (taken.fps, taken.marks) == (clip.fps, clip.marks)
+        assert not np.isnan(taken.pts_s[[0, -1]]).any()
+
+
+def test_other_bytes_names_spans_and_media_are_not_taken(lab: Lab) -> None:
+    changed = lab.folder / "changed.mp4"
+    changed.write_bytes(lab.video.read_bytes() + b"\0\0\0\x08free")
+    shutil.copy(lab.video, lab.folder / "a.m4v")
+    assert lab.find(lab.video) is not None
+    assert lab.find(changed) is None
+    assert lab.find(lab.folder / "a.m4v") is None  # FFmpeg considers the extension
+    assert lab.find(lab.video, start_s=0.25) is None
+    assert lab.find(lab.video, media=Media("both")) is None
+    total = lab.find(lab.video).ref.num_segments  # type: ignore[union-attr]
+    assert lab.find(lab.video, num_segments=total + 1) is None
+    assert lab.find(lab.video, segment=total - 1, num_segments=total) is not None
+
+
+def test_a_file_that_changes_while_it_is_decoded_has_no_hash(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(path := tmp_path / "new.mp4", 9, seed=5)
+    (still,) = lab.stage.process([lab.item(path)])
+    assert isinstance(still, DecodedClip)
+    assert len(still.source_sha256) == 64
+    decode = lab.stage._decoder.decode
+
+    def changing(*arguments: Any, **settings: Any) -> Any:
+        video, status = decode(*arguments, **settings), path.stat()
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return video
+
+    monkeypatch.setattr(lab.stage._decoder, "decode", changing)
+    (moved,) = lab.stage.process([lab.item(path)])
+    assert isinstance(moved, DecodedClip)
+    assert moved.source_sha256 == ""
+
+
+def test_a_damaged_shard_is_not_taken_from(lab: Lab, tmp_path: Path) -> None:
+    shutil.copytree(lab.folder / "a", tmp_path / "a")
+    output = lab.job.output.model_copy(update={"uri": str(tmp_path / "a")})
+    reused = ReusedOutput(lab.job, output_of(lab.job.model_copy(update={"output": output})))
+    content = lab.find(lab.video).source_sha256  # type: ignore[union-attr]
+    assert reused.find(lab.item(lab.video), content) is not None
+    for shard in (tmp_path / "a/shards").iterdir():
+        data = bytearray(shard.read_bytes())
+        data[100:110] = bytes(byte ^ 255 for byte in data[100:110])
+        shard.write_bytes(data)
+    again = ReusedOutput(lab.job, output_of(lab.job.model_copy(update={"output": output})))
+    assert again.find(lab.item(lab.video), content) is None
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"sampling": {"fps": 4, "max_clip_frames": 9}},
+    {"sampling": {"fps": 8, "max_clip_frames": 17}},
+    {"frames": {"size": [32, 64]}},
+    {"frames": {"size": [32, 32], "fit": "pad"}},
+    {"chunking": {"chunk_frames": 5}},
+    {"chunking": {"policy": "whole"}},
+    {"encode": {"device": "cpu", "dtype": "bfloat16"}},
+    {"decode": {"on_damage": "mark"}},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_an_output_of_other_settings_is_refused(
+    change: dict[str, Any], lab: Lab, tmp_path: Path
+) -> None:
+    uri = str(lab.folder / "a")
+    job = write_job(
+        tmp_path / "b.yaml", files(lab.folder), str(tmp_path / "b"), reuse=[uri], **change
+    )
+    with pytest.raises(ConfigError, match=r"reuse: .* settings differ \(.* -> "):
+        JobOutput(load_job(job)).start(Console(quiet=True))
+    assert not list((tmp_path / "b").glob("*")), "nothing was planned"
+
+
+def test_the_own_output_and_what_is_none_are_refused(lab: Lab, tmp_path: Path) -> None:
+    source = files(lab.folder)
+    own = write_job(tmp_path / "a.yaml", source, str(lab.folder / "a"), reuse=[f"{lab.folder}/a/"])
+    with pytest.raises(ConfigError, match="the job's own output"):
+        reused_outputs(load_job(own), lab.output.record.settings)
+    none = write_job(tmp_path / "b.yaml", source, str(tmp_path / "b"), reuse=[str(tmp_path / "c")])
+    with pytest.raises(NotFound):
+        JobOutput(load_job(none)).start(Console(quiet=True))
+    chunking = {"policy": "streaming", "chunk_frames": 5}
+    streaming = {"chunking": chunking, "tokenizer": WITH_DECODER, "reuse": ["s3://a"]}
+    with pytest.raises(ConfigError, match=r"reuse does not work with chunking\.policy=streaming"):
+        load_job(write_job(tmp_path / "s.yaml", source, str(tmp_path / "s"), **streaming))
+
+
+mutations = st.tuples(
+    st.sampled_from(["flip", "cut", "append", "none"]),
+    st.integers(0, 10**9),
+    st.sampled_from([None, 0.0, -0.0, 0.5, 0.25, 1.0]),
+    st.sampled_from([None, 1.5, 2.0, 1.75]),
+    st.integers(0, 2),
+    st.sampled_from([None, 1, 2, 3]),
+    st.sampled_from([".mp4", ".MP4", ".m4v", ""]),
+)
+
+
+@settings(max_examples=NUM_MUTATIONS, deadline=None)
+@given(mutation=mutations)
+def test_no_mutation_of_a_source_is_taken_for_another(mutation: Any, lab: Lab) -> None:
+    """What is taken has the codes of the clip that was made of these bytes, span and segment."""
+    how, at, start_s, end_s, segment, total, extension = mutation
+    data = bytearray(lab.video.read_bytes())
+    if how == "flip":
+        data[at % len(data)] ^= 1 + at % 255
+    elif how == "cut":
+        del data[len(data) - 1 - at % len(data) :]
+    elif how == "append":
+        data += struct.pack("<Q", at)
+    path = lab.folder / f"mutated{extension}"
+    path.write_bytes(data)
+    item = WorkItem(7, "0" * 32, str(path), None, start_s, end_s, segment, total)
+    found = lab.reused.find(item, LocalVideo(path).sha256)
+    same = how == "none" and extension.lower() == ".mp4" and (start_s, end_s) in SPANS
+    if not same:
+        assert found is None
+        return
+    clips = {
+        one.segment: one
+        for one in lab.output.clips()
+        if one.plan_row == SPANS.index((start_s, end_s))
+    }
+    if segment not in clips or total not in (None, clips[segment].num_segments):
+        assert found is None
+    else:
+        assert found is not None
+        wanted = [chunk.codes.tobytes() for chunk in clips[segment].chunks]
+        assert [block.tobytes() for block in found.codes] == wanted
