@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
 Parse = Callable[[list[str]], "Namespace"]
-"""Parses arguments and sets ``run``, which gets the result and returns what to print or an exit
-code."""
+"""Parses arguments, and sets ``run``, which takes them and returns output or an exit code."""
 
 
 def main(arguments: Sequence[str] | None = None, parse: Parse | None = None) -> int:

@@ -92,19 +92,16 @@ class Parsed(argparse.Namespace):
         return {name: value for name, value in vars(self).items() if name not in _SHARED}
 
     def load_job(self) -> JobConfig:
-        """Read the job file that the user named."""
         from tokpipe.verbs.locate import load_pinned
 
         return load_pinned(self.job)
 
     def find_store(self) -> "Store":
-        """Find the output that the user named."""
         from tokpipe.verbs.locate import find_output
 
         return find_output(self.output, load_storage(self.storage))
 
     def open_output(self) -> "Output":
-        """Open the output that the user named."""
         from tokpipe.reader import Output
 
         return Output(self.find_store(), trust=self.trust())

@@ -27,9 +27,7 @@ class Status(Verb, example="tokpipe status s3://bucket/codes/webvid"):
         from tokpipe.verbs.status import Status
 
         if parsed.sources and not is_job_file(parsed.output):
-            raise ConfigError(
-                f"--sources lists what a job reads: name a job file, not {parsed.output}"
-            )
+            raise ConfigError(f"--sources is for jobs: name a job file, not {parsed.output}")
         return Status(parsed.open_output(), load_pinned(parsed.output) if parsed.sources else None)
 
 

@@ -22,13 +22,7 @@ from tokpipe.errors import NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import entry_key
-from tokpipe.formats.manifest import (
-    CommittedRows,
-    Growth,
-    ManifestState,
-    iter_rejected,
-    load_state,
-)
+from tokpipe.formats.manifest import CommittedRows, Growth, ManifestState, iter_rejected, load_state
 from tokpipe.formats.shard import TokenizerSpec, estimated_bytes
 from tokpipe.identity import digest, fingerprint_settings
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
@@ -80,21 +74,17 @@ class JobOutput:
     def __init__(self, job: JobConfig, *, extend: bool = False) -> None:
         """Open the output, and check that the job may resume it.
 
-        With ``extend``, also stores what is new in the sources, for the plan to grow by; otherwise
-        writes nothing.
+        Writes nothing, unless with ``extend``: what is new in the sources, for the plan to grow by.
 
         Raises:
             PlanMismatch: the output was started with different settings or sources.
         """
         self.job = job
-        self.driver = secrets.token_hex(4)
-        """Marks the plan, manifest entries and shards of this run."""
+        self.driver = secrets.token_hex(4)  # Marks what this run writes: plan, entries, shards
         self.store = Store(job.output.uri, job.storage)
         self.record: JobRecord | None = None  # None before the first run
-        self.state: ManifestState | None = None
-        """The manifest when it was looked up; None before the first run."""
-        self.growth: Growth | None = None
-        """What this run adds to the plan."""
+        self.state: ManifestState | None = None  # As it was looked up; None before the first run
+        self.growth: Growth | None = None  # What this run adds to the plan
         with suppress(NotFound):
             self.record = job_record.read(self.store)
         self.weights = read_weights(job.tokenizer, job.storage)
@@ -110,12 +100,10 @@ class JobOutput:
 
     def is_done(self, retry: RetryRejected | None) -> bool:
         """Whether every plan row is settled and no rejection is to be tried again."""
-        if self.state is None or self.growth is not None:
+        if self.state is None or self.growth is not None or self.state.committed.num_unsettled:
             return False
         rejected = iter_rejected(self.store, self.state.next_seq)  # reads nothing yet
-        return not self.state.committed.num_unsettled and (
-            retry is None or not any(map(retry.selects, rejected))
-        )
+        return retry is None or not any(map(retry.selects, rejected))
 
     @cached_property
     def plan(self) -> StoredPlan:
@@ -248,9 +236,8 @@ class Run:
             encode = job.encode.model_copy(update={"batch_chunks": 1})
             job = job.model_copy(update={"encode": encode})
         self.reused = [ReusedOutput(job, one) for one in reused_outputs(job, record.settings)]
-        limits = _limits(job, device, state)
-        others = chain(*(one.output.totals.encoders for one in self.reused))
-        limits = replace(limits, encoders=limits.encoders.union(others))
+        others = (one.output.totals.encoders for one in self.reused)
+        limits = _limits(job, device, state, chain(state.totals.encoders, *others))
         self.dispatcher = Dispatcher(limits, partial(ref_of, sampling=job.sampling))
         allowed = (getattr(one, "allowed_prefixes", None) or () for one in job.sources)
         uris = [*(one.uri for one in job.sources), *chain(*allowed)]
@@ -263,14 +250,12 @@ class Run:
         self.encode = partial(_encode_stage, job.tokenizer, job.chunking, job.encode, largest)
         """Builds the stage in its actor, because that imports torch."""
         self.write = WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan)
-        self.weights = output.weights.encoding
-        """Weights of the encoder and quantizer; None for random ones."""
-        self.shard_prefix = f"{plan.plan_id[:12]}-{output.driver}"
-        """No other driver writes shards with this prefix."""
+        self.weights = output.weights.encoding  # Of encoder and quantizer; None for random ones
+        self.shard_prefix = f"{plan.plan_id[:12]}-{output.driver}"  # Of no other driver's shards
         self.log_context = output.log_context
 
 
-def _limits(job: JobConfig, device: str, state: ManifestState) -> Limits:
+def _limits(job: JobConfig, device: str, state: ManifestState, encoders: Iterable[str]) -> Limits:
     totals, rows, traits = state.totals, state.committed, job.tokenizer.traits
     rejected = {why: number for why, number in totals.rejected.items() if why != REMOVED}
     return Limits(
@@ -289,7 +274,7 @@ def _limits(job: JobConfig, device: str, state: ManifestState) -> Limits:
         num_clips=totals.num_clips + sum(rejected.values()) + rows.num_left,
         num_unopened=rows.num_unopened,
         rejected_before=rejected,
-        encoders=frozenset(one for names in totals.encoders for one in names.split(" + ")),
+        encoders=frozenset(one for names in encoders for one in names.split(" + ")),
     )
 
 

@@ -157,10 +157,9 @@ def _set_token(variables: dict[str, str]) -> None:
 def check_not_ray_client(address: str) -> None:
     """Raise ConfigError for an address of Ray Client."""
     if address.lower().startswith("ray://"):
-        raise ConfigError(
-            f"{address} is an address of Ray Client, which would run the driver on this machine "
-            "and end the job with the connection. Use `tokpipe submit --address http://HEAD:8265`"
-        )
+        why = "which would run the driver on this machine and end the job with the connection"
+        do = "Use `tokpipe submit --address http://HEAD:8265`"
+        raise ConfigError(f"{address} is an address of Ray Client, {why}. {do}")
 
 
 def check_reachable(address: str) -> None:
@@ -275,9 +274,8 @@ def capacity_of(
             pool: PoolConfig = getattr(config, stage)
             fits = [(has.get(name, 0.0) + 1e-9) // need for name, need in _resources(pool).items()]
             admits = (_admits(labels.get(key), wanted) for key, wanted in pool.labels.items())
-            lacks = (pool.cpus and not room.cpus) or (
-                stage == "encode" and on_gpu and not room.gpus
-            )
+            needs_gpu = on_gpu and stage == "encode"
+            lacks = (pool.cpus and not room.cpus) or (needs_gpu and not room.gpus)
             slots[stage] = 0.0 if lacks or not all(admits) else min(fits, default=inf)
         rooms[node["NodeID"]] = room
     return Capacity(rooms)

@@ -39,9 +39,8 @@ REOPENED_PER_ENTRY = 10_000
 class Committer:
     """Appends to the manifest of one output until another driver does.
 
-    ``state`` is the manifest as it was loaded, which belongs to the committer from then on.
-    ``writer`` marks the entries of this driver. After ``Fenced`` or ``StorageError`` the outcome
-    is unknown here: claim the output again.
+    ``state`` is the manifest as it was loaded, and the committer's from then on. ``writer`` marks
+    its entries. After ``Fenced`` or ``StorageError`` the outcome is unknown: claim it again.
     """
 
     store: Store
@@ -73,8 +72,7 @@ class Committer:
             return
         raise Fenced(
             f"{store.uri}: another driver commits faster than this one can claim the output. Two "
-            "at once would tokenize everything twice. Find and stop the other, then run this job "
-            "again."
+            "would tokenize everything twice. Find and stop the other, then run this job again."
         )
 
     def commit(

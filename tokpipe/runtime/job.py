@@ -58,8 +58,7 @@ def run_job(
 ) -> Outcome:
     """Start or resume a job, and work until it is done or a signal stops it.
 
-    With ``extend``, what is new in its sources joins the plan first. Whatever it raises, committed
-    work is kept.
+    With ``extend``, what is new in its sources joins the plan first. Errors keep committed work.
     """
     started = time.monotonic()
     OF_RUN.say = lambda text: say(console, text, "yellow")
@@ -175,10 +174,8 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
     bits = f", {totals.bits_per_code:.1f} bits each" if totals.bits_per_code else ""
     yield f"  {totals.text()}{bits}"
     if totals.num_rejected:
-        yield (
-            f"  {totals.num_rejected:,} rejected: {counts_text(totals.rejected)} "
-            f"(why: tokpipe rejected {uri})"
-        )
+        reasons = counts_text(totals.rejected)
+        yield f"  {totals.num_rejected:,} rejected: {reasons} (why: tokpipe rejected {uri})"
     if outcome.left_out:
         yield f"  left out: {outcome.left_out}"
     if outcome.changes:
@@ -211,8 +208,7 @@ def summary_lines(job: JobConfig, outcome: Outcome) -> Iterator[str]:
 def _speed_lines(outcome: Outcome) -> Iterator[str]:
     """How fast the run was, what limited it, and what losses cost."""
     account, seconds = outcome.account, outcome.encoding_s
-    num_clips, num_frames = account.clips.get("write", 0), account.num_frames
-    speed = account.speed
+    speed, num_clips, num_frames = account.speed, account.clips.get("write", 0), account.num_frames
     if speed is not None and seconds < MIN_JUDGED_S:
         yield f"  encoding took {duration(seconds)}, too short to judge the speed"
     elif speed is not None:
@@ -220,15 +216,10 @@ def _speed_lines(outcome: Outcome) -> Iterator[str]:
         done = counted(num_clips, "clip")
         yield f"  this run: {done} at {clips_per_s} clips/s, {frames_per_s} frames/s"
         yield f"  {speed.advice}"
-        yield (
-            f"  goodput {account.goodput or 0:.0%}: {account.useful_s:,.0f} of "
-            f"{account.paid_s:,.0f} encoder seconds produced the codes committed by this run"
-        )
+        useful = f"{account.useful_s:,.0f} of {account.paid_s:,.0f} encoder seconds produced"
+        yield f"  goodput {account.goodput or 0:.0%}: {useful} the codes committed by this run"
     if slow := slow_text(account.slow_s):
         yield f"  slower than possible: {slow}"
     if account.lost_actors or account.lost_s:
         actors = ", ".join(f"{n:,} {stage}" for stage, n in sorted(account.lost_actors.items()))
-        yield (
-            f"  lost workers: {actors or 'none'}; {account.lost_s:,.0f} encoder seconds had to "
-            "be repeated"
-        )
+        yield f"  lost workers: {actors or 'none'}; {account.lost_s:,.0f} encoder seconds repeated"

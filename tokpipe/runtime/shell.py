@@ -155,8 +155,7 @@ class Shell:
             self.was_drained = True
             self.stop()
         staying = (one for node, one in alive.items() if node not in draining)
-        config, on_gpu = self.job.config, self.job.device == "cuda"
-        capacity = capacity_of(staying, config, on_gpu=on_gpu)
+        capacity = capacity_of(staying, self.job.config, on_gpu=self.job.device == "cuda")
         self._events.put(capacity._replace(draining=draining))
 
     def _bury(self, actor: ActorId, message: str) -> None:

@@ -95,11 +95,9 @@ def _resolved(path: Path, job: JobConfig) -> str:
     """Return the job as text that is read as the same job in any environment."""
     sections = job.model_dump(mode="json", exclude_unset=True)
     text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
-    try:
+    with suppress(ConfigError):
         if parse_job(text, name=str(path), root=Path("/"), environ={}) == job:
             return text
-    except ConfigError:
-        pass
     found = f"{path}: a URI contains ${{...}} after variables were replaced"
     why = "so the cluster would replace it again: set the variable to its final value"
     raise ConfigError(f"{found}, {why}")

@@ -48,8 +48,7 @@ class CheckResult:
 def check(job: JobConfig, *, num_sampled: int = 4, seed: int = 0) -> Iterator[CheckResult]:
     """Check a job, and yield what is found. What was not checked comes last.
 
-    Opens ``num_sampled`` videos of each source. Raises the first problem that would keep the job
-    from running.
+    Opens ``num_sampled`` videos of each source. Raises the first problem that would stop a run.
     """
     skipped = []
     for found in _steps(job, num_sampled, seed):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -119,10 +120,8 @@ class Forecast:
             yield f"  left out: {left_out}"
         if self.source_changes and (changes := self.source_changes.text):
             yield f"  since the output was planned: {changes}"
-        yield (
-            f"  {self.clips.text()} clips, {self.frames.text()} frames, {self.chunks.text()} "
-            f"chunks, {self.codes.text()} codes"
-        )
+        sums = ("clips", "frames", "chunks", "codes")
+        yield "  " + ", ".join(f"{getattr(self, one).text()} {one}" for one in sums)
         reasons = f" (in the sample: {counts_text(self.reasons)})" if self.reasons else ""
         yield f"  {self.rejected.text()} rejected{reasons}; decoding may reject more"
         if self.reused.value:
@@ -132,10 +131,8 @@ class Forecast:
         yield f"  {size_text(self.size_bytes)} in about {counted(self.num_shards, 'shard')}"
         yield from (f"  {one['text']}" for one in self.memory)
         if self.encoder_s is None:
-            yield (
-                "  time unknown: pass --codes-per-s, which tokpipe status shows for an output of "
-                "the same tokenizer and GPU"
-            )
+            how = "pass --codes-per-s, which tokpipe status shows for the same tokenizer and GPU"
+            yield f"  time unknown: {how}"
         else:
             hours, cost = f"{self.encoder_s / 3600:,.2f} encoder hours", self.cost
             price = "" if cost is None else f", {cost:,.2f} at {self.price_per_hour:g} per hour"
@@ -145,8 +142,7 @@ class Forecast:
 def _amounts(
     job: JobConfig, item: WorkItem, stage: DecodeStage, reasons: Counter[str]
 ) -> tuple[int, int, int, int, int, int]:
-    """Return a row's clips, rejections, frames, chunks, codes and clips to reuse; count why clips
-    are rejected."""
+    """Return a row's clips, rejections, frames, chunks, codes and reused clips; add to reasons."""
     found = stage.probe(item)
     if not isinstance(found, Probe):
         reasons[found.reason] += 1
@@ -160,11 +156,8 @@ def _amounts(
         parts = [(0, length) for _, length in parts if length >= least]
     if short := found.num_segments - len(parts):
         reasons["too_short"] += 1
-    spans = [
-        span
-        for start, length in parts
-        for span in plan_chunks(length, job.chunking, traits, first_frame=start)
-    ]
+    plans = (plan_chunks(number, job.chunking, traits, first_frame=one) for one, number in parts)
+    spans = [*chain(*plans)]
     codes_per_latent = math.prod(traits.grid(*found.size))
     return (
         len(parts) if pieces is None else 1,

@@ -162,9 +162,8 @@ def _probe(job: JobConfig, source: RowSource, near: str) -> tuple[str, str, list
     if bad := [one for one in found if not isinstance(one, Probe)]:
         example = redact(f"{bad[0].ref.source_uri}: {bad[0].message}")
         if not probes:
-            raise ConfigError(
-                f"{source.label}: none of {len(found)} files can be opened, such as {example}"
-            )
+            none = f"none of {len(found)} files can be opened, such as {example}"
+            raise ConfigError(f"{source.label}: {none}")
         more += f"; {len(bad)} of {len(found)} tried cannot be opened, such as {example}"
     return count, more, probes
 

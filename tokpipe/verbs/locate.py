@@ -24,11 +24,9 @@ _INSIDE = {JOB_RECORD, "plan", "manifest", "shards", "clips"}
 
 
 def find_output(named: str, options: StoreOptions | None = None) -> Store:
-    """Open the store of the output that is meant.
+    """Open the store of an output, named by its URI, that of anything inside it, or its job file.
 
-    Args:
-        named: the output's URI, the URI of anything inside it, or the job file that writes it.
-        options: how to reach the store, unless a job file says.
+    ``options``: how to reach the store, unless a job file says.
 
     Raises:
         ConfigError: the job file, or the URI's protocol, cannot be used.
@@ -47,10 +45,8 @@ def find_output(named: str, options: StoreOptions | None = None) -> Store:
             return candidate
     if any(next(iter(store.list(f"{name}/")), None) for name in ("manifest", "plan")):
         return store  # a damaged output, which the verb will describe
-    raise NotFound(
-        f"{uri}: has no {JOB_RECORD}, so it is not an output, or its job has not started. Name the "
-        "job's output.uri or its job file"
-    )
+    found = f"has no {JOB_RECORD}, so it is not an output, or its job has not started"
+    raise NotFound(f"{uri}: {found}. Name the job's output.uri or its job file")
 
 
 def load_pinned(path: str | Path) -> JobConfig:

@@ -35,20 +35,17 @@ class Status:
         self.num_rows_done = done = state.committed.num_done
         """Rows of which every clip is tokenized or rejected."""
         self.totals = state.totals
-        self.driver = _driver(recent)
-        """Host, process and version of the newest driver."""
+        self.driver = _driver(recent)  # Host, process and version of the newest
         self.last_commit_age_s: float | None = None
         if recent:
             age = (now or datetime.now(UTC)) - utc_time(recent[-1].written_at)
             self.last_commit_age_s = max(0.0, age.total_seconds())
-        self.clips_per_s = _rate(recent)
-        """Clips settled per second by the recent commits."""
+        self.clips_per_s = _rate(recent)  # Clips settled per second by the recent commits
         self.source_changes: SourceChanges | None = None
         if job is not None:
             plan = StoredPlan.of(record, state.growth)
             self.source_changes = SourceChanges.of_output(job, output.store, plan)
-        self.left_s: float | None = 0.0 if self.is_done else None
-        """Seconds to the end at that rate."""
+        self.left_s: float | None = 0.0 if self.is_done else None  # Until the end, at that rate
         if done and self.clips_per_s and not self.is_done:
             clips_per_row = (state.totals.num_clips + state.totals.num_rejected) / done
             self.left_s = output.num_rows_left * clips_per_row / self.clips_per_s

@@ -33,9 +33,8 @@ def verify(
 ) -> dict[str, Any]:
     """Load a tokenizer strictly, encode and decode two clips, and return what is measured.
 
-    ``failed`` lists what must hold and does not. Empty arguments are left out: ``size`` is (height,
-    width), ``clip`` a video in place of the chart in motion, and ``reference`` a function that
-    docs/tokenizers.md describes.
+    ``failed`` lists what must hold and does not. Arguments may be empty: ``size`` (height, width),
+    ``clip``, a video for the chart in motion, and ``reference``, see docs/tokenizers.md.
     """
     config, storage = load_tokenizer(named, read=read_object)
     on, traits = usable_device(device), config.traits
@@ -84,7 +83,8 @@ def verify(
         found[name]["entropy_bits"] = round(usage.entropy_bits, 2)
         if has_decoder:
             (decoded,) = tokenizer.decode(codes[index : index + 1])
-            found[name]["psnr_db"] = _psnr(pixels[index], decoded)
+            mean = float(psnr_db(pixels[index].cpu().numpy(), decoded.cpu().numpy()).mean())
+            found[name]["psnr_db"] = round(mean, 2) if isfinite(mean) else None
     types = {"float32", "bfloat16", "float16" if on.type == "cuda" else dtype}
     for other in sorted(types - {dtype}):
         with suppress(ConfigError, RuntimeError):  # not every tokenizer computes in every type
@@ -96,11 +96,6 @@ def verify(
         if same["reference"] < 1 - FLOAT32_CHANGES:
             failed.append(f"other codes than those of {reference}")
     return found
-
-
-def _psnr(frames: Tensor, decoded: Tensor) -> float | None:
-    mean = float(psnr_db(frames.cpu().numpy(), decoded.cpu().numpy()).mean())
-    return round(mean, 2) if isfinite(mean) else None
 
 
 def _pictures(config: TokenizerConfig, size: Sequence[int], clip: str) -> Tensor:

@@ -23,9 +23,7 @@ class Blame:
     def __init__(
         self, max_attempts: int, ref_of: Callable[[WorkItem], ClipRef], out: Outbox
     ) -> None:
-        self._max_attempts = max_attempts
-        self._ref_of = ref_of
-        self._out = out
+        self._max_attempts, self._ref_of, self._out = max_attempts, ref_of, out
         self._strikes: Counter[Key] = Counter()
         self._store_strikes: Counter[Key] = Counter()
         """Counted apart: trouble with a store must never add up to a rejection."""

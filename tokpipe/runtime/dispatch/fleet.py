@@ -13,8 +13,7 @@ from tokpipe.telemetry.logs import EventName
 from tokpipe.types import STAGES, EncoderPath, Stage
 
 SLOTS: Mapping[Stage, int] = {"decode": 2, "encode": 2, "write": 1}
-"""Leases that an actor of each stage holds at a time: the second waits for the first to end, so
-that no actor idles during a round trip."""
+"""Leases that an actor of each stage holds: with a second, it does not idle during a round trip."""
 ZERO_CPU_AFTER_S = 20.0
 """A stage without any actor waits this long for capacity before it starts one with zero CPUs."""
 MAX_SETUP_FAILURES = 3  # Actors of a stage whose setup raises, in a row, before the job is aborted
@@ -362,11 +361,8 @@ class Fleet:
             self.start(stage, zero_cpu=True)
 
     def _staying(self, stage: Stage) -> dict[ActorId, Actor]:
-        return {
-            actor_id: actor
-            for actor_id, actor in self.actors.items()
-            if actor.stage == stage and actor_id not in self.leaving
-        }
+        of_stage = ((id, one) for id, one in self.actors.items() if one.stage == stage)
+        return {id: one for id, one in of_stage if id not in self.leaving}
 
     def drain(self, nodes: frozenset[NodeId]) -> bool:
         """Stop using draining nodes; return whether any is new."""
@@ -402,7 +398,6 @@ class Fleet:
 
     def _note(self, event: EventName, actor_id: ActorId, what: str, **more: object) -> None:
         stage, node = self.actors[actor_id].stage, self.actors[actor_id].node
-        text, is_bad = f"{stage} actor {actor_id} {what}", event != "actor_up"
-        self._out.note(
-            event, text, is_warning=is_bad, actor=actor_id, stage=stage, node=node, **more
-        )
+        fields = {"actor": actor_id, "stage": stage, "node": node, **more}
+        text = f"{stage} actor {actor_id} {what}"
+        self._out.note(event, text, is_warning=event != "actor_up", **fields)

@@ -41,10 +41,6 @@ class _Pace:
     clips: float = 0.0
     seconds: float = 0.0
 
-    @property
-    def clip_s(self) -> float:
-        return self.seconds / max(1.0, self.clips)
-
 
 class Pools:
     """Target sizes of the stages' pools, and the size of leases."""
@@ -103,7 +99,7 @@ class Pools:
         """How long clips take each stage, once enough of them were seen."""
         if min(self._pace["decode"].leases, self._pace["encode"].leases) < NEED_LEASES:
             return None
-        return {stage: pace.clip_s for stage, pace in self._pace.items()}
+        return {stage: one.seconds / max(1.0, one.clips) for stage, one in self._pace.items()}
 
 
 def gpus_per_encoder(config: RuntimeConfig) -> float:

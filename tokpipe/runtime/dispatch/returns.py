@@ -23,7 +23,6 @@ class Returns:
     """
 
     def __init__(self, limits: Limits, ref_of: Callable[[WorkItem], ClipRef]) -> None:
-        """``ref_of`` names the clip of an item that is rejected unseen."""
         self.out = out = Outbox()
         self.pools = Pools(limits, out)
         self.fleet = Fleet(limits, out)

@@ -34,9 +34,7 @@ class Settlement:
     """
 
     def __init__(self, limits: protocol.Limits, queues: Queues, out: Outbox) -> None:
-        self._limits = limits
-        self._queues = queues
-        self._out = out
+        self._limits, self._queues, self._out = limits, queues, out
         self.open_shards: dict[tuple[int, int], _OpenShard] = {}  # By grid
         self._receipts: list[Receipt] = []
         self._rejected: list[Rejected] = []
@@ -140,10 +138,8 @@ class Breaker:
     """
 
     def __init__(self, limits: protocol.Limits, settlement: Settlement, out: Outbox) -> None:
-        self._limits = limits
+        self._limits, self._settlement, self._out = limits, settlement, out
         self._most = limits.max_rejected_fraction
-        self._settlement = settlement
-        self._out = out
         self._alarm = 0.0
         self._raised_at: protocol.AttemptId = 0
         """The latest attempt then: leases that were out show nothing about what comes after."""
