@@ -58,7 +58,7 @@ def run_job(
 ) -> Outcome:
     """Start or resume a job, and work until it is done or a signal stops it.
 
-    With ``extend``, what is new in its sources joins the plan first. Errors keep committed work.
+    With ``extend``, what is new in its sources joins the plan first. No error undoes a commit.
     """
     started = time.monotonic()
     OF_RUN.say = lambda text: say(console, text, "yellow")

@@ -142,7 +142,7 @@ class Forecast:
 def _amounts(
     job: JobConfig, item: WorkItem, stage: DecodeStage, reasons: Counter[str]
 ) -> tuple[int, int, int, int, int, int]:
-    """Return a row's clips, rejections, frames, chunks, codes and reused clips; add to reasons."""
+    """A row's clips, rejections, frames, chunks, codes and clips to reuse; adds to ``reasons``."""
     found = stage.probe(item)
     if not isinstance(found, Probe):
         reasons[found.reason] += 1
