@@ -157,9 +157,10 @@ def _set_token(variables: dict[str, str]) -> None:
 def check_not_ray_client(address: str) -> None:
     """Raise ConfigError for an address of Ray Client."""
     if address.lower().startswith("ray://"):
-        why = "which would run the driver on this machine and end the job with the connection"
-        do = "Use `tokpipe submit --address http://HEAD:8265`"
-        raise ConfigError(f"{address} is an address of Ray Client, {why}. {do}")
+        raise ConfigError(
+            f"{address} is an address of Ray Client, which would run the driver on this machine "
+            "and end the job with the connection. Use `tokpipe submit --address http://HEAD:8265`"
+        )
 
 
 def check_reachable(address: str) -> None:

@@ -40,7 +40,7 @@ class Committer:
     """Appends to the manifest of one output until another driver does.
 
     ``state`` is the manifest as it was loaded, and the committer's from then on. ``writer`` marks
-    its entries. After ``Fenced`` or ``StorageError``, the outcome unknown, claim the output again.
+    its entries. ``Fenced`` and ``StorageError`` leave the outcome unknown: claim the output again.
     """
 
     store: Store

@@ -151,6 +151,8 @@ def no_room(parts: Dispatcher) -> str:
     is_waiting = limits.on_gpu and encoders and not any(one.is_placed for one in encoders)
     need, (_, gpus) = gpus_per_encoder(limits.runtime), capacity.of()
     if is_waiting and need > gpus:
-        found = f"each requests {need:g} GPU, and the cluster has {gpus:g} in all"
-        return f"no room for encode workers: {found}"
+        return (
+            f"no room for encode workers: each requests {need:g} GPU, and the cluster has "
+            f"{gpus:g} in all"
+        )
     return ""
