@@ -88,6 +88,23 @@ class Plan(Verb, example="tokpipe plan jobs/webvid.yaml --codes-per-s 250000 --p
         return Forecast(parsed.load_job(), **parsed.rest())
 
 
+class Diff(Verb, example="tokpipe diff jobs/demo.yaml out/demo"):
+    """Show what differs between a job and an output, and how many clips keep their codes.
+
+    Compares settings, rows and carried columns, and says what to do. Reads all side tables and
+    lists the sources, but opens no video. Writes nothing.
+    """
+
+    def add_arguments(self, add: Adder) -> None:
+        add.job()
+        add.output()
+
+    def run(self, parsed: Parsed) -> Result:
+        from tokpipe.verbs.diff import Diff
+
+        return Diff(parsed.load_job(), parsed.open_output())
+
+
 class Run(Verb, example="tokpipe run jobs/demo.yaml"):
     """Start a job, or resume it where an earlier run stopped."""
 

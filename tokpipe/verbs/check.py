@@ -242,7 +242,8 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
         else:
             decoders = decoder_versions(job.decode, job.has_pictures)
             growth = existing.state.growth
-            job_record.check_resumable(store, existing.record, job, weights.hash, decoders, growth)
+            wanted = store, existing.record, job, weights.hash, decoders, growth
+            job_record.check_same(uri, *job_record.compared(*wanted))
         done, rows = existing.state.committed.num_done, existing.num_rows
         text = f"output {uri}: {done:,} of {rows:,} plan rows settled"
         facts = {"uri": uri, "is_new": False, "num_rows": rows, "num_rows_done": done}
