@@ -3,7 +3,9 @@
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -59,10 +61,12 @@ class Check(Verb, example="tokpipe check jobs/demo.yaml"):
     def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.check import check
 
-        checked = check(parsed.load_job(), **parsed.rest())
+        return self.shown(parsed, check(parsed.load_job(), **parsed.rest()))
+
+    def shown(self, parsed: Parsed, results: Iterable[Any]) -> Result:
         if parsed.json:
-            return [json_line([{"subject": one.subject, **one.facts} for one in checked])]
-        return (one.text for one in checked)
+            return [json_line([{"subject": one.subject, **one.facts} for one in results])]
+        return (one.text for one in results)
 
 
 class Plan(Verb, example="tokpipe plan jobs/webvid.yaml --codes-per-s 250000 --price 2.5"):
@@ -88,7 +92,7 @@ class Plan(Verb, example="tokpipe plan jobs/webvid.yaml --codes-per-s 250000 --p
         return Forecast(parsed.load_job(), **parsed.rest())
 
 
-class Diff(Verb, example="tokpipe diff jobs/demo.yaml out/demo"):
+class Diff(Check, example="tokpipe diff jobs/demo.yaml out/demo"):
     """Show what differs between a job and an output, and how many clips keep their codes.
 
     Compares settings, rows and carried columns, and says what to do. Reads all side tables and
@@ -100,9 +104,9 @@ class Diff(Verb, example="tokpipe diff jobs/demo.yaml out/demo"):
         add.output()
 
     def run(self, parsed: Parsed) -> Result:
-        from tokpipe.verbs.diff import Diff
+        from tokpipe.verbs.diff import diff
 
-        return Diff(parsed.load_job(), parsed.open_output())
+        return self.shown(parsed, diff(parsed.load_job(), parsed.open_output()))
 
 
 class Run(Verb, example="tokpipe run jobs/demo.yaml"):
