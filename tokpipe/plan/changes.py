@@ -49,14 +49,13 @@ def plan_now(job: JobConfig) -> Iterator[_Stored]:
 class SourceChanges:
     """How many rows one plan has that another lacks, and how many have another version.
 
-    A row's version is the size and the ETag or time of change of its file; files that a table names
-    have none. ``examples`` are URIs of the first rows of each kind.
+    That is the size and the ETag or time of change of a file; those that a table names have none.
     """
 
     num_new: int
     num_gone: int
     num_changed: int
-    examples: dict[str, list[str]]
+    examples: dict[str, list[str]]  # URIs of the first rows of each kind
 
     @classmethod
     def between(cls, before: _Stored, now: _Stored) -> tuple[Self, NDArray[np.bool_]]:

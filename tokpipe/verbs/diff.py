@@ -34,7 +34,10 @@ def diff(job: JobConfig, output: Output) -> Iterator[CheckResult]:
     decoders = decoder_versions(job.decode, job.has_pictures)
     both = compared(store, record, job, weights, decoders, growth, extends=True)
     old, new = ({**one, "sources": dict(enumerate(one["sources"]))} for one in both)
-    found = {one: _effect_of(one) for one in differences(old, new, "->")}
+    found = {
+        text: next(one for one in _EFFECTS if re.match(one, text))
+        for text in differences(old, new, "->")
+    }
     has_other_codes, has_other_plan = bool({*found.values()} - {_NONE}), bool(found)
     old, new = (one.model_dump(mode="json", exclude=_APART) for one in (before, job))
     names = {one.partition(":")[0] for one in found}
@@ -58,9 +61,8 @@ def diff(job: JobConfig, output: Output) -> Iterator[CheckResult]:
     of_all = f"of {counted(output.num_clips, 'clip')}"
     for text, one in found.items():
         how = _EFFECTS[one][1].format(f"{touched[one]:,} {of_all}")
-        yield CheckResult(
-            "difference", f"{text} ({how})", {"text": text, "num_clips": touched[one]}
-        )
+        facts = {"text": text, "num_clips": touched[one]}
+        yield CheckResult("difference", f"{text} ({how})", facts)
     kept = {"num_kept": num_kept, "num_clips": output.num_clips}
     yield CheckResult("clips", f"at least {num_kept:,} {of_all} keep their codes", kept)
     todo = "nothing is to be done: rows that are gone or changed keep their clips"
@@ -76,15 +78,10 @@ def diff(job: JobConfig, output: Output) -> Iterator[CheckResult]:
     yield CheckResult("next", f"next: {todo}", {"todo": todo})
 
 
-def _effect_of(setting: str) -> str:
-    return next(one for one in _EFFECTS if re.match(one, setting))
-
-
 def _cut_elsewhere(clip: Any, before: JobConfig, after: JobConfig) -> bool:
-    old, new = (
-        2**31 if job.chunking.policy == "streaming" else job.sampling.max_clip_frames
-        for job in (before, after)
-    )
+    old, new = before.sampling.max_clip_frames, after.sampling.max_clip_frames
+    if after.chunking.policy == "streaming":  # which cuts nothing
+        new = 2**31
     # A damaged video can end before its last clip.
     is_end = clip["segment"] == clip["n_segments"] - 1 or clip["n_frames"] < old
     return not is_end or clip["segment"] * old % new > 0 or clip["n_frames"] > new
