@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any
 
 from tokpipe.config.job import JobConfig
@@ -16,7 +17,8 @@ from tokpipe.telemetry.human import counted
 from tokpipe.verbs.check import CheckResult
 from tokpipe.weights.read import read_weights
 
-_COLUMNS = ["plan_row", "segment", "n_segments", "n_frames", "marks"]
+_COLUMNS = ["segment", "n_segments", "n_frames", "marks", "plan_row"]
+_KIND = [*_COLUMNS[:-1], "row_differs", "size"]  # Many clips have all of these in common
 _NONE = "dataset|on_duplicate|part|sources"
 _APART: Any = dict.fromkeys(("sources", "tokenizer", "storage", "runtime"), True)
 _APART |= {"output": {"uri"}, "decode": {"backend"}}
@@ -51,13 +53,15 @@ def diff(job: JobConfig, output: Output) -> Iterator[CheckResult]:
     found |= {f"column {one}": _NONE for one in differences(plan.columns, columns, "->")}
     found |= {f"rows: {text}": "rows" for text in [changes.text] if text}
     sizes = {before.tokenizer.traits.grid(*size)[:2]: size for size in before.frames.sizes}
-    touched, num_kept, effects = Counter[str](), 0, {*found.values()}
+    kinds, touched, num_kept = Counter[tuple[Any, ...]](), Counter[str](), 0
     for info in output.shards:
-        for clip in output.side_table(info, _COLUMNS).to_pylist():
-            clip |= {"size": sizes.get(info.grid), "row_differs": rows[clip["plan_row"]]}
-            by = [one for one in effects if _EFFECTS[one][0](clip, before, job)]
-            touched.update(by)
-            num_kept += not by
+        *own, marks, row = (one.to_pylist() for one in output.side_table(info, _COLUMNS).columns)
+        kinds.update(zip(*own, map(tuple, marks), rows[row].tolist(), repeat(sizes.get(info.grid))))
+    for kind, number in kinds.items():
+        clip = dict(zip(_KIND, kind, strict=True))
+        by = [one for one in {*found.values()} if _EFFECTS[one][0](clip, before, job)]
+        touched.update(dict.fromkeys(by, number))
+        num_kept += 0 if by else number
     of_all = f"of {counted(output.num_clips, 'clip')}"
     for text, one in found.items():
         how = _EFFECTS[one][1].format(f"{touched[one]:,} {of_all}")
