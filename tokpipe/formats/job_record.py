@@ -123,7 +123,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_resumable(
+def compared(
     store: Store,
     record: JobRecord,
     job: JobConfig,
@@ -132,8 +132,8 @@ def check_resumable(
     growth: Sequence[Growth] = (),
     *,
     extends: bool = False,
-) -> None:
-    """Check that resuming an output would mix neither two kinds of codes nor two plans.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what decides the codes and rows of an output, for its ``record`` and for a job.
 
     A job that ``extends`` what was planned with its ``growth`` may have sources after those.
     """
@@ -149,11 +149,7 @@ def check_resumable(
         raise damaged(store.uri_of(JOB_RECORD), found, "Other clips could be mixed in") from error
     device = job.encode.device
     wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=decoders)
-    check_same(
-        store.uri,
-        {**record.settings, **planned},
-        {**wanted, **wanted_plan},
-    )
+    return {**record.settings, **planned}, {**wanted, **wanted_plan}
 
 
 def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,12 +164,11 @@ def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Compare the settings of an output with those of the job that resumes it.
+    """Check that resuming an output would mix neither two kinds of codes nor two plans.
 
-    Both are compared as JSON, so a tuple equals the list it was stored as.
+    Takes what ``compared`` returns.
     """
-    changed = differences(json.loads(json.dumps(written)), json.loads(json.dumps(wanted)), "->")
-    if changed:
+    if changed := differences(written, wanted, "->"):
         raise PlanMismatch(
             f"{uri} was written with different settings ({'; '.join(changed)}). "
             "Resuming would mix two kinds of codes in one dataset. Write to a new output prefix. "
@@ -182,9 +177,13 @@ def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) 
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], between: str) -> list[str]:
-    """Return ``key: before -> after`` for each dotted key whose values differ."""
+    """Return ``key: before -> after`` for each dotted key whose values differ.
+
+    They are compared as JSON, so a tuple equals the list that it is stored as.
+    """
     old, new = (
-        {key: repr(value) for key, value in flatten(side).items()} for side in (before, after)
+        {key: repr(value) for key, value in flatten(json.loads(json.dumps(side))).items()}
+        for side in (before, after)
     )
     pairs = {key: (old.get(key, "(not set)"), new.get(key, "(not set)")) for key in {**old, **new}}
     return [f"{key}: {a} {between} {b}" for key, (a, b) in sorted(pairs.items()) if a != b]

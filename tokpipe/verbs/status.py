@@ -16,10 +16,7 @@ RECENT_ENTRIES = 32  # Commits that the rate is measured over; fewer if the driv
 
 
 class Status:
-    """An output at one moment, of whose manifest the end is read again.
-
-    Rates and times are None if the manifest does not show them.
-    """
+    """An output at one moment. Rates and times are None if the manifest does not show them."""
 
     def __init__(
         self, output: Output, job: JobConfig | None = None, *, now: datetime | None = None
@@ -30,8 +27,7 @@ class Status:
         recent = list(iter_entries(output.store, first, state.next_seq))
         self.uri, self.dataset = output.store.uri, record.dataset
         self.fingerprint, self.created_at = record.fingerprint, record.created_at
-        self.num_rows = output.num_rows
-        """Rows of the plan: clips, or sources that are cut into several clips."""
+        self.num_rows = output.num_rows  # Of the plan: a row can be cut into several clips
         self.num_rows_done = done = state.committed.num_done
         """Rows of which every clip is tokenized or rejected."""
         self.totals = state.totals
@@ -40,12 +36,13 @@ class Status:
         if recent:
             age = (now or datetime.now(UTC)) - utc_time(recent[-1].written_at)
             self.last_commit_age_s = max(0.0, age.total_seconds())
-        self.clips_per_s = _rate(recent)  # Clips settled per second by the recent commits
+        self.clips_per_s = _rate(recent)  # Settled by the recent commits
         self.source_changes: SourceChanges | None = None
         if job is not None:
             plan = StoredPlan.of(record, state.growth)
             self.source_changes = SourceChanges.of_output(job, output.store, plan)
-        self.left_s: float | None = 0.0 if self.is_done else None  # Until the end, at that rate
+        self.left_s: float | None = 0.0 if self.is_done else None
+        """Seconds to the end at that rate."""
         if done and self.clips_per_s and not self.is_done:
             clips_per_row = (state.totals.num_clips + state.totals.num_rejected) / done
             self.left_s = output.num_rows_left * clips_per_row / self.clips_per_s
