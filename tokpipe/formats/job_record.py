@@ -86,9 +86,7 @@ class JobRecord(BaseModel):
 
 def write_once(store: Store, record: JobRecord) -> JobRecord:
     """Write the record unless one exists. Return the one that is in the store."""
-    if store.create(JOB_RECORD, record.to_json()):
-        return record
-    return read(store)
+    return record if store.create(JOB_RECORD, record.to_json()) else read(store)
 
 
 def rewrite_plan(store: Store, plan: Mapping[str, Any]) -> None:
@@ -149,17 +147,12 @@ def check_resumable(
         raise damaged(store.uri_of(JOB_RECORD), found, "Other clips could be mixed in") from error
     device = job.encode.device
     wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=decoders)
-    check_same(
-        store.uri,
-        {**record.settings, **planned},
-        {**wanted, **wanted_plan},
-    )
+    check_same(store.uri, {**record.settings, **planned}, {**wanted, **wanted_plan})
 
 
 def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a resolved job that decide the rows of its plan."""
-    # Not allowed_prefixes, which are checked while planning, nor on_change, which decides about
-    # clips and not rows.
+    # The first is checked while planning, and the second decides about clips and not rows.
     left_out = ("allowed_prefixes", "on_change")
     # Earlier versions had no pictures.
     known = [{"media": "video", "animation_as_picture": False, **one} for one in job["sources"]]
@@ -168,12 +161,8 @@ def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Compare the settings of an output with those of the job that resumes it.
-
-    Both are compared as JSON, so a tuple equals the list it was stored as.
-    """
-    changed = differences(json.loads(json.dumps(written)), json.loads(json.dumps(wanted)), "->")
-    if changed:
+    """Raise PlanMismatch unless an output was written with the settings that its job has now."""
+    if changed := differences(written, wanted, "->"):
         raise PlanMismatch(
             f"{uri} was written with different settings ({'; '.join(changed)}). "
             "Resuming would mix two kinds of codes in one dataset. Write to a new output prefix. "
@@ -182,9 +171,8 @@ def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) 
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], between: str) -> list[str]:
-    """Return ``key: before -> after`` for each dotted key whose values differ."""
-    old, new = (
-        {key: repr(value) for key, value in flatten(side).items()} for side in (before, after)
-    )
+    """Return ``key: before -> after`` for each dotted key whose values differ as JSON."""
+    sides = (flatten(json.loads(json.dumps(side))) for side in (before, after))
+    old, new = ({key: repr(value) for key, value in side.items()} for side in sides)
     pairs = {key: (old.get(key, "(not set)"), new.get(key, "(not set)")) for key in {**old, **new}}
     return [f"{key}: {a} {between} {b}" for key, (a, b) in sorted(pairs.items()) if a != b]
