@@ -47,10 +47,8 @@ class ShardReader:
     the file with the manifest (``check_bytes``).
 
     Args:
-        uri: for messages.
         source: the file's bytes, or an open file that pyarrow can seek in.
-        page_checksums: False skips page checksums, which are redundant once the bytes were
-            compared with the manifest.
+        page_checksums: False skips them, for bytes that were compared with the manifest.
 
     Raises:
         CorruptOutput: the footer is damaged or not a shard's. Methods raise it for damaged rows.

@@ -111,8 +111,7 @@ def rows_of(uri: str, rows: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def stream_parquet(file: BinaryIO, *, as_dictionaries: bool = False) -> Any:
-    """Open Parquet to be read as a stream of batches, in bounded memory, texts as they are or
-    ``as_dictionaries``."""
+    """Open Parquet for reading batches in bounded memory, texts as such or ``as_dictionaries``."""
     metadata = pq.read_metadata(file)
     num_bytes = file.seek(0, io.SEEK_END)
     groups = map(metadata.row_group, range(metadata.num_row_groups))
