@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tokpipe.config.job import StoreOptions
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
+from tokpipe.stages.reuse import ReusedOutput
 from tokpipe.stages.write import WriteStage
 from tokpipe.types import (
     ChunkSpan,
@@ -44,10 +45,10 @@ class FreeDecode(DecodeStage):
     def __init__(self) -> None:
         self.fetched_s, self.fetched_bytes = 0.0, 0
 
-    def setup(self) -> None:
+    def setup(self, reuses: Sequence[ReusedOutput] = ()) -> None:
         pass
 
-    def process(self, items: list[WorkItem]) -> list[DecodedClip | Rejected | Failed]:
+    def process(self, items: list[WorkItem]) -> list[DecodedClip | EncodedClip | Rejected | Failed]:
         return [DecodedClip(ref_of(item), _FRAMES, _PTS, 8.0, "free") for item in items]
 
 

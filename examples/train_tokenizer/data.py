@@ -25,7 +25,7 @@ from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage.read_ahead import read_ahead
-from tokpipe.types import DecodedClip, Failed, Rejected, WorkItem
+from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +137,9 @@ class _Decoders:
                 return probe
             segment = int(rng.integers(probe.num_segments))
             part = replace(item, segment=segment, num_segments=probe.num_segments)
-            return stage.process([part])[0]
+            (decoded,) = stage.process([part])
+            assert not isinstance(decoded, EncodedClip)  # nothing is reused
+            return decoded
         finally:
             self._idle.put(stage)
 

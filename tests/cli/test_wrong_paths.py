@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.test_named_outputs import Capture, one_line, verbs_on
+from tests.cli.test_named_outputs import FIRST, Capture, one_line, verbs_on
 from tokpipe.cli import main
 
 LONG = "x" * 300
@@ -83,10 +83,10 @@ WRONG_OUTPUTS = {
 def test_a_wrong_output_is_explained(verb: str, place: Path, capsys: Capture) -> None:
     before = everything_below(place)
     for named, explanation in WRONG_OUTPUTS.items():
-        code, text = answer(capsys, verb, named, *NEEDED.get(verb, []))
+        code, text = answer(capsys, verb, *FIRST.get(verb, []), named, *NEEDED.get(verb, []))
         assert code == 2, (named, text)
         assert explanation in text, (named, text)
-    code, text = answer(capsys, verb, "loop", *NEEDED.get(verb, []))
+    code, text = answer(capsys, verb, *FIRST.get(verb, []), "loop", *NEEDED.get(verb, []))
     assert code == 5
     assert "Too many levels of symbolic links" in text
     assert everything_below(place) == before
@@ -128,7 +128,7 @@ WRONG_JOBS = {
 def test_a_wrong_job_file_is_explained(verb: str, place: Path, capsys: Capture) -> None:
     before = everything_below(place)
     for named, explanation in WRONG_JOBS.items():
-        code, text = answer(capsys, verb, named)
+        code, text = answer(capsys, verb, named, *["out/demo"] * (verb == "diff"))
         assert code == 2, (named, text)
         assert explanation.format(out=place / "out/demo") in text, (named, text)
     assert everything_below(place) == before

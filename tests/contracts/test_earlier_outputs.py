@@ -10,12 +10,14 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import PlanMismatch
 from tokpipe.export import FORMATS, export_output
 from tokpipe.formats import job_record
+from tokpipe.formats.job_record import check_same, compared
 from tokpipe.identity import fingerprint_settings
 from tokpipe.plan import StoredPlan
 from tokpipe.reader import Output, open_output
 from tokpipe.storage import Store
 
 WRITTEN_BY_0_1_0 = Path(__file__).parents[1] / "golden/output_0_1_0"
+DECODERS = {"av": "18.1"}
 CODES_SHA256 = "0b76f188b89e9af70f9303dae6c71b11fb814fe80b4919c403057b7bfab4451a"
 """Over each clip's id and codes, in the order of ids, computed when the output was written."""
 
@@ -58,12 +60,12 @@ def test_a_batch_that_was_recorded_before_it_could_be_auto_is_continued(
     record = output.record.model_copy(
         update={"settings": codes, "job": again.model_dump(mode="json")}
     )
-    job_record.check_resumable(store, record, again, "w", {"av": "18.1"})
+    check_same(store.uri, *compared(store, record, again, "w", DECODERS))
     assert record.settled(again).encode.batch_chunks == 4
     other = encode.model_copy(update={"batch_chunks": 8})
     changed = again.model_copy(update={"encode": other})
     with pytest.raises(PlanMismatch, match=r"encode\.batch_chunks: 4 -> 8"):
-        job_record.check_resumable(store, record, changed, "w", {"av": "18.1"})
+        check_same(store.uri, *compared(store, record, changed, "w", DECODERS))
 
 
 def test_an_output_of_before_there_were_pictures_is_resumed(output: Output) -> None:
@@ -72,11 +74,11 @@ def test_an_output_of_before_there_were_pictures_is_resumed(output: Output) -> N
     job = output.record.recorded_job(store.uri)
     codes = fingerprint_settings(job, weights_hash="w", device="cpu", decoders={"av": "18.1"})
     record = output.record.model_copy(update={"settings": codes})
-    job_record.check_resumable(store, record, job, "w", {"av": "18.1"})
+    check_same(store.uri, *compared(store, record, job, "w", DECODERS))
     sources = [one.model_copy(update={"media": "both"}) for one in job.sources]
     changed = job.model_copy(update={"sources": tuple(sources)})
     with pytest.raises(PlanMismatch, match="sources"):
-        job_record.check_resumable(store, record, changed, "w", {"av": "18.1"})
+        check_same(store.uri, *compared(store, record, changed, "w", DECODERS))
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -32,7 +32,7 @@ from tokpipe.plan import PlanReader, write_plan
 from tokpipe.reader import open_output
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import Store
-from tokpipe.types import DecodedClip, Failed, Rejected, WorkItem
+from tokpipe.types import DecodedClip, EncodedClip, Failed, Rejected, WorkItem
 
 DEADLINE_S = 300.0
 """``decode.deadline_s``. No case may end in ``timeout``, which would mean that a decoder hung."""
@@ -226,7 +226,8 @@ def _decode(stage: DecodeStage, item: WorkItem) -> list[DecodedClip | Rejected |
         dataclasses.replace(item, segment=segment, num_segments=total)
         for segment in range(1, total)
     ]
-    return clips + [clip for one in later for clip in stage.process([one])]
+    clips += [clip for one in later for clip in stage.process([one])]
+    return [clip for clip in clips if not isinstance(clip, EncodedClip)]
 
 
 def _outcome(clip: DecodedClip | Rejected | Failed) -> str:

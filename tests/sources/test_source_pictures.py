@@ -17,7 +17,7 @@ from tokpipe.config.sources import Source
 from tokpipe.plan import RowSample
 from tokpipe.sources import open_sources
 from tokpipe.stages.decode import DecodeStage
-from tokpipe.types import DecodedClip, Media
+from tokpipe.types import DecodedClip, EncodedClip, Media
 
 FRAMES = FramesConfig(size=(48, 64), fit="stretch")
 
@@ -49,6 +49,7 @@ def decoded(kind: str, uri: object, **config: Any) -> dict[str, int | str]:
         if isinstance(one, DecodedClip)
         else one.reason
         for one in found
+        if not isinstance(one, EncodedClip)
     }
 
 

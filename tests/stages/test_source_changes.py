@@ -25,7 +25,7 @@ from tokpipe.plan.stored import read_part, store_part
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import Store, StoredObject
 from tokpipe.storage.client import Client
-from tokpipe.types import DecodedClip, Rejected, WorkItem
+from tokpipe.types import DecodedClip, EncodedClip, Rejected, WorkItem
 
 NAMES = ("a.mp4", "b.mp4", "c.mp4")
 Outcome = int | str
@@ -84,6 +84,7 @@ class Planned:
             if isinstance(result, DecodedClip)
             else result.reason
             for result in self.stage.process(self.items(on_change))
+            if not isinstance(result, EncodedClip)
         }
 
 

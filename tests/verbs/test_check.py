@@ -27,6 +27,7 @@ from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, PlanMismatch, StorageError, TokpipeError, UnsafeStore
+from tokpipe.stages.decode import decoder_versions
 from tokpipe.storage import Store
 from tokpipe.verbs import check as check_module
 from tokpipe.verbs.check import check
@@ -90,6 +91,7 @@ def test_pictures_need_pillow(
     (tmp_path / "fake/PIL").mkdir(parents=True)
     (tmp_path / "fake/PIL/__init__.py").write_text("raise ImportError('no Pillow here')")
     monkeypatch.syspath_prepend(str(tmp_path / "fake"))
+    decoder_versions.cache_clear()  # what other tests found
     source = {"kind": "files", "uri": f"{tmp_path}/v", "media": "image"}
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
     assert main(["check", str(job)]) == 2

@@ -31,7 +31,7 @@ class Completion(Verb, example="source <(tokpipe completion bash)"):
 
 
 _ALL: tuple[type[Verb], ...] = (  # In the order of the help text, which follows a job's life
-    jobs.Init, jobs.Check, jobs.Plan, jobs.Run, jobs.Submit, outputs.Status, outputs.Ls,
+    jobs.Init, jobs.Check, jobs.Plan, jobs.Run, jobs.Submit, outputs.Status, jobs.Diff, outputs.Ls,
     outputs.Inspect, outputs.Decode, outputs.Rejected, outputs.Report, outputs.Audit,
     outputs.Clean, outputs.Remove, outputs.Export, jobs.Convert, jobs.Verify, Completion,
 )  # fmt: skip

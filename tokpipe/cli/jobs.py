@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -22,8 +23,7 @@ TOO_MANY_REJECTED = 4
 class Init(Verb, example="tokpipe init videos/"):
     """Write a commented job file for a folder of videos, a table or tars.
 
-    Looks at what is there, probes a few videos, and proposes sources, sizes and frame rate. Never
-    overwrites a file.
+    Probes a few videos, and proposes sources, sizes and frame rate. Never overwrites a file.
     """
 
     def add_arguments(self, add: Adder) -> None:
@@ -46,8 +46,7 @@ class Init(Verb, example="tokpipe init videos/"):
 class Check(Verb, example="tokpipe check jobs/demo.yaml"):
     """Check a job: try its sources, tokenizer and output, and list what was not tried.
 
-    Opens a few videos of each source, lets the tokenizer encode noise, and writes and deletes one
-    object in the output. Leaves nothing behind and needs no cluster.
+    Opens a few videos, encodes noise, and writes and deletes one object in the output.
     """
 
     def add_arguments(self, add: Adder) -> None:
@@ -59,17 +58,18 @@ class Check(Verb, example="tokpipe check jobs/demo.yaml"):
     def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.check import check
 
-        checked = check(parsed.load_job(), **parsed.rest())
+        return self.shown(parsed, check(parsed.load_job(), **parsed.rest()))
+
+    def shown(self, parsed: Parsed, results: Any) -> Result:
         if parsed.json:
-            return [json_line([{"subject": one.subject, **one.facts} for one in checked])]
-        return (one.text for one in checked)
+            return [json_line([{"subject": one.subject, **one.facts} for one in results])]
+        return (one.text for one in results)
 
 
 class Plan(Verb, example="tokpipe plan jobs/webvid.yaml --codes-per-s 250000 --price 2.5"):
     """Estimate a job's output, time and cost. Writes nothing.
 
-    Counts all clips, probes a sample of the videos without decoding them, and estimates frames,
-    codes, bytes and encoder hours.
+    Counts all clips, and probes a sample of the videos without decoding them.
     """
 
     def add_arguments(self, add: Adder) -> None:
@@ -86,6 +86,22 @@ class Plan(Verb, example="tokpipe plan jobs/webvid.yaml --codes-per-s 250000 --p
         from tokpipe.verbs.forecast import Forecast
 
         return Forecast(parsed.load_job(), **parsed.rest())
+
+
+class Diff(Check, example="tokpipe diff jobs/demo.yaml out/demo"):
+    """Show what differs between a job and an output, and how many clips keep their codes.
+
+    Says what to do. Reads all side tables and lists the sources, but opens no video.
+    """
+
+    def add_arguments(self, add: Adder) -> None:
+        add.job()
+        add.output()
+
+    def run(self, parsed: Parsed) -> Result:
+        from tokpipe.verbs.diff import diff
+
+        return self.shown(parsed, diff(parsed.load_job(), parsed.open_output()))
 
 
 class Run(Verb, example="tokpipe run jobs/demo.yaml"):
@@ -141,9 +157,8 @@ def _run_options(parsed: Parsed) -> list[str]:
 class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD:8265"):
     """Run a job on a Ray cluster: submit it, or follow it if it already runs there.
 
-    Checks the job here, then sends it with the values of its variables and the code of a custom
-    tokenizer. Prints the driver's lines and returns its exit code. Ctrl-C or a closed terminal only
-    ends the printing: run the same command to follow again, or with --stop to stop the job.
+    Sends the job with its variables and the code of a custom tokenizer. Prints the driver's lines
+    and returns its exit code. Ctrl-C only ends the printing: run the same command to follow again.
     """
 
     def add_arguments(self, add: Adder) -> None:
@@ -237,8 +252,7 @@ class Convert(Verb, example="tokpipe convert movqgan_270M.ckpt --kind vqgan -o t
 class Verify(Verb, example="tokpipe verify builtin://fsq-4x8x8"):
     """Measure what a tokenizer computes with its weights.
 
-    Loads them strictly, encodes a chart and a clip in several ways, and decodes them. Exits with
-    code 8 if codes differ that must not.
+    Encodes a chart and a clip in several ways. Exits with code 8 if codes differ that must not.
     """
 
     def add_arguments(self, add: Adder) -> None:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from tokpipe.errors import ConfigError
@@ -87,14 +86,11 @@ def _text(found: Any) -> str:
 
 
 def _trail(annotation: Any, location: Location) -> list[tuple[int | str, Any]]:
-    """Return the keys that lead to an error in the file, each with its annotation and its field.
-
-    The first is that of the file. pydantic also names the kind of each section on the way.
-    """
+    """Return the keys that lead to an error, from the file on, each with its annotation."""
     trail: list[tuple[int | str, Any]] = [("", annotation)]
     for part in location:
         key, annotation = trail[-1]
-        if kinds := kinds_of(annotation):
+        if kinds := kinds_of(annotation):  # pydantic also names the kind of each section
             trail[-1] = (key, kinds.get(str(part)))
             continue
         annotation = bare(annotation)
@@ -123,17 +119,10 @@ def remedy(annotation: Any, found: Any) -> str:
 
 def accepted(annotation: Any) -> str:
     """Describe what an annotation accepts, such as ``a whole number above 0``."""
-    limits = [
-        f" {text} {bound:,}"
-        for one in _rules(annotation)
-        for name, text in _LIMITS.items()
-        if (bound := getattr(one, name, None)) is not None
-    ]
-    examples = [
-        f" such as {one_of(one.examples)}"
-        for one in getattr(annotation, "__metadata__", ())
-        if isinstance(one, FieldInfo) and one.examples
-    ]
+    pairs = ((getattr(one, name, None), name) for one in _rules(annotation) for name in _LIMITS)
+    limits = [f" {_LIMITS[name]} {bound:,}" for bound, name in pairs if bound is not None]
+    given = (getattr(one, "examples", None) for one in getattr(annotation, "__metadata__", ()))
+    examples = [f" such as {one_of(one)}" for one in given if one]
     annotation = bare(annotation)
     arguments = get_args(annotation)
     if annotation in _NAMES:
@@ -141,9 +130,8 @@ def accepted(annotation: Any) -> str:
     if kinds := kinds_of(annotation):
         return f"a section with kind: {one_of(kinds)}"
     if is_section(annotation):
-        fields = annotation.model_fields
-        required = [name for name, info in fields.items() if info.is_required()]
-        return f"a section with {', '.join(required or fields)}"
+        required = [k for k, info in annotation.model_fields.items() if info.is_required()]
+        return f"a section with {', '.join(required or annotation.model_fields)}"
     if get_origin(annotation) is Literal:
         return one_of(arguments)
     if get_origin(annotation) in (Union, UnionType):
@@ -161,10 +149,8 @@ def one_of(values: Any) -> str:
 
 def in_yaml(value: Any) -> str:
     """Return a value as it is written in a job file, on one line."""
-    text: str = yaml.safe_dump(
-        value, default_flow_style=True, allow_unicode=True, width=10_000, sort_keys=False
-    )
-    return text.partition("\n")[0]
+    how: Any = {"default_flow_style": True, "allow_unicode": True, "sort_keys": False}
+    return str(yaml.safe_dump(value, width=10_000, **how)).partition("\n")[0]
 
 
 def _candidates(found: Any) -> list[Any]:
@@ -173,8 +159,7 @@ def _candidates(found: Any) -> list[Any]:
         return []
     # [128] is a square, or needs no brackets.
     one = found[0] if isinstance(found, list) and len(found) == 1 else found
-    as_text = [] if isinstance(found, (dict, list)) else [str(found)]
-    return [found, [found], [one, one], one, *as_text]
+    return [found, [found], [one, one], one, *[str(found)] * (not isinstance(found, (dict, list)))]
 
 
 def bare(annotation: Any) -> Any:
@@ -190,7 +175,7 @@ def bare(annotation: Any) -> Any:
 
 def _rules(annotation: Any) -> Iterator[Any]:
     for one in getattr(annotation, "__metadata__", ()):
-        yield from one.metadata if isinstance(one, FieldInfo) else [one]
+        yield from getattr(one, "metadata", [one])
     inner = get_args(annotation) if get_origin(annotation) in (Annotated, Union, UnionType) else ()
     for one in inner:
         yield from _rules(one)

@@ -43,7 +43,7 @@ class TokenizerTraits(CodesOfPosition, Frozen):
     """Codes of each position of the latent: residual levels, codebooks, or all tokens of a frame
     that has a single position. With more than one, codes are (t, h, w, c)."""
     codebook_sizes: Sizes = ()
-    """Codebook size of each code of a position, if they differ. The largest: ``codebook_size``."""
+    """Sizes of the codebooks of a position, if they differ. ``codebook_size`` is the largest."""
     shared_codebook: Flag = False
     """All codes of a position are of one codebook, as the scales of VAR and the tokens of TiTok: a
     code means the same in each place, and is one token."""

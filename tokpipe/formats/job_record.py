@@ -121,7 +121,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_resumable(
+def compared(
     store: Store,
     record: JobRecord,
     job: JobConfig,
@@ -130,8 +130,8 @@ def check_resumable(
     growth: Sequence[Growth] = (),
     *,
     extends: bool = False,
-) -> None:
-    """Check that resuming an output would mix neither two kinds of codes nor two plans.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what decides the codes and rows of an output, for its ``record`` and for a job.
 
     A job that ``extends`` what was planned with its ``growth`` may have sources after those.
     """
@@ -147,7 +147,7 @@ def check_resumable(
         raise damaged(store.uri_of(JOB_RECORD), found, "Other clips could be mixed in") from error
     device = job.encode.device
     wanted = fingerprint_settings(job, weights_hash=weights_hash, device=device, decoders=decoders)
-    check_same(store.uri, {**record.settings, **planned}, {**wanted, **wanted_plan})
+    return {**record.settings, **planned}, {**wanted, **wanted_plan}
 
 
 def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise PlanMismatch unless an output was written with the settings that its job has now."""
+    """Raise PlanMismatch unless both settings, as ``compared`` returns them, are the same."""
     if changed := differences(written, wanted, "->"):
         raise PlanMismatch(
             f"{uri} was written with different settings ({'; '.join(changed)}). "

@@ -49,36 +49,40 @@ def plan_now(job: JobConfig) -> Iterator[_Stored]:
 class SourceChanges:
     """How many rows one plan has that another lacks, and how many have another version.
 
-    A row's version is the size and the ETag or time of change of its file; files that a table names
-    have none. ``examples`` are URIs of the first rows of each kind.
+    That is the size and the ETag or time of change of a file; those that a table names have none.
     """
 
     num_new: int
     num_gone: int
     num_changed: int
-    examples: dict[str, list[str]]
+    examples: dict[str, list[str]]  # URIs of the first rows of each kind
 
     @classmethod
-    def between(cls, before: _Stored, now: _Stored) -> Self:
-        """Compare two plans of one dataset, in 24 bytes of memory per row of both."""
+    def between(cls, before: _Stored, now: _Stored) -> tuple[Self, NDArray[np.bool_]]:
+        """Compare two plans of one dataset, in 24 bytes of memory per row of both.
+
+        Also returns whether each row of the first is gone or changed.
+        """
         (old, old_versions), (new, new_versions) = _rows(*before), _rows(*now)
         is_new = _is_new(new, np.sort(old, axis=0))
         is_gone = _lacking(old, np.sort(new, axis=0)) & (old_versions != PURGED)
         _, there, here = np.intersect1d(old[:, 0], new[:, 0], return_indices=True)
         there_version, version = old_versions[there], new_versions[here]
-        changed = here[(there_version != version) & (there_version != 0) & (version != 0)]
+        is_other = (there_version != version) & (there_version != 0) & (version != 0)
+        changed, differs = here[is_other], is_gone.copy()
+        differs[there[is_other]] = True
         examples = {
             "new": _uris(*now, np.flatnonzero(is_new)),
             "gone": _uris(*before, np.flatnonzero(is_gone)),
             "changed": _uris(*now, np.sort(changed)),
         }
-        return cls(int(is_new.sum()), int(is_gone.sum()), len(changed), examples)
+        return cls(int(is_new.sum()), int(is_gone.sum()), len(changed), examples), differs
 
     @classmethod
     def of_output(cls, job: JobConfig, store: Store, plan: StoredPlan) -> Self:
         """Read the sources of a job, and compare them with the plan in its output."""
         with plan_now(job) as now:
-            return cls.between((store, plan), now)
+            return cls.between((store, plan), now)[0]
 
     @property
     def text(self) -> str:

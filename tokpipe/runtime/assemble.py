@@ -20,7 +20,7 @@ from tokpipe.config.job import ChunkingConfig, JobConfig
 from tokpipe.config.tokenizer import TokenizerConfig
 from tokpipe.errors import NotFound
 from tokpipe.formats import job_record
-from tokpipe.formats.job_record import JobRecord
+from tokpipe.formats.job_record import JobRecord, check_same, compared
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import (
     CommittedRows,
@@ -102,8 +102,8 @@ class JobOutput:
             found = decoder_versions(job.decode, job.has_pictures)
             self.state = load_state(self.store, self.record.num_rows)
             grown = self.state.growth
-            wanted = self.record, job, self.weights.hash, found, grown
-            job_record.check_resumable(self.store, *wanted, extends=extend)
+            wanted = self.store, self.record, job, self.weights.hash, found, grown
+            check_same(self.store.uri, *compared(*wanted, extends=extend))
             if extend:
                 plan = StoredPlan.of(self.record, grown)
                 self.growth = store_growth(job, self.store, plan, self.driver)
@@ -177,7 +177,7 @@ class JobOutput:
             ),
         )
         if self.record.writer != self.driver:
-            job_record.check_resumable(store, self.record, job, weights_hash, found)
+            check_same(store.uri, *compared(store, self.record, job, weights_hash, found))
         return self.record
 
 

@@ -1,7 +1,6 @@
 """``tokpipe check``: try what a run needs, on this machine, and say what was not tried.
 
-A few videos are opened, the tokenizer encodes noise, and the output is probed for writing. Ray is
-not needed; what needs torch or PyAV is not checked without them.
+Needs no Ray; what needs torch or PyAV is not checked without them.
 """
 
 from collections import Counter
@@ -29,8 +28,7 @@ from tokpipe.telemetry.redact import redact
 from tokpipe.types import Cut, Failed, Rejected
 from tokpipe.weights.read import TokenizerWeights, find_weights, read_weights
 
-MAX_ROWS = 200_000
-"""Rows read of each source: a table of 100 million is not worth reading for a check."""
+MAX_ROWS = 200_000  # Read of each source: a table of 100 million is not worth it for a check
 _MAX_TAR_ROWS = 5_000  # Listing a tar takes a request per member
 _FIRST_FRAME = Cut(1, 1)
 NOT_CHECKED = "not checked"
@@ -38,9 +36,9 @@ NOT_CHECKED = "not checked"
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One part of a job that was checked and can be used, a warning, or what was not checked."""
+    """A part of a job that can be used, a warning, what was not checked; or part of a ``diff``."""
 
-    subject: str  # Which part, such as ``"source"``; or ``"warning"`` or ``"not checked"``
+    subject: str  # Such as ``"source"``, ``"warning"`` or ``"not checked"``
     text: str
     facts: Mapping[str, Any] = field(default_factory=dict)  # What ``text`` says, for programs
 
@@ -154,7 +152,7 @@ def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
 def _videos(job: JobConfig, source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
     """Decode the first frame of each sampled video."""
     num_good, short = rows.num_rows - rows.num_problems, source.label.partition(" ")[0]
-    noun = {"video": "video", "image": "picture", "both": "file"}[source.config.media]
+    noun = {"video": "video", "image": "picture"}.get(source.config.media, "file")
     if not find_spec("av"):
         yield _not_checked(f"{noun}s of {short}", "PyAV is not installed here")
         return
@@ -242,7 +240,8 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
         else:
             decoders = decoder_versions(job.decode, job.has_pictures)
             growth = existing.state.growth
-            job_record.check_resumable(store, existing.record, job, weights.hash, decoders, growth)
+            wanted = store, existing.record, job, weights.hash, decoders, growth
+            job_record.check_same(uri, *job_record.compared(*wanted))
         done, rows = existing.state.committed.num_done, existing.num_rows
         text = f"output {uri}: {done:,} of {rows:,} plan rows settled"
         facts = {"uri": uri, "is_new": False, "num_rows": rows, "num_rows_done": done}

@@ -83,7 +83,8 @@ class Forecast:
             with suppress(StorageError):
                 there = Output(Store(job.output.uri, job.storage))
                 planned = StoredPlan.of(there.record, there.state.growth)
-                self.source_changes = SourceChanges.between((there.store, planned), (store, plan))
+                before, now = (there.store, planned), (store, plan)
+                self.source_changes, _ = SourceChanges.between(before, now)
         amounts = [Estimate.of(values, plan.num_rows) for values in zip(*sample, strict=True)]
         self.dataset = job.dataset
         self.num_rows, self.num_duplicates = plan.num_rows, plan.num_duplicates

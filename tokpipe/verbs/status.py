@@ -16,10 +16,7 @@ RECENT_ENTRIES = 32  # Commits that the rate is measured over; fewer if the driv
 
 
 class Status:
-    """An output at one moment, of whose manifest the end is read again.
-
-    Rates and times are None if the manifest does not show them.
-    """
+    """An output at one moment. Rates and times are None if the manifest does not show them."""
 
     def __init__(
         self, output: Output, job: JobConfig | None = None, *, now: datetime | None = None
@@ -30,19 +27,16 @@ class Status:
         recent = list(iter_entries(output.store, first, state.next_seq))
         self.uri, self.dataset = output.store.uri, record.dataset
         self.fingerprint, self.created_at = record.fingerprint, record.created_at
-        self.num_rows = output.num_rows
-        """Rows of the plan: clips, or sources that are cut into several clips."""
+        self.num_rows = output.num_rows  # Of the plan: a row can be cut into several clips
         self.num_rows_done = done = state.committed.num_done
         """Rows of which every clip is tokenized or rejected."""
         self.totals = state.totals
-        self.driver = _driver(recent)
-        """Host, process and version of the newest driver."""
+        self.driver = _driver(recent)  # Host, process and version of the newest
         self.last_commit_age_s: float | None = None
         if recent:
             age = (now or datetime.now(UTC)) - utc_time(recent[-1].written_at)
             self.last_commit_age_s = max(0.0, age.total_seconds())
-        self.clips_per_s = _rate(recent)
-        """Clips settled per second by the recent commits."""
+        self.clips_per_s = _rate(recent)  # Settled by the recent commits
         self.source_changes: SourceChanges | None = None
         if job is not None:
             plan = StoredPlan.of(record, state.growth)
