@@ -57,10 +57,7 @@ class Sampled:
 
 
 class Audit:
-    """Every defect of an output. Writes nothing.
-
-    May leave out what is committed while it runs.
-    """
+    """Every defect of an output, perhaps without what is committed meanwhile. Writes nothing."""
 
     def __init__(
         self,

@@ -77,10 +77,7 @@ class ShardReader:
             raise damaged(uri, f"it has {found_rows} rows, but its footer says {num_rows}")
 
     def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
-        """Return one row group as a single record batch.
-
-        Codes are checked if they are among the columns.
-        """
+        """Return a row group as one record batch. Codes are checked if they are among columns."""
         names = self.schema.names if columns is None else list(columns)
         wanted = list(names)
         if "codes" in names:

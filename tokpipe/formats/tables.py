@@ -22,14 +22,10 @@ def required(columns: Mapping[str, pa.DataType]) -> pa.Schema:
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """Return a table as Parquet, with page checksums.
-
-    Stores the Arrow schema: carried columns may have types that Parquet lacks.
-    """
+    """Return a table as Parquet, with page checksums and the Arrow schema, which has more types."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    return bytes(sink.getvalue())
 
 
 def check_bounds(metadata: Any) -> None:
