@@ -23,6 +23,7 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.identity import row_digests
 from tokpipe.plan import PART_ROWS, PlanReader, StoredPlan, write_plan
+from tokpipe.plan.stored import read_part
 from tokpipe.storage import Store
 from tokpipe.types import WorkItem
 
@@ -300,7 +301,7 @@ def test_a_changed_part_is_rejected(tmp_path: Path) -> None:
     data = store.get(stored.parts[0].key)
     store.put(stored.parts[0].key, flipped(data, 4 * len(data)))
     reader = PlanReader(store, stored)
-    for read in (reader.items, reader.extras, lambda parts: reader.identities(*parts)):
+    for read in (reader.items, reader.extras, lambda _: read_part(store, stored.parts[0])):
         with pytest.raises(CorruptOutput, match=r"SHA-256 differs.*restore it"):
             read([0])
 

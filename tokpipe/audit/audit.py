@@ -57,10 +57,7 @@ class Sampled:
 
 
 class Audit:
-    """Every defect of an output. Writes nothing.
-
-    May leave out what is committed while it runs.
-    """
+    """Every defect of an output, perhaps without what is committed meanwhile. Writes nothing."""
 
     def __init__(
         self,
@@ -159,13 +156,11 @@ class Audit:
         self.num_bytes_checked = totals.size_bytes if self.depth == "bytes" else 0
         if clips is not None:
             check_plan(store, clips.plan, self.findings)
-        plan_now = None if clips is None else clips.plan
-        self.leftovers = Leftovers.of(listing.unlisted(manifest.state, plan_now))
+        parts = () if clips is None else clips.plan.parts
+        self.leftovers = Leftovers.of(listing.unlisted(manifest.state, parts))
 
     def _check_objects(self, metadata: ShardMetadata, receipt: Receipt) -> None:
-        """Check a shard that the manifest lists, which must have this ``metadata``, and its table.
-
-        Runs in several threads."""
+        """Check a listed shard, which must have this metadata, and its table. Runs in threads."""
         objects: list[tuple[Kind, str, int]] = [
             ("shard", receipt.shard, receipt.size_bytes),
             ("side_table", receipt.side_table, receipt.side_table_size_bytes),
@@ -219,9 +214,8 @@ class Audit:
                         continue
                     problem = (
                         f"produces different codes when it is encoded again: {same:.2%} are the "
-                        "same. Training would see another video. Unless hardware or library "
-                        "versions differ from those in job.json, tokenize it again to a new output "
-                        "prefix"
+                        "same. Training would see another video. Unless hardware or libraries "
+                        "differ from those in job.json, tokenize it again to a new output prefix"
                     )
                 where = f"{self.uri}: clip {clip_id} of {clip.source_uri}"
                 self.findings.add("codes_differ", self.uri, f"{where} {problem}")
@@ -268,15 +262,14 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         own = {name: value for name, value in vars(self).items() if name[0] != "_"}
         findings, totals = own.pop("findings"), own.pop("totals")
+        counts = "num_rejected", "num_shards", "encoders"  # None if nothing else was checked
         return {
             **own,
             "clean": self.is_clean,
             "defects": findings.counts,
             "examples": list(findings),
-            "num_tokenized": None if totals is None else totals.num_clips,
-            "num_rejected": None if totals is None else totals.num_rejected,
-            "num_shards": None if totals is None else totals.num_shards,
-            "encoders": None if totals is None else totals.encoders,
+            "num_tokenized": getattr(totals, "num_clips", None),
+            **{name: getattr(totals, name, None) for name in counts},
         }
 
 

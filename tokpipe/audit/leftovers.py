@@ -5,7 +5,7 @@ shard may also belong to a driver, or to an entry that was lost.
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from tokpipe.config.job import LISTED_WITHIN_S
@@ -13,7 +13,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.formats import job_record
 from tokpipe.formats.layout import MANIFEST_KEY
 from tokpipe.formats.manifest import CommittedRows, ManifestState, count_entries, iter_entries
-from tokpipe.plan import StoredPlan
+from tokpipe.plan.stored import PlanPart, StoredPlan
 from tokpipe.storage import Store, StoredObject
 
 
@@ -22,8 +22,7 @@ class Listing:
 
     def __init__(self, store: Store) -> None:
         self.entries: list[int] = []  # Numbers of the manifest entries, ascending
-        self.checkpoints: set[int] = set()
-        """For each checkpoint, the number of entries that it sums up."""
+        self.checkpoints: set[int] = set()  # The number of entries that each of them sums up
         self.data: dict[str, StoredObject] = {}  # Shards and side tables, by key
         self.temporary: list[StoredObject] = []  # Plans and probes, which may be leftovers
         for found in store.list(""):
@@ -39,9 +38,9 @@ class Listing:
                     self.entries.append(int(match[1]))
         self.entries.sort()
 
-    def unlisted(self, state: ManifestState, plan: StoredPlan | None) -> list[StoredObject]:
+    def unlisted(self, state: ManifestState, plan: Iterable[PlanPart]) -> list[StoredObject]:
         """Return the objects that neither a manifest nor the plan of its output names."""
-        listed = {part.key for part in plan.parts} if plan else set[str]()
+        listed = {part.key for part in plan}
         for name in ("shard", "side_table"):
             listed.update(state.shards.column(name).to_pylist())
         return [one for one in (*self.data.values(), *self.temporary) if one.key not in listed]
@@ -81,8 +80,7 @@ def clean(
     if older_than_s < LISTED_WITHIN_S:  # a running driver lists a shard after it was written
         raise ConfigError(
             f"--older-than is {older_than_s:.0f} seconds, but objects younger than an hour may "
-            "belong to a driver that is about to list them. Removing them would lose clips: use "
-            "an hour or more"
+            "belong to a driver about to list them. That would lose clips: use an hour or more"
         )
     now_s = time.time()
     listing = Listing(store)
@@ -97,7 +95,7 @@ def clean(
             committed.reopen(withdrawn.ref)
         for ref in entry.refs():
             committed.add(ref)
-    every = listing.unlisted(state, StoredPlan.of(record, state.growth))
+    every = listing.unlisted(state, StoredPlan.of(record, state.growth).parts)
     old = [found for found in every if now_s - found.modified_s > older_than_s]
     keeps = committed.num_unsettled and not partial
     removed = [found for found in old if not (keeps and found.key in listing.data)]

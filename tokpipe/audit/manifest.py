@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from tokpipe.audit.findings import Findings
 from tokpipe.audit.leftovers import Listing
@@ -25,7 +24,7 @@ from tokpipe.formats.manifest.checkpoint import read_checkpoint, record_of
 from tokpipe.formats.manifest.log import READ_AHEAD, read_entry
 from tokpipe.identity import clip_id
 from tokpipe.plan import PlanReader, StoredPlan
-from tokpipe.plan.stored import plan_id_of, row_ids
+from tokpipe.plan.stored import plan_id_of, read_part, row_ids
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.redact import redact
@@ -35,8 +34,9 @@ _SHORTCUT = (
     "But a checkpoint is only a shortcut: you can delete its .json and .parquet, and the next "
     "resume reads the entries instead."
 )
-_KEPT_PARTS = 8
-"""Parts of about 6 MB in memory. The manifest nearly follows the plan, so few are in use."""
+_KEPT_PARTS = 8  # Of about 6 MB each. The manifest nearly follows the plan, so few are in use
+_IDENTITY = ["row_id", "source_uri"]
+_UNREADABLE = CorruptOutput, NotFound, pa.ArrowException  # What reading a part of a plan raises
 
 
 def check_named(where: str, plan: StoredPlan, num_rows: int, findings: Findings) -> None:
@@ -50,16 +50,12 @@ def check_named(where: str, plan: StoredPlan, num_rows: int, findings: Findings)
 
 def check_plan(store: Store, plan: StoredPlan, findings: Findings) -> None:
     """Read every part of the plan once. Holds 8 bytes per row, to find repeated ids."""
-    where, reader = store.uri_of(JOB_RECORD), PlanReader(store, plan)
-    hashes: list[NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
-    for index, part in enumerate(plan.parts):
-        uri = store.uri_of(part.key)
+    where, hashes = store.uri_of(JOB_RECORD), [np.empty(0, np.uint64)]
+    for part in plan.parts:
         try:
-            table = reader.identities(index)
-        except (CorruptOutput, NotFound, pa.ArrowException) as error:
-            findings.add("plan", uri, error)
-            continue
-        hashes.append(row_ids(table)[:, 0].copy())
+            hashes.append(row_ids(read_part(store, part, _IDENTITY))[:, 0].copy())
+        except _UNREADABLE as error:
+            findings.add("plan", store.uri_of(part.key), error)
     every = np.sort(np.concatenate(hashes))
     if repeated := int((every[1:] == every[:-1]).sum()):
         findings.add(
@@ -101,7 +97,7 @@ class PlannedClips:
                 yield from self._compare(inside[some], table.take(places))
 
     def _compare(self, refs: list[ClipRef], planned: pa.Table) -> Iterator[tuple[ClipRef, str]]:
-        columns = (planned.column(name).to_pylist() for name in ("row_id", "source_uri"))
+        columns = (planned.column(name).to_pylist() for name in _IDENTITY)
         for ref, row_id, uri in zip(refs, *columns, strict=True):
             wanted = clip_id(row_id, ref.segment, ref.num_segments, *self._cut)
             if ref.clip_id != wanted:
@@ -111,8 +107,8 @@ class PlannedClips:
 
     def _read_part(self, index: int) -> pa.Table | None:
         try:
-            return self._reader.identities(index).combine_chunks()
-        except (CorruptOutput, NotFound, pa.ArrowException):  # check_plan has reported it
+            return read_part(self._store, self.plan.parts[index], _IDENTITY).combine_chunks()
+        except _UNREADABLE:  # check_plan reports it
             return None
 
 
@@ -266,11 +262,10 @@ class ManifestAudit:
         if seq not in listing.checkpoints or self._findings:
             return
         uri = self._store.uri_of(checkpoint_key(seq))
-        state = self.state
         try:
             saved = read_checkpoint(self._store, seq, self._num_rows)
-            is_same = record_of(saved, b"") == record_of(state, b"")
-            if not (is_same and saved.shards.equals(state.shards)):
+            is_same = record_of(saved, b"") == record_of(self.state, b"")
+            if not (is_same and saved.shards.equals(self.state.shards)):
                 raise CorruptOutput(f"{uri} is damaged: it does not sum up the entries before it.")
         except (CorruptOutput, NotFound) as error:
             self._findings.add("checkpoint", uri, f"{str(error).rstrip('.')}. {_SHORTCUT}")

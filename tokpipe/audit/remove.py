@@ -18,7 +18,7 @@ from tokpipe.errors import ConfigError, CorruptOutput, NotFound
 from tokpipe.formats.checks import explained
 from tokpipe.formats.job_record import rewrite_plan
 from tokpipe.formats.layout import checkpoint_key, checkpoint_shards_key, entry_key
-from tokpipe.formats.manifest import Growth, Reopened, read_entries, write_checkpoint
+from tokpipe.formats.manifest import Growth, read_entries, write_checkpoint
 from tokpipe.formats.manifest.checkpoint import read_checkpoint
 from tokpipe.formats.manifest.state import UNRECORDED
 from tokpipe.formats.shard import ShardMetadata
@@ -27,7 +27,7 @@ from tokpipe.plan.stored import purged, read_part, store_part
 from tokpipe.reader import Output
 from tokpipe.reader.search import source_matcher
 from tokpipe.reader.values import ShardInfo
-from tokpipe.runtime.commit import REOPENED_PER_ENTRY, Committer
+from tokpipe.runtime.commit import Committer
 from tokpipe.stages.write import put_shard
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counted
@@ -110,10 +110,7 @@ def remove(
         return removal
     for at in range(0, len(touched), _SHARDS_PER_ENTRY):
         _replace(committer, output, touched[at : at + _SHARDS_PER_ENTRY])
-    for at in range(0, len(rejected), REOPENED_PER_ENTRY):
-        some = rejected[at : at + REOPENED_PER_ENTRY]
-        reopened = tuple(Reopened(one.ref, one.reason) for one in some)
-        committer.append(reopened=reopened, rejected=_removed(one.ref for one in some))
+    committer.reopen(rejected, _removed(one.ref for one in rejected))
     if purge:
         removal.num_deleted = _purge(committer, Output(store), listing)
     return removal
@@ -134,8 +131,7 @@ def _where(table: pa.Table, condition: str | None) -> list[str]:
     except pa.ArrowException as error:
         kind = f"{found[1]} holds {column.type}"
         raise ConfigError(f"--where {condition}: {kind}: {explained(error)}") from error
-    ids: list[str] = table.filter(is_true).column("clip_id").to_pylist()
-    return ids
+    return list[str](table.filter(is_true).column("clip_id").to_pylist())
 
 
 def _removed(clips: Iterable[ClipRef]) -> tuple[Rejected, ...]:
@@ -211,8 +207,7 @@ def _purge(committer: Committer, output: Output, listing: Listing) -> int:
     if newest is not None:
         write_checkpoint(store, newest)
     committer.watch()
-    plan = plan.with_parts(parts.values(), plan.num_problems)
-    left_over = listing.unlisted(output.state, plan)
+    left_over = listing.unlisted(output.state, parts.values())
     for found in left_over:
         store.delete(found.key)
     return len(left_over)

@@ -28,8 +28,7 @@ class EmbeddedVideos:
     def __init__(self, options: StoreOptions) -> None:
         self._options = options
         self._values: Iterator[tuple[int, bytes | None]] = iter(())
-        self._next: tuple[tuple[str, str | None] | None, int] = None, 0
-        """The column that they are of, and the first row."""
+        self._next: tuple[tuple[str, str | None] | None, int] = None, 0  # Their column, first row
 
     def copy(self, member: ArchiveMember, max_bytes: int, version: int | None) -> LocalVideo:
         """Return a copy with the version of the table; raise as ``fetch_to_file`` does."""
@@ -69,9 +68,7 @@ def _values(member: ArchiveMember, options: StoreOptions) -> Iterator[tuple[int,
         starts = list(itertools.accumulate(sizes, initial=0))
         group = bisect.bisect_right(starts, member.offset) - 1
         groups = range(group, len(sizes))
-        batches = table.iter_batches(
-            1, row_groups=groups, columns=[member.column], use_threads=False
-        )
+        batches = table.iter_batches(1, groups, [member.column], use_threads=False)
         for row, batch in enumerate(batches, starts[group]):
             value = batch.column(0)[0].as_py()
             while isinstance(value, dict):

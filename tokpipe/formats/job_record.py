@@ -86,9 +86,7 @@ class JobRecord(BaseModel):
 
 def write_once(store: Store, record: JobRecord) -> JobRecord:
     """Write the record unless one exists. Return the one that is in the store."""
-    if store.create(JOB_RECORD, record.to_json()):
-        return record
-    return read(store)
+    return record if store.create(JOB_RECORD, record.to_json()) else read(store)
 
 
 def rewrite_plan(store: Store, plan: Mapping[str, Any]) -> None:
@@ -154,8 +152,7 @@ def compared(
 
 def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a resolved job that decide the rows of its plan."""
-    # Not allowed_prefixes, which are checked while planning, nor on_change, which decides about
-    # clips and not rows.
+    # The first is checked while planning, and the second decides about clips and not rows.
     left_out = ("allowed_prefixes", "on_change")
     # Earlier versions had no pictures.
     known = [{"media": "video", "animation_as_picture": False, **one} for one in job["sources"]]
@@ -164,10 +161,7 @@ def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Check that resuming an output would mix neither two kinds of codes nor two plans.
-
-    Takes what ``compared`` returns.
-    """
+    """Raise PlanMismatch unless both settings, as ``compared`` returns them, are the same."""
     if changed := differences(written, wanted, "->"):
         raise PlanMismatch(
             f"{uri} was written with different settings ({'; '.join(changed)}). "
@@ -177,13 +171,8 @@ def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) 
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], between: str) -> list[str]:
-    """Return ``key: before -> after`` for each dotted key whose values differ.
-
-    They are compared as JSON, so a tuple equals the list that it is stored as.
-    """
-    old, new = (
-        {key: repr(value) for key, value in flatten(json.loads(json.dumps(side))).items()}
-        for side in (before, after)
-    )
+    """Return ``key: before -> after`` for each dotted key whose values differ as JSON."""
+    sides = (flatten(json.loads(json.dumps(side))) for side in (before, after))
+    old, new = ({key: repr(value) for key, value in side.items()} for side in sides)
     pairs = {key: (old.get(key, "(not set)"), new.get(key, "(not set)")) for key in {**old, **new}}
     return [f"{key}: {a} {between} {b}" for key, (a, b) in sorted(pairs.items()) if a != b]

@@ -1,7 +1,6 @@
 """Builds shards: Parquet files with one row per chunk, in the documented schema.
 
-A shard is built in memory. Its bytes depend only on its clips, its metadata and the versions of
-the libraries. ``shard_reader`` reads and checks it.
+A shard is built in memory. Its bytes depend only on its clips, its metadata and library versions.
 """
 
 import io
@@ -46,7 +45,6 @@ _PAGE_BYTES = 8 * 2**20
 """One page of codes per row group. Longer byte planes compress better: 13.02 to 13.08 bits a code,
 against 13.17 with pages of 1 MiB (uniform codes, K = 8,192)."""
 
-_ZSTD_LEVEL = 3
 _CODES = "codes.list.element"
 _METADATA_PREFIX = "tokpipe."
 
@@ -111,15 +109,13 @@ class TokenizerSpec(CodesOfPosition, BaseModel):
     # In key-value metadata, all of which is text, a list is JSON.
     codebook_sizes: Annotated[Sizes, _FromText] = ()
     """Size of the codebook of each code of a position, if they differ."""
-    shared_codebook: Flag = False
-    """All codes of a position are of one codebook."""
+    shared_codebook: Flag = False  # All codes of a position are of one codebook
     bit_order: Literal["big", "little", ""] = ""
     """For codes made of one bit per channel: whether the first is the highest. Otherwise empty."""
     temporal_stride: Side  # Frames per latent frame, after a chunk's first
     first_frames: Side = 1  # Frames that a chunk's first latent frame covers
     spatial_stride: Side  # Pixels per latent row and column
-    code_order: Literal["t,h,w", "t,h,w,c"] = "t,h,w"
-    """Axes of a row's flat codes, slowest first."""
+    code_order: Literal["t,h,w", "t,h,w,c"] = "t,h,w"  # Axes of a row's codes, slowest first
     chunk_policy: str
 
     @classmethod
@@ -233,8 +229,7 @@ def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
     """Return a shard of whole clips, sorted by clip id and chunk index.
 
     Raises:
-        ValueError: the clips contradict each other, the tokenizer or the schema. The caller is at
-            fault, never a video.
+        ValueError: the caller's clips contradict each other, the tokenizer or the schema.
     """
     clips = sorted(clips, key=lambda clip: clip.ref.clip_id)
     _check_clips(clips, metadata.tokenizer)
@@ -336,7 +331,7 @@ def _writer_options(schema: pa.Schema, with_dictionary: bool) -> dict[str, Any]:
         dictionary.append(_CODES)
     return {
         "compression": "zstd",
-        "compression_level": _ZSTD_LEVEL,
+        "compression_level": 3,
         "use_dictionary": dictionary,
         "dictionary_pagesize_limit": _PAGE_BYTES,
         # Parquet has no 16-bit integers: plain ones would take 4 bytes a code.

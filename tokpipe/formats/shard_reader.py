@@ -47,10 +47,8 @@ class ShardReader:
     the file with the manifest (``check_bytes``).
 
     Args:
-        uri: for messages.
         source: the file's bytes, or an open file that pyarrow can seek in.
-        page_checksums: False skips page checksums, which are redundant once the bytes were
-            compared with the manifest.
+        page_checksums: False skips them, for bytes that were compared with the manifest.
 
     Raises:
         CorruptOutput: the footer is damaged or not a shard's. Methods raise it for damaged rows.
@@ -79,10 +77,7 @@ class ShardReader:
             raise damaged(uri, f"it has {found_rows} rows, but its footer says {num_rows}")
 
     def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
-        """Return one row group as a single record batch.
-
-        Codes are checked if they are among the columns.
-        """
+        """Return a row group as one record batch. Codes are checked if they are among columns."""
         names = self.schema.names if columns is None else list(columns)
         wanted = list(names)
         if "codes" in names:

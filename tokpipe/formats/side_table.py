@@ -37,18 +37,15 @@ _OWN = pa.schema(
 # Side tables and plans of earlier versions lack the last one, the last two, or all of these.
 _LATER: dict[str, Any] = {"marks": [], "damage": None, "encoder": "", "source_sha256": ""}
 
-OWN_COLUMNS: tuple[str, ...] = tuple(_OWN.names)
-"""tokpipe's own columns; carried columns follow them."""
+OWN_COLUMNS: tuple[str, ...] = tuple(_OWN.names)  # Carried columns follow them
 
 
 def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
     """Return the side table of one shard, sorted by clip id as the shard is.
 
-    Args:
-        clips: the shard's clips, in any order.
-        carried: the columns to carry, one row per clip in the order of ``clips``. Its schema is
-            the same for all shards of a job. It must not contain OWN_COLUMNS, except that the
-            columns added later are renamed: an older plan may carry columns of those names.
+    ``carried`` has a row per clip, in the order of ``clips``, and the same schema for all shards of
+    a job. It must not contain OWN_COLUMNS, except that the columns added later are renamed: an
+    older plan may carry columns of those names.
     """
     if carried.num_rows != len(clips):
         raise ValueError(f"{carried.num_rows} rows of carried columns for {len(clips)} clips")

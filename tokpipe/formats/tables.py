@@ -22,14 +22,10 @@ def required(columns: Mapping[str, pa.DataType]) -> pa.Schema:
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """Return a table as Parquet, with page checksums.
-
-    Stores the Arrow schema: carried columns may have types that Parquet lacks.
-    """
+    """Return a table as Parquet, with page checksums and the Arrow schema, which has more types."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    return bytes(sink.getvalue())
 
 
 def check_bounds(metadata: Any) -> None:
@@ -111,8 +107,7 @@ def rows_of(uri: str, rows: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def stream_parquet(file: BinaryIO, *, as_dictionaries: bool = False) -> Any:
-    """Open Parquet to be read as a stream of batches, in bounded memory, texts as they are or
-    ``as_dictionaries``."""
+    """Open Parquet for reading batches in bounded memory, texts as such or ``as_dictionaries``."""
     metadata = pq.read_metadata(file)
     num_bytes = file.seek(0, io.SEEK_END)
     groups = map(metadata.row_group, range(metadata.num_row_groups))

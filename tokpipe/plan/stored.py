@@ -60,8 +60,7 @@ class StoredPlan:
     num_problems: Count  # Rows found unusable while planning; they count in ``num_rows``
     num_duplicates: Count  # Rows dropped because an earlier row is the same clip
     duplicate_examples: tuple[str, ...]
-    columns: dict[str, str]
-    """Columns carried from the sources, by name, with the Arrow type as people read it."""
+    columns: dict[str, str]  # Carried from the sources, with the Arrow type as people read it
     columns_schema: str  # The same as a serialized Arrow schema in base64, for ``PlanReader``
     left_out: LeftOut = field(default_factory=LeftOut)
     """What the sources found and did not take; earlier versions did not count it."""
@@ -117,8 +116,7 @@ def tombstones(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def purged(rows: pa.Table, places: pa.Array) -> pa.Table:
-    """Leave nothing in some rows of a plan but a hash of their id; the same table if they are so
-    already."""
+    """Leave only a hash of their id in some rows of a plan; the same table if it is so already."""
     versions = rows.column("source_version")
     is_there = np.isin(np.arange(rows.num_rows), places)
     is_there &= versions.fill_null(0).to_numpy() != PURGED
@@ -178,7 +176,6 @@ class PlanReader:
 
     def __init__(self, store: Store, stored: StoredPlan, sources: Sequence[Source] = ()) -> None:
         """``sources``: those of the job, whose settings the work items follow."""
-        self._store = store
         self._sources = dict(enumerate(sources))
         self._parts = stored.parts
         self._starts = np.cumsum([0, *(part.num_rows for part in stored.parts)], dtype=np.int64)
@@ -198,10 +195,6 @@ class PlanReader:
         for index in np.flatnonzero(np.diff(bounds)).tolist():
             inside = slice(bounds[index], bounds[index + 1])
             yield index, inside, pa.array(rows[inside] - self._starts[index])
-
-    def identities(self, part_index: int) -> pa.Table:
-        """Read ``row_id`` and ``source_uri`` of each row of a part, without caching."""
-        return read_part(self._store, self._parts[part_index], [ROW_ID.name, "source_uri"])
 
     def items(self, rows: Sequence[int] | NDArray[np.int64]) -> list[WorkItem]:
         """Return the work items of ``rows``, which increase."""

@@ -102,11 +102,13 @@ class Committer:
         if LOGGER.isEnabledFor(logging.INFO):  # it builds an event per clip
             _log_entry(entry, time.monotonic() - began)
 
-    def reopen(self, rejected: Iterable[Rejected]) -> int:
-        """Withdraw rejections, so that their clips are work again; return how many."""
+    def reopen(self, rejected: Iterable[Rejected], instead: Sequence[Rejected] = ()) -> int:
+        """Withdraw rejections, so that clips are work again, or rejected ``instead``; return how
+        many."""
         withdrawn = [Reopened(one.ref, one.reason) for one in rejected]
         for start in range(0, len(withdrawn), REOPENED_PER_ENTRY):
-            self.append(reopened=tuple(withdrawn[start : start + REOPENED_PER_ENTRY]))
+            some = slice(start, start + REOPENED_PER_ENTRY)
+            self.append(reopened=tuple(withdrawn[some]), rejected=tuple(instead[some]))
         return len(withdrawn)
 
     def grow(self, growth: Growth) -> None:

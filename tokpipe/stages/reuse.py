@@ -1,6 +1,5 @@
 """Clips that other outputs have: found by the bytes of their sources, whatever the names."""
 
-import json
 import logging
 import struct
 from collections.abc import Mapping
@@ -40,8 +39,7 @@ def reused_outputs(job: JobConfig, settings: Mapping[str, Any] | None = None) ->
         if uri == Store(job.output.uri, job.storage).uri:
             raise ConfigError(f"reuse: {uri} is the job's own output: remove it from the list")
         if settings is not None and output.fingerprint != digest(settings):
-            wanted = json.loads(json.dumps(settings))
-            changed = "; ".join(differences(output.record.settings, wanted, "->"))
+            changed = "; ".join(differences(output.record.settings, settings, "->"))
             raise ConfigError(
                 f"reuse: {uri} has other codes than this job would make, because settings differ "
                 f"({changed}). Use those of that output, or remove it from the list"

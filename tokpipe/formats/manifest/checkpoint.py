@@ -29,8 +29,7 @@ from tokpipe.types import SHA256, SHARD_KEY, SIDE_TABLE_KEY, Count, Positive
 _log = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 3
-"""2 since entries of format 3, and 3 of a plan that grew or shards that were replaced. Without any
-it is written as 1."""
+"""2 since entries of format 3, and 3 if the plan grew or shards were replaced; otherwise 1."""
 
 CHECKPOINT_INTERVAL = 64
 
@@ -87,11 +86,8 @@ def _newest_checkpoint(
 def write_checkpoint(store: Store, state: ManifestState) -> bool:
     """Save ``state`` as the checkpoint before entry ``state.next_seq``.
 
-    Creates the table of shards, then the record with its hash. A crash between the two leaves a
-    table that nobody reads.
-
-    Returns:
-        True if this checkpoint is now in the store. False if something else is in its place.
+    Creates the table of shards, then the record with its hash: a crash between the two leaves a
+    table that nobody reads. Returns False if something else is in the place of either.
     """
     table = to_parquet(state.shards)
     if not store.create(checkpoint_shards_key(state.next_seq), table):

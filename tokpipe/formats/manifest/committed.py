@@ -38,8 +38,7 @@ class CommittedRows:
         self.num_rows = num_rows
         # Setting a bit of a bytearray takes half the time of setting one of an array.
         self._bits = bytearray(num_bytes) if bitmap is None else bytearray(bitmap)
-        self.num_done = int.from_bytes(self._bits, "little").bit_count()
-        """Rows that are fully settled."""
+        self.num_done = int.from_bytes(self._bits, "little").bit_count()  # Rows fully settled
         self.partial = dict(partial or {})  # Partly settled rows, by row number
         for row, one in self.partial.items():
             if not row < num_rows or self._is_done(row) or not max(one.done) < one.num_segments:

@@ -16,9 +16,8 @@ from tokpipe.types import ClipRef, Count, Positive, Receipt, Rejected, Sha256
 
 MANIFEST_FORMAT = 4
 """2 since entries can withdraw rejections, 3 since each holds the hash of the one before, and 4
-since the plan can grow and shards can be replaced; an entry without that is written as 3.
-
-An earlier version that resumed an output of format 3 would break the chain, so it must not.
+since the plan can grow and shards can be replaced; an entry without that is written as 3. An
+earlier version that resumed an output of format 3 would break the chain, so it must not.
 """
 
 _RECORDED = {"encoders": ("paid_s", "useful_s", "lost_s", "slow_s"), "actors": ("spent_s", "up_s")}
@@ -99,13 +98,10 @@ class ManifestEntry:
             is_purged = (ref.row, ref.segment) in purged
             return replace(ref, clip_id="", source_uri="") if is_purged else ref
 
-        def less(one: Rejected) -> Rejected:
-            ref = blank(one.ref)
-            return replace(one, ref=ref, message=one.message if ref.clip_id else "")
-
         shards = tuple(replace(one, clips=tuple(map(blank, one.clips))) for one in self.shards)
         reopened = tuple(replace(one, ref=blank(one.ref)) for one in self.reopened)
-        rejected = tuple(map(less, self.rejected))
+        less = [replace(one, ref=blank(one.ref)) for one in self.rejected]
+        rejected = tuple(one if one.ref.clip_id else replace(one, message="") for one in less)
         return replace(self, shards=shards, rejected=rejected, reopened=reopened)
 
     def to_json(self) -> bytes:
@@ -124,18 +120,17 @@ class ManifestEntry:
             # Every message passes here, whatever library it quotes.
             "rejected": [{**asdict(one), "message": redact(one.message)} for one in self.rejected],
         }
-        if self.previous is not None:
-            body["previous"] = self.previous
-        if self.reopened:
-            body["reopened"] = list(map(asdict, self.reopened))
-        if self.claim is not None:
-            body["claim"] = asdict(self.claim)
-        if self.growth is not None:
-            body |= {"format": MANIFEST_FORMAT, "growth": asdict(self.growth)}
-        if self.replaced:
-            body |= {"format": MANIFEST_FORMAT, "replaced": list(map(_fields, self.replaced))}
-        if self.redacted is not None:
-            body |= {"format": MANIFEST_FORMAT, "redacted": self.redacted}
+        optional = {
+            "previous": self.previous,
+            "reopened": list(map(asdict, self.reopened)) or None,
+            "claim": self.claim and asdict(self.claim),
+            "growth": self.growth and asdict(self.growth),
+            "replaced": list(map(_fields, self.replaced)) or None,
+            "redacted": self.redacted,
+        }
+        body |= {key: value for key, value in optional.items() if value is not None}
+        if body.keys() & {"growth", "replaced", "redacted"}:
+            body["format"] = MANIFEST_FORMAT
         if self.account is not None:
             for key, names in _RECORDED.items():
                 body[key] = {name: _rounded(getattr(self.account, name)) for name in names}

@@ -14,8 +14,7 @@ from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.types import Rejected
 
-READ_AHEAD = 15
-"""Entries fetched while one is used: a store takes tens of milliseconds to return one."""
+READ_AHEAD = 15  # Entries fetched while one is used: a store takes tens of milliseconds for one
 
 
 def append(store: Store, entry: ManifestEntry) -> ManifestEntry | None:
@@ -86,8 +85,7 @@ def iter_entries(
 ) -> Iterator[ManifestEntry]:
     """Yield entries ``from_seq`` to ``to_seq`` (exclusive; default: the end) in order.
 
-    Entries before ``from_seq`` are assumed to exist, and to end in ``after``. Raises CorruptOutput
-    as ``read_entries``.
+    Those before ``from_seq`` are assumed to exist, and to end in ``after``. See ``read_entries``.
     """
     end = count_entries(store, from_seq) if to_seq is None else to_seq
     return read_entries(store, range(from_seq, end), after)

@@ -34,8 +34,7 @@ SHARD_LIST_SCHEMA = required(
 """A listed shard: its receipt without the clips, and the number of the entry that lists it."""
 _OF_RECEIPT = set(SHARD_LIST_SCHEMA.names).intersection(Receipt.__slots__)
 
-UNRECORDED = "hardware that was not recorded"
-"""The encoder class of clips that earlier versions encoded."""
+UNRECORDED = "hardware that was not recorded"  # Encoder class of clips of earlier versions
 
 
 @dataclass(slots=True)
@@ -165,20 +164,14 @@ class ManifestState:
             whole -= one.ref.num_segments * (one.ref.row not in self.committed.partial)
             is_settled = self.totals.rejected[one.reason] and whole >= 0
             if not is_settled or not self.committed.reopen(one.ref):
-                raise CorruptOutput(
-                    f"manifest entry {entry.seq} withdraws the rejection ({one.reason}) of clip "
-                    f"{one.ref.clip_id} ({one.ref.source_uri}), which is not rejected. Counts of "
-                    "clips would be wrong. Restore the manifest from a copy, or tokenize to a new "
-                    "output prefix."
-                )
+                clip = f"clip {one.ref.clip_id} ({one.ref.source_uri}), which is not rejected"
+                found = f"withdraws the rejection ({one.reason}) of {clip}"
+                raise _contradiction(entry, found, "Counts of clips would be wrong")
         for ref in entry.clips:
             if self.committed.add(ref) == bool(entry.replaced):
-                found = "did not settle" if entry.replaced else "already settled"
-                raise CorruptOutput(
-                    f"manifest entry {entry.seq} settles clip {ref.clip_id} ({ref.source_uri}), "
-                    f"which an earlier entry {found}. The dataset would hold it twice. "
-                    "Restore the manifest from a copy, or tokenize to a new output prefix."
-                )
+                did = "did not settle" if entry.replaced else "already settled"
+                found = f"settles clip {ref.clip_id} ({ref.source_uri}), which an earlier one {did}"
+                raise _contradiction(entry, found, "The dataset would hold it twice")
         self.count(entry)
 
     def count(self, entry: ManifestEntry) -> None:
@@ -189,11 +182,9 @@ class ManifestState:
         """
         if (growth := entry.growth) is not None:
             if growth.first_row != self.committed.num_rows:
-                raise CorruptOutput(
-                    f"manifest entry {entry.seq} adds rows after row {growth.first_row} to a plan "
-                    f"of {self.committed.num_rows} rows. Clips would belong to other rows. "
-                    "Restore the manifest from a copy."
-                )
+                plan = f"a plan of {self.committed.num_rows} rows"
+                found = f"adds rows after row {growth.first_row} to {plan}"
+                raise _contradiction(entry, found, "Clips would belong to other rows")
             self.committed.grow(growth.num_rows)
             self.growth.append(growth)
         if entry.replaced:
@@ -214,13 +205,16 @@ class ManifestState:
         for receipt in entry.replaced:
             listed = {**gone.pop(receipt.shard, {}), "seq": entry.seq, "num_clips": 0}
             if num_clips != len(entry.clips) or listed != _listed(receipt, entry.seq):
-                raise CorruptOutput(
-                    f"manifest entry {entry.seq} replaces {receipt.shard}, but that is not listed "
-                    "so, or its clips are not those of the entry. Clips would be lost or doubled. "
-                    "Restore the manifest from a copy."
-                )
+                wrong = "that is not listed so, or its clips are not those of the entry"
+                found = f"replaces {receipt.shard}, but {wrong}"
+                raise _contradiction(entry, found, "Clips would be lost or doubled")
         self._shards = self._shards.filter(pc.invert(is_gone))
         self.num_removals += 1
+
+
+def _contradiction(entry: ManifestEntry, found: str, effect: str) -> CorruptOutput:
+    remedy = "Restore the manifest from a copy, or tokenize to a new output prefix"
+    return CorruptOutput(f"manifest entry {entry.seq} {found}. {effect}. {remedy}.")
 
 
 def _listed(receipt: Receipt, seq: int) -> dict[str, str | int]:
