@@ -94,12 +94,10 @@ class DecodeStage:
         return isinstance(known, EncodedClip)
 
     def _known(self, item: WorkItem, file: LocalVideo, **_: Any) -> EncodedClip | None:
-        found = (one.find(item, file.sha256) for one in self.reuses)
-        clip = next(filter(None, found), None)
-        if clip is not None:
+        for clip in filter(None, (one.find(item, file.sha256) for one in self.reuses)):
             ref = self._ref(item, clip.ref.num_segments)
-            clip = replace(clip, ref=ref, version=file.version)
-        return clip
+            return replace(clip, ref=ref, version=file.version)
+        return None
 
     def _made(self, item: WorkItem, file: LocalVideo, **span: Any) -> DecodedClip | EncodedClip:
         if clip := self._known(item, file):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
+import pyarrow.compute as pc
 
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, CorruptOutput
@@ -74,10 +74,9 @@ class ReusedOutput:
         for number in set(self._index.shards_of(sha256)):
             try:
                 _, table = self.output.kept_open(number)
-                hashes, segments = table.column("source_sha256"), table.column("segment")
-                found = (hashes.to_numpy() == sha256) & (segments.to_numpy() == item.segment)
-                for row in np.flatnonzero(found).tolist():
-                    (record,) = table.slice(row, 1).to_pylist()
+                is_source = pc.equal(table.column("source_sha256"), sha256)
+                is_segment = pc.equal(table.column("segment"), item.segment)
+                for record in table.filter(pc.and_(is_source, is_segment)).to_pylist():
                     if self._is_same(record, item):
                         clip = self.output.clip_in(number, record["clip_id"])
                         if clip and self._has_all(encoded := clip.encoded()):
