@@ -150,10 +150,8 @@ class Output:
     def check_complete(self, effect: str, option: str) -> None:
         """Raise IncompleteOutput if rows are missing. ``option`` is how to go on without them."""
         if self.incomplete:
-            raise IncompleteOutput(
-                f"{self.store.uri} is {self.incomplete}, so {effect}. Finish its job with tokpipe "
-                f"run, or pass {option} to use what is there now"
-            )
+            do = f"Finish its job with tokpipe run, or pass {option} to use what is there now"
+            raise IncompleteOutput(f"{self.store.uri} is {self.incomplete}, so {effect}. {do}")
 
     def rejected(self) -> Iterator[Rejected]:
         """Yield every rejected clip with its reason. Reads the whole manifest."""

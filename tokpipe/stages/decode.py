@@ -113,18 +113,10 @@ class DecodeStage:
             piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
             if piece.is_last:
                 self._held.popitem()[1].close()
-        return DecodedClip(
-            self._ref(item, video.num_segments),
-            video.frames,
-            video.pts_s,
-            video.fps,
-            video.backend,
-            piece,
-            marks=(*video.marks, *["damaged"] * (video.damage is not None)),
-            damage=video.damage,
-            version=file.version,
-            source_sha256=sha256,
-        )
+        ref = self._ref(item, video.num_segments)
+        pixels = video.frames, video.pts_s, video.fps, video.backend
+        marks = (*video.marks, *["damaged"] * (video.damage is not None))
+        return DecodedClip(ref, *pixels, piece, marks, video.damage, file.version, sha256)
 
     def _tried(self, item: WorkItem, call: Callable[..., T]) -> T | Rejected | Failed:
         """Call a method of the decoder with an item's source and span; rejections are returned."""

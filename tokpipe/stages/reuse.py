@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import pyarrow.compute as pc
+import numpy as np
 
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, CorruptOutput
@@ -42,10 +42,9 @@ def reused_outputs(job: JobConfig, settings: Mapping[str, Any] | None = None) ->
         if settings is not None and output.fingerprint != digest(settings):
             wanted = json.loads(json.dumps(settings))
             changed = "; ".join(differences(output.record.settings, wanted, "->"))
-            raise ConfigError(
-                f"reuse: {uri} has other codes than this job would make, because settings differ "
-                f"({changed}). Use those of that output, or remove it from the list"
-            )
+            found = f"{uri} has other codes than this job would make, because settings differ"
+            do = "Use those of that output, or remove it from the list"
+            raise ConfigError(f"reuse: {found} ({changed}). {do}")
     return outputs
 
 
@@ -74,9 +73,9 @@ class ReusedOutput:
         for number in set(self._index.shards_of(sha256)):
             try:
                 _, table = self.output.kept_open(number)
-                is_source = pc.equal(table.column("source_sha256"), sha256)
-                is_segment = pc.equal(table.column("segment"), item.segment)
-                for record in table.filter(pc.and_(is_source, is_segment)).to_pylist():
+                hashes, segments = table.column("source_sha256"), table.column("segment")
+                found = (hashes.to_numpy() == sha256) & (segments.to_numpy() == item.segment)
+                for record in table.take(np.flatnonzero(found)).to_pylist():
                     if self._is_same(record, item):
                         clip = self.output.clip_in(number, record["clip_id"])
                         if clip and self._has_all(encoded := clip.encoded()):
