@@ -77,9 +77,8 @@ VIDEO = Media()
 class WorkItem(Travels):
     """One clip to make: a plan row, or one segment of a row whose source is cut.
 
-    ``row`` is the position in the stored plan, which never changes. The number of segments is
-    known only once the source's header has been read, so the item of segment 0 starts with
-    ``num_segments=None``; items of later segments have the number.
+    ``row`` is the position in the stored plan, which never changes. ``num_segments`` is known once
+    the source's header has been read: None in the first item of segment 0, never in later ones.
     """
 
     row: int

@@ -54,10 +54,8 @@ def check_columns(output: Output, names: Sequence[str]) -> None:
         raise ConfigError(f"columns: {found}: leave out {sorted(taken)}")
     schema = output.side_schema if names else pa.schema([])
     if unknown := [name for name in names if name not in schema.names and len(schema)]:
-        raise ConfigError(
-            f"columns: {output.store.uri} has no column {', '.join(map(repr, unknown))}. Its side "
-            f"tables have {', '.join(schema.names)}"
-        )
+        found = f"columns: {output.store.uri} has no column {', '.join(map(repr, unknown))}"
+        raise ConfigError(f"{found}. Its side tables have {', '.join(schema.names)}")
 
 
 class KeptClips:
@@ -96,10 +94,8 @@ class KeptClips:
         self.sizes = np.array([clips.sum() for clips in each], np.int64)
         """(shards,) number of clips that are kept."""
         if len(shards) and not self.sizes.any():
-            raise ConfigError(
-                f"filter: {keep!s:.400} keeps none of the {counted(output.num_clips, 'clip')} of "
-                f"{output.store.uri}, so an epoch would be empty"
-            )
+            found = f"none of the {counted(output.num_clips, 'clip')} of {output.store.uri}"
+            raise ConfigError(f"filter: {keep!s:.400} keeps {found}, so an epoch would be empty")
 
     def digest(self, num_shards: int | None) -> str:
         """Return a hash of which clips of the first shards are kept."""
@@ -123,10 +119,9 @@ def _needed(output: Output, keep: Any) -> list[str]:
         if not pa.types.is_boolean(kind := _evaluated(keep, empty).type):
             raise TypeError(f"it is of type {kind}: write a condition, such as pc.field('t') > 1")
     except (pa.ArrowException, TypeError) as error:
-        raise ConfigError(
-            f"filter: {keep!s:.400} cannot select clips of {output.store.uri}: {explained(error)}. "
-            f"Its columns are {', '.join(empty.column_names)}"
-        ) from error
+        found = f"filter: {keep!s:.400} cannot select clips of {output.store.uri}"
+        has = f"Its columns are {', '.join(empty.column_names)}"
+        raise ConfigError(f"{found}: {explained(error)}. {has}") from error
     return [name for name in empty.column_names if not _is_enough(keep, empty.drop_columns(name))]
 
 

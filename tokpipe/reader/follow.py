@@ -58,9 +58,8 @@ class Supply:
             found = f"{self.output.store.uri} is {self.output.incomplete}, and nothing was "
             found += f"committed for {duration(quiet_s)}"
             if quiet_s >= self.output.max_wait_s:
-                raise IncompleteOutput(
-                    f"{found}, longer than max_wait_s. Continue its job and resume, or wait longer"
-                )
+                do = "Continue its job and resume, or wait longer"
+                raise IncompleteOutput(f"{found}, longer than max_wait_s. {do}")
             if quiet_s >= say_s:
                 _log.warning("%s. Waiting: if the job has stopped, run it again", found)
                 say_s *= 2

@@ -213,10 +213,9 @@ class Share:
     def counts(self, taken: int) -> list[int]:
         """Count the first ``taken`` items by source, in log time. One read twice counts once."""
         if not 0 <= taken <= self._most:
-            raise ValueError(
-                f"a reader of {self.num_readers} cannot have taken {taken} of {self._most} items: "
-                "these states were not saved at the same moment of one run"
-            )
+            found = f"a reader of {self.num_readers} cannot have taken {taken} of {self._most}"
+            why = "these states were not saved at the same moment of one run"
+            raise ValueError(f"{found} items: {why}")
         taken = min(taken, sum(self._sizes))
         time, step = 0, _ONE  # at most ``taken`` items are due before ``time``
         while step:

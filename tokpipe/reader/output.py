@@ -64,8 +64,7 @@ def open_output(
 class Output:
     """A snapshot of an output, with what was committed when it was opened or last refreshed.
 
-    Objects that the manifest does not list are ignored. Iterating holds two shards in memory: the
-    one being read and the next.
+    Ignores objects that the manifest does not list. Iterating holds two shards in memory.
     """
 
     def __init__(self, store: Store, *, trust: Trust = NO_TRUST) -> None:
@@ -151,10 +150,8 @@ class Output:
     def check_complete(self, effect: str, option: str) -> None:
         """Raise IncompleteOutput if rows are missing. ``option`` is how to go on without them."""
         if self.incomplete:
-            raise IncompleteOutput(
-                f"{self.store.uri} is {self.incomplete}, so {effect}. Finish its job with tokpipe "
-                f"run, or pass {option} to use what is there now"
-            )
+            do = f"Finish its job with tokpipe run, or pass {option} to use what is there now"
+            raise IncompleteOutput(f"{self.store.uri} is {self.incomplete}, so {effect}. {do}")
 
     def rejected(self) -> Iterator[Rejected]:
         """Yield every rejected clip with its reason. Reads the whole manifest."""
@@ -197,9 +194,7 @@ class Output:
     ) -> Iterator[Clip]:
         """Yield the given clips as far as an open shard has them."""
         table = self.side_table(info)
-        for clip_id in clip_ids:
-            if clip := _clip_in(info, shard, table, clip_id):
-                yield clip
+        return filter(None, (_clip_in(info, shard, table, clip_id) for clip_id in clip_ids))
 
     @property
     def schema(self) -> pa.Schema:
@@ -220,8 +215,7 @@ class Output:
 
     def iter_side_tables(self) -> Iterator[pa.Table]:
         """Yield each shard's side table: one row per clip, with the carried columns."""
-        for info in self.shards:
-            yield self.side_table(info)
+        return map(self.side_table, self.shards)
 
     @cached_property
     def side_schema(self) -> pa.Schema:
@@ -302,19 +296,12 @@ def _clip(info: ShardInfo, rows: Sequence[Chunk] | None, record: dict[str, Any] 
         raise damaged(info.side_table_uri, f"its clips are not those of {info.key}")
     if not 0 < record["fps"] < 1e9 or not 0 <= record["segment"] < record["n_segments"]:
         raise damaged(info.side_table_uri, f"clip {record['clip_id']} has no place in its source")
+    own = {name: record.pop(name) for name in OWN_COLUMNS}
+    own["marks"] = tuple(own["marks"])
     return Clip(
-        clip_id=record["clip_id"],
-        source_uri=record["source_uri"],
-        fps=record["fps"],
+        **{name: value for name, value in own.items() if name in Clip.__slots__},
         # A view would keep its row group in memory.
         chunks=tuple(replace(row, codes=row.codes.copy()) for row in rows),
-        metadata={name: value for name, value in record.items() if name not in OWN_COLUMNS},
-        plan_row=record["plan_row"],
-        segment=record["segment"],
-        num_segments=record["n_segments"],
-        marks=tuple(record["marks"]),
-        damage=record["damage"],
-        decoder=record["decoder"],
-        encoder=record["encoder"],
-        source_sha256=record["source_sha256"],
+        metadata=record,
+        num_segments=own["n_segments"],
     )

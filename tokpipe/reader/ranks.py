@@ -24,10 +24,7 @@ class Ranks:
     """
 
     def __init__(
-        self,
-        rank: int | None = None,
-        world_size: int | None = None,
-        num_nodes: int | None = None,
+        self, rank: int | None = None, world_size: int | None = None, num_nodes: int | None = None
     ) -> None:
         if (rank is None) != (world_size is None):
             raise ConfigError(f"rank={rank} and world_size={world_size}: pass both, or neither")

@@ -36,9 +36,8 @@ def side_rows(
     matches = source_matcher(source or "")
     for table in output.iter_side_tables():
         # Not Table.sort_by: its threads can outlive it, and then abort the process as it exits.
-        order = pc.sort_indices(
-            table, sort_keys=[("source_uri", "ascending"), ("segment", "ascending")]
-        )
+        keys = [("source_uri", "ascending"), ("segment", "ascending")]
+        order = pc.sort_indices(table, sort_keys=keys)
         for batch in table.select(columns).take(order).to_batches(max_chunksize=1024):
             yield from (row for row in batch.to_pylist() if matches(row["source_uri"]))
 

@@ -86,10 +86,9 @@ def clips_per_epoch(
     first, *others = outputs
     for other in others:
         if changed := differences(_meaning(first), _meaning(other), "and"):
-            raise ConfigError(
-                f"{first.store.uri} and {other.store.uri} come from different tokenizers "
-                f"({'; '.join(changed)}). In a mix, the same code would mean different pixels"
-            )
+            differ = f"{first.store.uri} and {other.store.uri} come from different tokenizers"
+            why = "In a mix, the same code would mean different pixels"
+            raise ConfigError(f"{differ} ({'; '.join(changed)}). {why}")
     if not others:
         return [epoch_clips]  # 0 if the output has no clips yet
     for output in outputs:
@@ -133,12 +132,8 @@ def fitted_window(sources: Sequence[Source], window_shards: int) -> int:
                 found = f"does not hold two shards of each output ({needed:,} bytes)"
                 raise ConfigError(f"{folder}: max_bytes={limit:,} {found}: raise it")
     if fitted < window_shards:
-        _log.warning(
-            "window_shards=%d is lowered to %d, because max_bytes of the code cache does not hold "
-            "two windows: raise it to mix more clips",
-            window_shards,
-            fitted,
-        )
+        why = "max_bytes of the code cache does not hold two windows: raise it to mix more clips"
+        _log.warning("window_shards=%d is lowered to %d, because %s", window_shards, fitted, why)
     return fitted
 
 

@@ -40,10 +40,9 @@ class _State(BaseModel, strict=True):
 class ClipMix:
     """Clips of several outputs in proportion to their weights, as an iterable for a data loader.
 
-    Every epoch has the same number of clips of each output (``clips_per_epoch``). A reader goes
-    through an output in passes. Each pass has every clip once, in its own order; the next pass
-    begins where one ends, within an epoch or between two. So no clip repeats before all others of
-    its output were read.
+    Every epoch has ``clips_per_epoch`` clips of each output. An output is read in passes. Each has
+    every clip once, in its own order, and the next begins where one ends, within an epoch or
+    between two. So no clip repeats before all others of its output were read.
 
     The clips of an epoch depend only on ``seed`` and the epoch. Readers (the workers of all ranks)
     take turns at the clips of each output, so none is read twice or lost. Each reader gets them
@@ -209,10 +208,9 @@ class ClipMix:
             mate = of_nodes.setdefault(self._node_of(state), state)
             for other, keys in ((first, ("epoch", "num_readers")), (mate, ("start", "pending"))):
                 if key := next((key for key in keys if state[key] != other[key]), None):
-                    raise ConfigError(
-                        f"resume: one state has {key}={other[key]}, another {key}={state[key]}, so "
-                        "they were not saved at the same moment of one run"
-                    )
+                    got = f"one state has {key}={other[key]}, another {key}={state[key]}"
+                    why = "so they were not saved at the same moment of one run"
+                    raise ConfigError(f"resume: {got}, {why}")
         num_readers = first["num_readers"]
         if sorted(of_readers) != list(range(num_readers)):
             got = f"resume: got the states of {len(of_readers)} of {num_readers} readers"
@@ -267,10 +265,8 @@ class ClipMix:
                 do = "use the outputs and settings with which the state was saved"
                 if key == "removals":
                     do = "clips were removed since. Open a new stream, and set_epoch to a later one"
-                raise ConfigError(
-                    f"the state has {key}={state.get(key)!s:.99}, but this stream has {key}="
-                    f"{value}: {do}"
-                )
+                has = f"the state has {key}={state.get(key)!s:.99}"
+                raise ConfigError(f"{has}, but this stream has {key}={value}: {do}")
         try:
             found = _State.model_validate(dict(state))
             if found.num_readers % self.num_nodes:
@@ -343,10 +339,9 @@ class ClipIterator(Iterator[Any]):
         share = self._look(left)
         is_whole = left is None and self._is_whole and share.left
         if is_whole and self._stream.even == "drop" and not share:
-            raise ConfigError(
-                f"even='drop': an epoch of {len(share.left)} clips leaves none for "
-                f"{self._num_readers} readers. Use fewer workers, or even='repeat'"
-            )
+            none = f"{len(share.left)} clips leaves none for {self._num_readers} readers"
+            do = "Use fewer workers, or even='repeat'"
+            raise ConfigError(f"even='drop': an epoch of {none}. {do}")
         self._taken, self._counts = taken, share.counts(taken)
         self._ahead = Ahead(self._stream.sources, self._reader)
         return share
@@ -421,10 +416,9 @@ class ClipIterator(Iterator[Any]):
             and stream._node_of(state) == stream._node_of({**state, "reader": self._reader})
         )
         if place != own and not is_as_good:
-            raise ConfigError(
-                f"this is reader {self._reader} of {self._num_readers}, but the state is of reader "
-                f"{place[0]} of {place[1]}: call resume with the states of all readers"
-            )
+            saved = f"the state is of reader {place[0]} of {place[1]}"
+            do = "call resume with the states of all readers"
+            raise ConfigError(f"this is reader {own[0]} of {own[1]}, but {saved}: {do}")
         left = {str(stream._node_of(state)): {key: state[key] for key in ("start", "pending")}}
         self._begin((state["epoch"], left), state["taken"])
 

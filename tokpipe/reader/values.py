@@ -45,18 +45,9 @@ class Clip:
             sizes = one.frame_start, one.n_frames, one.n_pad_frames, one.n_context_frames
             spans.append(ChunkSpan(one.chunk_index, *sizes, 0, one.first_is_image))
             times += [one.start_pts_s] * (one.n_frames - 1) + [one.end_pts_s]
-        return EncodedClip(
-            self.ref,
-            tuple(spans),
-            tuple(one.codes for one in self.chunks),
-            np.array(times),
-            self.fps,
-            self.decoder,
-            self.marks,
-            self.damage,
-            self.encoder,
-            source_sha256=self.source_sha256,
-        )
+        codes = tuple(one.codes for one in self.chunks)
+        about = self.fps, self.decoder, self.marks, self.damage, self.encoder, self.source_sha256
+        return EncodedClip(self.ref, tuple(spans), codes, np.array(times), *about)
 
     @property
     def codes(self) -> Codes:

@@ -80,11 +80,10 @@ def weights_of(
     """Read the weights that encoded an output."""
     weights = read_weights(job.tokenizer, job.storage, with_decoder=with_decoder)
     if weights.hash != spec.weights_hash:
-        raise ConfigError(
-            f"{job.tokenizer.weights}: holds {weights.hash}, but the codes were made by "
-            f"{spec.weights_hash}. Other weights encode to different codes, and decode these codes "
-            "to noise. Restore the earlier file, or name it with --weights"
-        )
+        found = f"holds {weights.hash}, but the codes were made by {spec.weights_hash}"
+        why = "Other weights encode to different codes, and decode these codes to noise"
+        do = "Restore the earlier file, or name it with --weights"
+        raise ConfigError(f"{job.tokenizer.weights}: {found}. {why}. {do}")
     return weights
 
 
@@ -126,11 +125,9 @@ class SideBySide(ExitStack):
         for chunk in clip.chunks:
             while len(rest) < chunk.n_frames:
                 if (piece := next(pieces, None)) is None:
-                    raise NotFound(
-                        f"{clip.source_uri}: has fewer frames than were encoded as clip "
-                        f"{clip.clip_id}, so it was replaced by another video. The comparison "
-                        "would be meaningless. Decode without comparing"
-                    )
+                    found = f"has fewer frames than were encoded as clip {clip.clip_id}"
+                    why = "so it was replaced by another video. The comparison would be meaningless"
+                    raise NotFound(f"{clip.source_uri}: {found}, {why}. Decode without comparing")
                 rest = np.concatenate([rest, piece]) if len(rest) else piece
             yield rest[: chunk.n_frames]
             rest = rest[chunk.n_frames :]
@@ -148,12 +145,10 @@ class SideBySide(ExitStack):
             (decoded,) = stage.process([item])
             assert not isinstance(decoded, EncodedClip), "nothing is reused here"
             if not isinstance(decoded, DecodedClip):
-                raise SourceError(
-                    decoded.reason,
-                    f"{clip.source_uri}: cannot be compared with clip {clip.clip_id}, because it "
-                    f"does not decode any more: {decoded.message}. Decode without comparing, or "
-                    "restore the file that was tokenized",
-                )
+                found = f"{clip.source_uri}: cannot be compared with clip {clip.clip_id}"
+                why = f"because it does not decode any more: {decoded.message}"
+                do = "Decode without comparing, or restore the file that was tokenized"
+                raise SourceError(decoded.reason, f"{found}, {why}. {do}")
             yield decoded
             last = decoded.piece.is_last
             item = replace(item, piece=item.piece + 1, num_pieces=decoded.piece.num_pieces)
@@ -175,11 +170,9 @@ class Reencoder(SideBySide):
     def __init__(self, output: Output) -> None:
         device = output.record.device
         if device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(
-                "the output was encoded on GPUs, but this machine has none. Other devices round "
-                "differently, so correct codes could differ: audit with --sample on a machine with "
-                "a GPU"
-            )
+            found = "the output was encoded on GPUs, but this machine has none"
+            why = "Other devices round differently, so correct codes could differ"
+            raise ConfigError(f"{found}. {why}: audit with --sample on a machine with a GPU")
         super().__init__(output, device, needs_decoder=False)
         job, encode = self._job, self._job.encode
         if device != "cuda":

@@ -94,12 +94,10 @@ class DecodeStage:
         return isinstance(known, EncodedClip)
 
     def _known(self, item: WorkItem, file: LocalVideo, **_: Any) -> EncodedClip | None:
-        found = (one.find(item, file.sha256) for one in self.reuses)
-        clip = next(filter(None, found), None)
-        if clip is not None:
+        for clip in filter(None, (one.find(item, file.sha256) for one in self.reuses)):
             ref = self._ref(item, clip.ref.num_segments)
-            clip = replace(clip, ref=ref, version=file.version)
-        return clip
+            return replace(clip, ref=ref, version=file.version)
+        return None
 
     def _made(self, item: WorkItem, file: LocalVideo, **span: Any) -> DecodedClip | EncodedClip:
         if clip := self._known(item, file):
@@ -115,18 +113,10 @@ class DecodeStage:
             piece = Piece(item.piece, video.num_segments, self.pieces.bounds(item.piece)[0])
             if piece.is_last:
                 self._held.popitem()[1].close()
-        return DecodedClip(
-            self._ref(item, video.num_segments),
-            video.frames,
-            video.pts_s,
-            video.fps,
-            video.backend,
-            piece,
-            marks=(*video.marks, *["damaged"] * (video.damage is not None)),
-            damage=video.damage,
-            version=file.version,
-            source_sha256=sha256,
-        )
+        ref = self._ref(item, video.num_segments)
+        pixels = video.frames, video.pts_s, video.fps, video.backend
+        marks = (*video.marks, *["damaged"] * (video.damage is not None))
+        return DecodedClip(ref, *pixels, piece, marks, video.damage, file.version, sha256)
 
     def _tried(self, item: WorkItem, call: Callable[..., T]) -> T | Rejected | Failed:
         """Call a method of the decoder with an item's source and span; rejections are returned."""

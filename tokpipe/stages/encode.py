@@ -122,10 +122,9 @@ class EncodeStage:
         if norms.startswith("torch"):
             slow.append(f"norms by {norms}")
         if self.batch_rows < config.batch_rows:
-            slow.append(
-                f"batches of {self.batch_rows} instead of {config.batch_rows} chunks, because "
-                "memory ran out: use smaller frames, or lower encode.batch_chunks"
-            )
+            found = f"batches of {self.batch_rows} instead of {config.batch_rows} chunks"
+            do = "use smaller frames, or lower encode.batch_chunks"
+            slow.append(f"{found}, because memory ran out: {do}")
         facts = norms, graphs, self.batch_rows, str(torch.backends.cudnn.version())
         return EncoderPath(config.dtype, *facts, tuple(slow))
 
@@ -150,11 +149,10 @@ class EncodeStage:
         if isinstance(chunks := self._chunks_of(piece), Rejected):
             return chunks, None
         if (state is None) != (piece.piece.index == 0):
-            raise ValueError(
-                f"encode: piece {piece.piece.index} of clip {piece.ref.clip_id} came with "
-                f"{'no' if state is None else 'a'} state, but its codes depend on the pieces "
-                "before it. Pass the state that was returned for the previous piece"
-            )
+            has = "no state" if state is None else "a state"
+            found = f"encode: piece {piece.piece.index} of clip {piece.ref.clip_id} came with {has}"
+            do = "Pass the state that was returned for the previous piece"
+            raise ValueError(f"{found}, but its codes depend on the pieces before it. {do}")
         if state is not None:
             state = state.to(self.device)
         for chunk in chunks:
@@ -285,12 +283,9 @@ class EncodeStage:
             assert chunk.codes is not None
             codes.append(chunk.codes[chunk.span.num_dropped_latents :])
         if any((block == NOT_FINITE).any() for block in codes):
-            return _rejected(
-                clip,
-                "non_finite",
-                f"the encoder produced NaN or infinity in {self.encode_config.dtype}, which has no "
-                "code; if this rejects many clips, check the weights or use float32",
-            )
+            found = f"the encoder produced NaN or infinity in {self.encode_config.dtype}"
+            do = "if this rejects many clips, check the weights or use float32"
+            return _rejected(clip, "non_finite", f"{found}, which has no code; {do}")
         # Kernels are chosen by shape, so codes of small batches may be rounded differently.
         marks = ("small_batch",) if any(chunk.is_small for chunk in chunks) else ()
         return EncodedClip(
@@ -312,11 +307,10 @@ class EncodeStage:
         for part, size in by_codebook(block, traits.sizes):
             low, high = int(part.min()), int(part.max())
             if low < 0 or high >= size:
-                raise RuntimeFault(
-                    f"encode: clip {clip.ref.clip_id} got codes from {low} to {high}, but the "
-                    f"codebook has 0 to {size - 1}. The tokenizer or the device {self.device} is "
-                    "at fault, not the clip: check the device's memory, then run again"
-                )
+                found = f"encode: clip {clip.ref.clip_id} got codes from {low} to {high}"
+                why = f"The tokenizer or the device {self.device} is at fault, not the clip"
+                do = "check the device's memory, then run again"
+                raise RuntimeFault(f"{found}, but the codebook has 0 to {size - 1}. {why}: {do}")
         return block.astype(traits.code_dtype)
 
 
@@ -327,13 +321,11 @@ def _rejected(clip: DecodedClip, reason: str, problem: str) -> Rejected:
 
 def _failed(clip: DecodedClip, error: Exception) -> Failed:
     name, lines = type(error).__name__, str(error).strip().splitlines() or [""]
-    is_memory = trouble_of(error) == "memory"
-    hint = "use smaller frames or chunks" if is_memory else "see the tokenizer"
+    reason, hint = "encode_error", "see the tokenizer"
+    if trouble_of(error) == "memory":
+        reason, hint = "out_of_memory", "use smaller frames or chunks"
     problem = f"encoding one of its chunks by itself raised {name}: {lines[0]}; {hint}"
-    message = f"{clip.ref.source_uri}: {problem}"
-    return Failed(
-        clip.ref, "out_of_memory" if is_memory else "encode_error", message, name, clip.backend
-    )
+    return Failed(clip.ref, reason, f"{clip.ref.source_uri}: {problem}", name, clip.backend)
 
 
 def try_tokenizer(

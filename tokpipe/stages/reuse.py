@@ -40,10 +40,9 @@ def reused_outputs(job: JobConfig, settings: Mapping[str, Any] | None = None) ->
             raise ConfigError(f"reuse: {uri} is the job's own output: remove it from the list")
         if settings is not None and output.fingerprint != digest(settings):
             changed = "; ".join(differences(output.record.settings, settings, "->"))
-            raise ConfigError(
-                f"reuse: {uri} has other codes than this job would make, because settings differ "
-                f"({changed}). Use those of that output, or remove it from the list"
-            )
+            found = f"{uri} has other codes than this job would make, because settings differ"
+            do = "Use those of that output, or remove it from the list"
+            raise ConfigError(f"reuse: {found} ({changed}). {do}")
     return outputs
 
 
@@ -74,8 +73,7 @@ class ReusedOutput:
                 _, table = self.output.kept_open(number)
                 hashes, segments = table.column("source_sha256"), table.column("segment")
                 found = (hashes.to_numpy() == sha256) & (segments.to_numpy() == item.segment)
-                for row in np.flatnonzero(found).tolist():
-                    (record,) = table.slice(row, 1).to_pylist()
+                for record in table.take(np.flatnonzero(found)).to_pylist():
                     if self._is_same(record, item):
                         clip = self.output.clip_in(number, record["clip_id"])
                         if clip and self._has_all(encoded := clip.encoded()):

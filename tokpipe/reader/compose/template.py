@@ -143,10 +143,9 @@ class Template:
         grid = codes[..., None] if codes.ndim == 3 else codes
         has_shape = grid.ndim == 4 and codes.size and grid.shape[-1] == len(books)
         if not has_shape or (grid < 0).any() or (grid >= books).any():
-            raise ConfigError(
-                f"codes of shape {codes.shape} up to {codes.max(initial=0)}: the vocabulary needs "
-                f"(t, h, w) or (t, h, w, c), for codebooks of {books.tolist()} codes"
-            )
+            found = f"codes of shape {codes.shape} up to {codes.max(initial=0)}"
+            needs = f"(t, h, w) or (t, h, w, c), for codebooks of {books.tolist()} codes"
+            raise ConfigError(f"{found}: the vocabulary needs {needs}")
         layout = _layout_of(self, grid.shape[:3])
         values = {**(values or {}), **dict(zip(SHAPE, grid.shape[:3], strict=True))}
         flat = (grid + self.vocabulary.offsets).ravel()

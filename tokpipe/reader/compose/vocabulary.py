@@ -182,10 +182,9 @@ class TextTokenizer:
             raise ConfigError(f"{text!r:.99} is not text that can be written as UTF-8") from error
         back = self.decode(found.ids)
         if back != text or not self._not_text.isdisjoint(found.ids):
-            raise ConfigError(
-                f"{self.path}: this tokenizer changes text: {text!r:.99} comes back as "
-                f"{back!r:.99}, or as special tokens. Use one such as byte-level BPE"
-            )
+            changes = f"{text!r:.99} comes back as {back!r:.99}, or as special tokens"
+            do = "Use one such as byte-level BPE"
+            raise ConfigError(f"{self.path}: this tokenizer changes text: {changes}. {do}")
         return np.array(found.ids, np.int64), found.offsets
 
     def decode(self, tokens: Sequence[int]) -> str:
