@@ -22,7 +22,7 @@ import torch
 
 import tokpipe
 from tests.audit.outputs import Made, finished
-from tests.cli.test_named_outputs import OPTIONS, verbs_on
+from tests.cli.test_named_outputs import FIRST, OPTIONS, verbs_on
 from tokpipe.cli import main
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.tokenizer import CustomConfig
@@ -261,7 +261,7 @@ def test_a_file_in_place_of_an_output_is_no_job_unless_its_name_says_so(
         path = tmp_path / "download" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(job))
-        assert main([verb, str(path), *options]) == 2
+        assert main([verb, *FIRST.get(verb, []), str(path), *options]) == 2
         world.assert_untouched()
 
 

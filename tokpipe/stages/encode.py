@@ -122,9 +122,10 @@ class EncodeStage:
         if norms.startswith("torch"):
             slow.append(f"norms by {norms}")
         if self.batch_rows < config.batch_rows:
-            found = f"batches of {self.batch_rows} instead of {config.batch_rows} chunks"
-            do = "use smaller frames, or lower encode.batch_chunks"
-            slow.append(f"{found}, because memory ran out: {do}")
+            slow.append(
+                f"batches of {self.batch_rows} instead of {config.batch_rows} chunks, because "
+                "memory ran out: use smaller frames, or lower encode.batch_chunks"
+            )
         facts = norms, graphs, self.batch_rows, str(torch.backends.cudnn.version())
         return EncoderPath(config.dtype, *facts, tuple(slow))
 
@@ -321,11 +322,13 @@ def _rejected(clip: DecodedClip, reason: str, problem: str) -> Rejected:
 
 def _failed(clip: DecodedClip, error: Exception) -> Failed:
     name, lines = type(error).__name__, str(error).strip().splitlines() or [""]
-    reason, hint = "encode_error", "see the tokenizer"
-    if trouble_of(error) == "memory":
-        reason, hint = "out_of_memory", "use smaller frames or chunks"
+    is_memory = trouble_of(error) == "memory"
+    hint = "use smaller frames or chunks" if is_memory else "see the tokenizer"
     problem = f"encoding one of its chunks by itself raised {name}: {lines[0]}; {hint}"
-    return Failed(clip.ref, reason, f"{clip.ref.source_uri}: {problem}", name, clip.backend)
+    message = f"{clip.ref.source_uri}: {problem}"
+    return Failed(
+        clip.ref, "out_of_memory" if is_memory else "encode_error", message, name, clip.backend
+    )
 
 
 def try_tokenizer(
