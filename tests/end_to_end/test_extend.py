@@ -133,6 +133,20 @@ def test_of_two_extensions_at_once_only_one_adds_rows(tmp_path: Path) -> None:
     assert codes_of(job) == codes_without_ray(job)
 
 
+def test_a_run_that_knows_an_older_plan_leaves_nothing_out(tmp_path: Path) -> None:
+    """It has looked at the output, and then another run extends it and is killed."""
+    write_video(tmp_path / "videos/a.mp4")
+    job = write_job(tmp_path / "job.yaml", files(tmp_path / "videos"), str(tmp_path / "out"))
+    run_without_ray(load_job(job))
+    late = JobOutput(load_job(job))
+    write_video(tmp_path / "videos/b.mp4", seed=1)
+    Run(JobOutput(load_job(job), extend=True), Console(quiet=True))  # and no more
+    with pytest.raises(PlanMismatch, match="another run has extended the plan"):
+        Run(late, Console(quiet=True))
+    run_without_ray(load_job(job))
+    assert_equals_one_go(job)
+
+
 def test_sources_that_are_gone_stay_in_the_output(tmp_path: Path) -> None:
     for name in "ab":
         write_video(tmp_path / f"videos/{name}.mp4", seed=ord(name))

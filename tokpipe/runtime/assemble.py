@@ -18,7 +18,7 @@ from rich.console import Console
 import tokpipe
 from tokpipe.config.job import ChunkingConfig, JobConfig
 from tokpipe.config.tokenizer import TokenizerConfig
-from tokpipe.errors import NotFound
+from tokpipe.errors import NotFound, PlanMismatch
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord, check_same, compared
 from tokpipe.formats.layout import entry_key
@@ -221,6 +221,11 @@ class Run:
         claim = entry_key(state.next_seq - 1)
         if (growth := output.growth) is not None:
             self.committer.grow(growth)
+        if state.committed.num_rows != plan.num_rows:
+            raise PlanMismatch(
+                f"{store.uri}: another run has extended the plan since this one looked at it, so "
+                "its rows would be left out. Run the same command again."
+            )
         self.landmark = Landmark(store, claim, store.get(claim))
         """The driver's claim, by which actors recognize the output."""
         fixed = set[int]()
