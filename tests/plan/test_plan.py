@@ -21,9 +21,10 @@ from tests.storage.listed import sizes
 from tokpipe.config import JobConfig, parse_job
 from tokpipe.config.job import StoreOptions
 from tokpipe.errors import ConfigError, CorruptOutput
-from tokpipe.identity import row_digests
+from tokpipe.identity import row_digests, span_bytes
 from tokpipe.plan import PART_ROWS, PlanReader, StoredPlan, write_plan
 from tokpipe.plan.stored import read_part
+from tokpipe.plan.write import with_row_ids
 from tokpipe.storage import Store
 from tokpipe.types import WorkItem
 
@@ -338,3 +339,12 @@ row_fields = st.tuples(st.text(max_size=3), st.text(max_size=5), seconds, second
 @given(st.lists(row_fields, unique=True, max_size=20))
 def test_different_rows_have_different_ids(rows: list[Any]) -> None:
     assert len({row_id(*row) for row in rows}) == len(rows)
+
+
+def test_one_span_is_hashed_as_those_of_a_table() -> None:
+    spans = [(None, None), (0.0, None), (-0.0, 2.5), (None, 1.0)]
+    starts, ends = zip(*spans, strict=True)
+    columns = {"start_s": pa.array(starts, pa.float64()), "end_s": pa.array(ends, pa.float64())}
+    table, _ = with_row_ids("d", pa.table({"source_uri": ["u"] * len(spans), **columns}))
+    alone = row_digests("d", [b"u"] * len(spans), [span_bytes(*span) for span in spans])
+    assert table.column("row_id").to_pylist() == [one.hex() for one in alone]

@@ -1,7 +1,6 @@
 """Clips that other outputs have: found by the bytes of their sources, whatever the names."""
 
 import logging
-import struct
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.formats.job_record import differences
-from tokpipe.identity import clip_id, digest, row_digests
+from tokpipe.identity import clip_id, digest, row_digests, span_bytes
 from tokpipe.reader.output import Output
 from tokpipe.reader.values import ClipIndex
 from tokpipe.stages.chunks import num_kept_latents, plan_chunks
@@ -85,8 +84,7 @@ class ReusedOutput:
     def _is_same(self, record: Mapping[str, Any], item: WorkItem) -> bool:
         """Whether the clip of a row of a side table has an item's span."""
         uri, total, sampling = record["source_uri"], record["n_segments"], self._job.sampling
-        times_s = item.start_s, item.end_s
-        span = b"".join(struct.pack("<?d", one is not None, (one or 0.0) + 0.0) for one in times_s)
+        span = span_bytes(item.start_s, item.end_s)
         (row_id,) = row_digests(self.output.record.dataset, [uri.encode()], [span])
         name = clip_id(row_id.hex(), item.segment, total, sampling.max_clip_frames, sampling.fps)
         return (
