@@ -4,7 +4,7 @@ Needs no Ray; what needs torch or PyAV is not checked without them.
 """
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tokpipe.config.job import JobConfig
-from tokpipe.config.sources import MEDIA_EXTENSIONS
+from tokpipe.config.sources import MEDIA_EXTENSIONS, Source
 from tokpipe.errors import ConfigError, NotFound, UnsafeStore
 from tokpipe.formats import job_record
 from tokpipe.plan import RowSample, StoredPlan, merge_columns
@@ -101,7 +101,7 @@ def _sources(job: JobConfig, num_sampled: int, seed: int) -> Iterator[CheckResul
     merge_columns(sources)
     samples = []
     for source, config in zip(sources, job.sources, strict=True):
-        max_rows = _MAX_TAR_ROWS if config.kind == "webdataset" else MAX_ROWS
+        max_rows = _max_rows([config])
         rows = RowSample(source, job.dataset, num_items=num_sampled, max_rows=max_rows, seed=seed)
         yield from _rows(source, rows)
         yield from _videos(job, source, rows)
@@ -215,8 +215,13 @@ def _trial(job: JobConfig) -> Generator[CheckResult, None, TokenizerWeights | No
     return weights
 
 
+def _max_rows(sources: Sequence[Source]) -> int:
+    has_tars = any(one.kind == "webdataset" for one in sources)
+    return _MAX_TAR_ROWS if has_tars else MAX_ROWS
+
+
 def _changes(job: JobConfig, output: Output) -> CheckResult:
-    if output.num_rows > MAX_ROWS:
+    if output.num_rows > _max_rows(job.sources):
         return _not_checked("what changed in the sources since the plan", "tokpipe plan says it")
     plan = StoredPlan.of(output.record, output.state.growth)
     found = SourceChanges.of_output(job, output.store, plan)
