@@ -100,6 +100,8 @@ def test_sources_can_be_added_but_not_changed(tmp_path: Path) -> None:
         JobOutput(load_job(job_of(first, second)))
     with pytest.raises(PlanMismatch):
         JobOutput(load_job(job_of(second, first)), extend=True)
+    dry_run = ["run", str(job_of(first, second)), "--dry-run"]
+    assert (main(dry_run), main([*dry_run, "--extend"])) == (3, 0)
     run_without_ray(load_job(job_of(first, second)), extend=True)
     assert_equals_one_go(job_of(first, second))
     JobOutput(load_job(job_of(first, second)))

@@ -130,7 +130,7 @@ class Run(Verb, example="tokpipe run jobs/demo.yaml"):
         if parsed.dry_run:
             from tokpipe.verbs.check import check
 
-            return (one.text for one in check(job))
+            return (one.text for one in check(job, extend=parsed.extend))
         submitted.check_output(job)
         # Imported late: ray takes seconds, and a wrong job file is reported without it.
         from tokpipe.runtime.assemble import RetryRejected

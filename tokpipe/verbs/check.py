@@ -43,13 +43,16 @@ class CheckResult:
     facts: Mapping[str, Any] = field(default_factory=dict)  # What ``text`` says, for programs
 
 
-def check(job: JobConfig, *, num_sampled: int = 4, seed: int = 0) -> Iterator[CheckResult]:
+def check(
+    job: JobConfig, *, num_sampled: int = 4, seed: int = 0, extend: bool = False
+) -> Iterator[CheckResult]:
     """Check a job, and yield what is found. What was not checked comes last.
 
-    Opens ``num_sampled`` videos of each source. Raises the first problem that would stop a run.
+    Opens ``num_sampled`` videos of each source. Raises the first problem that would stop a run, or
+    with ``extend`` one that extends its output.
     """
     skipped = []
-    for found in _steps(job, num_sampled, seed):
+    for found in _steps(job, num_sampled, seed, extend):
         if found.subject == NOT_CHECKED:
             skipped.append(found)
         else:
@@ -57,11 +60,11 @@ def check(job: JobConfig, *, num_sampled: int = 4, seed: int = 0) -> Iterator[Ch
     yield from skipped
 
 
-def _steps(job: JobConfig, num_sampled: int, seed: int) -> Iterator[CheckResult]:
+def _steps(job: JobConfig, num_sampled: int, seed: int, extend: bool) -> Iterator[CheckResult]:
     yield from _settings(job)
     yield from _sources(job, num_sampled, seed)
     weights = yield from _trial(job)
-    yield from _output(job, weights)
+    yield from _output(job, weights, extend)
     if job.runtime.cluster != "local":
         others = "whether other machines of a cluster can use the sources, tokenizer and output"
         yield _not_checked(others, "they were tried on this machine only")
@@ -231,7 +234,9 @@ def _changes(job: JobConfig, output: Output) -> CheckResult:
     return CheckResult("changes", "  sources are as they were planned", asdict(found))
 
 
-def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckResult]:
+def _output(
+    job: JobConfig, weights: TokenizerWeights | None, extend: bool
+) -> Iterator[CheckResult]:
     uri = job.output.uri
     store = Store(uri, job.storage)
     try:
@@ -245,7 +250,7 @@ def _output(job: JobConfig, weights: TokenizerWeights | None) -> Iterator[CheckR
             decoders = decoder_versions(job.decode, job.has_pictures)
             growth = existing.state.growth
             wanted = store, existing.record, job, weights.hash, decoders, growth
-            job_record.check_same(uri, *job_record.compared(*wanted))
+            job_record.check_same(uri, *job_record.compared(*wanted, extends=extend))
         done, rows = existing.state.committed.num_done, existing.num_rows
         text = f"output {uri}: {done:,} of {rows:,} plan rows settled"
         facts = {"uri": uri, "is_new": False, "num_rows": rows, "num_rows_done": done}
