@@ -196,6 +196,18 @@ def wait_until(
         time.sleep(every_s)
 
 
+def side_rows(job: Path) -> list[dict[str, Any]]:
+    """The rows of an output's side tables, by clip id."""
+    tables = output_of(job).iter_side_tables()
+    return sorted((row for one in tables for row in one.to_pylist()), key=lambda r: r["clip_id"])
+
+
+def shard_rows(job: Path) -> list[dict[str, Any]]:
+    """The rows of an output's shards, by clip id and chunk."""
+    rows = output_of(job).to_table().to_pylist()
+    return sorted(rows, key=lambda row: (row["clip_id"], row["chunk_index"]))
+
+
 def run_without_ray(
     config: JobConfig, *, extend: bool = False, retry: RetryRejected | None = None
 ) -> None:

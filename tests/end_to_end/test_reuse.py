@@ -19,6 +19,8 @@ from tests.end_to_end.jobs import (
     output_of,
     run_well,
     run_without_ray,
+    shard_rows,
+    side_rows,
     write_job,
     write_video,
 )
@@ -63,16 +65,6 @@ def fresh(job: Path) -> Path:
     path.write_text(json.dumps(settings))
     run_without_ray(load_job(path))
     return path
-
-
-def side_rows(job: Path) -> list[dict[str, Any]]:
-    tables = output_of(job).iter_side_tables()
-    return sorted((row for one in tables for row in one.to_pylist()), key=lambda r: r["clip_id"])
-
-
-def shard_rows(job: Path) -> list[dict[str, Any]]:
-    rows = output_of(job).to_table().to_pylist()
-    return sorted(rows, key=lambda row: (row["clip_id"], row["chunk_index"]))
 
 
 def test_nine_of_ten_clips_are_not_encoded_again(

@@ -1,10 +1,13 @@
 """Which clips of another output are taken for those of a job, and that no other ever is."""
 
+import json
 import os
 import shutil
 import struct
+import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +25,49 @@ from tests.end_to_end.jobs import (
     write_job,
     write_video,
 )
+from tests.pictures import drawn
+from tests.videos import encode
 from tokpipe.config import load_job
 from tokpipe.errors import ConfigError, NotFound
-from tokpipe.runtime.assemble import JobOutput
+from tokpipe.runtime.assemble import JobOutput, Run
 from tokpipe.stages.decode import DecodeStage
+from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.reuse import ReusedOutput, reused_outputs
-from tokpipe.storage.fetch import LocalVideo
-from tokpipe.types import DecodedClip, EncodedClip, Media, WorkItem
+from tokpipe.types import DecodedClip, EncodedClip, Failed, Media, Rejected, WorkItem
 
 NUM_MUTATIONS = int(os.environ.get("TOKPIPE_TEST_MUTATIONS", "60"))
 SPANS = [(None, None), (0.5, 2.0), (0.0, None), (None, 1.5)]
 
 
 class Lab:
-    """An output with a clip of each span of one video, and what else may be in the same place."""
+    """An output with a clip of each span of some videos, and what else may be in the same place."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.video = folder, folder / "a.mp4"
         write_video(self.video, 24)
-        rows = [f"{self.video},{'' if a is None else a},{'' if b is None else b}" for a, b in SPANS]
+        write_video(folder / "b.mp4", 12, seed=1, size=(64, 48))
+        pictures = (drawn(number, 64, 64) for number in range(20))
+        options = {"x264-params": "interlaced=1"}
+        encode(folder / "c.mp4", pictures, (64, 64), fps=8, options=options)
+        self.videos = [folder / f"{name}.mp4" for name in "abc"]
+        rows = [
+            f"{video},{'' if a is None else a},{'' if b is None else b}"
+            for video in self.videos
+            for a, b in SPANS
+        ]
         (folder / "clips.csv").write_text("\n".join(["url,start,end", *rows]) + "\n")
-        table = {"kind": "table", "uri": str(folder / "clips.csv"), "uri_column": "url"}
-        table |= {"start_column": "start", "end_column": "end"}
-        self.job = load_job(write_job(folder / "a.yaml", table, str(folder / "a")))
+        self.table = {"kind": "table", "uri": str(folder / "clips.csv"), "uri_column": "url"}
+        self.table |= {"start_column": "start", "end_column": "end"}
+        self.job = load_job(write_job(folder / "job.yaml", self.table, str(folder / "out")))
         run_without_ray(self.job)
         self.output = output_of(self.job)
-        self.reused = ReusedOutput(self.job, self.output)
-        job = self.job
-        self.stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage)
-        self.stage.setup([self.reused])
+        self.weights = Run(JobOutput(self.job), Console(quiet=True)).weights
+        self.bench = self.bench_of("{}")
+        self.stage = self.bench.stage
+
+    @cache  # noqa: B019 - there is one lab
+    def bench_of(self, changes: str) -> "Bench":
+        return Bench(self, json.loads(changes))
 
     def item(self, path: Path, span: int = 0, **changes: Any) -> WorkItem:
         start_s, end_s = SPANS[span]
@@ -59,6 +76,26 @@ class Lab:
     def find(self, path: Path, **changes: Any) -> EncodedClip | None:
         (found,) = self.stage.process([self.item(path, **changes)])
         return found if isinstance(found, EncodedClip) else None
+
+
+class Bench:
+    """The stages of a job that reuses the lab's output."""
+
+    def __init__(self, lab: Lab, changes: dict[str, Any]) -> None:
+        folder = Path(tempfile.mkdtemp(dir=lab.folder))
+        changes |= {"reuse": [str(lab.folder / "out")]}
+        job = load_job(write_job(folder / "job.yaml", lab.table, str(folder / "out"), **changes))
+        self.reused = [ReusedOutput(job, *one) for one in reused_outputs(job)]
+        self.stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage)
+        self.stage.setup(self.reused)
+        alone = job.encode.model_copy(update={"batch_chunks": 1})
+        self.encode = EncodeStage(job.tokenizer, job.chunking, alone, None)
+        self.encode.setup("cpu", lab.weights)
+
+    def made(self, item: WorkItem, *, reuses: bool) -> EncodedClip | Rejected | Failed:
+        self.stage.reuses = self.reused if reuses else []
+        (clip,) = self.stage.process([item])
+        return self.encode.process([clip])[0] if isinstance(clip, DecodedClip) else clip
 
 
 @pytest.fixture(scope="module")
@@ -131,28 +168,25 @@ def test_a_file_that_changes_while_it_is_decoded_has_no_hash(
 
 
 def test_a_damaged_shard_is_not_taken_from(lab: Lab, tmp_path: Path) -> None:
-    shutil.copytree(lab.folder / "a", tmp_path / "a")
+    shutil.copytree(lab.folder / "out", tmp_path / "a")
     output = lab.job.output.model_copy(update={"uri": str(tmp_path / "a")})
-    reused = ReusedOutput(lab.job, output_of(lab.job.model_copy(update={"output": output})))
+    moved = output_of(lab.job.model_copy(update={"output": output}))
     content = lab.find(lab.video).source_sha256  # type: ignore[union-attr]
-    assert reused.find(lab.item(lab.video), content) is not None
+    found = (lab.item(lab.video), content, pytest.fail)
+    assert ReusedOutput(lab.job, moved, set()).find(*found) is not None
     for shard in (tmp_path / "a/shards").iterdir():
         data = bytearray(shard.read_bytes())
         data[100:110] = bytes(byte ^ 255 for byte in data[100:110])
         shard.write_bytes(data)
-    again = ReusedOutput(lab.job, output_of(lab.job.model_copy(update={"output": output})))
-    assert again.find(lab.item(lab.video), content) is None
+    moved = output_of(lab.job.model_copy(update={"output": output}))
+    assert ReusedOutput(lab.job, moved, set()).find(*found) is None
 
 
 CHANGES: list[dict[str, Any]] = [
     {"sampling": {"fps": 4, "max_clip_frames": 9}},
-    {"sampling": {"fps": 8, "max_clip_frames": 17}},
-    {"frames": {"size": [32, 64]}},
     {"frames": {"size": [32, 32], "fit": "pad"}},
-    {"chunking": {"chunk_frames": 5}},
-    {"chunking": {"policy": "whole"}},
     {"encode": {"device": "cpu", "dtype": "bfloat16"}},
-    {"decode": {"on_damage": "mark"}},
+    {"tokenizer": WITH_DECODER},
 ]
 
 
@@ -160,7 +194,7 @@ CHANGES: list[dict[str, Any]] = [
 def test_an_output_of_other_settings_is_refused(
     change: dict[str, Any], lab: Lab, tmp_path: Path
 ) -> None:
-    uri = str(lab.folder / "a")
+    uri = str(lab.folder / "out")
     job = write_job(
         tmp_path / "b.yaml", files(lab.folder), str(tmp_path / "b"), reuse=[uri], **change
     )
@@ -171,7 +205,9 @@ def test_an_output_of_other_settings_is_refused(
 
 def test_the_own_output_and_what_is_none_are_refused(lab: Lab, tmp_path: Path) -> None:
     source = files(lab.folder)
-    own = write_job(tmp_path / "a.yaml", source, str(lab.folder / "a"), reuse=[f"{lab.folder}/a/"])
+    own = write_job(
+        tmp_path / "a.yaml", source, str(lab.folder / "out"), reuse=[f"{lab.folder}/out/"]
+    )
     with pytest.raises(ConfigError, match="the job's own output"):
         reused_outputs(load_job(own), lab.output.record.settings)
     none = write_job(tmp_path / "b.yaml", source, str(tmp_path / "b"), reuse=[str(tmp_path / "c")])
@@ -183,45 +219,67 @@ def test_the_own_output_and_what_is_none_are_refused(lab: Lab, tmp_path: Path) -
         load_job(write_job(tmp_path / "s.yaml", source, str(tmp_path / "s"), **streaming))
 
 
-mutations = st.tuples(
-    st.sampled_from(["flip", "cut", "append", "none"]),
-    st.integers(0, 10**9),
-    st.sampled_from([None, 0.0, -0.0, 0.5, 0.25, 1.0]),
-    st.sampled_from([None, 1.5, 2.0, 1.75]),
-    st.integers(0, 2),
-    st.sampled_from([None, 1, 2, 3]),
-    st.sampled_from([".mp4", ".MP4", ".m4v", ""]),
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "sampling": st.fixed_dictionaries(
+            {"fps": st.just(8), "max_clip_frames": st.sampled_from([9, 5, 18, 20, 27])},
+            optional={"min_clip_frames": st.sampled_from([2, 5])},
+        ),
+        "frames": st.fixed_dictionaries(
+            {"buckets": st.lists(st.sampled_from([(32, 32), (48, 32), (32, 48)]), min_size=1)},
+            optional={"hdr": st.just("mark"), "deinterlace": st.booleans()},
+        ),
+        "chunking": st.sampled_from(
+            [{"chunk_frames": 5}, {"chunk_frames": 17}, {"policy": "whole"}]
+        ),
+        "decode": st.just({"on_damage": "mark"}),
+    },
+)
+MUTATIONS = st.fixed_dictionaries(
+    {
+        "video": st.integers(0, 2),
+        "how": st.sampled_from(["flip", "cut", "append", *["none"] * 5]),
+        "at": st.integers(0, 10**9),
+        "start_s": st.sampled_from([None, 0.0, -0.0, 0.5, 0.25]),
+        "end_s": st.sampled_from([None, 1.5, 2.0, 1.75]),
+        "segment": st.integers(0, 2),
+        "num_segments": st.sampled_from([None, 1, 2, 3]),
+        "extension": st.sampled_from([".mp4", ".MP4", ".m4v", ""]),
+    }
 )
 
 
 @settings(max_examples=NUM_MUTATIONS, deadline=None)
-@given(mutation=mutations)
-def test_no_mutation_of_a_source_is_taken_for_another(mutation: Any, lab: Lab) -> None:
-    """What is taken has the codes of the clip that was made of these bytes, span and segment."""
-    how, at, start_s, end_s, segment, total, extension = mutation
-    data = bytearray(lab.video.read_bytes())
+@given(changes=SETTINGS, mutation=MUTATIONS)
+def test_what_is_taken_is_what_would_be_made(
+    changes: dict[str, Any], mutation: dict[str, Any], lab: Lab
+) -> None:
+    """Of any bytes, name, span and segment, under any settings."""
+    data = bytearray(lab.videos[mutation.pop("video")].read_bytes())
+    how, at, extension = (mutation.pop(name) for name in ("how", "at", "extension"))
     if how == "flip":
         data[at % len(data)] ^= 1 + at % 255
     elif how == "cut":
         del data[len(data) - 1 - at % len(data) :]
     elif how == "append":
         data += struct.pack("<Q", at)
-    path = lab.folder / f"mutated{extension}"
-    path.write_bytes(data)
-    item = WorkItem(7, "0" * 32, str(path), None, start_s, end_s, segment, total)
-    found = lab.reused.find(item, LocalVideo(path).sha256)
-    same = how == "none" and extension.lower() == ".mp4" and (start_s, end_s) in SPANS
-    if not same:
-        assert found is None
-        return
-    clips = {
-        one.segment: one
-        for one in lab.output.clips()
-        if one.plan_row == SPANS.index((start_s, end_s))
+    (path := lab.folder / f"mutated{extension}").write_bytes(data)
+    bench, item = lab.bench_of(json.dumps(changes)), lab.item(path, **mutation)
+    found, wanted = (bench.made(item, reuses=reuses) for reuses in (True, False))
+    assert type(found) is type(wanted)
+    if isinstance(found, EncodedClip) and isinstance(wanted, EncodedClip):
+        assert stored(found) == stored(wanted)
+
+
+def stored(clip: EncodedClip) -> dict[str, Any]:
+    """What shards and side tables have of a clip."""
+    firsts = [one.first_frame for one in clip.chunks]
+    lasts = [one.first_frame + one.num_frames - 1 for one in clip.chunks]
+    return {
+        **{field.name: getattr(clip, field.name) for field in fields(clip)},
+        "chunks": [replace(one, num_dropped_latents=0) for one in clip.chunks],
+        "codes": [(block.shape, block.tobytes()) for block in clip.codes],
+        "pts_s": clip.pts_s[[*firsts, *lasts]].tolist(),
+        "version": None,  # A receipt has it
     }
-    if segment not in clips or total not in (None, clips[segment].num_segments):
-        assert found is None
-    else:
-        assert found is not None
-        wanted = [chunk.codes.tobytes() for chunk in clips[segment].chunks]
-        assert [block.tobytes() for block in found.codes] == wanted

@@ -12,6 +12,8 @@ from tests.end_to_end.jobs import (
     files,
     output_of,
     run_without_ray,
+    shard_rows,
+    side_rows,
     write_job,
     write_video,
 )
@@ -19,12 +21,17 @@ from tests.pictures import drawn, write_picture
 from tests.videos import encode, spoil_packet
 from tokpipe.cli import main
 from tokpipe.config import load_job
+from tokpipe.errors import ConfigError
+from tokpipe.reader import Clip
+from tokpipe.stages.decode import DecodeStage
+from tokpipe.types import EncodedClip
 from tokpipe.verbs.diff import diff
 
 LENGTHS = (3, 9, 12, 20)
 BUCKETS = [[32, 48], [48, 32]]
 
-Made = dict[tuple[str, float, int], bytes]
+Key = tuple[str, float, int]
+Made = dict[Key, bytes]
 Changes = dict[str, Any]
 
 
@@ -53,11 +60,12 @@ def made_by(changes: Changes, videos: Path, root: Path) -> tuple[Path, Made]:
         changes = {"max_rejected_fraction": 1.0, **changes}
         write_job(path, source, str(root / name), **changes)
         run_without_ray(load_job(path))
-    found = {}
-    for clip in output_of(path).clips():
-        start_s, num_frames = clip.chunks[0].start_pts_s, sum(one.n_frames for one in clip.chunks)
-        found[clip.source_uri, start_s, num_frames] = clip.codes.tobytes()
-    return path, found
+    return path, {key_of(clip): clip.codes.tobytes() for clip in output_of(path).clips()}
+
+
+def key_of(clip: Clip) -> Key:
+    start_s, num_frames = clip.chunks[0].start_pts_s, sum(one.n_frames for one in clip.chunks)
+    return clip.source_uri, start_s, num_frames
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +119,42 @@ def test_clips_that_are_said_to_keep_their_codes_do(name: str, videos: Path, roo
     assert num_kept == num_same if name in EXACT else num_kept <= num_same
     assert ("up to" in differences[0].text) or name in EXACT
     assert 0 < num_same < len(was) or name in ALL_OR_NONE
+
+
+@pytest.mark.parametrize("name", [*EXACT, *UP_TO])
+def test_a_new_output_reuses_the_clips_that_keep_their_codes(
+    name: str, videos: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but those of damaged videos: these are made again."""
+    changed = {**EXACT, **UP_TO}[name]
+    (before, was), (after, now) = (made_by(one, videos, root) for one in changed)
+    *_, clips, todo = diff(load_job(after), output_of(before))
+    settings = json.loads(after.read_text())
+    settings["reuse"] = [json.loads(before.read_text())["output"]["uri"]]
+    settings["output"]["uri"] = str(tmp_path / "out")
+    (job := tmp_path / "job.yaml").write_text(json.dumps(settings))
+    if "no clip can be reused" in todo.text:
+        with pytest.raises(ConfigError, match="reuse"):
+            run_without_ray(load_job(job))
+        assert clips.facts["num_kept"] == 0
+        return
+    taken = set[str]()
+    known = DecodeStage._known
+
+    def noting(*arguments: Any, **span: Any) -> EncodedClip | None:
+        if clip := known(*arguments, **span):
+            taken.add(clip.ref.clip_id)
+        return clip
+
+    monkeypatch.setattr(DecodeStage, "_known", noting)
+    run_without_ray(load_job(job))
+    assert side_rows(job) == side_rows(after)
+    assert shard_rows(job) == shard_rows(after)
+    damaged = {key_of(clip) for clip in output_of(after).clips() if "damaged" in clip.marks}
+    num_same = sum(now.get(key) == codes for key, codes in was.items() if key not in damaged)
+    # Of clips that are equal by chance, none is taken.
+    assert len(taken) == num_same if name in EXACT else len(taken) <= num_same
+    assert name != "one bucket more" or len(taken) == num_same > 0
 
 
 @pytest.fixture
@@ -176,13 +220,16 @@ def test_it_says_what_to_do(
     write_job(finished, files(tmp_path / "more"), str(out), chunking={"chunk_frames": 5})
     printed = said(finished, capsys)
     assert "chunking.chunk_frames: 9 -> 5 (up to 2 of 3 clips get other codes" in printed
-    assert "reuse takes no clips of another fingerprint" in printed
+    assert f"next: use a new output prefix, with reuse: [{out}]" in printed
 
     assert main(["diff", str(finished), str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["subject"] for one in found[-3:]] == ["difference", "clips", "next"]
     assert found[0]["num_clips"] == 2
     assert found[-2]["num_clips"] == 3
+
+    write_job(finished, files(tmp_path / "more"), str(out), sampling={"fps": 4})
+    assert "or use a new output prefix, for which no clip can be reused" in said(finished, capsys)
 
 
 def test_an_unfinished_output_is_to_be_finished(

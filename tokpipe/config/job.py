@@ -264,7 +264,7 @@ class JobConfig(Frozen):
     first and reports the others."""
     output: OutputConfig
     reuse: Annotated[tuple[Uri, ...], Field(exclude_if=operator.not_)] = ()
-    """Outputs of jobs with the same settings. Clips of files with the same bytes there, whatever
+    """Other outputs. Clips that would get the same codes from files with the same bytes, whatever
     their names, are taken from them and not encoded again. See
     [data.md](data.md#clips-that-another-output-has)."""
     sampling: SamplingConfig = SamplingConfig()

@@ -240,7 +240,7 @@ class Run:
         if device == "cpu" or job.chunking.policy == "streaming":  # Encodes one chunk at a time
             encode = job.encode.model_copy(update={"batch_chunks": 1})
             job = job.model_copy(update={"encode": encode})
-        self.reused = [ReusedOutput(job, one) for one in reused_outputs(job, record.settings)]
+        self.reused = [ReusedOutput(job, *one) for one in reused_outputs(job, record.settings)]
         others = (one.output.totals.encoders for one in self.reused)
         limits = _limits(job, device, state, chain(state.totals.encoders, *others))
         self.dispatcher = Dispatcher(limits, partial(ref_of, sampling=job.sampling))

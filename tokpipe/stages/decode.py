@@ -93,14 +93,15 @@ class DecodeStage:
         known = self._tried(item, partial(self._known, item)) if self.reuses else None
         return isinstance(known, EncodedClip)
 
-    def _known(self, item: WorkItem, file: LocalVideo, **_: Any) -> EncodedClip | None:
-        for clip in filter(None, (one.find(item, file.sha256) for one in self.reuses)):
+    def _known(self, item: WorkItem, file: LocalVideo, **span: Any) -> EncodedClip | None:
+        probe = partial(self._decoder.probe, file, **span)
+        for clip in filter(None, (one.find(item, file.sha256, probe) for one in self.reuses)):
             ref = self._ref(item, clip.ref.num_segments)
             return replace(clip, ref=ref, version=file.version)
         return None
 
     def _made(self, item: WorkItem, file: LocalVideo, **span: Any) -> DecodedClip | EncodedClip:
-        if clip := self._known(item, file):
+        if clip := self._known(item, file, **span):
             return clip
         sha256, piece = file.sha256, Piece()
         segment, num_segments = item.segment, item.num_segments

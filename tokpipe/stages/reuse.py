@@ -1,7 +1,8 @@
 """Clips that other outputs have: found by the bytes of their sources, whatever the names."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.formats.job_record import differences
-from tokpipe.identity import clip_id, digest, row_digests, span_bytes
+from tokpipe.identity import clip_id, fingerprint_settings, row_digests, span_bytes
+from tokpipe.media.decoder import Probe
 from tokpipe.reader.output import Output
 from tokpipe.reader.values import ClipIndex
 from tokpipe.stages.chunks import num_kept_latents, plan_chunks
+from tokpipe.stages.effects import EFFECTS, LAID_OUT, always, effect_of, size_by_grid
 from tokpipe.storage import Store
 from tokpipe.storage.fetch import extension_of
 from tokpipe.storage.read_ahead import read_ahead
@@ -25,24 +28,33 @@ _UNSURE = {"damaged", "small_batch"}
 may be rounded differently."""
 
 
-def reused_outputs(job: JobConfig, settings: Mapping[str, Any] | None = None) -> list[Output]:
-    """Open the outputs that a job reuses. ``settings``: those of its fingerprint, if known.
+def reused_outputs(
+    job: JobConfig, settings: Mapping[str, Any] | None = None
+) -> list[tuple[Output, set[str]]]:
+    """Open the outputs that a job reuses; return each with the ``EFFECTS`` in which it differs.
+
+    ``settings``: those of the job's fingerprint, if what it loads is known.
 
     Raises:
-        ConfigError: the settings of one are others, or it is the job's own.
+        ConfigError: no clip of one can have this job's codes, or it is the job's own.
         NotFound: there is no output at a URI.
     """
-    outputs = [Output(Store(uri, job.storage)) for uri in job.reuse]
-    for output in outputs:
-        uri = output.store.uri
+    found = []
+    for output in (Output(Store(uri, job.storage)) for uri in job.reuse):
+        uri, old = output.store.uri, output.record.settings
         if uri == Store(job.output.uri, job.storage).uri:
             raise ConfigError(f"reuse: {uri} is the job's own output: remove it from the list")
-        if settings is not None and output.fingerprint != digest(settings):
-            changed = "; ".join(differences(output.record.settings, settings, "->"))
-            found = f"{uri} has other codes than this job would make, because settings differ"
+        settled = output.record.settled(job)
+        same = {"weights_hash": old["weights"], "decoders": old["decode"]["libraries"]}
+        new = settings or fingerprint_settings(settled, device=settled.encode.device, **same)
+        new = new if settings else {**new, "libraries": old["libraries"]}
+        changed = {text: effect_of(text) for text in differences(old, new, "->")}
+        if others := [text for text, effect in changed.items() if EFFECTS[effect][0] is always]:
+            what = f"{uri} has other codes than this job would make, because settings differ"
             do = "Use those of that output, or remove it from the list"
-            raise ConfigError(f"reuse: {found} ({changed}). {do}")
-    return outputs
+            raise ConfigError(f"reuse: {what} ({'; '.join(others)}). {do}")
+        found.append((output, {*changed.values()}))
+    return found
 
 
 class ReusedOutput:
@@ -51,48 +63,67 @@ class ReusedOutput:
     The index takes 12 bytes per clip, in arrays that the processes of a node share.
     """
 
-    def __init__(self, job: JobConfig, output: Output) -> None:
-        self._job, self.output = job, output
+    def __init__(self, job: JobConfig, output: Output, effects: set[str]) -> None:
+        self._job, self.output, record = job, output, output.record
+        self._before = record.settled(record.recorded_job(output.store.uri))
+        self._is_laid_out_anew = not effects.isdisjoint(LAID_OUT)
+        self._concerns = [EFFECTS[one][0] for one in effects.difference(LAID_OUT)]
+        self._sizes = size_by_grid(self._before)
         growth = output.state.growth
-        sources = growth[-1].sources if growth else output.record.job.get("sources", [])
+        sources = growth[-1].sources if growth else record.job.get("sources", [])
         self._media = {(one.get("media"), one.get("animation_as_picture")) for one in sources}
         read = partial(output.side_table, columns=["source_sha256"])
         tables = read_ahead(read, output.shards, _SHARDS_AHEAD)
         self._index = ClipIndex(table.column(0).to_pylist() for table in tables)
 
-    def find(self, item: WorkItem, sha256: str) -> EncodedClip | None:
+    def find(self, item: WorkItem, sha256: str, probe: Callable[[], Probe]) -> EncodedClip | None:
         """Return an item's clip, under its name there, if its source has this SHA-256.
 
-        None if there is any doubt that decoding and encoding would make the same.
+        None if there is any doubt that decoding and encoding would make the same. ``probe`` reads
+        the source's container, if clips may be cut or resized differently than there.
         """
-        if not sha256 or self._media != {item.media}:  # it decides what is decoded
+        shards = set(self._index.shards_of(sha256)) if sha256 else ()
+        if not shards or self._media != {item.media}:  # it decides what is decoded
             return None
-        for number in set(self._index.shards_of(sha256)):
+        laid_out = probe() if self._is_laid_out_anew else None
+        first_frame = item.segment * self._job.sampling.max_clip_frames
+        segment, rest = divmod(first_frame, self._before.sampling.max_clip_frames)
+        for number in shards if not rest else ():
             try:
                 _, table = self.output.kept_open(number)
                 hashes, segments = table.column("source_sha256"), table.column("segment")
-                found = (hashes.to_numpy() == sha256) & (segments.to_numpy() == item.segment)
+                found = (hashes.to_numpy() == sha256) & (segments.to_numpy() == segment)
                 for record in table.take(np.flatnonzero(found)).to_pylist():
-                    if self._is_same(record, item):
+                    record["size"] = self._sizes.get(self.output.shards[number].grid)
+                    if self._is_same(record, item, laid_out):
                         clip = self.output.clip_in(number, record["clip_id"])
                         if clip and self._has_all(encoded := clip.encoded()):
-                            return encoded
+                            total = laid_out.num_segments if laid_out else clip.num_segments
+                            return replace(encoded, ref=replace(encoded.ref, num_segments=total))
             except CorruptOutput as error:
                 logging.getLogger(__name__).warning("not reused: %s", error)
         return None
 
-    def _is_same(self, record: Mapping[str, Any], item: WorkItem) -> bool:
-        """Whether the clip of a row of a side table has an item's span."""
-        uri, total, sampling = record["source_uri"], record["n_segments"], self._job.sampling
-        span = span_bytes(item.start_s, item.end_s)
+    def _is_same(self, record: Mapping[str, Any], item: WorkItem, probe: Probe | None) -> bool:
+        """Whether the clip of a row of a side table has an item's span, frames and size."""
+        uri, total, before = record["source_uri"], record["n_segments"], self._before.sampling
+        span, segment = span_bytes(item.start_s, item.end_s), record["segment"]
         (row_id,) = row_digests(self.output.record.dataset, [uri.encode()], [span])
-        name = clip_id(row_id.hex(), item.segment, total, sampling.max_clip_frames, sampling.fps)
+        name = clip_id(row_id.hex(), segment, total, before.max_clip_frames, before.fps)
+        if probe:
+            total, sampling = probe.num_segments, self._job.sampling
+            left = probe.num_frames - item.segment * sampling.max_clip_frames
+            least = 1 if probe.is_picture else sampling.min_clip_frames
+            has_same_frames = record["n_frames"] == min(left, sampling.max_clip_frames) >= least
+            if not has_same_frames or record["size"] != probe.size:
+                return False
         return (
             name == record["clip_id"]  # It holds the span
             and item.num_segments in (None, total)
             # FFmpeg may take a file for one of another format by its name.
             and extension_of(uri).lower() == extension_of(item.source_uri).lower()
             and _UNSURE.isdisjoint(record["marks"])
+            and not any(concerns(record, self._before, self._job) for concerns in self._concerns)
         )
 
     def _has_all(self, clip: EncodedClip) -> bool:

@@ -79,7 +79,7 @@ class Forecast:
             with DecodeStage(
                 job.sampling, job.frames, job.decode, job.storage, pieces_of(job)
             ) as stage:
-                stage.reuses = [ReusedOutput(job, one) for one in reused_outputs(job)]
+                stage.reuses = [ReusedOutput(job, *one) for one in reused_outputs(job)]
                 sample = [_amounts(job, item, stage, reasons) for item in items]
             with suppress(StorageError):
                 there = Output(Store(job.output.uri, job.storage))
