@@ -202,7 +202,7 @@ class EncodedClip(Travels):
     damage: str | None = None
     encoder: str = ""  # Encoder class; those of a streamed clip's pieces are joined by `` + ``
     source_sha256: str = ""  # See ``DecodedClip``
-    version: int | None = None  # Of the source, if it was fetched but not encoded
+    version: int | None = None  # See ``DecodedClip``
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def write_job(
     return path
 
 
-def files(folder: Path) -> dict[str, Any]:
+def files(folder: Path | str) -> dict[str, Any]:
     return {"kind": "files", "uri": f"{folder}/*.mp4"}
 
 

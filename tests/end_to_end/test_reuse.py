@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from tests.chaos.crash_points import CrashingStore
+from tests.conftest import S3Bucket
 from tests.end_to_end.jobs import (
     assert_complete,
     codes_of,
@@ -23,16 +24,19 @@ from tests.end_to_end.jobs import (
     side_rows,
     write_job,
     write_video,
+    write_videos,
 )
 from tests.formats.formats_helpers import Crash
 from tokpipe.audit import Audit
 from tokpipe.cli import main
 from tokpipe.config import JobConfig, load_job
+from tokpipe.config.job import StoreOptions
 from tokpipe.runtime import assemble
 from tokpipe.runtime.job import run_job
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import Store
-from tokpipe.types import EncodedClip
+from tokpipe.storage.fetch import LocalVideo
+from tokpipe.types import EncodedClip, WorkItem
 
 CALLS_APART = int(os.environ.get("TOKPIPE_TEST_CALLS_APART", "4"))
 """Between crashes at calls to a store: with 1 at each of them."""
@@ -122,6 +126,42 @@ def made_by_decoders(job: JobConfig) -> Iterator[object]:
             yield first
             for segment in range(1, total := first.ref.num_segments):
                 yield from stage.process([replace(item, segment=segment, num_segments=total)])
+
+
+@pytest.mark.s3
+def test_objects_whose_etags_are_known_are_not_read(
+    tmp_path: Path, s3_bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(s3_bucket.uri, StoreOptions())
+    for number, path in enumerate(write_videos(tmp_path / "local", 3)):
+        data = path.read_bytes()
+        store.put(f"a/{number}.mp4", data)
+        store.put(f"b/{number}.mp4", data if number else data[:-1] + b"x")  # of the same size
+    out = str(tmp_path / "out")
+    run_without_ray(load_job(write_job(tmp_path / "a.yaml", files(f"{s3_bucket.uri}/a"), out)))
+    fetched, fetch = set[str](), DecodeStage._fetch
+
+    def noting(stage: DecodeStage, item: WorkItem) -> LocalVideo:
+        fetched.add(item.source_uri)
+        return fetch(stage, item)
+
+    monkeypatch.setattr(DecodeStage, "_fetch", noting)
+    in_s3, local = files(f"{s3_bucket.uri}/b"), files(tmp_path / "local")
+    cut_elsewhere = {"sampling": {"fps": 8, "max_clip_frames": 18}}
+    jobs: list[tuple[dict[str, Any], dict[str, Any], int]] = [
+        (in_s3, {}, 3),
+        (in_s3, {"reuse_trusts_etags": True}, 1),
+        (local, {"reuse_trusts_etags": True}, 3),
+        (in_s3, {"reuse_trusts_etags": True, **cut_elsewhere}, 3),
+    ]
+    for number, (source, changes, num_read) in enumerate(jobs):
+        job = tmp_path / f"{number}.yaml"
+        write_job(job, source, f"{out}-{number}", reuse=[out], dataset="b", **changes)
+        fetched.clear()
+        run_without_ray(load_job(job))
+        assert len(fetched) == num_read, changes
+        assert side_rows(job) == side_rows(without := fresh(job))
+        assert shard_rows(job) == shard_rows(without)
 
 
 @pytest.mark.parametrize("side", ["before", "after"])

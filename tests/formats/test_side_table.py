@@ -9,7 +9,10 @@ from tokpipe.formats.checks import sha256
 from tokpipe.formats.side_table import OWN_COLUMNS, build_side_table, read_side_table
 from tokpipe.sources.rows import carried_names
 
-CLIPS = [encoded_clip(2, (17, 5)), replace(encoded_clip(1, (9,)), source_sha256="5e" * 32)]
+CLIPS = [
+    encoded_clip(2, (17, 5)),
+    replace(encoded_clip(1, (9,)), source_sha256="5e" * 32, version=2**63),
+]
 CARRIED = pa.table(
     {
         "caption": pa.array(["second", None]),
@@ -32,14 +35,16 @@ def test_a_row_is_a_clip_with_its_carried_columns() -> None:
         "segment": 0, "n_segments": 1, "n_frames": 9, "n_chunks": 1, "fps": 8.0,
         "decoder": "pyav", "encoder": "cpu AVX512", "marks": [], "damage": None,
         "start_pts_s": 0.25, "end_pts_s": 8 / 8 + 0.25, "source_sha256": "5e" * 32,
-        "caption": None, "score": 0.25, "tags": [], "src_fps": 30,
+        "source_version": 2**63, "caption": None, "score": 0.25, "tags": [], "src_fps": 30,
     }  # fmt: skip
     assert second == first | {
         "clip_id": CLIPS[0].ref.clip_id, "source_uri": "s3://videos/2.mp4", "plan_row": 2,
         "n_frames": 22, "n_chunks": 2, "encoder": "cpu AVX2", "end_pts_s": 21 / 8 + 0.25,
-        "source_sha256": "", "caption": "second", "score": 0.5, "tags": ["a"], "src_fps": 25,
+        "source_sha256": "", "source_version": None, "caption": "second", "score": 0.5,
+        "tags": ["a"], "src_fps": 25,
     }  # fmt: skip
-    assert [name for name in OWN_COLUMNS if table.schema.field(name).nullable] == ["damage"]
+    nullable = [name for name in OWN_COLUMNS if table.schema.field(name).nullable]
+    assert nullable == ["damage", "source_version"]
 
 
 def test_carried_columns_keep_their_types_even_when_all_null() -> None:
@@ -56,12 +61,12 @@ def test_marks_and_damage_are_kept() -> None:
     assert table["damage"].to_pylist() == [None, "the clip ends early"]
 
 
-LATER = ["marks", "damage", "encoder", "source_sha256"]
+LATER = ["marks", "damage", "encoder", "source_sha256", "source_version"]
 
 
-@pytest.mark.parametrize("later", [LATER, LATER[2:], LATER[3:]], ids=len)
+@pytest.mark.parametrize("later", [LATER, LATER[2:], LATER[3:], LATER[4:]], ids=len)
 def test_an_older_table_reads_as_unmarked(later: list[str]) -> None:
-    clips = [replace(one, encoder="", source_sha256="") for one in CLIPS]
+    clips = [replace(one, encoder="", source_sha256="", version=None) for one in CLIPS]
     if "encoder" not in later:
         clips = [replace(one, encoder="x") for one in clips]
     now = read(build_side_table(clips, CARRIED))

@@ -267,6 +267,8 @@ class JobConfig(Frozen):
     """Other outputs. Clips that would get the same codes from files with the same bytes, whatever
     their names, are taken from them and not encoded again. See
     [data.md](data.md#clips-that-another-output-has)."""
+    reuse_trusts_etags: Annotated[bool, Field(exclude_if=operator.not_)] = False
+    """Whether S3 objects of the same ETag and size have the same bytes, and need no reading."""
     sampling: SamplingConfig = SamplingConfig()
     frames: FramesConfig
     decode: DecodeConfig = DecodeConfig()

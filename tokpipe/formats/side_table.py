@@ -26,16 +26,21 @@ _COLUMNS: dict[str, tuple[pa.DataType, Callable[[EncodedClip], Any]]] = {
     "marks": (pa.list_(pa.field("item", pa.string(), nullable=False)), lambda clip: clip.marks),
     "damage": (pa.string(), lambda clip: clip.damage),
     "source_sha256": (pa.string(), lambda clip: clip.source_sha256),
+    "source_version": (pa.uint64(), lambda clip: clip.version),
     "start_pts_s": (pa.float64(), lambda clip: clip.pts_s[0]),
     "end_pts_s": (pa.float64(), lambda clip: clip.pts_s[-1]),
 }
 """tokpipe's own columns, and where their values come from."""
 _OWN = pa.schema(
-    [pa.field(name, kind, nullable=name == "damage") for name, (kind, _) in _COLUMNS.items()]
+    [
+        pa.field(name, kind, nullable=name in ("damage", "source_version"))
+        for name, (kind, _) in _COLUMNS.items()
+    ]
 )
 
-# Side tables and plans of earlier versions lack the last one, the last two, or all of these.
+# Side tables and plans of earlier versions lack the last one, two, three, or all of these.
 _LATER: dict[str, Any] = {"marks": [], "damage": None, "encoder": "", "source_sha256": ""}
+_LATER["source_version"] = None
 
 OWN_COLUMNS: tuple[str, ...] = tuple(_OWN.names)  # Carried columns follow them
 
@@ -80,7 +85,7 @@ def read_side_table(
         return list(columns) if columns is not None and is_new else names
 
     table = from_parquet(uri, data, "side table", columns=chosen)
-    for later in (list(_LATER)[first:] for first in (3, 2, 0)):
+    for later in (list(_LATER)[first:] for first in (4, 3, 2, 0)):
         before = [name for name in _OWN.names if name not in later]
         if before == table.column_names[: len(before)]:
             table = without_names(table, later)

@@ -32,6 +32,7 @@ class Clip:
     decoder: str = ""
     encoder: str = ""  # Encoder class; empty in outputs of earlier versions
     source_sha256: str = ""  # Of the bytes of its source; empty if they are unknown
+    source_version: int | None = None  # Hash of its source's size and ETag or time, if known
 
     @property
     def ref(self) -> ClipRef:
@@ -46,8 +47,9 @@ class Clip:
             spans.append(ChunkSpan(one.chunk_index, *sizes, 0, one.first_is_image))
             times += [one.start_pts_s] * (one.n_frames - 1) + [one.end_pts_s]
         codes = tuple(one.codes for one in self.chunks)
-        about = self.fps, self.decoder, self.marks, self.damage, self.encoder, self.source_sha256
-        return EncodedClip(self.ref, tuple(spans), codes, np.array(times), *about)
+        about = self.fps, self.decoder, self.marks, self.damage, self.encoder
+        source = self.source_sha256, self.source_version
+        return EncodedClip(self.ref, tuple(spans), codes, np.array(times), *about, *source)
 
     @property
     def codes(self) -> Codes:

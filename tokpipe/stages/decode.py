@@ -1,7 +1,7 @@
 """The decode stage: turns work items into pixels, resampled and resized, or rejections."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -82,7 +82,10 @@ class DecodeStage:
     def process(self, items: list[WorkItem]) -> list[DecodedClip | EncodedClip | Rejected | Failed]:
         """Decode each item, or take its codes. Errors raised are those of a store or this node."""
         self.fetched_s, self.fetched_bytes = 0.0, 0
-        return [self._tried(item, partial(self._made, item)) for item in items]
+        return [
+            known if (known := self._unread(item)) else self._tried(item, partial(self._made, item))
+            for item in items
+        ]
 
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
         """Return what decoding the item's row would produce; raises as ``process`` does."""
@@ -90,14 +93,25 @@ class DecodeStage:
 
     def is_reused(self, item: WorkItem) -> bool:
         """Whether another output has an item's clip; raises as ``process`` does."""
-        known = self._tried(item, partial(self._known, item)) if self.reuses else None
+        if not self.reuses:
+            return False
+        known = self._unread(item) or self._tried(item, partial(self._known, item))
         return isinstance(known, EncodedClip)
+
+    def _unread(self, item: WorkItem) -> EncodedClip | None:
+        return self._first(item, item.version, (one.find_unread(item) for one in self.reuses))
 
     def _known(self, item: WorkItem, file: LocalVideo, **span: Any) -> EncodedClip | None:
         probe = partial(self._decoder.probe, file, **span)
-        for clip in filter(None, (one.find(item, file.sha256, probe) for one in self.reuses)):
+        found = (one.find(item, file.sha256, probe) for one in self.reuses)
+        return self._first(item, file.version, found)
+
+    def _first(
+        self, item: WorkItem, version: int | None, found: Iterable[EncodedClip | None]
+    ) -> EncodedClip | None:
+        for clip in filter(None, found):
             ref = self._ref(item, clip.ref.num_segments)
-            return replace(clip, ref=ref, version=file.version)
+            return replace(clip, ref=ref, version=version)
         return None
 
     def _made(self, item: WorkItem, file: LocalVideo, **span: Any) -> DecodedClip | EncodedClip:

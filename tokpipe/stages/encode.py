@@ -300,6 +300,7 @@ class EncodeStage:
             damage=clip.damage,
             encoder=self.hardware,
             source_sha256=clip.source_sha256,
+            version=clip.version,
         )
 
     def _narrowed(self, clip: DecodedClip, block: NDArray[np.int64]) -> Codes:

@@ -1,7 +1,7 @@
 """Clips that other outputs have: found by the bytes of their sources, whatever the names."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from tokpipe.reader.values import ClipIndex
 from tokpipe.stages.chunks import num_kept_latents, plan_chunks
 from tokpipe.stages.effects import EFFECTS, LAID_OUT, always, effect_of, size_by_grid
 from tokpipe.storage import Store
+from tokpipe.storage.client import split_protocol
 from tokpipe.storage.fetch import extension_of
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.types import EncodedClip, WorkItem
@@ -60,7 +61,8 @@ def reused_outputs(
 class ReusedOutput:
     """The clips of an output as it is now, by the SHA-256 of their sources.
 
-    The index takes 12 bytes per clip, in arrays that the processes of a node share.
+    The index takes 12 bytes per clip, in arrays that the processes of a node share, and 12 more
+    under ``reuse_trusts_etags``.
     """
 
     def __init__(self, job: JobConfig, output: Output, effects: set[str]) -> None:
@@ -72,9 +74,10 @@ class ReusedOutput:
         growth = output.state.growth
         sources = growth[-1].sources if growth else record.job.get("sources", [])
         self._media = {(one.get("media"), one.get("animation_as_picture")) for one in sources}
-        read = partial(output.side_table, columns=["source_sha256"])
+        columns = ["source_uri", "source_version"] if job.reuse_trusts_etags else []
+        read = partial(output.side_table, columns=["source_sha256", *columns])
         tables = read_ahead(read, output.shards, _SHARDS_AHEAD)
-        self._index = ClipIndex(table.column(0).to_pylist() for table in tables)
+        self._index = ClipIndex([*_contents(table.to_pylist())] for table in tables)
 
     def find(self, item: WorkItem, sha256: str, probe: Callable[[], Probe]) -> EncodedClip | None:
         """Return an item's clip, under its name there, if its source has this SHA-256.
@@ -82,20 +85,33 @@ class ReusedOutput:
         None if there is any doubt that decoding and encoding would make the same. ``probe`` reads
         the source's container, if clips may be cut or resized differently than there.
         """
-        shards = set(self._index.shards_of(sha256)) if sha256 else ()
+        return self._find(item, "source_sha256", sha256, probe)
+
+    def find_unread(self, item: WorkItem) -> EncodedClip | None:
+        """Return the clip of an S3 object that was not read, by its size and ETag in the plan."""
+        is_sure = _is_on_s3(item.source_uri) and not (item.member or item.follows)
+        if not self._job.reuse_trusts_etags or self._is_laid_out_anew or not is_sure:
+            return None
+        return self._find(item, "source_version", item.version, None)
+
+    def _find(
+        self, item: WorkItem, column: str, value: object, probe: Callable[[], Probe] | None
+    ) -> EncodedClip | None:
+        shards = set(self._index.shards_of(str(value))) if value else ()
         if not shards or self._media != {item.media}:  # it decides what is decoded
             return None
-        laid_out = probe() if self._is_laid_out_anew else None
+        laid_out = probe() if probe and self._is_laid_out_anew else None
         first_frame = item.segment * self._job.sampling.max_clip_frames
         segment, rest = divmod(first_frame, self._before.sampling.max_clip_frames)
         for number in shards if not rest else ():
             try:
                 _, table = self.output.kept_open(number)
-                hashes, segments = table.column("source_sha256"), table.column("segment")
-                found = (hashes.to_numpy() == sha256) & (segments.to_numpy() == segment)
+                found = table.column("segment").to_numpy() == segment
+                found &= np.array(table.column(column).to_pylist(), object) == value
                 for record in table.take(np.flatnonzero(found)).to_pylist():
                     record["size"] = self._sizes.get(self.output.shards[number].grid)
-                    if self._is_same(record, item, laid_out):
+                    is_sure = column != "source_version" or _is_on_s3(record["source_uri"])
+                    if is_sure and self._is_same(record, item, laid_out):
                         clip = self.output.clip_in(number, record["clip_id"])
                         if clip and self._has_all(encoded := clip.encoded()):
                             total = laid_out.num_segments if laid_out else clip.num_segments
@@ -134,3 +150,16 @@ class ReusedOutput:
         return [(one.first_frame, one.num_frames, num) for one, num in found] == [
             (one.first_frame, one.num_frames, num_kept_latents(one, traits)) for one in wanted
         ]
+
+
+def _contents(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """What identifies the bytes of each clip's source: its hash, and in S3 size and ETag."""
+    for record in records:
+        yield record["source_sha256"]
+        if record.get("source_version") and _is_on_s3(record["source_uri"]):
+            yield str(record["source_version"])
+
+
+def _is_on_s3(uri: str) -> bool:
+    """Whether an ETag is a digest of the bytes."""
+    return split_protocol(uri)[0] == "s3"
