@@ -28,11 +28,8 @@ _CODE_GLOBALS = {f"builtins.{name}" for name in ("eval", "exec", "compile", "__i
 
 
 def load_checkpoint(path: Path) -> Any:
-    """Return what was saved: plain containers, tensors on the CPU, and stubs.
-
-    Tensors are views of the memory-mapped file, which must not change while they are in use.
-    The type of a stub is named after the class that it replaces.
-    """
+    """Return what was saved: plain containers, tensors on the CPU, and stubs named after the
+    classes that they replace. Tensors are views of the file, which must not change meanwhile."""
     _check_archive(path)
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
