@@ -53,10 +53,8 @@ def load_published(
             )
     wanted = module.state_dict()
     if any(value.is_meta for value in wanted.values()):
-        raise ValueError(
-            f"{type(module).__name__} is on the meta device, where weights would be silently "
-            "dropped: move it with to_empty(device=...) first"
-        )
+        found = f"{type(module).__name__} is on the meta device, which silently drops weights"
+        raise ValueError(f"{found}: move it with to_empty(device=...) first")
     given: dict[str, tuple[str, Tensor]] = {}  # published key and value, by the module's key
     misfits: dict[str, str] = {}
     for published, value in state_dict.items():
