@@ -63,7 +63,7 @@ class ResnetBlock(nn.Module):
         add_conv: bool = False,
         make_norm: Callable[..., Any] = block_norm,
         make_conv: Callable[..., Any] = same_conv2d,
-        make_nin: Callable[..., Any] = same_conv2d,
+        make_nin: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -79,7 +79,7 @@ class ResnetBlock(nn.Module):
             if conv_shortcut:
                 self.conv_shortcut = make_conv(in_channels, out_channels, 3)
             else:
-                self.nin_shortcut = make_nin(in_channels, out_channels, 1)
+                self.nin_shortcut = (make_nin or make_conv)(in_channels, out_channels, 1)
 
     def forward(
         self,
@@ -133,7 +133,6 @@ class ResnetBlock3D(ResnetBlock):
         zq: Tensor | None = None,
         *stream: Stream | None,
     ) -> Tensor:
-        """See ``ResnetBlock``."""
         is_plain = temb is not None or zq is not None or (self.training and self.dropout.p)
         if is_plain or not is_fused(x) or gpu_kernels(x) is None:
             return super().forward(x, temb, zq, *stream)

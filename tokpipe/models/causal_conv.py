@@ -55,9 +55,8 @@ class CausalConv3d(nn.Module):
         span = dilation * (kernel[0] - 1) + 1
         past, rows, columns = span - stride, kernel[1] // 2, kernel[2] // 2
         if past < 0:
-            raise ValueError(
-                f"{stride=} is longer than the {span} frames read, and would skip frame 0: use less"
-            )
+            found = f"{stride=} is longer than the {span} frames read"
+            raise ValueError(f"{found}, and would skip frame 0: use less")
         self.pad_mode = pad_mode
         self.is_ambiguous = pad_mode == "constant" and any((past, rows, columns))
         is_published = pad_mode == "constant_published"
@@ -108,9 +107,8 @@ class CausalConv3d(nn.Module):
     def _check_frames(self, x: Tensor, stream: Stream | None) -> None:
         frames, stride = x.shape[2], self.conv.stride[0]
         if frames < stride or (stream is not None and frames % stride):
-            raise ValueError(
-                f"{frames} frames do not fill an output of stride {stride}: pass a multiple of it"
-            )
+            found = f"{frames} frames do not fill an output of stride {stride}"
+            raise ValueError(f"{found}: pass a multiple of it")
 
     def _past(self, x: Tensor, stream: Stream | None) -> Tensor:
         """(B, C_in, T, H, W) -> (B, C_in, past_frames, H, W)."""

@@ -47,7 +47,6 @@ class CudaGraphs:
         self.most_bytes = POOL_SHARE * torch.cuda.get_device_properties(device).total_memory
 
     def measured(self, call: Call, x: Tensor) -> tuple[Tensor, Cost]:
-        """The result of a call, and its cost."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self._device)  # or launches would hide behind what still runs
         torch.cuda.reset_peak_memory_stats(self._device)

@@ -64,9 +64,7 @@ def _converted(
 def as_weights(layer: nn.Module, x: Tensor) -> Tensor:
     """``x`` in the dtype of a layer's weights, unless autocast converts it."""
     assert isinstance(layer.weight, Tensor)
-    if x.dtype == layer.weight.dtype or is_autocast(x.device):
-        return x
-    return x.to(layer.weight.dtype)
+    return x if is_autocast(x.device) else x.to(layer.weight.dtype)
 
 
 def check_input(

@@ -31,11 +31,8 @@ def make_repeatable() -> bool:
     process. Return whether anything has changed since the last call."""
     cuda, cudnn, cpu = _backends.cuda, _backends.cudnn, _backends.mkldnn
     operations = cuda.matmul, cudnn.conv, cpu.matmul, cpu.conv
-    wanted = [
-        *((operation, "fp32_precision", "ieee") for operation in operations),
-        (_backends.cudnn, "benchmark", False),
-        (_backends.cudnn, "deterministic", True),
-    ]
+    wanted: list[tuple[Any, str, Any]] = [(one, "fp32_precision", "ieee") for one in operations]
+    wanted += [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
     changed = [one for one in wanted if getattr(*one[:2]) != one[2]]
     for setting in changed:
         setattr(*setting)

@@ -179,9 +179,8 @@ def _averaged(
                 raise ConfigError(f"{found}, so its owner is unknown. Convert without --ema")
             owners[name] = new
     if not owners:
-        raise ConfigError(
-            f"{source} has no moving averages below model_ema. or ema_<part>. Convert without --ema"
-        )
+        found = f"{source} has no moving averages below model_ema. or ema_<part>"
+        raise ConfigError(f"{found}. Convert without --ema")
     yield f"{source}: took {len(owners):,} moving averages instead of the weights"
     if without := [key for new, key in table.items() if new not in owners.values()]:
         yield f"{source}: {len(without):,} keys have no average, such as {without[0]}"

@@ -187,9 +187,7 @@ class LFQ(ScalarQuantizer):
         codebook_scale: float = 1.0,
         bit_order: Literal["big", "little"] = "big",
     ) -> None:
-        num_bits = dim or 0
-        if codebook_size is not None:
-            num_bits = codebook_size.bit_length() - 1
+        num_bits = (dim or 0) if codebook_size is None else codebook_size.bit_length() - 1
         if not 1 <= num_bits <= 62 or codebook_size not in (None, 2**num_bits):
             do = "a code has 1 to 62 bits. Pass them as dim, or a power of two as codebook_size"
             raise ValueError(f"{dim=}, {codebook_size=}: {do}")

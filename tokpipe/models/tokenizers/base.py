@@ -130,8 +130,7 @@ class VideoTokenizer(nn.Module, ABC):
         return part
 
     def _check_streamable(self) -> None:
-        reason = self.traits.why_not_streamable
-        if reason is not None:
+        if (reason := self.traits.why_not_streamable) is not None:
             raise ValueError(
                 f"this tokenizer cannot take a clip piece by piece: {reason}. The codes would not "
                 "be those of the whole clip; encode independent chunks instead"
@@ -187,9 +186,8 @@ class VideoTokenizer(nn.Module, ABC):
             if is_kind and result.shape == wanted:
                 return result.reshape(shape)
             found = f"{result.dtype} of shape {tuple(result.shape)}"
-        raise TypeError(
-            f"{call} returned {found}, not {kind} of {wanted} as its traits declare: correct either"
-        )
+        what = f"{call} returned {found}, not {kind} of {wanted}"
+        raise TypeError(f"{what} as its traits declare: correct either")
 
     def _pixels(self, floats: Tensor, codes: Tensor, num_frames: int) -> Tensor:
         """The result of ``_decode`` for (B, t, h, w) codes -> (B, T, H, W, 3) uint8."""

@@ -100,8 +100,7 @@ class _MAGVIT2(nn.Module):
         causal = partial(CausalConv3d, pad_mode="constant_causal")
         self.conv: Factory = same_conv2d if temporal_stride is None else causal
         conv = partial(self.conv, bias=False)
-        block = partial(ResnetBlock, dropout=0.0, temb_channels=0)
-        self.block = partial(block, make_conv=conv, make_nin=conv)
+        self.block = partial(ResnetBlock, dropout=0.0, temb_channels=0, make_conv=conv)
         widths = [pyramid.widths[-1]] * pyramid.num_res_blocks
         self.mid_block = nn.Sequential(*(self.block(in_channels=width) for width in widths))
 
