@@ -170,10 +170,8 @@ class MOVQDecoder3D(Network3D):
     ) -> None:
         zq_ch = z_channels if zq_ch is None else zq_ch
         if zq_ch != z_channels and not post_quant_conv:
-            raise ValueError(
-                f"{zq_ch=} with {z_channels=}: the decoder and its norms read the same latent. "
-                "Leave zq_ch out, or convert one into the other with post_quant_conv=True"
-            )
+            found = f"{zq_ch=} with {z_channels=}: the decoder and its norms read the same latent"
+            raise ValueError(f"{found}. Leave zq_ch out, or convert it with post_quant_conv=True")
         pyramid = Pyramid(**shape)
         finest, coarsest = pyramid.widths[0], pyramid.widths[-1]
         super().__init__(pyramid, temporal_compress_times, norm)

@@ -83,10 +83,8 @@ def check_input(
             f"(B, {conv.in_channels}, {sizes}), none of them 0: convert or reshape it"
         )
     if min(x.shape[-2:]) < smallest:
-        raise ValueError(
-            f"frames of {x.shape[-2]}x{x.shape[-1]} are smaller than one latent, which covers "
-            f"{smallest}x{smallest}: use larger ones"
-        )
+        found = "frames of {}x{} are smaller than one latent".format(*x.shape[-2:])
+        raise ValueError(f"{found}, which covers {smallest}x{smallest}: use larger ones")
 
 
 class Conv3d(nn.Conv3d):
