@@ -324,7 +324,7 @@ class Upsample3D(Upsample):
         self.compress_time = compress_time
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        """(B, C, T, H, W) -> (B, C, T', 2H, 2W). Compressing, T' is 2T-1, in later pieces 2T."""
+        """(B, C, T, H, W) -> (B, C, T', 2H, 2W). T' is T; compressing, 2T-1, in later pieces 2T."""
         if self.compress_time:
             kept = 1 if stream is None or stream.is_first else 0
             repeated = x[:, :, kept:].repeat_interleave(2, dim=2)

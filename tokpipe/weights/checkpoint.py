@@ -29,7 +29,7 @@ _CODE_GLOBALS = {f"builtins.{name}" for name in ("eval", "exec", "compile", "__i
 
 def load_checkpoint(path: Path) -> Any:
     """Return what was saved: plain containers, tensors on the CPU, and stubs named after the
-    classes that they replace. Tensors are views of the file, which must not change meanwhile."""
+    classes that they replace. Tensors are views of the file, which must not change while in use."""
     _check_archive(path)
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)

@@ -41,8 +41,8 @@ class VideoTokenizer(nn.Module, ABC):
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, T, H, W, 3) uint8 RGB -> int64 codes (B, t, h, w), or (B, t, h, w, c) with several
-        per position, or ``NOT_FINITE``. With ``t = 1 + k``, T is ``first_frames + temporal_stride
-        * k``. H and W are multiples of ``traits.side_multiple``."""
+        per position, or ``NOT_FINITE``. T is ``first_frames + temporal_stride * k``, t is 1 + k;
+        H and W are multiples of ``traits.side_multiple``."""
         self._check_pixels(pixels)
         self.traits.check_num_frames(pixels.shape[1], "frames of a chunk")
         return self._checked_codes(self._encode(self._floats(pixels)), pixels)
