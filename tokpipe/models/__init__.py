@@ -1,8 +1,5 @@
 """Encoders, decoders and quantizers of the CogVideo VQ-VAE and MoVQ family. Needs torch alone.
-
-Arguments and inputs that do not fit raise ValueError, which says what does. Tokenizers, which are
-built from a job's settings, are in ``tokpipe.models.tokenizers``.
-"""
+Arguments and inputs that do not fit raise ValueError."""
 
 from tokpipe.models.autoencoder_3d import Encoder3D, MOVQDecoder3D
 from tokpipe.models.blocks import (

@@ -24,10 +24,8 @@ def check_whole_clip(use_cp: bool) -> None:
     """Raise ValueError if ``use_cp``, which has no other effect, means parts of clips on ranks."""
     group = torch.distributed
     if use_cp and group.is_available() and group.is_initialized() and group.get_world_size() > 1:
-        raise ValueError(
-            "use_cp=True: each rank would have some frames of a clip, and need those of the rank "
-            "before: pass whole clips, or pieces in turn to stream()"
-        )
+        found = "use_cp=True: each rank would need frames of a clip that the rank before has"
+        raise ValueError(f"{found}: pass whole clips, or pieces in turn to stream()")
 
 
 class Network3D(nn.Module):
@@ -40,17 +38,15 @@ class Network3D(nn.Module):
         self.spatial_stride = pyramid.spatial_stride
         powers = [2**level for level in range(len(pyramid.ch_mult))]
         if temporal_compress_times not in powers:
-            raise ValueError(
-                f"{temporal_compress_times=} where each level can halve time: use one of {powers}"
-            )
+            found = f"{temporal_compress_times=} where each level can halve time"
+            raise ValueError(f"{found}: use one of {powers}")
 
     def stream(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Process one piece of a clip, continuing from the state of the piece before it.
+        """Process one piece of a clip, given the state of the piece before, or None at first.
 
-        With ``r = temporal_compress_times``, an encoder's first piece (``state=None``) has
-        ``1 + r * k`` frames and returns ``1 + k`` latent frames; each later one has ``r * k`` and
-        returns ``k``. A decoder is the inverse. Together, the results are those of the whole clip,
-        in memory that does not grow with its length. Gradients do not cross pieces.
+        With ``r = temporal_compress_times``, an encoder turns a first piece of ``1 + r * k`` frames
+        into ``1 + k``, later ones of ``r * k`` into ``k``; a decoder is the inverse. The results
+        are those of the whole clip, in constant memory. Gradients do not cross pieces.
         """
         modes = {part.pad_mode for part in self.modules() if isinstance(part, CausalConv3d)}
         if self.norm != "frame" or modes & NOT_CAUSAL:
@@ -66,12 +62,11 @@ class Network3D(nn.Module):
 class Encoder3D(Network3D):
     """Pixels to latents: each level but the last halves space, the first ones time as well.
 
-    Arguments (see ``Pyramid``) and state_dict keys are as published; frames may have any size.
-    ``double_z`` returns ``2 * z_channels``, mean and log-variance.
-
-    With ``r = temporal_compress_times`` and ``s = 2 ** (len(ch_mult) - 1)``, ``1 + r * j`` frames
-    become ``1 + j`` latent frames. As published, other lengths above ``r`` lose the frames that do
-    not fill a pair, and rows and columns beyond a multiple of ``s`` get no latent of their own.
+    Arguments (see ``Pyramid``) and state_dict keys are as published; ``double_z`` returns
+    ``2 * z_channels``, mean and log-variance. With ``r = temporal_compress_times`` and
+    ``s = 2 ** (len(ch_mult) - 1)``, ``1 + r * j`` frames of any size become ``1 + j`` latent
+    frames. As published, other lengths above ``r`` lose the frames that do not fill a pair, and
+    rows and columns beyond a multiple of ``s`` get no latent of their own.
 
     With pad modes ``first`` and ``constant`` convolutions are causal. As published, norms are not:
     ``norm="frame"``, with the same keys, makes them so, and ``stream`` can take clips in pieces.
@@ -108,11 +103,11 @@ class Encoder3D(Network3D):
         self.is_narrow = False
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Let the convolutions of residual branches and of attention compute in ``dtype``.
+        """Let convolutions in residual branches and attention, nearly all work, use ``dtype``.
 
-        They are nearly all of the work. All else stays float32, also inputs and latents, with TF32
-        in convolutions on GPUs: with the trained checkpoint, bfloat16 then changes 0.2 % of the
-        codes, compared with 1.7 % when everything computes in it. Rounds the weights irreversibly.
+        All else stays float32, also inputs and latents, with TF32 in convolutions on GPUs: bfloat16
+        then changes 0.2 % of the trained checkpoint's codes; everywhere, it changes 1.7 %. Rounds
+        the weights irreversibly.
         """
         self.float()
         for part in self.modules():
@@ -134,10 +129,8 @@ class Encoder3D(Network3D):
         frames, stride = x.shape[2], self.temporal_stride
         starts = stream is None or stream.is_first
         if 1 < frames <= stride if stream is None else (frames - starts) % stride:
-            plus = "1 frame plus " if starts else ""
-            raise ValueError(
-                f"{frames} frames do not fill latent frames: pass {plus}a multiple of {stride}"
-            )
+            use = f"{'1 frame plus ' if starts else ''}a multiple of {stride}"
+            raise ValueError(f"{frames} frames do not fill latent frames: pass {use}")
         with tf32_convolutions(x.device) if self.is_narrow else nullcontext():
             h = self.conv_in(x, stream)
             for step, context in self.down.run(None, stream):
@@ -149,13 +142,11 @@ class Encoder3D(Network3D):
 class MOVQDecoder3D(Network3D):
     """Latents to pixels: each level but the last doubles space, the coarsest ones time as well.
 
-    Arguments (see ``Pyramid``) and state_dict keys are as published. ``give_pre_end`` returns the
-    features before the last norm.
-
-    The input, of ``zq_ch`` channels, is also the latent that the norms read. With
-    ``post_quant_conv``, a causal 3x3x3 convolution turns it into ``z_channels`` for the decoder
-    itself. ``add_conv`` adds a causal convolution to each norm, padded by ``add_conv_pad_mode``
-    whatever the ``pad_mode``: published weights need ``constant_published``, see ``CausalConv3d``.
+    Arguments (see ``Pyramid``) and keys are as published. The input, of ``zq_ch`` channels, is also
+    the latent that the norms read. With ``post_quant_conv``, a causal 3x3x3 convolution turns it
+    into ``z_channels`` for the decoder itself. ``add_conv`` adds a causal convolution to each norm,
+    padded by ``add_conv_pad_mode``: published weights need ``constant_published``, see
+    ``CausalConv3d``. ``give_pre_end`` returns the features before the last norm.
 
     Sizes are those of ``Encoder3D`` backwards; the same arguments make it causal. Source: MoVQ,
     arXiv:2209.09002, as CogVideo's ``MOVQDecoder3D``, ``NewDecoder3D`` with ``post_quant_conv``.
@@ -179,10 +170,8 @@ class MOVQDecoder3D(Network3D):
     ) -> None:
         zq_ch = z_channels if zq_ch is None else zq_ch
         if zq_ch != z_channels and not post_quant_conv:
-            raise ValueError(
-                f"{zq_ch=} with {z_channels=}: the decoder and its norms read the same latent. "
-                "Leave zq_ch out, or convert one into the other with post_quant_conv=True"
-            )
+            found = f"{zq_ch=} with {z_channels=}: the decoder and its norms read the same latent"
+            raise ValueError(f"{found}. Leave zq_ch out, or convert it with post_quant_conv=True")
         pyramid = Pyramid(**shape)
         finest, coarsest = pyramid.widths[0], pyramid.widths[-1]
         super().__init__(pyramid, temporal_compress_times, norm)
@@ -214,6 +203,4 @@ class MOVQDecoder3D(Network3D):
         h: Tensor = z if self.post_quant_conv is None else self.post_quant_conv(z, stream)
         h = self.mid(self.conv_in(h, stream), None, z, stream)
         h = self.up(h, z, stream)
-        if not self.give_pre_end:
-            h = silu_conv(self.norm_out, self.conv_out, h, z, stream)
-        return h
+        return h if self.give_pre_end else silu_conv(self.norm_out, self.conv_out, h, z, stream)

@@ -47,9 +47,8 @@ def residual(x: Tensor, h: Tensor) -> Tensor:
 class ResnetBlock(nn.Module):
     """Two rounds of norm, SiLU and 3x3 convolution, added to the input.
 
-    Where the number of channels changes, the input passes through a 1x1 convolution, or a 3x3 one
-    (``conv_shortcut``). An embedding of ``temb_channels``, such as that of a timestep, is added
-    between the rounds. With ``zq_ch`` the norms read the latent.
+    Where the number of channels changes, the input passes a 1x1 convolution (``conv_shortcut``:
+    3x3). An embedding of ``temb_channels`` is added between rounds. ``zq_ch``: norms read ``zq``.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class ResnetBlock(nn.Module):
         add_conv: bool = False,
         make_norm: Callable[..., Any] = block_norm,
         make_conv: Callable[..., Any] = same_conv2d,
-        make_nin: Callable[..., Any] = same_conv2d,
+        make_nin: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -80,7 +79,7 @@ class ResnetBlock(nn.Module):
             if conv_shortcut:
                 self.conv_shortcut = make_conv(in_channels, out_channels, 3)
             else:
-                self.nin_shortcut = make_nin(in_channels, out_channels, 1)
+                self.nin_shortcut = (make_nin or make_conv)(in_channels, out_channels, 1)
 
     def forward(
         self,
@@ -104,10 +103,8 @@ class ResnetBlock(nn.Module):
 
     def _shortcut(self, x: Tensor, *stream: Stream | None) -> Tensor:
         if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x, *stream)
-        elif self.nin_shortcut is not None:
-            x = self.nin_shortcut(x)
-        return x
+            return self.conv_shortcut(x, *stream)
+        return x if self.nin_shortcut is None else self.nin_shortcut(x)
 
 
 class ResnetBlock3D(ResnetBlock):
@@ -136,7 +133,6 @@ class ResnetBlock3D(ResnetBlock):
         zq: Tensor | None = None,
         *stream: Stream | None,
     ) -> Tensor:
-        """See ``ResnetBlock``."""
         is_plain = temb is not None or zq is not None or (self.training and self.dropout.p)
         if is_plain or not is_fused(x) or gpu_kernels(x) is None:
             return super().forward(x, temb, zq, *stream)
@@ -252,9 +248,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H // 2, W // 2)."""
-        if self.conv is None:
-            return F.avg_pool2d(x, 2)
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return F.avg_pool2d(x, 2) if self.conv is None else self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
@@ -272,10 +266,8 @@ class Upsample(nn.Module):
 
 
 class DownSample3D(nn.Module):
-    """``Downsample`` of every frame, with ``compress_time`` after halving those after the first.
-
-    Frame 0 is kept, the others are averaged in pairs, and an odd one at the end is dropped.
-    """
+    """``Downsample`` of every frame. ``compress_time`` keeps frame 0, averages later ones in pairs
+    and drops an odd one at the end."""
 
     def __init__(
         self,
@@ -290,10 +282,8 @@ class DownSample3D(nn.Module):
         self.conv = Conv2d(in_channels, out_channels, 3, stride=2) if with_conv else None
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        """(B, C, T, H, W) -> (B, C, 1 + (T-1)//2 or T, H//2, W//2), with T not 2 if compressing.
-
-        A later piece of a stream returns T/2 frames.
-        """
+        """(B, C, T, H, W) -> (B, C, T', H//2, W//2). T' is T or, if compressing, 1 + (T-1)//2,
+        where T may not be 2, and T/2 in later pieces of a stream."""
         kept = frames = x.shape[2]
         if self.compress_time:
             kept = 1 if stream is None or stream.is_first else 0
@@ -306,10 +296,8 @@ class DownSample3D(nn.Module):
 
     @staticmethod
     def _pooled(x: Tensor, kept: int, margin: int) -> Tensor:
-        """``kept`` frames as they are, then means of pairs; zeros to the right and below.
-
-        Written once, to where the convolution reads it. avg_pool3d has no bfloat16 on CPUs.
-        """
+        """``kept`` frames, then means of pairs; zeros to the right and below. Written once, to
+        where the convolution reads it. avg_pool3d has no bfloat16 on CPUs."""
         clips, channels, frames, height, width = x.shape
         pairs = (frames - kept) // 2
         shape = clips, channels, kept + pairs, height + margin, width + margin
@@ -336,10 +324,7 @@ class Upsample3D(Upsample):
         self.compress_time = compress_time
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        """(B, C, T, H, W) -> (B, C, 2T-1 if compressing else T, 2H, 2W).
-
-        A later piece of a stream returns 2T frames.
-        """
+        """(B, C, T, H, W) -> (B, C, T', 2H, 2W). T' is T; compressing, 2T-1, in later pieces 2T."""
         if self.compress_time:
             kept = 1 if stream is None or stream.is_first else 0
             repeated = x[:, :, kept:].repeat_interleave(2, dim=2)

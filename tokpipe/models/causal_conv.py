@@ -24,16 +24,14 @@ class CausalConv3d(nn.Module):
 
     - ``first``: copies of frame 0, so a single frame is a valid clip. Causal.
     - ``constant``, ``constant_causal``: zeros. Causal.
-    - ``reflect``: frames 1, 2, ... mirrored, after zeros where the clip is too short. Not causal at
-      the start, since frame 0 sees the mirrored frames.
+    - ``reflect``: frames 1, 2, ... mirrored, after zeros if too few: frame 0 sees later ones.
     - ``constant_published``: what published code computes under ``constant``, by a padding in the
       wrong order: a 3x3x3 kernel gets two columns of zeros on the left, and a frame of them before
       and after the clip. Not causal, shifted in width, and kernels that are not cubes change the
       size. ``load_published`` refuses weights under ``constant`` until one of the two is chosen.
 
-    Rows and columns are padded with zeros on both sides. ``stride`` and ``dilation`` only apply to
-    time. ``options`` are those of ``nn.Conv3d``, such as ``groups``, ``bias`` and ``dtype``.
-    Source: MAGVIT-v2, arXiv:2310.05737; arguments and keys as in CogVideo.
+    Space is padded with zeros. ``stride`` and ``dilation`` only apply to time; ``options`` are
+    those of ``nn.Conv3d``. Source: MAGVIT-v2, arXiv:2310.05737; arguments and keys as in CogVideo.
     """
 
     @takes("padding_mode", padding=(0,))
@@ -57,9 +55,8 @@ class CausalConv3d(nn.Module):
         span = dilation * (kernel[0] - 1) + 1
         past, rows, columns = span - stride, kernel[1] // 2, kernel[2] // 2
         if past < 0:
-            raise ValueError(
-                f"{stride=} is longer than the {span} frames read, and would skip frame 0: use less"
-            )
+            found = f"{stride=} is longer than the {span} frames read"
+            raise ValueError(f"{found}, and would skip frame 0: use less")
         self.pad_mode = pad_mode
         self.is_ambiguous = pad_mode == "constant" and any((past, rows, columns))
         is_published = pad_mode == "constant_published"
@@ -110,9 +107,8 @@ class CausalConv3d(nn.Module):
     def _check_frames(self, x: Tensor, stream: Stream | None) -> None:
         frames, stride = x.shape[2], self.conv.stride[0]
         if frames < stride or (stream is not None and frames % stride):
-            raise ValueError(
-                f"{frames} frames do not fill an output of stride {stride}: pass a multiple of it"
-            )
+            found = f"{frames} frames do not fill an output of stride {stride}"
+            raise ValueError(f"{found}: pass a multiple of it")
 
     def _past(self, x: Tensor, stream: Stream | None) -> Tensor:
         """(B, C_in, T, H, W) -> (B, C_in, past_frames, H, W)."""

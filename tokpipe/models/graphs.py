@@ -22,8 +22,8 @@ MOST_SHAPES = 8
 CAPTURED_AT = 3  # Calls with one shape after which it is captured
 
 LAUNCH_SHARE = 0.5
-"""A shape is captured if launching its kernels takes more than this share of the time that they
-run. Otherwise launches hide behind the kernels before them."""
+"""Shapes are captured whose launches take more than this share of the time that kernels run:
+otherwise launches hide behind the kernels before them."""
 
 POOL_SHARE = 0.1
 """Share of the GPU's memory that graphs may keep. In rising order, each needs more of the pool."""
@@ -38,10 +38,8 @@ class Cost(NamedTuple):
 
 
 class CudaGraphs:
-    """CUDA graphs of one GPU, which share their intermediate memory.
-
-    Source: PyTorch's notes on CUDA graphs: a warm-up on a side stream, then the capture.
-    """
+    """CUDA graphs of one GPU, which share their intermediate memory. Source: PyTorch's notes on
+    CUDA graphs: a warm-up on a side stream, then the capture."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -49,7 +47,6 @@ class CudaGraphs:
         self.most_bytes = POOL_SHARE * torch.cuda.get_device_properties(device).total_memory
 
     def measured(self, call: Call, x: Tensor) -> tuple[Tensor, Cost]:
-        """The result of a call, and its cost."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self._device)  # or launches would hide behind what still runs
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -89,11 +86,9 @@ class CudaGraphs:
 
 
 class GraphedCall:
-    """``call`` with one tensor, replayed as a graph for shapes that recur and gain by it.
-
-    A graph is only used if it reproduced the bits of ``call`` when captured. Results are copies.
-    Once a capture fails, there is no other: it may have left memory that cannot be freed.
-    """
+    """``call`` with one tensor, replayed as a graph for shapes that recur and gain by it, if the
+    graph reproduced its bits when captured. Results are copies. A failed capture is the last one:
+    it may have left memory that cannot be freed."""
 
     def __init__(self, call: Call, graphs: CudaGraphs) -> None:
         self._call = call
@@ -156,7 +151,5 @@ class GraphedCall:
         self._off = problem
         _log.warning("shape %s is not replayed as a graph: %s", tuple(x.shape), problem)
         if not self._maker.works():
-            raise NodeTrouble(
-                f"encode: {problem}. The device no longer computes in this process, which is "
-                "replaced; no clip is to blame"
-            )
+            state = "The device no longer computes in this process, which is replaced"
+            raise NodeTrouble(f"encode: {problem}. {state}; no clip is to blame")

@@ -1,7 +1,5 @@
-"""Group norms of clips: over all frames, or over each frame separately.
-
-Shape letters: B clips, C channels, T frames, H rows, W columns.
-"""
+"""Group norms of clips: over all frames, or over each frame separately. Shapes: B clips, C
+channels, T frames, H rows, W columns."""
 
 import logging
 import os
@@ -29,11 +27,9 @@ ones; ``frame`` the (H, W) of one. Keys are the same, but weights trained with o
 
 
 class GroupNorm(nn.GroupNorm):
-    """``nn.GroupNorm`` that accepts groups of one value, which become the bias, in any batch.
-
-    The statistics are float32 whatever the dtype, and the parameters may have a wider one than the
-    input. Without gradients, channels-last tensors stay channels-last.
-    """
+    """``nn.GroupNorm`` that accepts groups of one value, which become the bias. Statistics are
+    float32, and parameters may have a wider type than the input. Without gradients, channels-last
+    tensors stay channels-last."""
 
     sample_dims = 1
     """Leading dimensions of (B, T, H, W, C) that count samples with separate statistics."""
@@ -50,11 +46,9 @@ class GroupNorm(nn.GroupNorm):
     def write(
         self, x: Tensor, out: Tensor, *, with_silu: bool = False, bias: Tensor | None = None
     ) -> None:
-        """Write ``forward(x)``, or its SiLU, to ``out`` in one pass, where ``is_fused(x)``.
-
-        x and out (B, C, ...). The channels of ``out`` are innermost in memory. ``bias`` (C) is
-        added to ``x`` first, where there are ``gpu_kernels``.
-        """
+        """Write ``forward(x)``, or its SiLU, to ``out`` in one pass, where ``is_fused(x)``. Both
+        are (B, C, ...), with channels innermost in ``out``. Where there are ``gpu_kernels``,
+        ``bias`` (C) is added to ``x`` first."""
         last, kernels = (x.movedim(1, -1), out.movedim(1, -1), self), gpu_kernels(x)
         how: dict[str, Any] = {"sample_dims": self.sample_dims, "with_silu": with_silu}
         if kernels is None:

@@ -12,10 +12,8 @@ Factory: TypeAlias = Callable[..., nn.Module]
 
 @dataclass(frozen=True, kw_only=True)
 class Pyramid:
-    """The levels of a network, by the published arguments that all networks share.
-
-    ``resolution`` is nominal: with ``attn_resolutions`` it decides which levels have attention.
-    """
+    """A network's levels, by the published arguments that all networks share. With ``resolution``,
+    which is nominal, ``attn_resolutions`` decides which levels have attention."""
 
     ch: int
     ch_mult: Sequence[int] = (1, 2, 4, 8)
@@ -27,14 +25,12 @@ class Pyramid:
 
     def __post_init__(self) -> None:
         if not self.ch_mult or self.num_res_blocks < 1:
-            raise ValueError(
-                f"ch_mult={tuple(self.ch_mult)} with num_res_blocks={self.num_res_blocks}: there "
-                "must be a level, and at least one block at each"
-            )
+            found = f"ch_mult={tuple(self.ch_mult)} with num_res_blocks={self.num_res_blocks}"
+            raise ValueError(f"{found}: there must be a level, and at least one block at each")
 
     @property
     def spatial_stride(self) -> int:
-        """Rows and columns of the input per row and column of the coarsest level."""
+        """Pixels per row and column of the coarsest level."""
         return int(2 ** (len(self.ch_mult) - 1))
 
     @property
@@ -44,10 +40,8 @@ class Pyramid:
 
 
 class Level(nn.Module):
-    """Residual blocks at one size, each followed by attention if there is any.
-
-    ``downsample`` or ``upsample`` leads to the next level, which the last one lacks.
-    """
+    """Residual blocks at one size, each followed by attention if there is any. All levels but the
+    last end in ``downsample`` or ``upsample``."""
 
     def __init__(self, blocks: list[nn.Module], attentions: list[nn.Module]) -> None:
         super().__init__()
@@ -107,8 +101,7 @@ class Levels(nn.ModuleList):
 
     def in_order(self) -> list[Level]:
         """The levels as they run."""
-        levels = list(cast(Iterable[Level], self))
-        return levels if self.way == "down" else levels[::-1]
+        return list(cast(Iterable[Level], self))[:: 1 if self.way == "down" else -1]
 
     def forward(self, h: Tensor, *context: Any) -> Tensor:
         """Run all: blocks and attention also get the ``context``, resamplers only its stream."""

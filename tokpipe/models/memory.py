@@ -36,9 +36,7 @@ def peak_bytes(
     tokenizer: VideoTokenizer, shape: tuple[int, int, int, int], *, in_pieces: bool = False
 ) -> int:
     """Most bytes held while (B, T, H, W) pixels are encoded, with them and the weights.
-
-    ``tokenizer`` is on "meta". With ``in_pieces`` a chunk follows from the state after this one.
-    """
+    ``tokenizer`` is on "meta". With ``in_pieces`` a chunk follows from the state after this one."""
     counted, first_frames = LiveBytes(), tokenizer.traits.first_frames
     counted.follow(*tokenizer.parameters(), *tokenizer.buffers())
     with counted:

@@ -1,7 +1,5 @@
-"""The 2D networks of the CogVideo family, encoder, decoders and U-Net: images, or single frames.
-
-Shape letters: B images, C channels, H rows, W columns; s is ``2 ** (len(ch_mult) - 1)``.
-"""
+"""The 2D networks of the CogVideo family: encoder, decoders and U-Net of images, or single frames.
+Shapes: B images, C channels, H rows, W columns; s is ``2 ** (len(ch_mult) - 1)``."""
 
 import math
 import re
@@ -75,12 +73,11 @@ class Network2D(nn.Module):
 class Encoder(Network2D):
     """Images to latents: each level but the last halves rows and columns.
 
-    Arguments (see ``Pyramid2D``) and state_dict keys are as published. The middle always has
-    attention. ``double_z`` returns ``2 * z_channels``, mean and log-variance.
-
-    Sizes that are not multiples of ``s`` are rounded down, as published: 33 rows have the latent
-    rows of 32, the last of which sees row 33. Source: arXiv:2012.09841 and arXiv:2112.10752, as
-    CogVideo's ``vqvae_blocks.Encoder`` and ``Encoder`` of ``sgm.modules.diffusionmodules.model``.
+    Arguments (see ``Pyramid2D``) and keys are as published. The middle always has attention.
+    ``double_z`` returns ``2 * z_channels``, mean and log-variance. Sizes that are not multiples of
+    ``s`` are rounded down, as published: 33 rows have the latent rows of 32, the last of which sees
+    row 33. Source: arXiv:2012.09841 and arXiv:2112.10752, as CogVideo's ``vqvae_blocks.Encoder``
+    and ``Encoder`` of ``sgm.modules.diffusionmodules.model``.
     """
 
     @takes(*DECODER_ONLY, *_CLIPS_ONLY, as_well_as=Pyramid2D)
@@ -108,16 +105,14 @@ class Encoder(Network2D):
 class Decoder(Network2D):
     """Latents to images: each level but the last doubles rows and columns.
 
-    Arguments (see ``Pyramid2D``) and state_dict keys are the published ones. ``give_pre_end``
-    returns the features before the last norm; ``tanh_out`` bounds the pixels to (-1, 1). With
-    ``zq_ch`` every norm is scaled and shifted by a second latent of that many channels, to which
-    ``add_conv`` adds a 3x3 convolution in each norm: see ``MOVQDecoder``.
+    Arguments (see ``Pyramid2D``) and keys are as published. ``give_pre_end`` ends before the last
+    norm; ``tanh_out`` bounds pixels to (-1, 1). With ``zq_ch`` a second latent of that many
+    channels scales and shifts every norm, and ``add_conv`` adds a 3x3 convolution to it in each.
 
-    To change the parts of the decoder, override ``_make_attn``, ``_make_resblock`` or
-    ``_make_conv`` in a subclass. They are called during ``__init__``, and may use attributes that
-    the subclass set before ``super().__init__``.
-    Source: arXiv:2012.09841 and arXiv:2112.10752, as CogVideo's ``vqvae_blocks.Decoder`` and
-    ``Decoder`` of ``sgm.modules.diffusionmodules.model``.
+    To change its parts, override ``_make_attn``, ``_make_resblock`` or ``_make_conv``, which are
+    called during ``__init__`` and may use what the subclass set before. Source: arXiv:2012.09841
+    and arXiv:2112.10752, as CogVideo's ``vqvae_blocks.Decoder`` and ``Decoder`` of
+    ``sgm.modules.diffusionmodules.model``.
     """
 
     @takes(*ENCODER_ONLY, *_CLIPS_ONLY, as_well_as=Pyramid2D, post_quant_conv=(False,))
@@ -147,17 +142,13 @@ class Decoder(Network2D):
         self.conv_out: Any = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
 
     def _make_attn(self) -> Factory:
-        """Return the attention's factory: ``(channels, attn_type=...) -> module``.
-
-        With ``zq_ch`` it also gets ``zq_ch`` and ``add_conv``, and modules ``zq``, as blocks do.
-        """
+        """Return the attention's factory, ``(channels, attn_type=...) -> module``. With ``zq_ch``
+        it also gets ``zq_ch`` and ``add_conv``, and the module ``zq``, as blocks do."""
         return make_attn
 
     def _make_resblock(self) -> Factory:
-        """Return the blocks' factory: ``(in_channels=, out_channels=, temb_channels=0, dropout=)``.
-
-        A block is called with a tensor, and None in place of a timestep embedding.
-        """
+        """Return that of blocks: ``(in_channels=, out_channels=, temb_channels=0, dropout=)``. A
+        block is called with a tensor, and None in place of a timestep embedding."""
         return ResnetBlock
 
     def _make_conv(self) -> Factory:
@@ -169,10 +160,8 @@ class Decoder(Network2D):
         return self.conv_out.weight
 
     def forward(self, z: Tensor, zq: Tensor | None = None) -> Tensor:
-        """(B, z_channels, h, w) -> (B, out_ch, s * h, s * w), about [-1, 1], not clamped.
-
-        zq (B, zq_ch, h', w') is required with ``zq_ch``, and resized to the input of each norm.
-        """
+        """(B, z_channels, h, w) -> (B, out_ch, s * h, s * w), about [-1, 1], not clamped. With
+        ``zq_ch`` it needs zq (B, zq_ch, h', w'), which is resized to the input of each norm."""
         check_input(z, self.conv_in, "z")
         norm = self.norm_out
         if zq is not None and isinstance(norm, SpatialNorm):
@@ -181,19 +170,16 @@ class Decoder(Network2D):
                 raise ValueError(f"z has {len(z)} images and zq {len(zq)}: pass one zq for each")
         context = () if zq is None else (zq,)
         h: Tensor = self.up(self.mid(self.conv_in(z), None, *context), *context)
-        if not self.give_pre_end:
-            h = self.conv_out(silu(normalized(norm, h, zq)))
-            h = h.tanh() if self.tanh_out else h
-        return h
+        if self.give_pre_end:
+            return h
+        h = self.conv_out(silu(normalized(norm, h, zq)))
+        return h.tanh() if self.tanh_out else h
 
 
 class MOVQDecoder(Decoder):
-    """``Decoder`` with every norm scaled and shifted by the quantized latent ``zq``.
-
-    That of SBER-MoVQGAN and Kandinsky 2. ``z`` is usually ``post_quant_conv(zq)``. ``zq_ch`` is by
-    default ``z_channels``.
-    Source: arXiv:2209.09002, as CogVideo's ``movq_modules.MOVQDecoder``.
-    """
+    """``Decoder`` with every norm scaled and shifted by the quantized latent ``zq``, as in
+    SBER-MoVQGAN and Kandinsky 2. ``z`` is usually ``post_quant_conv(zq)``. Source: MoVQ,
+    arXiv:2209.09002, as CogVideo's ``movq_modules.MOVQDecoder``."""
 
     @takes(as_well_as=Decoder)
     def __init__(self, *, z_channels: int, zq_ch: int | None = None, **arguments: Any) -> None:
@@ -206,7 +192,6 @@ class UNet(nn.Module):
 
     Every activation on the way to the coarsest level is concatenated to the input of one block on
     the way back. Arguments (see ``Pyramid2D``) and keys are as published; the middle has attention.
-
     ``use_timestep=False`` ignores ``t``; blocks keep the ``temb_proj`` of published weights unused.
     Source: arXiv:2006.11239; ``Model`` of CogVideo's ``sgm.modules.diffusionmodules.model``.
     """
@@ -236,11 +221,9 @@ class UNet(nn.Module):
         self.conv_out = Conv2d(widths[0], out_ch, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, out_ch, H, W). ``x`` has the dtype of the weights.
-
-        ``t`` is the timestep of each image, (B,), or one for all, (1,). ``context``, an aligned
-        image of (B, in_channels - C, H, W), is appended to the channels of ``x``.
-        """
+        """(B, C, H, W) in the dtype of the weights -> (B, out_ch, H, W). ``t`` (B,), or (1,) for
+        all, are timesteps. ``context``, an aligned image of (B, in_channels - C, H, W), is appended
+        to the channels of ``x``."""
         x = self._joined(x, context)
         temb = self._embed(x, t)
         kept: list[Tensor] = [self.conv_in(x)]
@@ -267,18 +250,14 @@ class UNet(nn.Module):
         name = "x"
         if context is not None:
             if context.shape[:1] + context.shape[2:] != x.shape[:1] + x.shape[2:]:
-                raise ValueError(
-                    f"context has shape {tuple(context.shape)}, but joins the channels of x "
-                    f"{tuple(x.shape)}: pass the same B, H and W"
-                )
+                shapes = f"{tuple(context.shape)}, but joins the channels of x {tuple(x.shape)}"
+                raise ValueError(f"context has shape {shapes}: pass the same B, H and W")
             name, x = "x with context", torch.cat([x, context], dim=1)
         check_input(x, self.conv_in, name)
         height, width = x.shape[2:]
         if height % self.spatial_stride or width % self.spatial_stride:
-            raise ValueError(
-                f"images of {height}x{width} do not halve evenly down to the coarsest level: pad "
-                f"or crop rows and columns to multiples of {self.spatial_stride}"
-            )
+            found = f"images of {height}x{width} do not halve evenly down to the coarsest level"
+            raise ValueError(f"{found}: pad or crop to multiples of {self.spatial_stride}")
         return x
 
     def _embed(self, x: Tensor, t: Tensor | None) -> Tensor | None:
@@ -293,17 +272,15 @@ class UNet(nn.Module):
         first, second = self.temb["dense"]
         # The angles of late timesteps need float32: bfloat16 has no odd numbers above 256.
         embedding = get_timestep_embedding(t, first.in_features).to(first.weight.dtype)
-        embedded: Tensor = second(silu(first(embedding)))
-        return embedded
+        return second(silu(first(embedding)))
 
 
 def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
     """(B,) of any real dtype -> (B, embedding_dim) float32 in [-1, 1]: sines, then cosines.
 
-    The half ``n = embedding_dim // 2`` has angles ``t * 10000 ** (-i / (n - 1))``. An odd dim ends
-    in a zero. Computed in float32, in which whole timesteps up to 2**24 are exact.
-    Source: tensor2tensor, as in Denoising Diffusion Probabilistic Models, arXiv:2006.11239;
-    arguments as in CogVideo's ``sgm.modules.diffusionmodules.model``.
+    There are ``n = embedding_dim // 2`` angles, ``t * 10000 ** (-i / (n - 1))``; an odd dim ends in
+    a zero. Whole timesteps are exact up to 2**24, as in float32. Source: tensor2tensor, as in
+    arXiv:2006.11239; arguments as in CogVideo's ``sgm.modules.diffusionmodules.model``.
     """
     if timesteps.ndim != 1:
         raise ValueError(f"timesteps have shape {tuple(timesteps.shape)}, not one: pass (B,)")

@@ -41,15 +41,12 @@ def conv3d(
         # The same sums, rounded once at the end. PyTorch's kernel takes 130 times as long.
         x, weight, bias = _converted(torch.float32, x, weight, bias)
     x, weight = _channels_last(x), _channels_last(weight)
-    y: Tensor = torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
-    return y.to(dtype)
+    return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups).to(dtype)
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """Channels innermost, with strides that only depend on the shape.
-
-    PyTorch leaves those of dimensions of size one open, but oneDNN chooses its kernel by them.
-    """
+    """Channels innermost, with strides that only depend on the shape: oneDNN chooses its kernel by
+    them, and PyTorch leaves those of dimensions of size one open."""
     _, channels, frames, height, width = x.shape
     row, frame = width * channels, height * width * channels
     strides = (frames * frame, 1, frame, row, channels)
@@ -67,18 +64,14 @@ def _converted(
 def as_weights(layer: nn.Module, x: Tensor) -> Tensor:
     """``x`` in the dtype of a layer's weights, unless autocast converts it."""
     assert isinstance(layer.weight, Tensor)
-    if x.dtype == layer.weight.dtype or is_autocast(x.device):
-        return x
-    return x.to(layer.weight.dtype)
+    return x if is_autocast(x.device) else x.to(layer.weight.dtype)
 
 
 def check_input(
     x: Tensor, conv: nn.Conv2d | nn.Conv3d, name: str = "x", *, smallest: int = 1
 ) -> None:
     """Raise ValueError for an input that a network's first convolution cannot take, or misreads.
-
-    Only autocast converts floating point. There have to be ``smallest`` rows and columns.
-    """
+    Only autocast converts floating point. There have to be ``smallest`` rows and columns."""
     dims, dtype = conv.weight.ndim, conv.weight.dtype
     fits = x.ndim == dims and x.shape[1] == conv.in_channels and x.numel()
     if fits and x.dtype != dtype:
@@ -90,10 +83,8 @@ def check_input(
             f"(B, {conv.in_channels}, {sizes}), none of them 0: convert or reshape it"
         )
     if min(x.shape[-2:]) < smallest:
-        raise ValueError(
-            f"frames of {x.shape[-2]}x{x.shape[-1]} are smaller than one latent, which covers "
-            f"{smallest}x{smallest}: use larger ones"
-        )
+        found = "frames of {}x{} are smaller than one latent".format(*x.shape[-2:])
+        raise ValueError(f"{found}, which covers {smallest}x{smallest}: use larger ones")
 
 
 class Conv3d(nn.Conv3d):
@@ -108,9 +99,7 @@ class Conv3d(nn.Conv3d):
 
 class Conv2d(nn.Conv2d):
     """``nn.Conv2d`` of images or of every frame of clips, each alone: zero padding, one group.
-
-    Clips run as a 3D convolution of depth 1, without a copy; on CPUs images do as well.
-    """
+    Clips run as a 3D convolution of depth 1, without a copy; on CPUs images do as well."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W'), or (B, C_in, T, H, W) -> (B, C_out, T, H', W')."""
@@ -129,11 +118,8 @@ def same_conv2d(in_channels: int, out_channels: int, kernel: int, bias: bool = T
 
 
 def silu(x: Tensor) -> Tensor:
-    """``F.silu``, of any shape.
-
-    On a CPU the elements left over after the last whole vector of each thread go through another
-    exponential function, which rounds differently. Here every thread has whole vectors.
-    """
+    """``F.silu``. On a CPU the elements after the last whole vector of each thread go through
+    another exponential function, which rounds differently: here every thread has whole vectors."""
     if x.device.type == "cpu":
         count = x.numel()
         threads = min(torch.get_num_threads(), -(-count // GRAIN_ELEMENTS))
@@ -149,11 +135,10 @@ def silu(x: Tensor) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """``F.scaled_dot_product_attention``: (B, heads, N, C) each -> the same shape, scale C^-0.5.
 
-    On CPUs the fused kernel's rounding of a head depends on that head alone, except in two cases:
-    the kernel is not used unless the channels are the innermost dimension, and a single task
-    splits its products among all threads, so their number decides the rounding. So the input is
-    made contiguous, and a single task is run twice at once. Then no bit changed, with 24 counts
-    from 1 to 600, 5 widths, 3 dtypes, 4 batches and 1 to 3 threads.
+    On CPUs the fused kernel's rounding of a head depends on that head alone, but it is only used if
+    channels are innermost, and its single tasks split products among all threads, whose number then
+    decides the rounding. So the input is made contiguous, and a single task run twice at once: no
+    bit changed, with 24 counts from 1 to 600, 5 widths, 3 dtypes, 4 batches, 1 to 3 threads.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)

@@ -1,7 +1,5 @@
-"""What else decides the bits of a code: settings of the process, and hardware as encoder classes.
-
-An encoder class names the hardware and drivers that can round a code differently, in a line.
-"""
+"""What else decides the bits of a code: settings of the process, and hardware as encoder classes,
+lines that name the hardware and drivers that can round a code differently."""
 
 import ctypes
 import os
@@ -29,17 +27,12 @@ differ between any two of AVX2, AVX-512 and AMX; the number of threads changed n
 
 
 def make_repeatable() -> bool:
-    """Keep full float32 in convolutions and matrix products, and choose no kernel by timing.
-
-    Applies to the whole process. Return whether anything has changed since the last call.
-    """
+    """Keep full float32 in convolutions and products, and choose no kernel by timing, in the whole
+    process. Return whether anything has changed since the last call."""
     cuda, cudnn, cpu = _backends.cuda, _backends.cudnn, _backends.mkldnn
     operations = cuda.matmul, cudnn.conv, cpu.matmul, cpu.conv
-    wanted = [
-        *((operation, "fp32_precision", "ieee") for operation in operations),
-        (_backends.cudnn, "benchmark", False),
-        (_backends.cudnn, "deterministic", True),
-    ]
+    wanted: list[tuple[Any, str, Any]] = [(one, "fp32_precision", "ieee") for one in operations]
+    wanted += [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
     changed = [one for one in wanted if getattr(*one[:2]) != one[2]]
     for setting in changed:
         setattr(*setting)
@@ -95,11 +88,9 @@ def exact_float32_products(device: torch.device) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Stop the C library from returning freed memory to the kernel, where that is glibc.
-
-    It maps every large tensor and unmaps it when freed, so the kernel has to make each of its
-    pages again: on a virtual machine, adding two tensors of 70 MB took 80 ms instead of 11.
-    """
+    """Stop the C library, if it is glibc, from returning freed memory to the kernel, which would
+    have to make each page of a large tensor again: on a virtual machine, adding two tensors of 70
+    MB took 80 ms instead of 11."""
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         for setting in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, _PAD_BYTES)):

@@ -38,11 +38,9 @@ def load_published(
     ``quantize.embedding.weight``. An empty name adds a prefix to every other key, or removes one.
     Messages call the weights ``source``, for example their URI.
 
-    Raises:
-        WeightsMismatch: a key is missing, unexpected, of another shape or kind of number, not
-            finite in the module's dtype, or a constant of another value.
-        ConfigError: a convolution has ``pad_mode="constant"``, which has two meanings.
-        ValueError: the module is on the meta device, which has no memory to fill.
+    Raises WeightsMismatch if a key is missing, unexpected, of another shape or kind of number, not
+    finite in the module's dtype, or a constant of another value; ConfigError for a convolution with
+    ``pad_mode="constant"``, which has two meanings; ValueError on the meta device, without memory.
     """
     for name, part in module.named_modules():
         if isinstance(part, CausalConv3d) and part.is_ambiguous:
@@ -53,10 +51,8 @@ def load_published(
             )
     wanted = module.state_dict()
     if any(value.is_meta for value in wanted.values()):
-        raise ValueError(
-            f"{type(module).__name__} is on the meta device, where weights would be silently "
-            "dropped: move it with to_empty(device=...) first"
-        )
+        found = f"{type(module).__name__} is on the meta device, which silently drops weights"
+        raise ValueError(f"{found}: move it with to_empty(device=...) first")
     given: dict[str, tuple[str, Tensor]] = {}  # published key and value, by the module's key
     misfits: dict[str, str] = {}
     for published, value in state_dict.items():

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PIECE_ELEMENTS = 2**17
-"""Elements of a piece for each thread: half a MiB of float32, small enough that input and result
-fit a cache, and large enough to outweigh the synchronization of threads."""
+"""Elements of a piece for each thread, half a MiB of float32: input and result fit a cache, and
+outweigh the synchronization of threads."""
 
 BLOCK_ELEMENTS = 2**14  # Elements that one thread sums in float32
 
@@ -24,11 +24,10 @@ GRAIN_ELEMENTS = 32768  # The fewest elements that PyTorch assigns to a thread
 def norm_rows(
     x: Tensor, out: Tensor, norm: nn.GroupNorm, *, sample_dims: int, with_silu: bool
 ) -> None:
-    """Write ``norm`` of ``x``, and with ``with_silu`` the SiLU of that, to ``out``.
+    """Write ``norm`` of ``x``, or its SiLU, to ``out``: both (B, ..., C), of any dtypes.
 
-    x and out (B, ..., C), channels innermost; their dtypes may differ. The first ``sample_dims``
-    dimensions count the samples with separate statistics; each sample of ``out`` is contiguous.
-    Arithmetic is float32 or better; values are rounded once, at the end.
+    The first ``sample_dims`` dimensions count the samples with separate statistics; each is
+    contiguous in ``out``. Arithmetic is float32 or better; values are rounded once, at the end.
     """
     channels = x.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -64,9 +63,7 @@ def norm_rows(
 
 def _sums(rows: Tensor, pivot: Tensor) -> Tensor:
     """(2, C) float64: sums of the differences of rows (N, C) from ``pivot``, and of their squares.
-
-    A mean far from zero would otherwise cancel most digits of the variance.
-    """
+    A mean far from zero would otherwise cancel most digits of the variance."""
     channels = rows.shape[1]
     block = max(1, BLOCK_ELEMENTS // channels)
     pieces = rows.split(block * (2 * PIECE_ELEMENTS // BLOCK_ELEMENTS))
@@ -84,10 +81,8 @@ def _sums(rows: Tensor, pivot: Tensor) -> Tensor:
 
 
 def _block_sums(rows: Tensor, block: int) -> list[Tensor]:
-    """Sums over each ``block`` of rows (N, C), as (n, C), and over the remaining rows.
-
-    PyTorch divides blocks among its threads, so each sums what it has just computed.
-    """
+    """Sums over each ``block`` of rows (N, C), as (n, C), and over the remaining rows. PyTorch
+    divides blocks among its threads, so each sums what it has just computed."""
     whole = len(rows) - len(rows) % block
     blocks, rest = rows[:whole].view(-1, block, rows.shape[1]), rows[whole:]
     return [blocks.sum(1), *([rest.sum(0, keepdim=True)] if len(rest) else [])]
@@ -96,11 +91,9 @@ def _block_sums(rows: Tensor, block: int) -> list[Tensor]:
 def center_and_scale(
     pivot: Tensor, sums: Tensor, num_rows: int, norm: nn.GroupNorm, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The values to subtract from each channel and to multiply it by, from ``num_rows`` rows.
-
-    pivot and results (..., C). ``sums`` (2, ..., C), float64, are those of the differences from
-    ``pivot`` and of their squares. ``bias`` (C) is missing from the rows, but counts in their norm.
-    """
+    """The (..., C) to subtract from channels, and to multiply them by. ``sums`` (2, ..., C) float64
+    are over ``num_rows`` differences of rows from ``pivot`` (..., C), and over their squares.
+    ``bias`` (C) is missing from the rows, but counts in their norm."""
     grouped = (*pivot.shape[:-1], norm.num_groups, -1)
     offsets, squares = (sums / num_rows).view(2, *grouped)
     means = pivot.double().view(grouped) + offsets
@@ -116,10 +109,8 @@ def center_and_scale(
 
 
 def _spans(num_rows: int, channels: int) -> Iterator[slice]:
-    """Cut rows into pieces that PyTorch's threads share by whole rows.
-
-    Part of a row is processed by scalar instructions, which round differently from vector ones.
-    """
+    """Cut rows into pieces that PyTorch's threads share by whole rows: part of a row is processed
+    by scalar instructions, which round differently from vector ones."""
     threads = torch.get_num_threads()
     most = max(threads, threads * PIECE_ELEMENTS // channels)
     start = 0

@@ -1,7 +1,5 @@
-"""The norms of blocks: plain, or scaled and shifted by a quantized latent.
-
-Shape letters: B images or clips, C channels, T frames, H rows, W columns.
-"""
+"""The norms of blocks: plain, or scaled and shifted by a quantized latent. Shapes: B images or
+clips, C channels, T frames, H rows, W columns."""
 
 from collections.abc import Callable
 from functools import partial
@@ -58,11 +56,8 @@ class SpatialNorm(nn.Module):
 
 
 class SpatialNorm3D(SpatialNorm):
-    """``SpatialNorm`` of clips, f (B, C_f, T, H, W), with causal convolutions.
-
-    The first frame of ``zq`` is resized to the first of ``f``, the others to the others.
-    ``pad_mode`` is that of the convolutions; the other arguments are those of ``SpatialNorm``.
-    """
+    """``SpatialNorm`` of clips, f (B, C_f, T, H, W), with causal convolutions of ``pad_mode``. The
+    first frame of ``zq`` is resized to the first of ``f``, the others to the others."""
 
     def __init__(
         self, *arguments: Any, pad_mode: PadMode = "constant", **norm_layer_params: Any
@@ -92,10 +87,8 @@ def block_norm(
     norm: Norm = "clip",
     add_conv_pad_mode: PadMode | None = None,
 ) -> BlockNorm:
-    """A plain norm over 32 groups of channels, or with ``zq_ch`` one that reads the latent.
-
-    ``add_conv_pad_mode`` is for clips; published decoders leave it at ``constant``.
-    """
+    """A plain norm over 32 groups of channels, or with ``zq_ch`` one that reads the latent: for
+    clips with ``add_conv_pad_mode``, which published decoders leave at ``constant``."""
     if zq_ch is None and add_conv:
         raise ValueError("add_conv=True without zq_ch, the latent's channels. Pass zq_ch as well")
     if zq_ch is None:

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)
 class StreamState:
-    """The last inputs of a network's causal convolutions: all it needs of the pieces before.
-
-    Its size depends on the network and the frames' size, never on the clip's length. Tensors are
-    copies without gradients, and no call changes them: a state can be pickled and used again.
-    """
+    """The last inputs of a network's causal convolutions: all it needs of the pieces before,
+    whatever the clip's length. Tensors are copies without gradients, and no call changes them: a
+    state can be pickled and used again."""
 
     network: str  # The network that made it, for the error when it is passed to another
     tensors: tuple[Tensor, ...]
@@ -24,10 +22,8 @@ class StreamState:
     def check(self, network: str) -> None:
         """Raise ValueError unless ``network`` made this state."""
         if self.network != network:
-            raise ValueError(
-                f"the state was made by {self.network}, but passed to {network}. Pass the one "
-                "that it returned for the piece before, or None to start a clip"
-            )
+            found = f"the state was made by {self.network}, but passed to {network}"
+            raise ValueError(f"{found}. Pass that of the piece before, or None to start a clip")
 
     def to(self, device: torch.device | str) -> "StreamState":
         return StreamState(self.network, tuple(tensor.to(device) for tensor in self.tensors))

@@ -41,10 +41,8 @@ def _sum_kernel(
     tiles: tl.constexpr,
     adds: tl.constexpr,
 ) -> None:
-    """Sum one block of rows of one sample, by channel, as differences from its first row.
-
-    With ``adds`` the rows are those of ``x + (addend + bias)``, and written to ``out``.
-    """
+    """Sum one block of rows of one sample, by channel, as differences from its first row. With
+    ``adds`` the rows are those of ``x + (addend + bias)``, and written to ``out``."""
     program = tl.program_id(0)
     sample, block = (program // num_blocks).to(tl.int64), program % num_blocks
     columns = tl.arange(0, tile_channels)
@@ -119,10 +117,8 @@ def norm_triton(
     bias: Tensor | None = None,
     sums: Sums | None = None,
 ) -> None:
-    """``tokpipe.models.rows.norm_rows`` of ``x + bias`` on a GPU: float32 and narrower.
-
-    ``bias`` (C) only moves the center. ``sums`` are those that came with ``x`` from ``add_triton``.
-    """
+    """``norm_rows`` of ``x + bias`` on a GPU: float32 and narrower. ``bias`` (C) only moves the
+    center; ``sums`` are those that came with ``x`` from ``add_triton``."""
     x = x.contiguous()
     pivots, totals = sums or _summed(x, _first_rows(x, sample_dims))
     samples, channels = pivots.shape

@@ -28,11 +28,8 @@ _CODE_GLOBALS = {f"builtins.{name}" for name in ("eval", "exec", "compile", "__i
 
 
 def load_checkpoint(path: Path) -> Any:
-    """Return what was saved: plain containers, tensors on the CPU, and stubs.
-
-    Tensors are views of the memory-mapped file, which must not change while they are in use.
-    The type of a stub is named after the class that it replaces.
-    """
+    """Return what was saved: plain containers, tensors on the CPU, and stubs named after the
+    classes that they replace. Tensors are views of the file, which must not change while in use."""
     _check_archive(path)
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -45,11 +42,8 @@ def load_checkpoint(path: Path) -> Any:
         if name in _CODE_GLOBALS or name.partition(".")[0] in _CODE_MODULES
     ]
     if code:
-        raise _unusable(
-            path,
-            f"contains code that would run on loading ({', '.join(code)})",
-            "Do not load it elsewhere, and ask its author for the state_dict alone",
-        )
+        do = "Do not load it elsewhere, and ask its author for the state_dict alone"
+        raise _unusable(path, f"contains code that would run on loading ({', '.join(code)})", do)
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a pickle of protocol 3 loads, or raises
@@ -87,12 +81,10 @@ def _check_archive(path: Path) -> None:
     except OSError as error:
         raise _unusable(path, f"cannot be read: {error.strerror}", "Check the path") from error
     except zipfile.BadZipFile as error:
-        raise _unusable(
-            path,
-            f"is not a torch.save checkpoint (PyTorch 1.6 or newer): {error}",
-            "If it was cut short, copy it again. Save an older one again with "
-            "torch.save(torch.load(path, weights_only=True), new_path)",
-        ) from error
+        problem = f"is not a torch.save checkpoint (PyTorch 1.6 or newer): {error}"
+        again = "torch.save(torch.load(path, weights_only=True), new_path)"
+        do = f"If it was cut short, copy it again. Save an older one again with {again}"
+        raise _unusable(path, problem, do) from error
     except Exception as error:  # zipfile raises many kinds for a damaged archive
         raise _unreadable(path, error) from error
     as_program = "Use it unchanged as the weights of a tokenizer of kind cosmos_dv"

@@ -59,10 +59,8 @@ def convert(
 
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if (folder / name).exists():
-            raise ConfigError(
-                f"{folder / name} already exists, and outputs may depend on it. Choose another "
-                "folder, or delete it"
-            )
+            found = f"{folder / name} already exists, and outputs may depend on it"
+            raise ConfigError(f"{found}. Choose another folder, or delete it")
     state = _read_state(source, choices)
     always_dropped = () if kind in (None, "emu3") else ("loss.",)  # the discriminator
     state = yield from _choose(state, choices, always_dropped, source)
@@ -139,11 +137,14 @@ def _read_state(source: Path, choices: Choices) -> dict[str, Tensor]:
 def _choose(
     state: Mapping[str, Tensor], choices: Choices, always_dropped: tuple[str, ...], source: Path
 ) -> Generator[str, None, dict[str, Tensor]]:
-    """Set averages aside, drop keys, strip the prefix, and put averages in place if asked to.
-
-    Prefixes to drop may be given with or without the prefix that is stripped.
-    """
-    averages = {key for key in state if _is_average(key, state)}
+    """Set averages aside, drop keys, strip the prefix, and put averages in place if asked to. Keys
+    to drop may be named with or without the prefix that is stripped."""
+    averages = {  # LitEma's: below ``model_ema.``, or a part's below ``ema_<part>.``
+        key
+        for key in state
+        if (match := _AVERAGES.match(key))
+        and (not match[1] or any(other.startswith(f"{match[1]}.") for other in state))
+    }
     table = {key: key for key in state if key not in averages}  # new key -> key in the file
     for prefix in (*always_dropped, *choices.drop):
         below = (prefix, f"{choices.strip or ''}{prefix}")
@@ -162,20 +163,11 @@ def _choose(
     return {new: state[key] for new, key in table.items()}
 
 
-def _is_average(key: str, keys: Mapping[str, Tensor]) -> bool:
-    """Whether a key is LitEma's average: below ``model_ema.`` or a part's ``ema_<part>.``."""
-    if (match := _AVERAGES.match(key)) is None:
-        return False
-    return not match[1] or any(other.startswith(f"{match[1]}.") for other in keys)
-
-
 def _averaged(
     table: Mapping[str, str], averages: set[str], source: Path
 ) -> Generator[str, None, dict[str, str]]:
-    """Point every key at its average, which is named after the key without its dots.
-
-    LitEma leaves out the name of the model if it was given only that, as in ``LitEma(self.model)``.
-    """
+    """Point every key at its average, which is named after the key without its dots. LitEma leaves
+    out the name of the model if it was given only that, as in ``LitEma(self.model)``."""
     owners: dict[str, str] = {}  # new key by average
     for new, key in table.items():
         part, _, rest = key.partition(".")
@@ -183,15 +175,12 @@ def _averaged(
         for name in averages & {*names, f"ema_{part}.{rest.replace('.', '')}"}:
             if name in owners or new in owners.values():
                 other = table[owners[name]] if name in owners else name
-                raise ConfigError(
-                    f"{source}: {key} and {other} share one moving average, so its owner is "
-                    "unknown. Convert without --ema"
-                )
+                found = f"{source}: {key} and {other} share one moving average"
+                raise ConfigError(f"{found}, so its owner is unknown. Convert without --ema")
             owners[name] = new
     if not owners:
-        raise ConfigError(
-            f"{source} has no moving averages below model_ema. or ema_<part>. Convert without --ema"
-        )
+        found = f"{source} has no moving averages below model_ema. or ema_<part>"
+        raise ConfigError(f"{found}. Convert without --ema")
     yield f"{source}: took {len(owners):,} moving averages instead of the weights"
     if without := [key for new, key in table.items() if new not in owners.values()]:
         yield f"{source}: {len(without):,} keys have no average, such as {without[0]}"

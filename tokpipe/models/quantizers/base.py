@@ -1,8 +1,6 @@
-"""What every quantizer does and returns, and products with a codebook.
-
-Products are made clip by clip: their shape, and so their rounding, is the same in any batch.
-Latents without positions, (B, C), are the rows of one product.
-"""
+"""What every quantizer does and returns, and products with a codebook: clip by clip, so that their
+shape, and so their rounding, is the same in any batch. Latents without positions, (B, C), are the
+rows of one product."""
 
 import math
 from abc import ABC, abstractmethod
@@ -34,11 +32,9 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(nn.Module, ABC):
-    """Names each latent vector by a code in ``range(codebook_size)``.
-
-    Takes latents of ``latent_dim`` channels and returns vectors of ``dim``; most quantizers have
-    them equal. A latent that is not finite gets an arbitrary code.
-    """
+    """Names each latent vector by a code in ``range(codebook_size)``. Takes ``latent_dim`` channels
+    and returns vectors of ``dim``; most quantizers have them equal. A latent that is not finite
+    gets an arbitrary code."""
 
     def __init__(self, codebook_size: int, dim: int, latent_dim: int | None = None) -> None:
         super().__init__()
@@ -65,10 +61,8 @@ class Quantizer(nn.Module, ABC):
         """(B, latent_dim, ...) -> (B, ...) int64. One clip's codes depend on that clip alone."""
 
     def vectors_of(self, codes: Tensor) -> Tensor:
-        """(B, ...) of any integers -> (B, dim, ...) float32.
-
-        Raises TypeError if codes are not integers, and ValueError if one is outside the codebook.
-        """
+        """(B, ...) of any integers -> (B, dim, ...) float32. Raises TypeError if codes are not
+        integers, and ValueError if one is outside the codebook."""
         return self._vectors(self._checked(codes)).movedim(-1, 1)
 
     @abstractmethod
@@ -100,10 +94,8 @@ def check_range(codes: Tensor, codebook_size: int) -> None:
     """Raise ValueError for int64 codes, at least one, outside ``range(codebook_size)``."""
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= codebook_size:
-        raise ValueError(
-            f"codes from {low} to {high}, but the codebook has 0 to {codebook_size - 1}: they are "
-            "of another codebook, or wrong"
-        )
+        known = f"the codebook has 0 to {codebook_size - 1}"
+        raise ValueError(f"codes from {low} to {high}, but {known}: they are of another, or wrong")
 
 
 def straight_through(latent: Tensor, vectors: Tensor) -> Tensor:
@@ -118,11 +110,9 @@ def first_least(
     factor: float,
     max_values: int = MAX_DISTANCES,
 ) -> Tensor:
-    """For each latent, the k with the least ``offsets[k] + factor * (latent . vectors[k])``.
-
-    latents (N, dim), vectors (K, dim), offsets (K,), all float32 -> (N,) int64, the first of
-    several. Searches in blocks of vectors, with memory for about ``max_values`` floats.
-    """
+    """Latents (N, dim), vectors (K, dim), offsets (K,), all float32 -> (N,) int64: the first k with
+    the least ``offsets[k] + factor * (latent . vectors[k])``. Searches in blocks of vectors, with
+    memory for about ``max_values`` floats."""
     found = len(latents)
     latents = _padded(latents)
     best = torch.full_like(latents[:, 0], math.inf)

@@ -55,10 +55,8 @@ class CodebookQuantizer(Quantizer):
         self.register_constant("used", used)
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """Published form of ``vectors_of``: indices of any shape -> (..., dim).
-
-        With ``shape`` = (B, ..., dim) the result is (B, dim, ...).
-        """
+        """Published form of ``vectors_of``: indices of any shape -> (..., dim), or with ``shape`` =
+        (B, ..., dim) -> (B, dim, ...)."""
         vectors = self._vectors(self._checked(indices))
         return vectors if shape is None else vectors.reshape(tuple(shape)).movedim(-1, 1)
 
@@ -174,10 +172,8 @@ class VectorQuantizer(CodebookQuantizer):
 
 
 class EMACodebook(nn.Embedding):
-    """Code vectors as the quotient of two moving averages: of latents, and of their number.
-
-    Frozen parameters, as published: ``weight`` and ``embed_avg`` (K, dim), ``cluster_size`` (K,).
-    """
+    """Code vectors as the quotient of two moving averages: of latents, and of their number. Frozen
+    parameters, as published: ``weight`` and ``embed_avg`` (K, dim), ``cluster_size`` (K,)."""
 
     def __init__(self, num_vectors: int, dim: int, decay: float, eps: float) -> None:
         super().__init__(num_vectors, dim)

@@ -28,11 +28,10 @@ class _Projection(nn.Linear):
 class ScalarQuantizer(Quantizer):
     """Rounds ``codebook_dim`` channels, each separately, to one code.
 
-    ``dim`` is the number of channels of the latent. Where it is not the number that is rounded,
-    ``project_in`` and ``project_out`` convert there and back, as published.
-
-    With ``num_codebooks = n``, groups of ``codebook_dim`` channels get a code each, in a last
-    dimension of the codes, (B, ..., n). ``keep_num_codebooks_dim`` keeps it for one codebook.
+    The latent has ``dim`` channels. Where another number is rounded, ``project_in`` and
+    ``project_out`` convert there and back, as published. With ``num_codebooks = n``, groups of
+    ``codebook_dim`` channels get a code each, in a last dimension of the codes, (B, ..., n), which
+    ``keep_num_codebooks_dim`` keeps for one codebook.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class ScalarQuantizer(Quantizer):
     def _inner(self, latent: Tensor) -> Tensor:
         """(B, dim, ...) -> (B, ..., n, codebook_dim) float32, to be rounded."""
         self._check_channels(latent)
-        x: Tensor = self.project_in(latent.float().movedim(1, -1))
+        x = self.project_in(latent.float().movedim(1, -1))
         return x.unflatten(-1, (self.num_codebooks, self.codebook_dim))
 
     def _quantized(self, inner: Tensor, codes: Tensor, loss: Tensor | None = None) -> Quantized:
@@ -119,10 +118,8 @@ class FSQ(ScalarQuantizer):
         levels = tuple(levels)
         fits = levels and 2 <= min(levels) <= max(levels) <= MAX_LEVELS
         if not fits or math.prod(levels) > 2**62:
-            raise ValueError(
-                f"levels={list(levels)}: each channel needs 2 to {MAX_LEVELS}, and there are at "
-                "most 2**62 codes in all"
-            )
+            do = f"each channel needs 2 to {MAX_LEVELS}, and there are at most 2**62 codes in all"
+            raise ValueError(f"levels={list(levels)}: {do}")
         super().__init__(math.prod(levels), len(levels), dim, num_codebooks, keep_num_codebooks_dim)
         place_values = [math.prod(levels[:channel]) for channel in range(len(levels))]
         # Integers, which .to(bfloat16) leaves alone; not persistent, as published.
@@ -130,11 +127,9 @@ class FSQ(ScalarQuantizer):
         self.register_constant("place_values", place_values, persistent=False)
 
     def bounded(self, latent: Tensor) -> Tensor:
-        """The values before rounding: (B, dim, ...) -> (B, codebook_dim * n, ...) float32.
-
-        The unit is one level. The distance to the nearest integer says how close the code is to
-        changing: training that pulls it down makes codes that survive reduced precision.
-        """
+        """The values before rounding: (B, dim, ...) -> (B, codebook_dim * n, ...) float32, in
+        levels. The distance to the nearest integer says how close the code is to changing: training
+        that pulls it down makes codes that survive reduced precision."""
         return self._inner(latent).flatten(-2).movedim(-1, 1)
 
     def _inner(self, latent: Tensor) -> Tensor:
@@ -192,14 +187,10 @@ class LFQ(ScalarQuantizer):
         codebook_scale: float = 1.0,
         bit_order: Literal["big", "little"] = "big",
     ) -> None:
-        num_bits = dim or 0
-        if codebook_size is not None:
-            num_bits = codebook_size.bit_length() - 1
+        num_bits = (dim or 0) if codebook_size is None else codebook_size.bit_length() - 1
         if not 1 <= num_bits <= 62 or codebook_size not in (None, 2**num_bits):
-            raise ValueError(
-                f"{dim=}, {codebook_size=}: a code has 1 to 62 bits. Pass them as dim, or a power "
-                "of two as codebook_size"
-            )
+            do = "a code has 1 to 62 bits. Pass them as dim, or a power of two as codebook_size"
+            raise ValueError(f"{dim=}, {codebook_size=}: {do}")
         if codebook_scale <= 0:
             raise ValueError(f"{codebook_scale=}: must be above 0")
         if bit_order not in ("big", "little"):

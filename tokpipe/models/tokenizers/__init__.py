@@ -46,10 +46,8 @@ def build_tokenizer(
     ``config.seed`` and its key. The global random state does not change.
     """
     if config.weights is not None and weights is None:
-        raise ConfigError(
-            f"tokenizer.weights names {config.weights}, but its bytes were not passed; random "
-            "weights would make meaningless codes"
-        )
+        found = f"tokenizer.weights names {config.weights}, but its bytes were not passed"
+        raise ConfigError(f"{found}; random weights would make meaningless codes")
     # Layers draw their initial values from the global generator.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         tokenizer: VideoTokenizer

@@ -40,11 +40,9 @@ class VideoTokenizer(nn.Module, ABC):
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, T, H, W, 3) uint8 RGB -> (B, t, h, w) int64 codes, or ``NOT_FINITE``.
-
-        T is ``first_frames + temporal_stride * k``, and then ``t = 1 + k``; H and W are multiples
-        of ``traits.side_multiple``. With several codes per position, codes are (B, t, h, w, c).
-        """
+        """(B, T, H, W, 3) uint8 RGB -> int64 codes (B, t, h, w), or (B, t, h, w, c) with several
+        per position, or ``NOT_FINITE``. T is ``first_frames + temporal_stride * k``, t is 1 + k;
+        H and W are multiples of ``traits.side_multiple``."""
         self._check_pixels(pixels)
         self.traits.check_num_frames(pixels.shape[1], "frames of a chunk")
         return self._checked_codes(self._encode(self._floats(pixels)), pixels)
@@ -59,20 +57,16 @@ class VideoTokenizer(nn.Module, ABC):
 
     @torch.inference_mode()
     def encode_piece(self, pixels: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Encode the next frames of a clip; together the codes are those of the whole clip.
-
-        The first piece (``state=None``) has as many frames as ``encode`` takes, each later one a
-        multiple of the temporal stride. Returns the codes, and the state for the next piece.
-        """
+        """Encode the next frames of a clip, and return the state for the next piece; together the
+        codes are those of the whole clip. The first piece (``state=None``) has as many frames as
+        ``encode`` takes, each later one a multiple of the temporal stride."""
         self._check_streamable()
         self._check_pixels(pixels)
         if state is None:
             self.traits.check_num_frames(pixels.shape[1], "frames of a first piece")
         elif pixels.shape[1] % self.traits.temporal_stride:
-            raise ValueError(
-                f"a later piece of {pixels.shape[1]} frames does not fill whole latent frames: "
-                f"pass a multiple of {self.traits.temporal_stride}"
-            )
+            found = f"a later piece of {pixels.shape[1]} frames does not fill whole latent frames"
+            raise ValueError(f"{found}: pass a multiple of {self.traits.temporal_stride}")
         codes, state = self._encode_piece(self._floats(pixels), state)
         return self._checked_codes(codes, pixels), state
 
@@ -88,10 +82,8 @@ class VideoTokenizer(nn.Module, ABC):
         return self._pixels(floats, codes, num_frames), state
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Let the networks compute in ``dtype``; searching a codebook stays in float32.
-
-        Rounds the weights irreversibly. Not every tokenizer can compute in every dtype.
-        """
+        """Let the networks compute in ``dtype``, if they can; a codebook is searched in float32.
+        Rounds the weights irreversibly."""
         self._cast(dtype)
         self.dtype = dtype
 
@@ -104,17 +96,13 @@ class VideoTokenizer(nn.Module, ABC):
 
     @abstractmethod
     def _encode(self, x: Tensor) -> Tensor:
-        """Floats in the declared layout and range -> (B, t, h, w) codes of any integer type.
-
-        Under layout ``BCHW`` (B * T, 3, H, W) -> (B * T, h, w).
-        """
+        """Floats in the declared layout and range -> (B, t, h, w) codes of any integer type; under
+        layout ``BCHW`` (B * T, 3, H, W) -> (B * T, h, w)."""
 
     @abstractmethod
     def _decode(self, codes: Tensor) -> Tensor:
-        """(B, t, h, w) int64 in the codebook -> floats in the declared layout and range.
-
-        Under layout ``BCHW`` (B * T, h, w) -> (B * T, 3, H, W).
-        """
+        """(B, t, h, w) int64 in the codebook -> floats in the declared layout and range; under
+        layout ``BCHW`` (B * T, h, w) -> (B * T, 3, H, W)."""
 
     def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         """Like ``_encode``, if declared to be streamable. By default, frames are encoded alone."""
@@ -137,15 +125,12 @@ class VideoTokenizer(nn.Module, ABC):
     @staticmethod
     def _needed(part: Part | None) -> Part:
         if part is None:
-            raise ValueError(
-                "this tokenizer was built without its decoder, so it cannot return pixels: build "
-                "it with build_tokenizer(..., with_decoder=True)"
-            )
+            found = "this tokenizer was built without its decoder, so it cannot return pixels"
+            raise ValueError(f"{found}: build it with build_tokenizer(..., with_decoder=True)")
         return part
 
     def _check_streamable(self) -> None:
-        reason = self.traits.why_not_streamable
-        if reason is not None:
+        if (reason := self.traits.why_not_streamable) is not None:
             raise ValueError(
                 f"this tokenizer cannot take a clip piece by piece: {reason}. The codes would not "
                 "be those of the whole clip; encode independent chunks instead"
@@ -154,10 +139,8 @@ class VideoTokenizer(nn.Module, ABC):
     def _check_pixels(self, pixels: Tensor) -> None:
         fits = pixels.dtype == torch.uint8 and pixels.ndim == 5 and pixels.shape[-1] == 3
         if not fits or not pixels.numel():
-            raise ValueError(
-                f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}, but the "
-                "tokenizer takes uint8 of (B, T, H, W, 3), none of them 0"
-            )
+            found = f"pixels are {pixels.dtype} of shape {tuple(pixels.shape)}, but the tokenizer"
+            raise ValueError(f"{found} takes uint8 of (B, T, H, W, 3), none of them 0")
         self.traits.check_size(*pixels.shape[2:4])
 
     def _floats(self, pixels: Tensor) -> Tensor:
@@ -182,10 +165,8 @@ class VideoTokenizer(nn.Module, ABC):
         wanted = self.traits.grid(height, width)
         if codes.shape[2:] != wanted or not _is_integer(codes) or not codes.numel():
             axes = "".join(f", {c}" for c in wanted[2:])
-            raise ValueError(
-                f"codes are {codes.dtype} of shape {tuple(codes.shape)}, but the tokenizer takes "
-                f"at least one integer of (B, t, h, w{axes})"
-            )
+            found = f"codes are {codes.dtype} of shape {tuple(codes.shape)}, but the tokenizer"
+            raise ValueError(f"{found} takes at least one integer of (B, t, h, w{axes})")
         codes = codes.long()  # few operations support uint16, uint32 and uint64
         check_codes(codes, self.traits)
         self.traits.check_size(height, width)
@@ -205,9 +186,8 @@ class VideoTokenizer(nn.Module, ABC):
             if is_kind and result.shape == wanted:
                 return result.reshape(shape)
             found = f"{result.dtype} of shape {tuple(result.shape)}"
-        raise TypeError(
-            f"{call} returned {found}, not {kind} of {wanted} as its traits declare: correct either"
-        )
+        what = f"{call} returned {found}, not {kind} of {wanted}"
+        raise TypeError(f"{what} as its traits declare: correct either")
 
     def _pixels(self, floats: Tensor, codes: Tensor, num_frames: int) -> Tensor:
         """The result of ``_decode`` for (B, t, h, w) codes -> (B, T, H, W, 3) uint8."""
@@ -219,10 +199,8 @@ class VideoTokenizer(nn.Module, ABC):
         x = self._unfolded(floats, "floats", shape, call).movedim(colours, -1)
         x = x.float().sub(low).mul(255 / (high - low))
         if not x.isfinite().all():
-            raise ValueError(
-                f"decoding produced NaN or infinity in {self.dtype}, which cannot become uint8 "
-                "pixels: check the weights, or compute in float32"
-            )
+            found = f"decoding produced NaN or infinity in {self.dtype}, which cannot become pixels"
+            raise ValueError(f"{found}: check the weights, or compute in float32")
         return x.round_().clamp_(0, 255).to(torch.uint8).contiguous()
 
 
@@ -260,10 +238,8 @@ def load_weights(
     with_decoder: bool,
     rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict,
 ) -> None:
-    """Fill ``module`` from a safetensors file that has exactly its keys, once renamed.
-
-    Keys that only decoding needs are optional for a module without a decoder.
-    """
+    """Fill ``module`` from a safetensors file that has exactly its keys, once renamed. Keys that
+    only decoding needs are optional for a module without a decoder."""
     source, parse = config.weights or "tokenizer.weights", safetensors.torch.load
     state = tensors_of(config, weights, source, with_decoder=with_decoder, parse=parse)
     load_published(module, rename(state), source=source)

@@ -59,8 +59,7 @@ class CosmosDVTokenizer(VideoTokenizer):
             self.to(self.dtype)
 
     def _encode(self, x: Tensor) -> Tensor:
-        codes: Tensor = self.encoder(x)[0]
-        return codes
+        return self.encoder(x)[0]
 
     def _decode(self, codes: Tensor) -> Tensor:
         return self._needed(self.decoder)(codes.int())

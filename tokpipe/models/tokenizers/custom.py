@@ -16,10 +16,8 @@ from tokpipe.models.tokenizers.probe import probe
 
 
 class CustomTokenizer(VideoTokenizer):
-    """A user's ``nn.Module``, probed and held to its declared traits. Keys are below ``model.``.
-
-    docs/tokenizers.md lists the methods that it must have.
-    """
+    """A user's ``nn.Module`` with the methods of docs/tokenizers.md, probed and held to its
+    declared traits. Keys are below ``model.``."""
 
     def __init__(self, config: CustomConfig, weights: bytes | None, *, with_decoder: bool) -> None:
         super().__init__(config.traits)
@@ -40,12 +38,10 @@ class CustomTokenizer(VideoTokenizer):
         probe(self, what, with_decoder=with_decoder, size=config.probe_size)
 
     def _encode(self, x: Tensor) -> Tensor:
-        codes: Tensor = self.model.encode(x)
-        return codes
+        return self.model.encode(x)
 
     def _decode(self, codes: Tensor) -> Tensor:
-        floats: Tensor = self.model.decode(codes)
-        return floats
+        return self.model.decode(codes)
 
     def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         if self.traits.layout == "BCHW" and not hasattr(self.model, "encode_piece"):

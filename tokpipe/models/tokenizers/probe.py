@@ -73,9 +73,7 @@ def probe(
         same["alone"] = equal_share(tokenizer.encode(pixels[1:]), codes[1:])
         same["beside another clip"] = equal_share(beside[1:], codes[1:])
         if same["alone"] < 1 - MOST_UNLIKE or same["beside another clip"] < 1:
-            raise TypeError(
-                "different codes for the second clip than alone: a clip must not change others"
-            )
+            raise TypeError("different codes for the second clip than alone: no clip may change it")
     if traits.why_not_streamable is None:
         with _reported(what, f"{call}, in pieces"):
             head, state = tokenizer.encode_piece(pixels[:, : traits.first_frames], None)
@@ -105,11 +103,9 @@ def equal_share(codes: Tensor, others: Tensor) -> float:
 
 
 class Parity:
-    """Codes of test pictures that a tokenizer must also make on a device, but for rounding.
-
-    Made from a tokenizer on the CPU in float32, where ``dtype`` is tried on the small picture, to
-    learn how many of this tokenizer's codes it changes.
-    """
+    """Codes of test pictures that a tokenizer must also make on a device, but for rounding. They
+    are those of the CPU in float32, where ``dtype`` is tried on the small picture, to learn how
+    many of them it changes."""
 
     def __init__(self, tokenizer: VideoTokenizer, dtype: torch.dtype) -> None:
         self._picture = moving_picture(tokenizer.traits)
@@ -140,10 +136,8 @@ class Parity:
             self._picture = picture
 
     def check(self, tokenizer: VideoTokenizer, device: torch.device, rows: int) -> None:
-        """Compare a batch of the same picture, computed as the job does, with float32.
-
-        Raises NodeTrouble if more codes differ than rounding explains, anywhere or in one place.
-        """
+        """Compare a batch of the same picture, computed as the job does, with float32. Raises
+        NodeTrouble if more codes differ than rounding explains, anywhere or in one place."""
         where = f"in {tokenizer.dtype} on {encoder_class(device)}"
         pixels = self._picture.to(device).expand(rows, -1, -1, -1, -1)
         found = tokenizer.encode(pixels).cpu()

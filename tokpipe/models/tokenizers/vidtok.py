@@ -20,11 +20,8 @@ from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite, 
 
 
 class VidTokTokenizer(VideoTokenizer):
-    """Encoder, FSQ and decoder: ``EncoderCausal3DPadding`` and ``DecoderCausal3DPadding``.
-
-    Keys of weights are the published ones, ``encoder.*`` and ``decoder.*``.
-    Source: arXiv:2412.13061, ``model_3dcausal.py`` and ``model_3dcausal_v1_1.py``.
-    """
+    """``EncoderCausal3DPadding``, FSQ and ``DecoderCausal3DPadding``, with the published keys.
+    Source: arXiv:2412.13061, ``model_3dcausal.py`` and ``model_3dcausal_v1_1.py``."""
 
     def __init__(self, config: VidTokConfig, *, with_decoder: bool) -> None:
         super().__init__(config.traits)
@@ -135,8 +132,7 @@ class _ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> the same shape."""
-        y: Tensor = self.norm(x.movedim(1, -1))
-        return y.movedim(-1, 1)
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class _TimeDown(nn.Module):
@@ -156,11 +152,8 @@ class _TimeDown(nn.Module):
 
 
 class _TimeUp(nn.Module):
-    """Doubles time, and mixes the result with a convolution of it.
-
-    Frames are repeated or, with ``num_first``, interpolated: so many, which a single latent frame
-    became, among themselves, and the others among themselves.
-    """
+    """Doubles time, and mixes the result with a convolution of it. Frames are repeated or, with
+    ``num_first``, interpolated: so many, which one latent frame became, apart from the others."""
 
     def __init__(self, conv: CausalConv3d, num_first: int | None) -> None:
         super().__init__()

@@ -26,11 +26,10 @@ from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite, 
 class VQGANTokenizer(VideoTokenizer):
     """2D encoder, 1x1 convolution, quantizer, 1x1 convolution, 2D decoder.
 
-    Keys of the state_dict are the published ones: ``encoder.*``, ``quant_conv.*``, ``quantize.*``,
-    ``post_quant_conv.*``, ``decoder.*``. Open-MAGVIT2 has no 1x1 convolutions. Published code adds
-    the latent's norm to every distance, so it may round to another code vector as near, and adds
-    noise to the logits of ``gumbel``.
-    Source: arXiv:2012.09841; MoVQ, arXiv:2209.09002; LlamaGen, arXiv:2406.06525; IBQ,
+    Keys are the published ones: ``encoder``, ``quant_conv``, ``quantize``, ``post_quant_conv``,
+    ``decoder``. Open-MAGVIT2 has no 1x1 convolutions. Published code adds the latent's norm to
+    every distance, so it may round to another code vector as near, and noise to the logits of
+    ``gumbel``. Source: arXiv:2012.09841; MoVQ, arXiv:2209.09002; LlamaGen, arXiv:2406.06525; IBQ,
     arXiv:2412.02692; Open-MAGVIT2, arXiv:2409.04410.
     """
 
@@ -93,18 +92,15 @@ def _quantizer(config: VQGANConfig) -> Quantizer:
 
 
 class _MAGVIT2(nn.Module):
-    """What Open-MAGVIT2's encoder and decoder share: no attention and few biases.
-
-    With ``temporal_stride`` convolutions are causal, over time as well, but norms span all frames.
-    """
+    """What Open-MAGVIT2's encoder and decoder share: no attention and few biases. With
+    ``temporal_stride`` convolutions are causal, over time as well, but norms span all frames."""
 
     def __init__(self, pyramid: Pyramid, temporal_stride: int | None) -> None:
         super().__init__()
         causal = partial(CausalConv3d, pad_mode="constant_causal")
         self.conv: Factory = same_conv2d if temporal_stride is None else causal
         conv = partial(self.conv, bias=False)
-        block = partial(ResnetBlock, dropout=0.0, temb_channels=0)
-        self.block = partial(block, make_conv=conv, make_nin=conv)
+        self.block = partial(ResnetBlock, dropout=0.0, temb_channels=0, make_conv=conv)
         widths = [pyramid.widths[-1]] * pyramid.num_res_blocks
         self.mid_block = nn.Sequential(*(self.block(in_channels=width) for width in widths))
 
@@ -222,8 +218,8 @@ class Emu3Tokenizer(VideoTokenizer):
         return renamed
 
     def _encode(self, x: Tensor) -> Tensor:
-        latent: Tensor = self.encoder(x)  # (B, t, C, h, w)
-        return codes_or_not_finite(self.quantize, self.quant_conv(latent.transpose(1, 2)))
+        latent = self.encoder(x).transpose(1, 2)  # (B, C, t, h, w)
+        return codes_or_not_finite(self.quantize, self.quant_conv(latent))
 
     def _decode(self, codes: Tensor) -> Tensor:
         vectors = self.quantize.vectors_of(codes).to(self.dtype)
