@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -83,10 +83,8 @@ class Committer:
     ) -> None:
         """Make shards and rejections part of the output, all of them or none.
 
-        Raises:
-            Fenced: another driver took the sequence number.
-            StorageError: the store did not answer; the entry may or may not exist.
-            RuntimeFault: a clip is settled already. Nothing was committed.
+        Raises Fenced if another driver took the sequence number, StorageError if the store did not
+        answer (the entry may exist), and RuntimeFault, before it writes, for a settled clip.
         """
         seen = set[ClipRef]()
         for ref in chain(*(one.clips for one in receipts), (one.ref for one in rejected)):
@@ -102,14 +100,12 @@ class Committer:
         if LOGGER.isEnabledFor(logging.INFO):  # it builds an event per clip
             _log_entry(entry, time.monotonic() - began)
 
-    def reopen(self, rejected: Iterable[Rejected], instead: Sequence[Rejected] = ()) -> int:
-        """Withdraw rejections, so that clips are work again, or rejected ``instead``; return how
-        many."""
-        withdrawn = [Reopened(one.ref, one.reason) for one in rejected]
-        for start in range(0, len(withdrawn), REOPENED_PER_ENTRY):
+    def reopen(self, rejected: Sequence[Rejected], instead: Sequence[Rejected] = ()) -> None:
+        """Withdraw rejections, so that clips are work again, or rejected ``instead``."""
+        for start in range(0, len(rejected), REOPENED_PER_ENTRY):
             some = slice(start, start + REOPENED_PER_ENTRY)
-            self.append(reopened=tuple(withdrawn[some]), rejected=tuple(instead[some]))
-        return len(withdrawn)
+            withdrawn = tuple(Reopened(one.ref, one.reason) for one in rejected[some])
+            self.append(reopened=withdrawn, rejected=tuple(instead[some]))
 
     def grow(self, growth: Growth) -> None:
         """Append rows to the plan, whose end must be where they were planned to follow."""
@@ -157,9 +153,8 @@ def _log_entry(entry: ManifestEntry, commit_s: float) -> None:
         log_event("shard_committed", text, seq=seq, num_clips=num_clips, **fields)
     for one in entry.rejected:
         fields = asdict(one)
-        ref, message = fields.pop("ref"), fields.pop("message")
-        text = f"{one.ref.source_uri}: {one.reason}: {message}"
-        log_event("clip_rejected", text, seq=seq, **ref, **fields)
+        text = f"{one.ref.source_uri}: {one.reason}: {fields.pop('message')}"
+        log_event("clip_rejected", text, seq=seq, **fields.pop("ref"), **fields)
     log_event(
         "committed",
         f"manifest entry {seq}: {num_shards:,} shards, {num_rejected:,} rejections",

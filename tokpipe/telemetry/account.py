@@ -26,8 +26,7 @@ _REMEDIES: Mapping[Activity, str] = {
     "encode": "Only more or faster encoders help: add GPUs, or CPUs if it encodes on CPUs",
     "write": "Raise runtime.write.max_actors, or use a faster store",
 }
-AS_BUSY = 0.02
-"""Fractions closer than this are equal; encode is then the limit: only more encoders would help."""
+AS_BUSY = 0.02  # Closer fractions are equal: encode is then the limit, as only encoders would help
 IDLE = 0.5  # A stage that is busy for a smaller fraction of its time is not a limit
 
 
