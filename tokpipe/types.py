@@ -50,10 +50,8 @@ class Travels:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveMember(Travels):
-    """A video inside a tar: ``size`` bytes from ``offset``, read in place.
-
-    With a ``column``, it is the value of that column in row ``offset`` of a Parquet table.
-    """
+    """A video inside a tar: ``size`` bytes from ``offset``, read in place. With a ``column``, it is
+    the value of that column in row ``offset`` of a Parquet table."""
 
     archive_uri: str
     offset: int

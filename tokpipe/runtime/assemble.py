@@ -49,8 +49,7 @@ if TYPE_CHECKING:
 
 LEASE_BYTES = 64 * 2**20  # Most pixels in a lease, unless one clip has more: a GPU takes < 1 s
 USUAL_CLIPS = 8
-USUAL_BYTES = {"cuda": LEASE_BYTES, "cpu": 4 * 2**20}
-"""The same until the cost of a clip has been measured. On a CPU, 4 MiB can take seconds."""
+USUAL_BYTES = {"cuda": LEASE_BYTES, "cpu": 4 * 2**20}  # Until measured: 4 MiB can take seconds
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,8 @@ class JobOutput:
     def start(self, console: Console) -> JobRecord:
         """Plan a new output and write its record. If another driver was first, use its record.
 
-        Raises:
-            ConfigError: a GPU has too little memory for chunks, or no output can be reused.
-            PlanMismatch: another driver started the output with different settings.
+        Raises ConfigError if a GPU has too little memory for chunks, or no output can be reused,
+        and PlanMismatch if the other driver has different settings.
         """
         if self.record is not None:
             return self.record
@@ -241,7 +239,6 @@ class Run:
         )
         largest = largest_chunk(job) if device == "cuda" else None  # CPUs would take minutes
         self.encode = partial(_encode_stage, job.tokenizer, job.chunking, job.encode, largest)
-        """Builds the stage in its actor, because that imports torch."""
         self.write = WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan)
         self.weights = output.weights.encoding  # Of encoder and quantizer; None for random ones
         self.shard_prefix = f"{plan.plan_id[:12]}-{output.driver}"  # Of no other driver's shards
@@ -284,7 +281,7 @@ def usual_clips(job: JobConfig, device: str) -> int:
 
 
 def _encode_stage(tokenizer: TokenizerConfig, chunking: ChunkingConfig, *rest: Any) -> EncodeStage:
-    from tokpipe.stages.encode import EncodeStage
+    from tokpipe.stages.encode import EncodeStage  # in its actor, because that imports torch
 
     return EncodeStage(tokenizer, chunking, *rest)
 

@@ -150,23 +150,20 @@ def _set_token(variables: dict[str, str]) -> None:
         loader.instance().reset_cache()
 
 
-def check_not_ray_client(address: str) -> None:
-    """Raise ConfigError for an address of Ray Client."""
-    if address.lower().startswith("ray://"):
-        raise ConfigError(
-            f"{address} is an address of Ray Client, which would run the driver on this machine "
-            "and end the job with the connection. Use `tokpipe submit --address http://HEAD:8265`"
-        )
-
-
 def check_reachable(address: str) -> None:
     """Raise OSError unless something listens at ``HOST:PORT``. Ray would try for 40 s."""
     place = urlsplit(f"//{address}")
     socket.create_connection((place.hostname, place.port or 80), CONNECT_TIMEOUT_S).close()
 
 
-def check_token(where: str) -> None:
-    """Raise RuntimeFault if this process must send a token and has none: Ray would crash."""
+def check_address(address: str, where: str) -> None:
+    """Raise ConfigError for an address of Ray Client, and RuntimeFault if this process must send a
+    token and has none: Ray would crash."""
+    if address.lower().startswith("ray://"):
+        raise ConfigError(
+            f"{address} is an address of Ray Client, which would run the driver on this machine "
+            "and end the job with the connection. Use `tokpipe submit --address http://HEAD:8265`"
+        )
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     must_send = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
     if must_send and not os.environ.get("RAY_AUTH_TOKEN") and not path.exists():
@@ -192,8 +189,7 @@ def authentication_fault(where: str) -> RuntimeFault:
 
 def _check_cluster(address: str, where: str) -> None:
     """Raise what ``ray.init`` would not explain: it takes a wrong token for a dead cluster."""
-    check_not_ray_client(address)
-    check_token(where)
+    check_address(address, where)
     full = ray._private.services.canonicalize_bootstrap_address_or_die(address)
     check_reachable(full)
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)

@@ -50,11 +50,9 @@ class Committer:
     _is_late: bool = False  # Another driver claimed the output after the state was loaded
 
     def claim(self) -> None:
-        """Become the one driver of the output, and fence every older one.
-
-        A driver that is frozen or cut off cannot be asked whether it is alive, so the newer one
-        always wins. Of two that start at the same moment, one does, and the other raises Fenced.
-        """
+        """Become the one driver of the output, and fence every older one, as one that is frozen or
+        cut off cannot be asked whether it is alive. Of two that start at the same moment, one
+        wins, and the other raises Fenced."""
         store, state = self.store, self.state
         claim = Claim(socket.gethostname(), os.getpid(), tokpipe.__version__)
         for _ in range(_CLAIM_ATTEMPTS):
@@ -139,8 +137,7 @@ class Committer:
         return Fenced(
             f"{self.store.uri}: manifest entry {seq} was written by another driver, "
             f"{theirs.writer}{where}, at {theirs.written_at}. Two would tokenize everything twice, "
-            "so this one leaves what it had not committed to the other. If no other driver should "
-            "be running, stop it, then run this job again."
+            "so this one leaves the rest to it. If it should not run, stop it, then run this again."
         )
 
 

@@ -55,10 +55,8 @@ class Outcome:
 def run_job(
     job: JobConfig, console: Console, retry: RetryRejected | None = None, *, extend: bool = False
 ) -> Outcome:
-    """Start or resume a job, and work until it is done or a signal stops it.
-
-    With ``extend``, what is new in its sources joins the plan first. No error undoes a commit.
-    """
+    """Start or resume a job, and work until it is done or a signal stops it. With ``extend``, what
+    is new in its sources joins the plan first. No error undoes a commit."""
     started = time.monotonic()
     OF_RUN.say = lambda text: say(console, text, "yellow")
     output = JobOutput(job, extend=extend)

@@ -48,10 +48,8 @@ Sent = dict[tuple[str, Labels], float]  # Current values of counters
 
 
 def changes(snapshot: Snapshot, sent: Sent) -> Iterator[tuple[Metric, Labels, float]]:
-    """Yield the values of gauges, and what to add to counters if anything.
-
-    Work that must be repeated is subtracted; counters, which cannot fall, wait until it is redone.
-    """
+    """Yield the values of gauges, and what to add to counters, if anything: these cannot fall, so
+    when work is subtracted, because it must be repeated, they wait until it is redone."""
     for metric in METRICS:
         for labels, value in metric.values(snapshot).items():
             if metric.kind == "gauge":
