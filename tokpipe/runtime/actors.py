@@ -30,11 +30,9 @@ Positions = tuple[int, ...]
 
 
 class Packed:
-    """Carries a value across Ray: the receiver gets the value itself.
-
-    The value is pickled in C, as Ray's pickler visits every object in Python. Ray sees some bytes
-    and the buffers of arrays, which are not copied.
-    """
+    """Carries a value across Ray: the receiver gets the value itself. It is pickled in C, as Ray's
+    pickler visits every object in Python, and Ray sees some bytes and the buffers of arrays, which
+    are not copied."""
 
     def __init__(self, value: object) -> None:
         self.value = value

@@ -70,9 +70,7 @@ class JobOutput:
 
     def __init__(self, job: JobConfig, *, extend: bool = False) -> None:
         """Open the output; raise PlanMismatch if it has other settings or sources than the job.
-
-        Writes nothing, unless with ``extend``: what is new in the sources, for the plan to grow by.
-        """
+        Writes nothing, unless with ``extend``: what is new in the sources, for the plan to grow."""
         self.job = job
         self.driver = secrets.token_hex(4)  # Marks what this run writes: plan, entries, shards
         self.store = Store(job.output.uri, job.storage)
