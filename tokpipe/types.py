@@ -31,9 +31,7 @@ _NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.parquet"
 SHARD_KEY, SIDE_TABLE_KEY, SHA256 = f"^shards/{_NAME}$", f"^clips/{_NAME}$", "^[0-9a-f]{64}$"
 Sha256 = Annotated[str, Field(pattern=SHA256)]
 
-REMOVED = "removed"
-"""Reason of the rejection of a clip that was taken out, by stage ``"remove"``."""
-
+REMOVED = "removed"  # Why a clip that was taken out is rejected, by stage ``"remove"``
 STAGES: tuple[Stage, ...] = ("decode", "encode", "write")  # In pipeline order
 
 
@@ -52,10 +50,8 @@ class Travels:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveMember(Travels):
-    """A video inside a tar: ``size`` bytes from ``offset``, read in place.
-
-    With a ``column``, it is the value of that column in row ``offset`` of a Parquet table.
-    """
+    """A video inside a tar: ``size`` bytes from ``offset``, read in place. With a ``column``, it is
+    the value of that column in row ``offset`` of a Parquet table."""
 
     archive_uri: str
     offset: int
@@ -91,12 +87,9 @@ class WorkItem(Travels):
     num_segments: int | None = None
     piece: int = 0  # Piece of a streamed clip to decode; streamed clips are not cut into segments
     num_pieces: int | None = None  # Known once piece 0 is decoded
-    problem: str | None = None
-    """Why the row cannot be a clip, if planning already knows (a null URI, end before start)."""
-    version: int | None = None
-    """Identifies the source's content as it was planned, or first read; None if unknown."""
-    follows: bool = False
-    """Whether to decode what has the source's name now, if that is another version."""
+    problem: str | None = None  # Why planning rejects the row: a null URI, end before start
+    version: int | None = None  # Identifies the content as planned, or first read; None if unknown
+    follows: bool = False  # Whether to decode what has the source's name now, if another version
     allowed: tuple[str, ...] | None = ()
     """Prefixes below which web requests for it have to stay. With none, any public address is
     allowed, and with None also that which the job's author wrote."""
@@ -152,13 +145,11 @@ class DecodedClip(Travels):
 
     ref: ClipRef
     frames: NDArray[np.uint8]  # (T, H, W, 3) RGB
-    pts_s: NDArray[np.float64]
-    """(T,) presentation time of each frame, from the start of the source's video stream."""
+    pts_s: NDArray[np.float64]  # (T,) presentation times, from the start of the video stream
     fps: float
     backend: str
     piece: Piece = Piece()
-    marks: tuple[str, ...] = ()
-    """What users of the clip should know: ``"damaged"`` if part of its video is missing."""
+    marks: tuple[str, ...] = ()  # For users of the clip: ``"damaged"`` if video is missing
     damage: str | None = None  # What is missing, for people, if it is marked ``"damaged"``
     version: int | None = None  # Identifies the content of the source that was decoded
     source_sha256: str = ""  # Of its bytes, in hex; empty if it changed meanwhile
@@ -168,9 +159,8 @@ class DecodedClip(Travels):
 class ChunkSpan(Travels):
     """Frames that are encoded together, and which of their latent frames are kept.
 
-    The encoder sees ``num_context_frames + num_frames + num_pad_frames`` frames, starting at frame
-    ``first_frame - num_context_frames`` of the clip. The first ``num_dropped_latents`` latent
-    frames are dropped.
+    The encoder sees ``num_input_frames`` frames, from ``first_frame - num_context_frames`` on. The
+    first ``num_dropped_latents`` latent frames are dropped.
     """
 
     index: int
@@ -179,8 +169,7 @@ class ChunkSpan(Travels):
     num_pad_frames: int  # Repeats of the clip's last frame at the end
     num_context_frames: int  # Earlier frames that are encoded only as context (policy ``overlap``)
     num_dropped_latents: int
-    first_is_image: bool
-    """The first latent frame kept covers a single frame, while others cover several."""
+    first_is_image: bool  # The first latent frame kept covers one frame, while others cover more
 
     @property
     def num_input_frames(self) -> int:
@@ -193,8 +182,7 @@ class EncodedClip(Travels):
 
     ref: ClipRef
     chunks: tuple[ChunkSpan, ...]
-    codes: tuple[Codes, ...]
-    """One (t, h, w) or (t, h, w, c) array per chunk, in the dtype of the output."""
+    codes: tuple[Codes, ...]  # (t, h, w) or (t, h, w, c) of each chunk, in the output's dtype
     pts_s: NDArray[np.float64]
     fps: float
     backend: str
@@ -225,14 +213,12 @@ class Rejected(Travels):
     message: str
     backend: str | None = None
     attempts: Count = 1
-    error: str | None = None
-    """Class name of the exception that caused it; None if tokpipe itself rejected the clip."""
+    error: str | None = None  # Class of the exception that caused it; None if tokpipe decided
 
 
 @dataclass(frozen=True, slots=True)
 class Failed(Travels):
-    """Takes the place of a clip that a stage could not process, perhaps because of the node. The
-    runtime decides whether to try again."""
+    """In place of a clip that failed, perhaps because of the node: the runtime may try again."""
 
     ref: ClipRef
     reason: str  # Reason of the rejection if trying again does not help
@@ -268,5 +254,4 @@ class EncoderPath(NamedTuple):
     graphs: str  # ``on`` and for how many shapes, or ``off: `` and why
     batch_chunks: int  # Now: fewer than the job says after its GPU ran out of memory
     cudnn: str
-    slow: tuple[str, ...] = ()
-    """What makes it slower than it could be. Without numbers that differ between encoders."""
+    slow: tuple[str, ...] = ()  # Why it is slower, without numbers that differ by encoder

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from tests.end_to_end.jobs import RUNTIME, files, finish, start, write_job, write_videos
+from tests.runtime.test_metrics import exposed
 from tokpipe.config import load_job
 from tokpipe.formats import job_record
 from tokpipe.formats.manifest import ManifestEntry, Totals, iter_entries, load_state
@@ -100,9 +101,9 @@ def _scrape(address: str, dataset: str) -> str:
 def _values(watched: Watched, name: str, *labels: str) -> dict[tuple[str, ...], float]:
     """Values of one metric of this job by its labels."""
     found: dict[tuple[str, ...], float] = {}
-    for exposed, text, value in SAMPLE.findall(watched.scraped):
+    for sample, text, value in SAMPLE.findall(watched.scraped):
         own = dict(LABEL.findall(text))
-        if exposed == name and own["plan_id"] == watched.plan_id[:12]:
+        if sample == name and own["plan_id"] == watched.plan_id[:12]:
             key = tuple(own[label] for label in labels)
             assert key not in found, f"{name} has two series for {key}"
             found[key] = float(value)
@@ -147,7 +148,7 @@ def test_a_scrape_finds_what_the_manifest_holds(watched: Watched) -> None:
 @pytest.mark.ray
 def test_a_scrape_finds_declared_metrics_alone(watched: Watched) -> None:
     found = set(re.findall(r"^# TYPE (ray_tokpipe_\w+) (\w+)$", watched.scraped, re.MULTILINE))
-    declared = {(one.exposed, one.kind) for one in METRICS}
+    declared = {(exposed(one), one.kind) for one in METRICS}
     assert found <= declared
     # Counters of what did not happen have no series, nor the ways in which GPUs compute.
     assert {name for name, _ in declared - found} <= {

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.runtime.test_metrics import exposed
 from tokpipe.runtime.metrics import JOB_LABELS, METRICS
 
 ROOT = Path(__file__).parents[2]
-DECLARED = {metric.exposed: metric for metric in METRICS}
+DECLARED = {exposed(metric): metric for metric in METRICS}
 QUERY = re.compile(r"(ray_tokpipe_\w+)(?:\{([^}]*)\})?")
 
 

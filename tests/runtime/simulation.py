@@ -132,7 +132,8 @@ class _Driver:
                 raise AssertionError("a driver that was replaced has committed")
         sim.zombies = []
         if self.rng.random() < sim.trouble.retry:
-            sim.seen["retried"] += self.committer.reopen(list(iter_rejected(sim.store)))
+            self.committer.reopen(rejected := list(iter_rejected(sim.store)))
+            sim.seen["retried"] += len(rejected)
         self.feed = Feed(_Rows(num_rows), self.committer.state.committed)
         self.events: list[tuple[float, int, protocol.Event]] = []
         self.order = itertools.count()

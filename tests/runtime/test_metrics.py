@@ -4,13 +4,18 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from tokpipe.runtime.metrics import JOB_LABELS, METRICS, Sent, changes
+from tokpipe.runtime.metrics import JOB_LABELS, METRICS, Metric, Sent, changes
 from tokpipe.runtime.snapshot import Snapshot
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.logs import EventName
 from tokpipe.types import STAGES
 
 PAGE = Path(__file__).parents[2] / "docs/monitoring.md"
+
+
+def exposed(metric: Metric) -> str:
+    """The name in Prometheus."""
+    return f"ray_{metric.name}{'_total' if metric.kind == 'counter' else ''}"
 
 
 def snapshot(run: Account | None = None) -> Snapshot:
@@ -68,7 +73,7 @@ def test_busy_ratios_match_the_progress_line() -> None:
 def test_the_monitoring_page_lists_every_metric_and_event() -> None:
     page = PAGE.read_text()
     metrics = [
-        f"| `{one.exposed}` | {one.kind} | {', '.join(f'`{key}`' for key in one.labels)} | "
+        f"| `{exposed(one)}` | {one.kind} | {', '.join(f'`{key}`' for key in one.labels)} | "
         f"{one.description} |"
         for one in METRICS
     ]

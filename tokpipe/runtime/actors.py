@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError
@@ -22,28 +22,19 @@ from tokpipe.runtime.dispatch.protocol import AttemptId, LeaseDone, LeaseFailed
 from tokpipe.storage.store import Landmark
 from tokpipe.types import DecodedClip, EncodedClip, EncoderPath, WorkItem
 
-Payload = list[DecodedClip | None] | list[EncodedClip | None]
-"""Clips by position in the lease; None where the clip was rejected or failed."""
 STUCK = (
     "its inputs do not come from Ray's object store: the disk that it spills to (/tmp/ray*) is "
     "full, broken or was cleaned"
 )
 Positions = tuple[int, ...]
-Codes = tuple[AttemptId, Any, Positions]
-"""An attempt, a reference to its payload, and the positions to pick from it."""
 
 
-T = TypeVar("T")
+class Packed:
+    """Carries a value across Ray: the receiver gets the value itself. It is pickled in C, as Ray's
+    pickler visits every object in Python, and Ray sees some bytes and the buffers of arrays, which
+    are not copied."""
 
-
-class Packed(Generic[T]):
-    """Carries a value across Ray: the receiver gets the value itself.
-
-    The value is pickled in C, as Ray's pickler visits every object in Python. Ray sees some bytes
-    and the buffers of arrays, which are not copied.
-    """
-
-    def __init__(self, value: T) -> None:
+    def __init__(self, value: object) -> None:
         self.value = value
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -77,8 +68,9 @@ class DecodeActor(Worker):
 
     def work(
         self, attempt: AttemptId, items: Sequence[WorkItem], sizes: Sequence[tuple[int, int]]
-    ) -> tuple[Packed[Any], ...]:
-        """Return pixels of each size of frames, codes that are reused, and the answer."""
+    ) -> tuple[Packed, ...]:
+        """Return pixels of each size of frames and codes that are reused, by position in the lease
+        and None for other clips, and a ``LeaseDone``."""
         started, stage = time.monotonic(), self.stage
         results = stage.process(list(items))
         payloads: list[list[Any]] = [[None] * len(results) for _ in (*sizes, protocol.REUSED)]
@@ -107,9 +99,9 @@ class EncodeActor(Worker):
         picks: Sequence[Positions],
         state: Any,
         *decoded: list[DecodedClip | None],
-    ) -> tuple[Packed[Payload], Any, Packed[LeaseDone]]:
-        """``picks``: from each payload in ``decoded``. ``state``: what this returned for the
-        previous piece of a streamed clip, else None. Ray resolves references to them."""
+    ) -> tuple[Packed, Any, Packed]:
+        """Return codes, the state after a piece of a streamed clip, and a ``LeaseDone``. ``picks``:
+        from each payload in ``decoded``. ``state``: after the previous piece, if there was one."""
         started, after = time.monotonic(), None
         clips = _picked(decoded, picks)
         if clips[0].piece.num_pieces > 1:  # it is alone
@@ -128,9 +120,9 @@ class WriteActor(Worker):
     """Runs the write stage. It gets its inputs by reference, to find out which of them are lost."""
 
     def work(
-        self, attempt: AttemptId, shard: str, codes: Sequence[Codes]
-    ) -> Packed[LeaseDone | LeaseFailed]:
-        """``codes``: in shard order."""
+        self, attempt: AttemptId, shard: str, codes: Sequence[tuple[AttemptId, Any, Positions]]
+    ) -> Packed:
+        """``codes``, in shard order: an attempt, a reference to its payload, positions in that."""
         started = time.monotonic()
         sources, references, picks = zip(*codes, strict=True)
         if missing := missing_inputs(references, 2 * INPUTS_WITHIN_S):
@@ -152,7 +144,7 @@ def _info(clip: EncodedClip) -> protocol.EncodedInfo:
     return protocol.EncodedInfo(clip.ref, clip.grid, clip.num_codes, clip.marks, clip.version)
 
 
-def _picked(payloads: Sequence[Payload], picks: Sequence[Positions]) -> list[Any]:
+def _picked(payloads: Sequence[list[Any]], picks: Sequence[Positions]) -> list[Any]:
     pairs = zip(payloads, picks, strict=True)
     clips = [payload[at] for payload, positions in pairs for at in positions]
     assert all(clip is not None for clip in clips), "only clips that were made are picked"

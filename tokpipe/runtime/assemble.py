@@ -47,24 +47,21 @@ from tokpipe.weights.read import read_weights
 if TYPE_CHECKING:
     from tokpipe.stages.encode import EncodeStage
 
-LEASE_BYTES = 64 * 2**20
-"""Most bytes of pixels in one lease, unless one clip has more: a fraction of a second on a GPU."""
+LEASE_BYTES = 64 * 2**20  # Most pixels in a lease, unless one clip has more: a GPU takes < 1 s
 USUAL_CLIPS = 8
-USUAL_BYTES = {"cuda": LEASE_BYTES, "cpu": 4 * 2**20}
-"""The same until the cost of a clip has been measured. On a CPU, 4 MiB can take seconds."""
+USUAL_BYTES = {"cuda": LEASE_BYTES, "cpu": 4 * 2**20}  # Until measured: 4 MiB can take seconds
 
 
 @dataclass(frozen=True)
 class RetryRejected:
-    """Which rejected clips to try again: those with this reason, or all of them if it is None."""
+    """Which rejected clips to try again: those with this reason, or all if it is None."""
 
     reason: str | None = None
 
     def selects(self, rejected: Rejected) -> bool:
-        # A row that the plan rejected stays rejected, because the plan does not change, and a
-        # purged clip is not known. One that was removed comes back only if that is the reason.
         if rejected.stage == "plan" or not rejected.ref.clip_id:
-            return False
+            return False  # the plan does not change, and a purged clip is not known
+        # One that was removed comes back only if that is the reason.
         return rejected.reason == self.reason or (not self.reason and rejected.reason != REMOVED)
 
 
@@ -72,13 +69,8 @@ class JobOutput:
     """A job's output and weights as a run finds them, and the id of the run's driver."""
 
     def __init__(self, job: JobConfig, *, extend: bool = False) -> None:
-        """Open the output, and check that the job may resume it.
-
-        Writes nothing, unless with ``extend``: what is new in the sources, for the plan to grow by.
-
-        Raises:
-            PlanMismatch: the output was started with different settings or sources.
-        """
+        """Open the output; raise PlanMismatch if it has other settings or sources than the job.
+        Writes nothing, unless with ``extend``: what is new in the sources, for the plan to grow."""
         self.job = job
         self.driver = secrets.token_hex(4)  # Marks what this run writes: plan, entries, shards
         self.store = Store(job.output.uri, job.storage)
@@ -121,9 +113,8 @@ class JobOutput:
     def start(self, console: Console) -> JobRecord:
         """Plan a new output and write its record. If another driver was first, use its record.
 
-        Raises:
-            ConfigError: a GPU has too little memory for chunks, or no output can be reused.
-            PlanMismatch: another driver started the output with different settings.
+        Raises ConfigError if a GPU has too little memory for chunks, or no output can be reused,
+        and PlanMismatch if the other driver has different settings.
         """
         if self.record is not None:
             return self.record
@@ -170,22 +161,17 @@ class JobOutput:
 
 
 class Feed:
-    """Hands out the undone part of a plan in plan order, once.
-
-    A row of which some segments are committed comes as its missing segments.
-    """
+    """Hands out the undone part of a plan in plan order, once: of a row that is cut, the segments
+    that are not committed."""
 
     def __init__(
         self, plan: PlanReader, committed: CommittedRows, fixed: Collection[int] = ()
     ) -> None:
         """``fixed``: rows whose source was unusable, so that it may be another one by now."""
         self._fixed = fixed
-        # Copied, because the committer's thread changes it. What this driver commits later was
-        # handed out before, so it cannot come again.
-        self._partial = {
-            row: (part.num_segments, frozenset(part.done))
-            for row, part in committed.partial.items()
-        }
+        # Copied, because the committer's thread changes it: by clips that were handed out before.
+        rows = committed.partial.items()
+        self._partial = {row: (part.num_segments, frozenset(part.done)) for row, part in rows}
         batches = plan.iter_undone(committed.done)
         self._left = (left for batch in batches for item in batch for left in self._missing(item))
 
@@ -226,16 +212,14 @@ class Run:
                 f"{store.uri}: another run has extended the plan since this one looked at it, so "
                 "its rows would be left out. Run the same command again."
             )
-        self.landmark = Landmark(store, claim, store.get(claim))
-        """The driver's claim, by which actors recognize the output."""
+        self.landmark = Landmark(store, claim, store.get(claim))  # By which actors know the output
         fixed = set[int]()
         if retry is not None:
             rejected = list(filter(retry.selects, iter_rejected(store, state.next_seq)))
             fixed = {one.ref.row for one in rejected if one.reason not in ("changed", REMOVED)}
-            num_clips = self.committer.reopen(rejected)
-            line = f"{num_clips:,} rejected clips will be tried again"
-            say(console, line)
-            log_event("rejections_reopened", line, num_clips=num_clips)
+            self.committer.reopen(rejected)
+            say(console, line := f"{len(rejected):,} rejected clips will be tried again")
+            log_event("rejections_reopened", line, num_clips=len(rejected))
         self.feed = Feed(PlanReader(store, plan, job.sources), state.committed, fixed)
         if device == "cpu" or job.chunking.policy == "streaming":  # Encodes one chunk at a time
             encode = job.encode.model_copy(update={"batch_chunks": 1})
@@ -253,7 +237,6 @@ class Run:
         )
         largest = largest_chunk(job) if device == "cuda" else None  # CPUs would take minutes
         self.encode = partial(_encode_stage, job.tokenizer, job.chunking, job.encode, largest)
-        """Builds the stage in its actor, because that imports torch."""
         self.write = WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan)
         self.weights = output.weights.encoding  # Of encoder and quantizer; None for random ones
         self.shard_prefix = f"{plan.plan_id[:12]}-{output.driver}"  # Of no other driver's shards
@@ -296,7 +279,7 @@ def usual_clips(job: JobConfig, device: str) -> int:
 
 
 def _encode_stage(tokenizer: TokenizerConfig, chunking: ChunkingConfig, *rest: Any) -> EncodeStage:
-    from tokpipe.stages.encode import EncodeStage
+    from tokpipe.stages.encode import EncodeStage  # in its actor, because that imports torch
 
     return EncodeStage(tokenizer, chunking, *rest)
 

@@ -1,7 +1,6 @@
 """Connecting to Ray, a running cluster or a new local one, and what its nodes have."""
 
 import atexit
-import contextlib
 import logging
 import os
 import secrets
@@ -11,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -59,11 +58,8 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
 
     ``auto`` is the cluster named by ``RAY_ADDRESS``, which Ray sets for submitted jobs, else a new
     local one. Yields addresses of clusters on this machine beside which that was started, and
-    whether it was started here: then it never gets other nodes.
-
-    Raises:
-        ConfigError: it is an address of Ray Client.
-        RuntimeFault: there is no cluster at that address, or it rejects the token.
+    whether it was started here: then it never gets other nodes. Raises ConfigError for an address
+    of Ray Client, and RuntimeFault if no cluster is there, or it rejects the token.
     """
     named = os.environ.get("RAY_ADDRESS") if cluster == "auto" else cluster
     address, where = named or "local", f"runtime.cluster={cluster}"
@@ -77,7 +73,7 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
     # Running processes: the file that Ray keeps may be of a dead cluster.
     unused = [] if named else sorted(ray._private.services.find_gcs_addresses())
     folder = ""
-    with contextlib.ExitStack() as at_end:
+    with ExitStack() as at_end:
         try:
             if address == "local":
                 # Ray lets everyone write to the folders that it makes, and so to its sockets.
@@ -140,7 +136,7 @@ class _Service(ray._private.services.ConsolePopen):
 
     def terminate(self) -> None:  # it may block SIGTERM: see ``Signals``
         for one in [*psutil.Process(self.pid).children(recursive=True), self]:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with suppress(psutil.NoSuchProcess):
                 one.kill()
 
 
@@ -154,23 +150,20 @@ def _set_token(variables: dict[str, str]) -> None:
         loader.instance().reset_cache()
 
 
-def check_not_ray_client(address: str) -> None:
-    """Raise ConfigError for an address of Ray Client."""
-    if address.lower().startswith("ray://"):
-        raise ConfigError(
-            f"{address} is an address of Ray Client, which would run the driver on this machine "
-            "and end the job with the connection. Use `tokpipe submit --address http://HEAD:8265`"
-        )
-
-
 def check_reachable(address: str) -> None:
     """Raise OSError unless something listens at ``HOST:PORT``. Ray would try for 40 s."""
     place = urlsplit(f"//{address}")
     socket.create_connection((place.hostname, place.port or 80), CONNECT_TIMEOUT_S).close()
 
 
-def check_token(where: str) -> None:
-    """Raise RuntimeFault if this process must send a token and has none: Ray would crash."""
+def check_address(address: str, where: str) -> None:
+    """Raise ConfigError for an address of Ray Client, and RuntimeFault if this process must send a
+    token and has none: Ray would crash."""
+    if address.lower().startswith("ray://"):
+        raise ConfigError(
+            f"{address} is an address of Ray Client, which would run the driver on this machine "
+            "and end the job with the connection. Use `tokpipe submit --address http://HEAD:8265`"
+        )
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     must_send = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
     if must_send and not os.environ.get("RAY_AUTH_TOKEN") and not path.exists():
@@ -179,7 +172,7 @@ def check_token(where: str) -> None:
 
 def use_token_of_this_machine() -> None:
     """As ``ray start`` and ``ray.init`` do, use a token if there is one and no mode is set."""
-    with contextlib.suppress(ImportError):  # older versions of Ray have no tokens
+    with suppress(ImportError):  # older versions of Ray have no tokens
         from ray._private.authentication import authentication_token_setup as setup
 
         setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
@@ -196,8 +189,7 @@ def authentication_fault(where: str) -> RuntimeFault:
 
 def _check_cluster(address: str, where: str) -> None:
     """Raise what ``ray.init`` would not explain: it takes a wrong token for a dead cluster."""
-    check_not_ray_client(address)
-    check_token(where)
+    check_address(address, where)
     full = ray._private.services.canonicalize_bootstrap_address_or_die(address)
     check_reachable(full)
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -211,13 +203,13 @@ def _check_cluster(address: str, where: str) -> None:
 
 
 def warn_of_unused(addresses: list[str]) -> None:
-    """Say that clusters on this machine do not work on a job that started a local Ray."""
+    """Warn that clusters on this machine do not work on a job that started a local Ray."""
     if addresses:
         log_event(
             "cluster_unused",
             f"Ray is already running on this machine ({', '.join(addresses)}), but RAY_ADDRESS is "
-            "not set, so this job started another one, and CPUs are used twice. Set RAY_ADDRESS to "
-            "use it, or runtime.cluster to local if this is intended.",
+            "not set, so this job started another, and CPUs are used twice. Set RAY_ADDRESS to use "
+            "it, or runtime.cluster to local if this is intended.",
             level=logging.WARNING,
             addresses=addresses,
         )
@@ -229,10 +221,8 @@ def live_nodes() -> dict[str, dict[str, Any]]:
 
 
 def gpu_bytes(config: RuntimeConfig) -> dict[str, float]:
-    """Memory of each kind of GPU that encoders may use, by Ray's name for it, as far as known.
-
-    One live node of each kind is asked. Where none answers, the name says what is usual.
-    """
+    """Memory of each kind of GPU that encoders may use, by Ray's name for it, as far as known: from
+    one live node of each kind, and where none answers, what is usual for the name."""
     nodes, answers = live_nodes(), dict[str, Any]()
     for id in capacity_of(nodes.values(), config, on_gpu=True).nodes_for("encode"):
         names = (one.partition("accelerator_type:")[2] for one in nodes[id]["Resources"])
@@ -243,14 +233,13 @@ def gpu_bytes(config: RuntimeConfig) -> dict[str, float]:
     deadline = time.monotonic() + CARDS_WITHIN_S
     for kind, answer in answers.items():
         # Other jobs may hold its GPUs, or torch sees none. To cancel it could crash the driver.
-        with contextlib.suppress(RayError):
+        with suppress(RayError):
             found[kind] = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
     return found
 
 
 def draining_nodes() -> frozenset[str]:
-    """Ids of nodes that are being drained: by a person, an autoscaler, or a cloud that reclaims a
-    spot instance. Ray has no public function for this."""
+    """Ids of nodes that a person, an autoscaler or a cloud drains. No public function has them."""
     return frozenset(ray._private.state.state.get_draining_nodes())
 
 

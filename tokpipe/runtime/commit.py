@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -50,11 +50,9 @@ class Committer:
     _is_late: bool = False  # Another driver claimed the output after the state was loaded
 
     def claim(self) -> None:
-        """Become the one driver of the output, and fence every older one.
-
-        A driver that is frozen or cut off cannot be asked whether it is alive, so the newer one
-        always wins. Of two that start at the same moment, one does, and the other raises Fenced.
-        """
+        """Become the one driver of the output, and fence every older one, as one that is frozen or
+        cut off cannot be asked whether it is alive. Of two that start at the same moment, one
+        wins, and the other raises Fenced."""
         store, state = self.store, self.state
         claim = Claim(socket.gethostname(), os.getpid(), tokpipe.__version__)
         for _ in range(_CLAIM_ATTEMPTS):
@@ -83,10 +81,8 @@ class Committer:
     ) -> None:
         """Make shards and rejections part of the output, all of them or none.
 
-        Raises:
-            Fenced: another driver took the sequence number.
-            StorageError: the store did not answer; the entry may or may not exist.
-            RuntimeFault: a clip is settled already. Nothing was committed.
+        Raises Fenced if another driver took the sequence number, StorageError if the store did not
+        answer (the entry may exist), and RuntimeFault, before it writes, for a settled clip.
         """
         seen = set[ClipRef]()
         for ref in chain(*(one.clips for one in receipts), (one.ref for one in rejected)):
@@ -102,14 +98,12 @@ class Committer:
         if LOGGER.isEnabledFor(logging.INFO):  # it builds an event per clip
             _log_entry(entry, time.monotonic() - began)
 
-    def reopen(self, rejected: Iterable[Rejected], instead: Sequence[Rejected] = ()) -> int:
-        """Withdraw rejections, so that clips are work again, or rejected ``instead``; return how
-        many."""
-        withdrawn = [Reopened(one.ref, one.reason) for one in rejected]
-        for start in range(0, len(withdrawn), REOPENED_PER_ENTRY):
+    def reopen(self, rejected: Sequence[Rejected], instead: Sequence[Rejected] = ()) -> None:
+        """Withdraw rejections, so that clips are work again, or rejected ``instead``."""
+        for start in range(0, len(rejected), REOPENED_PER_ENTRY):
             some = slice(start, start + REOPENED_PER_ENTRY)
-            self.append(reopened=tuple(withdrawn[some]), rejected=tuple(instead[some]))
-        return len(withdrawn)
+            withdrawn = tuple(Reopened(one.ref, one.reason) for one in rejected[some])
+            self.append(reopened=withdrawn, rejected=tuple(instead[some]))
 
     def grow(self, growth: Growth) -> None:
         """Append rows to the plan, whose end must be where they were planned to follow."""
@@ -143,8 +137,7 @@ class Committer:
         return Fenced(
             f"{self.store.uri}: manifest entry {seq} was written by another driver, "
             f"{theirs.writer}{where}, at {theirs.written_at}. Two would tokenize everything twice, "
-            "so this one leaves what it had not committed to the other. If no other driver should "
-            "be running, stop it, then run this job again."
+            "so this one leaves the rest to it. If it should not run, stop it, then run this again."
         )
 
 
@@ -157,9 +150,8 @@ def _log_entry(entry: ManifestEntry, commit_s: float) -> None:
         log_event("shard_committed", text, seq=seq, num_clips=num_clips, **fields)
     for one in entry.rejected:
         fields = asdict(one)
-        ref, message = fields.pop("ref"), fields.pop("message")
-        text = f"{one.ref.source_uri}: {one.reason}: {message}"
-        log_event("clip_rejected", text, seq=seq, **ref, **fields)
+        text = f"{one.ref.source_uri}: {one.reason}: {fields.pop('message')}"
+        log_event("clip_rejected", text, seq=seq, **fields.pop("ref"), **fields)
     log_event(
         "committed",
         f"manifest entry {seq}: {num_shards:,} shards, {num_rejected:,} rejections",

@@ -30,8 +30,7 @@ from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.human import counted, counts_text, duration, rate_text, slow_text
 from tokpipe.telemetry.logs import driver_log, log_event
 
-MAX_COMPARED_ROWS = 20_000
-"""Of a plan with which every run compares the sources: listing them takes about 20 requests."""
+MAX_COMPARED_ROWS = 20_000  # Of a plan that runs compare with its sources: about 20 requests
 MIN_JUDGED_S = 30.0  # The speed of a run that encodes for less time says nothing about a longer one
 
 
@@ -56,10 +55,8 @@ class Outcome:
 def run_job(
     job: JobConfig, console: Console, retry: RetryRejected | None = None, *, extend: bool = False
 ) -> Outcome:
-    """Start or resume a job, and work until it is done or a signal stops it.
-
-    With ``extend``, what is new in its sources joins the plan first. No error undoes a commit.
-    """
+    """Start or resume a job, and work until it is done or a signal stops it. With ``extend``, what
+    is new in its sources joins the plan first. No error undoes a commit."""
     started = time.monotonic()
     OF_RUN.say = lambda text: say(console, text, "yellow")
     output = JobOutput(job, extend=extend)
@@ -83,29 +80,27 @@ def run_job(
         ):
             warn_of_unused(unused)
             run = Run(output, console, retry)
-            shell, state, left_out = Shell(run), run.committer.state, output.plan.left_out.text
+            shell, state, plan = Shell(run), run.committer.state, output.plan
+            committed, left_out = state.committed, plan.left_out.text
             log_event(
                 "run_started",
-                f"{job.output.uri}: {output.plan.num_rows:,} plan rows on {record.device}",
+                f"{job.output.uri}: {plan.num_rows:,} plan rows on {record.device}",
                 output_uri=job.output.uri,
                 fingerprint=record.fingerprint,
-                num_rows=output.plan.num_rows,
-                num_rows_done=state.committed.num_done,
+                num_rows=plan.num_rows,
+                num_rows_done=committed.num_done,
                 device=record.device,
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 tokpipe_version=tokpipe.__version__,
             )
-            committed = state.committed
-            rows = counted(committed.num_rows, "plan row")
-            if output.growth is not None:
-                rows += f", {output.growth.num_rows:,} of them new"
+            new = f", {output.growth.num_rows:,} of them new" if output.growth else ""
+            rows = f"{counted(plan.num_rows, 'plan row')}{new}"
             where = f"{committed.num_done:,} settled before; encoding on {record.device}"
             say(console, f"{job.output.uri}: {rows}, {where}")
             if left_out:
                 say(console, f"left out: {left_out}")
-            snapshots = Snapshots(state, started)
-            metrics = JobMetrics(job.dataset, output.plan.plan_id)
+            snapshots, metrics = Snapshots(state, started), JobMetrics(job.dataset, plan.plan_id)
 
             def show_progress() -> Snapshot:
                 if is_local and (lack := no_room(run.dispatcher)):
@@ -147,9 +142,7 @@ def run_job(
 
 def _changes_text(output: JobOutput) -> str:
     """How the sources differ from the plan of an output that was started, if that is fast to say.
-
-    What keeps them from being read now does not matter to a plan that is stored.
-    """
+    An error in them is no more than text, since the plan is stored."""
     job, is_tar = output.job, any(one.kind == "webdataset" for one in output.job.sources)
     if output.record is None or is_tar or output.plan.num_rows > MAX_COMPARED_ROWS:
         return ""

@@ -15,23 +15,17 @@ from tokpipe.telemetry.redact import printable
 from tokpipe.types import STAGES
 
 JOB_LABELS = ("dataset", "plan_id")  # Of every metric; the first 12 digits of the id
-
 Labels = tuple[str, ...]  # A metric's labels besides JOB_LABELS, or their values, in order
 
 
 class Metric(NamedTuple):
     """One metric, and where a snapshot has its value: one, or values by label."""
 
-    name: str  # As passed to Ray; see ``exposed``
+    name: str  # In Prometheus after ``ray_``, and before ``_total`` of a counter, both from Ray
     kind: Literal["counter", "gauge"]
     description: str
     value: str
-    labels: Labels = ()  # Besides JOB_LABELS
-
-    @property
-    def exposed(self) -> str:
-        """The name in Prometheus: Ray prepends ``ray_``, and appends ``_total`` to counters."""
-        return f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}"
+    labels: Labels = ()
 
     def values(self, snapshot: Snapshot) -> dict[Labels, float]:
         """Values by labels. Empty while there is nothing to measure."""
@@ -54,10 +48,8 @@ Sent = dict[tuple[str, Labels], float]  # Current values of counters
 
 
 def changes(snapshot: Snapshot, sent: Sent) -> Iterator[tuple[Metric, Labels, float]]:
-    """Yield the values of gauges, and what to add to counters if anything.
-
-    Work that must be repeated is subtracted; counters, which cannot fall, wait until it is redone.
-    """
+    """Yield the values of gauges, and what to add to counters, if anything: these cannot fall, so
+    when work is subtracted, because it must be repeated, they wait until it is redone."""
     for metric in METRICS:
         for labels, value in metric.values(snapshot).items():
             if metric.kind == "gauge":
@@ -74,11 +66,10 @@ class JobMetrics:
         job = {"dataset": printable(dataset), "plan_id": plan_id[:12]}
         self._sent: Sent = {}
         self._series: dict[str, Counter | Gauge] = {}
-        for metric in METRICS:
-            make = Counter if metric.kind == "counter" else Gauge
-            keys = (*JOB_LABELS, *metric.labels)
-            series = make(metric.name, metric.description, keys).set_default_tags(job)
-            self._series[metric.name] = series
+        for name, kind, description, _, labels in METRICS:
+            make = Counter if kind == "counter" else Gauge
+            series = make(name, description, (*JOB_LABELS, *labels)).set_default_tags(job)
+            self._series[name] = series
 
     def show(self, snapshot: Snapshot) -> None:
         for metric, labels, value in changes(snapshot, self._sent):

@@ -26,14 +26,7 @@ from tokpipe.errors import (
     UnfitNode,
 )
 from tokpipe.formats.layout import shard_key
-from tokpipe.runtime.actors import (
-    STUCK,
-    DecodeActor,
-    EncodeActor,
-    Packed,
-    WriteActor,
-    missing_inputs,
-)
+from tokpipe.runtime import actors
 from tokpipe.runtime.assemble import Run
 from tokpipe.runtime.cluster import actor_options, capacity_of, draining_nodes, live_nodes
 from tokpipe.runtime.dispatch import protocol
@@ -52,11 +45,11 @@ HEAD_SILENT_S = 5.0  # How long the head may take to answer before people are in
 GIVE_UP_ON_HEAD_S = 40.0  # When to end the run: after 60 s Ray would, with a stack trace
 
 _REMOTE: dict[Stage, Any] = {
-    "decode": ray.remote(DecodeActor),
-    "encode": ray.remote(EncodeActor),
-    "write": ray.remote(WriteActor),
+    "decode": ray.remote(actors.DecodeActor),
+    "encode": ray.remote(actors.EncodeActor),
+    "write": ray.remote(actors.WriteActor),
 }
-_MISSING_INPUTS = ray.remote(num_cpus=0)(missing_inputs)
+_MISSING_INPUTS = ray.remote(num_cpus=0)(actors.missing_inputs)
 
 
 class Shell:
@@ -76,7 +69,7 @@ class Shell:
         # The head too has a thread: Ray waits a minute for a dead one, then ends the process.
         self._questions: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._asked_at: float | None = None
-        self._put: dict[Stage, Any] = {}  # What actors of a stage share
+        self._put: dict[Stage, list[Any]] = {}  # What setups of actors share, by stage
         self._put_at = -inf
 
     def stop(self) -> None:
@@ -85,10 +78,7 @@ class Shell:
 
     def run(self, on_progress: Callable[[], object]) -> protocol.Finish:
         """Work until every clip is committed or until stopped; twice a second, ``on_progress``.
-
-        Raises:
-            StorageError, Fenced, RuntimeFault: the job cannot continue; committed work is kept.
-        """
+        StorageError, Fenced, RuntimeFault: the job cannot continue; committed work is kept."""
         head = threading.Thread(target=self._ask_head, daemon=True)
         head.start()
         try:
@@ -202,12 +192,9 @@ class Shell:
     def _post_result(self, future: Future[Any]) -> None:
         if future.cancelled():
             return
-        if (error := future.exception()) is None:
-            event = future.result()
-        elif isinstance(error, TokpipeError):
-            event = error
-        else:
-            event = RuntimeFault(f"the driver's store thread failed: {error!r}")
+        event = future.exception() or future.result()
+        if isinstance(event, BaseException) and not isinstance(event, TokpipeError):
+            event = RuntimeFault(f"the driver's store thread failed: {event!r}")
         if event is not None:
             self._events.put(event)
 
@@ -218,22 +205,19 @@ class Shell:
         avoid = command.avoid if fits - {*command.avoid} else ()  # else no node is better
         options = actor_options(pool, zero_cpu=command.zero_cpu, avoid=avoid)
         options |= {"max_restarts": 0, "max_task_retries": 0}
-        setup = [job.landmark, getattr(job, stage)]
         # Put them again if an actor may have waited for them in vain.
         if time.monotonic() - self._put_at > job.config.start_timeout_s:
-            self._put = {"decode": ray.put(job.reused), "encode": ray.put(job.weights)}
+            reused, weights = ray.put(job.reused), ray.put(job.weights)
+            self._put = {"decode": [reused], "encode": [job.device, weights], "write": []}
             self._put_at = time.monotonic()
-        if stage == "decode":
-            setup.append(self._put[stage])
-        if stage == "encode":
-            setup += job.device, self._put[stage]
-            if job.device == "cuda":
-                options["num_gpus"] = gpus_per_encoder(job.config)
+        if stage == "encode" and job.device == "cuda":
+            options["num_gpus"] = gpus_per_encoder(job.config)
         context = {**job.log_context, "stage": stage, "actor": actor_id}
         log = partial(start_worker_log, context, as_json=job.config.log_path is not None)
         actor = _REMOTE[stage].options(**options).remote(log)
         self._actors[actor_id] = actor
-        placed, ready = actor.node_id.remote(), actor.setup.remote(*setup)
+        placed = actor.node_id.remote()
+        ready = actor.setup.remote(job.landmark, getattr(job, stage), *self._put[stage])
         placed.future().add_done_callback(lambda f: self._heard_placed(actor_id, f))
         ready.future().add_done_callback(lambda f: self._heard_ready(actor_id, f))
 
@@ -250,7 +234,7 @@ class Shell:
         elif lease.stage == "decode":
             sizes = self.dispatcher.pools.limits.frame_sizes
             work = actor.work.options(num_returns=len(sizes) + 2)
-            *self._payloads[attempt], done = work.remote(attempt, Packed(lease.items), sizes)
+            *self._payloads[attempt], done = work.remote(attempt, actors.Packed(lease.items), sizes)
         else:
             _, pixels, positions = zip(*picks, strict=True)
             state = None if lease.state is None else self._payloads[lease.state][protocol.STATE]
@@ -265,7 +249,7 @@ class Shell:
         inputs += [] if lease.state is None else [self._payloads[lease.state][protocol.STATE]]
         there = {"ray.io/node-id": node} if node else {}
         found = _MISSING_INPUTS.options(label_selector=there).remote(inputs, INPUTS_WITHIN_S)
-        failed = LeaseFailed(flight.attempt, "node", STUCK, sources)
+        failed = LeaseFailed(flight.attempt, "node", actors.STUCK, sources)
         found.future().add_done_callback(lambda future: self._heard_found(failed, future))
 
     # Answers come on Ray's threads, so these methods only post events.
@@ -317,10 +301,7 @@ class Shell:
 
 
 def check_in_time(begun: Iterable[Moment], needs_s: float = 0.0) -> None:
-    """Raise RuntimeFault if shards are too old to be listed in another ``needs_s`` seconds.
-
-    0: they are listed already.
-    """
+    """Raise RuntimeFault if shards are too old to be listed in ``needs_s`` seconds; 0: they are."""
     age_s = max((one.age_s for one in begun), default=0.0)
     if age_s + needs_s > LISTED_WITHIN_S:
         none_listed = "It lists none of them. Run the job again; committed work is kept."

@@ -31,8 +31,7 @@ class Signals:
     def __init__(self) -> None:
         self.received: list[signal.Signals] = []
         self.say: Callable[[str], None] = lambda _: None
-        self.stop: Callable[[], None] | None = None
-        """Asks the run to commit what is finished and end. None: there is nothing to commit."""
+        self.stop: Callable[[], None] | None = None  # None while there is nothing to commit
 
     def start(self) -> None:
         """Wait for signals from now on. Threads that exist already would still get them."""

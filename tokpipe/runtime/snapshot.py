@@ -48,10 +48,8 @@ class Snapshot:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds to the end if clips settle as fast as in the last minute; None without a rate.
-
-        Encoding sets the pace. Commits come in bursts, as shards fill up.
-        """
+        """Seconds to the end if clips settle as fast as in the last minute; None without a rate."""
+        # Encoding sets the pace. Commits come in bursts, as shards fill up.
         stage: Stage = "encode" if self.passed["encode"] < self.expected else "write"
         part = stage == "encode"
         left = self.expected - self.passed[stage] - part * self.pieces[2]
@@ -83,8 +81,7 @@ class Snapshots:
         run, committed = dispatcher.out.account, self._state.committed
         total = self._settled_before + self._left_before + run.num_extra_clips
         unopened = max(0, self._unopened_before - run.num_opened)
-        now = time.monotonic()
-        pieces = dispatcher.streams.pieces
+        now, pieces = time.monotonic(), dispatcher.streams.pieces
         self._points.append((now, run, pieces[2]))
         while len(self._points) > 2 and self._points[1][0] < now - RECENT_S:
             self._points.popleft()
@@ -122,16 +119,16 @@ def waiting_for(parts: Dispatcher, now: float) -> str:
     if parts.settlement.is_stopping:
         left_s = max(0.0, parts.settlement.end_by - now)
         return f"stopping: committing finished clips, {duration(left_s)} at most"
-    idle = [stage for stage in STAGES if not parts.fleet.num_up[stage]]
-    if not idle:
+    fleet = parts.fleet
+    if not (idle := [stage for stage in STAGES if not fleet.num_up[stage]]):
         return ""
     if lack := no_room(parts):
         lower = ", or lower runtime.encode.gpus" if lack.endswith("in all") else ""
         return f"{lack}. Add nodes (an autoscaler does){lower}"
-    *others, last = [f"{parts.fleet.num[stage] or ''} {stage}".strip() for stage in idle]
+    *others, last = [f"{fleet.num[stage] or ''} {stage}".strip() for stage in idle]
     what = f"{', '.join(others)} and {last}" if others else last
-    workers = "worker" if sum(parts.fleet.num[stage] for stage in idle) == 1 else "workers"
-    since = min(parts.fleet.last_up.get(stage, now) for stage in idle)
+    workers = "worker" if sum(fleet.num[stage] for stage in idle) == 1 else "workers"
+    since = min(fleet.last_up.get(stage, now) for stage in idle)
     return f"starting {what} {workers} ({now - since:.0f} s)"
 
 

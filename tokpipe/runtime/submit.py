@@ -41,11 +41,8 @@ class Package:
     def __init__(
         self, path: Path, job: JobConfig, options: Sequence[str], asked: Iterable[str]
     ) -> None:
-        """Prepare a loaded job for sending. Copies nothing yet.
-
-        ``options`` are those of ``tokpipe run``. ``asked``: variables to set for the driver and the
-        workers, each as NAME or NAME=VALUE; secrets are rejected.
-        """
+        """``options`` are those of ``tokpipe run``. ``asked``: variables to set for the driver and
+        the workers, each as NAME or NAME=VALUE; secrets are rejected."""
         for name in variables_of(read_mapping(path.read_bytes(), str(path))):
             if name in os.environ and holds_secret(name, os.environ[name]):
                 raise _secret(f"{path}: ${{{name}}}")
@@ -54,12 +51,10 @@ class Package:
             raise ConfigError(f"{where}: leave it out, and name the cluster with --address")
         self.name, self.job, self.options = path.name, job, options
         self.text = _resolved(path, job)  # YAML
-        self.code = dict(_code_of(path, job))
-        """Files and folders of a custom tokenizer, by place in the package."""
+        self.code = dict(_code_of(path, job))  # Of a custom tokenizer, by place in the package
         self.variables = dict(map(_variable, asked))
         words = ["python", STARTER, tokpipe.__version__, self.name, *options]
-        self.entrypoint = f"exec {shlex.join(words)}"
-        """The driver's command: ``exec``, so that signals and exit codes are the driver's."""
+        self.entrypoint = f"exec {shlex.join(words)}"  # so that signals and exit codes are its own
 
     def write(self, folder: Path) -> None:
         """Write everything that is sent into an empty folder."""
@@ -131,8 +126,7 @@ REQUEST_TIMEOUT_S = 60.0
 RETRY_S = 2.0
 LOST_S = 300.0  # Following ends when the cluster has been out of reach for this long
 NUM_EARLIER_LINES = 20  # Lines to show of a driver that was already running
-KILL_AFTER_S = int(STOP_GRACE_S) + 120
-"""Ray kills a stopped driver after this time, or after 3 s by default: too early to commit."""
+KILL_AFTER_S = int(STOP_GRACE_S) + 120  # When Ray kills a stopped driver; by default 3 s, too early
 
 for _module in ("modules.dashboard_sdk", "modules.job.sdk"):  # each sets INFO for itself
     logging.getLogger(f"ray.dashboard.{_module}").setLevel(logging.WARNING)
@@ -191,8 +185,7 @@ class Cluster:
         names = "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"
         address = next(filter(None, [address, *map(os.environ.get, names)]), None)
         self.address = address or "this machine"
-        cluster.check_not_ray_client(self.address)
-        cluster.check_token(self.address)
+        cluster.check_address(self.address, self.address)
         # Ray would prefer the variables to the address that it is passed.
         saved = {name: os.environ.pop(name) for name in names if name in os.environ}
         try:
@@ -238,11 +231,8 @@ class Cluster:
             self._client.stop_job(submission.id)
 
     def follow(self, submission: Submission, *, from_start: bool) -> Iterator[str | Submission]:
-        """Yield the driver's lines, and last the submission as it ended.
-
-        Its log is read again and again, because connections break and proxies end long ones. Of
-        earlier lines, only the last few come, unless ``from_start``.
-        """
+        """Yield the driver's lines, of earlier ones only the last few unless ``from_start``, and
+        last the submission as it ended. The log is read anew each time: long connections break."""
         num_seen = 0 if from_start else None
         in_contact, read_s, was_over = time.monotonic(), 0.0, False
         while True:

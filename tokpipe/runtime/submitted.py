@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokpipe.config.job import JobConfig
 
-JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets this variable (it is its name) in the process of a submitted job."""
-UNFIT_CLUSTER = 7
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # The name of what Ray sets for a submitted job
 _RAY_FOLDER = re.compile(r"/session_(latest|\d{4}-\d\d-\d\d_[\d_-]+)/|/runtime_resources/")
 
 
@@ -44,7 +42,7 @@ def main(version: str, *arguments: str) -> int:
             f"{version}, whose settings may differ"
         )
     print(f"RuntimeFault: {here} {lack}. {advice}", file=sys.stderr)
-    return UNFIT_CLUSTER
+    return 7  # as for a RuntimeFault, which is not imported here
 
 
 def check_output(job: "JobConfig") -> None:
@@ -64,8 +62,7 @@ def check_output(job: "JobConfig") -> None:
         if protocol == "file" and name != "-" and is_of_ray:
             raise ConfigError(
                 f"{setting}: {uri} is in a folder of Ray ({path}), which deletes it after the job "
-                "or when its cache is full. Use a URI of a store or an absolute path on a "
-                "disk that all nodes share"
+                "or when its cache is full. Use a store, or an absolute path that all nodes share"
             )
 
 

@@ -26,8 +26,7 @@ _REMEDIES: Mapping[Activity, str] = {
     "encode": "Only more or faster encoders help: add GPUs, or CPUs if it encodes on CPUs",
     "write": "Raise runtime.write.max_actors, or use a faster store",
 }
-AS_BUSY = 0.02
-"""Fractions closer than this are equal; encode is then the limit: only more encoders would help."""
+AS_BUSY = 0.02  # Closer fractions are equal: encode is then the limit, as only encoders would help
 IDLE = 0.5  # A stage that is busy for a smaller fraction of its time is not a limit
 
 
@@ -57,24 +56,19 @@ class Speed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What is counted during a run, or a part of one. ``+`` and ``-`` work field by field.
+    """What is counted during a run, or a part of one. ``+`` and ``-`` work field by field. Work
+    that must be repeated is subtracted again, so counts over a short time can be negative."""
 
-    Work that must be repeated is subtracted again, so counts over a short time can be negative.
-    """
-
-    spent_s: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of actors by activity, whether or not the work was kept."""
+    spent_s: Mapping[str, float] = field(default_factory=dict)  # Of actors by activity, kept or not
     up_s: Mapping[str, float] = field(default_factory=dict)  # Seconds that actors were up, by stage
     paid_s: float = 0.0  # Seconds that encode actors occupied their part of a node, up or not
     useful_s: float = 0.0  # Encoder seconds that produced committed codes
-    slow_s: Mapping[str, float] = field(default_factory=dict)
-    """Encoder seconds of work that could have been faster, by why, see ``EncoderPath``."""
+    slow_s: Mapping[str, float] = field(default_factory=dict)  # Of encoders by ``EncoderPath.slow``
     lost_s: float = 0.0  # Encoder seconds whose codes were lost before they were committed
     clips: Mapping[str, int] = field(default_factory=dict)
     """Clips that a stage has finished; for ``write``, committed clips. ``reuse``: those for which
     the decode stage found codes in another output."""
-    rejected_at: Mapping[str, int] = field(default_factory=dict)
-    """Rejected clips, committed or not, by the stage that rejected them."""
+    rejected_at: Mapping[str, int] = field(default_factory=dict)  # Clips by stage, committed or not
     num_opened: int = 0  # Plan rows whose number of clips is known
     num_extra_clips: int = 0  # Clips beyond one per plan row, from sources that are cut
     rejected: Mapping[str, int] = field(default_factory=dict)  # Committed rejections by reason

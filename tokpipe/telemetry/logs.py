@@ -41,11 +41,9 @@ def log_event(
 def driver_log(
     path: str | None, say: Callable[[str], None], context: Mapping[str, object]
 ) -> Iterator[None]:
-    """Within the block, send warnings to ``say``, and all events, with ``context``, to ``path``.
-
-    ``path`` is a local file to append to, ``-`` for standard error, or None for no events. An
-    error that ends the block is the last event.
-    """
+    """Within the block, send warnings to ``say``, and all events, with ``context``, to ``path``: a
+    local file to append to, ``-`` for standard error, or None for no events. An error that ends the
+    block is the last event."""
     with ExitStack() as stack:
         handlers: list[logging.Handler] = [_WarningLines(say)]
         if path is not None:

@@ -43,8 +43,7 @@ _SECRET_NAME = re.compile(
     r"JWT|HMAC|(^|_)PASS$|_PWD$|A(CCESS|PI)_?KEY|"
     r"(ACCOUNT|APP|AUTH|CLIENT|LICENSE|MASTER|PRIVATE|SERVICE|SHARED|SIGNING|STREAM)_?KEY$"
 )
-_OPTION_NAME = re.compile(r"(^|_)(KEY|PAT|SK|AUTH(_CONFIG)?)$")
-"""Further names that are secret for an option or a variable."""
+_OPTION_NAME = re.compile(r"(^|_)(KEY|PAT|SK|AUTH(_CONFIG)?)$")  # Of options and variables, too
 _QUERY_NAME = re.compile(
     r"TOKEN(?!I)(?!S?$)|AUTH(?!OR|EN|USER|_?TYPE)|^(KEY|CODE|PIN|NONCE|POLICY|SE|OH|HM)$|"
     r"(^|_)(SIG|LSIG|SIGN|PWD|PAT|TOK|BEARER|TICKET|OTP|SID|[CX]SRF|SK[OT]ID|HDN(EA|T[LS]))$|"

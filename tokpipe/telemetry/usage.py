@@ -18,10 +18,8 @@ class CodeUsage:
 
     def update(self, codes: Any) -> None:
         """Count codes: a tensor on any device or an array, of any shape and integer type.
-
         ValueError, and nothing is counted, if a code is outside ``range(codebook_size)``, such as
-        the -1 that marks a latent that was not finite.
-        """
+        the -1 that marks a latent that was not finite."""
         array = codes.detach().cpu().numpy() if hasattr(codes, "detach") else np.asarray(codes)
         if not array.size:
             return

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import Abort, Lease
@@ -25,8 +26,7 @@ class Blame:
     ) -> None:
         self._max_attempts, self._ref_of, self._out = max_attempts, ref_of, out
         self._strikes: Counter[Key] = Counter()
-        self._store_strikes: Counter[Key] = Counter()
-        """Counted apart: trouble with a store must never add up to a rejection."""
+        self._store_strikes: Counter[Key] = Counter()  # Apart: must never lead to a rejection
         self._trouble_since: dict[tuple[Stage, Key], float] = {}
         """When the clips that nodes had trouble with, and no node was done with, were first hit."""
         self._faults = 0
@@ -62,8 +62,8 @@ class Blame:
             return [lease]
         if len(lease.clips) > 1:
             return [lease._replace(clips=(clip,)) for clip in lease.clips]
-        failed = Failed(self._ref_of(lease.clips[0].item), reason, why)
-        if not isinstance(verdict := self.stage_gave_up(lease, failed), Rejected):
+        verdict = self.stage_gave_up(lease, Failed(self._ref_of(lease.items[0]), reason, why))
+        if not isinstance(verdict, Rejected):
             return [lease]
         return replace(verdict, message=f"gave up after {verdict.attempts} attempts alone: {why}")
 
@@ -72,15 +72,9 @@ class Blame:
         ref, stage, reason, message = failed.ref, lease.stage, failed.reason, failed.message
         if (strikes := self._strike(lease)) >= self._max_attempts:
             return Rejected(ref, stage, reason, message, failed.backend, strikes, failed.error)
-        self._out.note(
-            "clip_retried",
-            f"{stage}: {ref.source_uri} will be tried again: {message}",
-            clip_id=ref.clip_id,
-            source_uri=ref.source_uri,
-            stage=stage,
-            reason=reason,
-            attempts=strikes,
-        )
+        clip: dict[str, Any] = {"clip_id": ref.clip_id, "source_uri": ref.source_uri}
+        text = f"{stage}: {ref.source_uri} will be tried again: {message}"
+        self._out.note("clip_retried", text, **clip, stage=stage, reason=reason, attempts=strikes)
         return RETRY_PAUSE_S * 4.0 ** (strikes - 1)
 
     def store_failed(self, lease: Lease, why: str) -> None:

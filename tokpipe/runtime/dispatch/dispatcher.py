@@ -74,8 +74,7 @@ class Dispatcher(Returns):
         self.fleet.remove_left()
         if not self.settlement.is_stopping:
             self._follow_capacity()
-            # A few leases' worth of items wait, and no more.
-            num_decoders = max(1, self.fleet.num["decode"])
+            num_decoders = max(1, self.fleet.num["decode"])  # a few leases of each wait, no more
             self.queues.ask_for_plan(self.pools.lease_clips * 2 * num_decoders)
             self.streams.admit(self.fleet.num_up["encode"])
             for lease in self.queues.due_retries():
@@ -95,8 +94,7 @@ class Dispatcher(Returns):
                 fleet.replace_starved(stage)
             for actor_id in fleet.surplus(stage, target):
                 self._lost(fleet.remove(actor_id), blame=None)
-            one_shares = stage == "decode" and sizes.decode_shares
-            fleet.fill(stage, target, one_shares=one_shares)
+            fleet.fill(stage, target, one_shares=stage == "decode" and sizes.decode_shares)
 
     def _settle(self) -> None:
         """Write what is due, commit what is written, and end if that was all."""
@@ -107,23 +105,21 @@ class Dispatcher(Returns):
         is_over = self.out.now >= settlement.encode_until or (is_stopping and not encoding)
         no_more_codes = all_encoded or is_over
         settlement.close_due(all_of_them=no_more_codes)
-        self._lease_writes()
+        self._lease_suspects("write")
+        while queues.shards and (actor := self._room("write")):
+            self.fleet.assign(queues.shards.popleft(), actor)
         if no_more_codes:
             self.breaker.settle(is_done=all_encoded)
-        all_written = not (
-            settlement.open_shards or queues.shards or queues.suspects["write"] or leased["write"]
-        )
+        unwritten = settlement.open_shards, queues.shards, queues.suspects["write"]
+        all_written = not (any(unwritten) or leased["write"])
         settlement.commit_due(is_last=all_written and (all_encoded or is_stopping))
         settlement.finish_if_over(
             all_written=all_written, all_encoded=all_encoded, encoding=encoding
         )
 
     def _lease_decodes(self) -> None:
-        """Lease to decoders as far as credits go, so that few pixels wait for encoders.
-
-        Suspects need no credits, because there are never more of them than one lease had clips;
-        nor do the later pieces of streamed clips, of which each has few out.
-        """
+        """Lease to decoders as far as credits go, so that few pixels wait for encoders. Suspects
+        need none, as one lease had all, nor do later pieces, of which each clip has few out."""
         self._lease_suspects("decode")
         has_leased = True
         while has_leased and self._room("decode"):  # for streamed clips in progress, in turns
@@ -157,11 +153,6 @@ class Dispatcher(Returns):
             if (lease := self.queues.next_encode(clips, is_idle=is_idle)) is None:
                 return
             self.fleet.assign(lease, actor)
-
-    def _lease_writes(self) -> None:
-        self._lease_suspects("write")
-        while self.queues.shards and (actor := self._room("write")):
-            self.fleet.assign(self.queues.shards.popleft(), actor)
 
     def _lease_suspects(self, stage: Stage) -> None:
         suspects = self.queues.suspects[stage]

@@ -14,8 +14,7 @@ from tokpipe.types import STAGES, EncoderPath, Stage
 
 SLOTS: Mapping[Stage, int] = {"decode": 2, "encode": 2, "write": 1}
 """Leases that an actor of each stage holds: with a second, it does not idle during a round trip."""
-ZERO_CPU_AFTER_S = 20.0
-"""A stage without any actor waits this long for capacity before it starts one with zero CPUs."""
+ZERO_CPU_AFTER_S = 20.0  # A stage waits this long for capacity, then starts an actor with zero CPUs
 MAX_SETUP_FAILURES = 3  # Actors of a stage whose setup raises, in a row, before the job is aborted
 MAX_LOST_STARTING = 10  # The same for actors that die while they start, as where memory is short
 INPUTS_WITHIN_S = 120.0
@@ -92,10 +91,8 @@ class _Starts:
     def node_trouble(
         self, actor: Actor, message: str, pause_s: float = 2, *, is_unfit: bool = False
     ) -> None:
-        """Trouble of its node cost an actor: its stage avoids it, for good if ``is_unfit``.
-
-        Where no other node is left, actors start there all the same, after a pause.
-        """
+        """Trouble of its node cost an actor: its stage avoids it, for good if ``is_unfit``. Where
+        no other node is left, actors start there all the same, after a pause."""
         stage, node, now = actor.stage, actor.node, self._out.now
         self._after[stage] = max(self._after.get(stage, 0.0), now + min(MAX_PAUSE_S, pause_s))
         if node is None:
@@ -106,15 +103,9 @@ class _Starts:
         rest_s = inf if is_unfit else min(MAX_REST_S, NODE_REST_S * 2**before)
         self._nodes[stage, node] = before + 1, now + rest_s, message
         how_long = "" if is_unfit else f" for {rest_s:g} s"
-        self._out.note(
-            "node_avoided",
-            f"node {node[:12]}: not used to {stage}{how_long}: {message}",
-            is_warning=True,
-            node=node,
-            stage=stage,
-            reason=message,
-            rest_s=None if is_unfit else rest_s,
-        )
+        text = f"node {node[:12]}: not used to {stage}{how_long}: {message}"
+        fields = {"stage": stage, "reason": message, "rest_s": None if is_unfit else rest_s}
+        self._out.note("node_avoided", text, is_warning=True, node=node, **fields)
 
 
 class Fleet:
@@ -133,13 +124,10 @@ class Fleet:
             stage: [{} for _ in range(slots)] for stage, slots in SLOTS.items()
         }
         """Actors that take another lease, by how many they hold, longest there first."""
-        self.num: Counter[Stage] = Counter()
-        """Actors by stage that are up or starting, without those that are leaving."""
+        self.num: Counter[Stage] = Counter()  # Actors that are up or starting, but not leaving
         self.num_up: Counter[Stage] = Counter()  # Those of them that take leases
-        self.leaving: set[ActorId] = set()
-        """Their nodes are draining: they finish what they hold, and no longer count."""
-        self.last_up: dict[Stage, float] = {}
-        """When each stage without any last had an actor that was up, or started its first."""
+        self.leaving: set[ActorId] = set()  # Of draining nodes: they only finish what they hold
+        self.last_up: dict[Stage, float] = {}  # When one was last up, or the first started
         self._draining: frozenset[NodeId] = frozenset()
         self._slow: set[str] = set()  # Why encoders have been slow
         self._counted_until: float | None = None
@@ -153,10 +141,8 @@ class Fleet:
         return next(chain(*self._shelves[stage]), None)
 
     def same_actor(self, stage: Stage, last: ActorId | None) -> ActorId | None:
-        """``last`` again if it has room, else another.
-
-        Unless another is idle, a busy decoder is worth waiting for: it has fetched the source.
-        """
+        """``last`` again if it has room, else another: a busy decoder, which has fetched the
+        source, is worth waiting for unless another is idle."""
         if any(last in shelf for shelf in self._shelves[stage]):
             return last
         if stage == "decode" and last in self.actors and not self._shelves[stage][0]:

@@ -11,10 +11,8 @@ from tokpipe.telemetry.logs import EventName
 
 
 class Outbox:
-    """Knows the time, collects commands, hands out ids, and counts by the fields of ``Account``.
-
-    Counts change in place, because a new ``Account`` for every lease would cost too much.
-    """
+    """Knows the time, collects commands, hands out ids, and counts by the fields of ``Account``: in
+    place, because a new ``Account`` for every lease would cost too much."""
 
     def __init__(self) -> None:
         self.now = 0.0  # The time of the event that is being handled, in seconds

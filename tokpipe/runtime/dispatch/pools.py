@@ -10,13 +10,11 @@ from tokpipe.runtime.dispatch.outbox import Outbox
 from tokpipe.runtime.dispatch.protocol import Capacity, Limits
 from tokpipe.types import STAGES, Stage
 
-WORTH_CHANGING = 1.1
-"""Change the division only to be this many times faster: an actor takes seconds to start."""
+WORTH_CHANGING = 1.1  # How many times faster a new division must be: actors take seconds to start
 RESIZE_EVERY_S = 30.0  # How often pools are divided again by what was measured
 NEED_LEASES = 8  # Leases of each stage before their pace counts as known
 NEED_CLIPS = 2000  # Clips that the average pace covers; older ones count less and less
-LEASE_S = 1.0
-"""Leases grow until they hold this much work: each costs the driver about a millisecond."""
+LEASE_S = 1.0  # Leases grow until they hold this much work: each costs the driver about 1 ms
 LEASES_PER_S = 350  # They also grow until a stage needs no more, so that the driver keeps up
 FIRST_WRITERS = 4  # The most write actors before the time to write a clip is known
 
@@ -46,8 +44,7 @@ class Pools:
     """Target sizes of the stages' pools, and the size of leases."""
 
     def __init__(self, limits: Limits, out: Outbox) -> None:
-        self.limits = limits
-        self._out = out
+        self.limits, self._out = limits, out
         self.capacity: Capacity | None = None
         self._cpus = 0.0
         self._pace: dict[Stage, _Pace] = {stage: _Pace() for stage in STAGES}

@@ -39,15 +39,13 @@ class Limits:
     usual_clips: int = 8  # Clips per lease until their duration is known, and the fewest afterwards
     frame_sizes: tuple[tuple[int, int], ...] = ((0, 0),)
     batch_chunks: int = 1
-    plan_chunks: Callable[[int], Iterable[Any]] = lambda num_frames: ()
-    """The chunks of a clip of so many frames, as ``ChunkSpan``."""
+    plan_chunks: Callable[[int], Iterable[Any]] = lambda num_frames: ()  # Each a ``ChunkSpan``
     hardware: Literal["any", "same"] = "any"  # Encoder classes that the job admits
     encoders: frozenset[str] = frozenset()  # Those that the output's shards name
     max_rejected_fraction: float = 1.0
     num_clips: int = 0  # Known clips when the run starts; a row that was never opened counts as one
     num_unopened: int = 0  # Plan rows that were never opened
-    rejected_before: Mapping[str, int] = field(default_factory=dict)
-    """Clips that earlier runs rejected, by reason."""
+    rejected_before: Mapping[str, int] = field(default_factory=dict)  # By earlier runs, by reason
 
 
 class Place(NamedTuple):
@@ -56,17 +54,15 @@ class Place(NamedTuple):
     source: AttemptId
     at: int
     part: int = 0
-    """Pixels have one for each size of frames, because encoders fetch whole parts. Codes are part
-    0 of what an encoder puts out, and the state that it leaves is part ``STATE``. Codes that a
-    decoder has from another output are part ``REUSED``."""
+    """Pixels have one for each size of frames, because encoders fetch whole parts. An encoder's
+    codes are part 0, and its state part ``STATE``. Codes of another output are part ``REUSED``."""
 
 
 class Clip(NamedTuple):
     """A clip on its way through the stages. If what is at its places is lost, it starts over."""
 
     item: WorkItem
-    places: tuple[Place, ...] = ()
-    """Where its pixels are, or its codes: those of a streamed clip piece by piece, in order."""
+    places: tuple[Place, ...] = ()  # Of its pixels or codes; of a streamed clip, piece by piece
     encode_s: float = 0.0  # Seconds that an encoder spent on it
 
 
@@ -75,10 +71,8 @@ class Lease(NamedTuple):
 
     stage: Stage
     clips: tuple[Clip, ...]
-    stream: StreamId | None = None
-    """Set for a piece of a streamed clip, which is then the only clip: not for its first decode."""
-    state: AttemptId | None = None
-    """The attempt that encoded the previous piece and left the state to continue from."""
+    stream: StreamId | None = None  # Of a piece, which is the only clip; None for a first decode
+    state: AttemptId | None = None  # The attempt on the previous piece, whose state it continues
     lease_id: int = 0  # Part of a shard's name, next to the attempt
 
     @property
@@ -101,8 +95,7 @@ class DecodedInfo(NamedTuple):
 
 
 class EncodedInfo(NamedTuple):
-    """One clip in the output of an encode attempt, or of a decode attempt that found its codes in
-    another output; the codes stay in the object store."""
+    """The same of an encode attempt, or of a decode attempt that found codes in another output."""
 
     ref: ClipRef
     grid: tuple[int, int]
@@ -250,8 +243,7 @@ class Dispatch(NamedTuple):
 
 
 class FindInputs(NamedTuple):
-    """Find out whether an encode attempt on ``node`` has its inputs; answer with LeaseFailed if it
-    has not. It may have ended by the time that this is carried out."""
+    """Answer with LeaseFailed if an encode attempt on ``node`` lacks inputs. It may have ended."""
 
     flight: Dispatch
     node: NodeId | None

@@ -11,22 +11,19 @@ from tokpipe.types import STAGES, Stage, WorkItem
 
 
 class Queues:
-    """All work that is not in flight, in the order in which it is handed out.
-
-    Pieces of streamed clips wait in ``StreamedClips``, except suspects and retries.
+    """All work that is not in flight, in the order in which it is handed out, except pieces of
+    streamed clips, which wait in ``StreamedClips`` unless they are suspects or retries.
 
     A batch takes an encoder as long with empty rows as without. So decoded clips wait in groups of
     one kind, with frames of one size in chunks of the same lengths, until their batches are full.
     """
 
     def __init__(self, limits: Limits, out: Outbox) -> None:
-        self._limits = limits
-        self._out = out
+        self._limits, self._out = limits, out
         self._may_ask_for_plan = True
         self._plan_is_exhausted = False
         self._items: deque[WorkItem] = deque()
-        self._segments: deque[tuple[WorkItem, range]] = deque()
-        """Cut sources, and their segments that are not leased yet."""
+        self._segments: deque[tuple[WorkItem, range]] = deque()  # Of cut sources, not leased yet
         self._filling: dict[Hashable, tuple[list[Clip], Counter[int]]] = {}
         """A group of each kind, oldest first, and its chunks by their number of frames."""
         self._full: dict[Hashable, deque[list[Clip]]] = {}

@@ -83,8 +83,7 @@ class Returns:
                 self.out.count("num_opened")
             is_first = item.version is None and not item.follows
             if is_first and not isinstance(result, Rejected | Failed):
-                # Its other clips need the same content.
-                item = replace(item, version=result.version)
+                item = replace(item, version=result.version)  # its other clips need the same
             if item.num_segments is None and total > 1:
                 item = replace(item, num_segments=total)
                 self.queues.add_segments(item, total)
@@ -146,19 +145,12 @@ class Returns:
     def _failed(self, event: protocol.LeaseFailed) -> None:
         if (ended := self.fleet.end(event.attempt)) is None:
             return
-        flight, _ = ended
-        lease, kind, message = flight.lease, event.kind, event.message
-        num_clips = len(lease.clips)
-        self.out.note(
-            "lease_failed",
-            f"{lease.stage}: a lease of {num_clips} clips failed ({kind}): {message}",
-            is_warning=kind != "inputs_lost",  # the loss of the node was a warning already
-            stage=lease.stage,
-            actor=flight.actor,
-            kind=kind,
-            reason=message,
-            num_clips=num_clips,
-        )
+        (_, actor_id, lease), _ = ended
+        kind, message, num_clips = event.kind, event.message, len(lease.clips)
+        text = f"{lease.stage}: a lease of {num_clips} clips failed ({kind}): {message}"
+        fields = {"stage": lease.stage, "actor": actor_id, "kind": kind, "reason": message}
+        is_warning = kind != "inputs_lost"  # the loss of the node was a warning already
+        self.out.note("lease_failed", text, is_warning=is_warning, **fields, num_clips=num_clips)
         self.out.emit(protocol.Release(event.attempt))
         if kind == "inputs_lost":
             self._start_over(lease, event.lost)
@@ -167,8 +159,7 @@ class Returns:
             self.blame.store_failed(lease, message)
         else:
             # An exception can leave a device or a library unusable, so the worker is replaced.
-            actor = self.fleet.remove(flight.actor)
-            self._lost(actor, blame=None)
+            self._lost(actor := self.fleet.remove(actor_id), blame=None)
             if kind == "node":
                 since_s = self.blame.node_failed(lease, message)
                 if event.lost:  # by another node, which made them
@@ -260,5 +251,4 @@ class Returns:
         self.queues.forget(clip.stream_id)
         self.out.count("clips", -clip.is_decoded, by="decode")
         self.out.count("lost_s", clip.encode_s)
-        # Its state goes with the last codes.
-        self.outputs.use_up([*clip.pixels.values(), *clip.codes])
+        self.outputs.use_up([*clip.pixels.values(), *clip.codes])  # with the last, its state goes

@@ -28,10 +28,8 @@ class _OpenShard:
 
 
 class Settlement:
-    """Collects codes into shards, and what is written or rejected into commits, one at a time.
-
-    It ends a job when everything is committed, or when a stop's grace is over.
-    """
+    """Collects codes into shards, and what is written or rejected into commits, one at a time. Ends
+    a job when everything is committed, or when a stop's grace is over."""
 
     def __init__(self, limits: protocol.Limits, queues: Queues, out: Outbox) -> None:
         self._limits, self._queues, self._out = limits, queues, out
@@ -141,8 +139,7 @@ class Breaker:
         self._limits, self._settlement, self._out = limits, settlement, out
         self._most = limits.max_rejected_fraction
         self._alarm = 0.0
-        self._raised_at: protocol.AttemptId = 0
-        """The latest attempt then: leases that were out show nothing about what comes after."""
+        self._raised_at: protocol.AttemptId = 0  # Latest then; answers to earlier ones do not count
         self._waiting: list[Rejected] = []
         self._rejected = Counter(limits.rejected_before)
         self._latest: list[Rejected] = []
@@ -186,10 +183,8 @@ class Breaker:
         self._waiting, self._alarm = [], 0.0
 
     def _allowed(self) -> tuple[float, bool]:
-        """How many rejections the whole job may have, and whether that is known well enough.
-
-        Rows that nobody has opened count as twice as many clips as the average of the others.
-        """
+        """How many rejections the whole job may have, and whether that is known well enough: rows
+        that nobody has opened count as twice as many clips as the average of the others."""
         run, limits = self._out.account, self._limits
         num_opened = max(1, run.num_opened - run.rejected_at.get("decode", 0))
         num_unopened = max(0, limits.num_unopened - run.num_opened)

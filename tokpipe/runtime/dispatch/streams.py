@@ -18,8 +18,7 @@ from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Clip, Lease, P
 from tokpipe.types import Stage, WorkItem
 
 AHEAD = 2  # One piece is ready when its turn comes, and another is on its way
-STREAMS_PER_ENCODER = 2
-"""Streamed clips in progress per encoder: while one is encoded, the state of the other travels."""
+STREAMS_PER_ENCODER = 2  # In progress: while one is encoded, the state of the other travels
 
 
 @dataclass(slots=True)
@@ -64,17 +63,14 @@ class StreamedClip:
 
 
 class StreamedClips:
-    """All streamed clips that have not ended, and the only code that changes them.
-
-    Enough are in progress to keep encoders busy. The others wait with their first piece's pixels.
-    """
+    """All streamed clips that have not ended, and the only code that changes them. Enough are in
+    progress to keep encoders busy; the others wait with their first piece's pixels."""
 
     def __init__(self) -> None:
         self.waiting: deque[StreamedClip] = deque()
         self._in_progress: dict[StreamId, StreamedClip] = {}
-        self.to_decode: dict[StreamId, StreamedClip] = {}
-        """Those with a piece for a decoder, longest waiting first."""
-        self.to_encode: dict[StreamId, StreamedClip] = {}  # The same for an encoder
+        self.to_decode: dict[StreamId, StreamedClip] = {}  # Longest waiting first
+        self.to_encode: dict[StreamId, StreamedClip] = {}  # The same
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self._in_progress)
