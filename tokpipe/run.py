@@ -6,7 +6,6 @@ import tokpipe.cli
 
 
 def main() -> int:
-    """Run one job and return its exit code (see ``tokpipe.cli``)."""
     sys.argv.insert(1, "run")
     return tokpipe.cli.main()
 

@@ -5,7 +5,7 @@ import pytest
 from tests.report.report_outputs import really_made
 from tokpipe.config.trust import Trust
 from tokpipe.reader import open_output
-from tokpipe.report import WrittenReport
+from tokpipe.report.write import WrittenReport
 
 
 @pytest.fixture(scope="session")

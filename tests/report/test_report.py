@@ -24,7 +24,7 @@ from tokpipe.formats.sealed_json import CHECKSUM, seal
 from tokpipe.reader import open_output
 from tokpipe.reader.output import Output
 from tokpipe.reconstruct.command import Decoded
-from tokpipe.report import WrittenReport
+from tokpipe.report.write import WrittenReport
 from tokpipe.telemetry.account import Account
 from tokpipe.telemetry.human import json_line
 

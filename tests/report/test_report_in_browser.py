@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from tests.report.report_outputs import with_history
 from tokpipe.reader.output import Output
-from tokpipe.report import WrittenReport
+from tokpipe.report.write import WrittenReport
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [

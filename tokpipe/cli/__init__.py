@@ -21,9 +21,7 @@ Parse = Callable[[list[str]], "Namespace"]
 
 def main(arguments: Sequence[str] | None = None, parse: Parse | None = None) -> int:
     """Run the ``tokpipe`` command and return its exit code; without arguments, as a process.
-
-    Other programs that start, print and end like it pass their own ``parse``.
-    """
+    Other programs that start, print and end like it pass their own ``parse``."""
     if arguments is None:  # before imports, which take a second
         sys.path[:] = filter(_is_own, sys.path)
         if inherited := os.environ.get("PYTHONPATH"):  # by processes of a local Ray

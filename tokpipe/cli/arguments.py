@@ -121,9 +121,7 @@ class Parsed(argparse.Namespace):
 
 class Verb:
     """One word after ``tokpipe``: the name of its class, in lower case.
-
-    The docstring is the help text, and its first sentence the summary in the list of verbs.
-    """
+    The docstring is the help text, and its first sentence the summary in the list of verbs."""
 
     example: str
 
@@ -139,9 +137,8 @@ class Verb:
 
 def check_new_file(path: Path, *endings: str) -> None:
     """Check, before any work, that ``-o`` names a file that can be written."""
-    if path.is_dir() or path.suffix not in endings:
-        problem = f"is a folder, or does not end in {' or '.join(endings)}"
-    else:
+    problem = f"is a folder, or does not end in {' or '.join(endings)}"
+    if not path.is_dir() and path.suffix in endings:
         try:
             with tempfile.TemporaryFile(dir=path.parent):
                 return

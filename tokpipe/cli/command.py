@@ -39,7 +39,6 @@ VERBS = {verb.__name__.lower(): verb() for verb in _ALL}
 
 
 def main(arguments: Sequence[str] | None, parse: Parse | None) -> int:
-    """Run the command of ``tokpipe.cli.main``."""
     _prepare_streams()
     words = list(sys.argv[1:] if arguments is None else arguments)
     codes: list[int] = []

@@ -191,14 +191,14 @@ class Submit(Run, example="tokpipe submit jobs/webvid.yaml --address http://HEAD
             if not newest.is_live:
                 return [f"nothing to stop: no job for {uri} is running on {cluster.address}"]
             cluster.stop(newest)
-            stopping = f"stopping {newest.id}: it commits what is finished, which can take a minute"
-            print_lines([stopping])
+            said = f"stopping {newest.id}: it commits what is finished, which can take a minute"
         elif newest.is_live:
             old = "with the settings it was submitted with (to use others, --stop it first)"
-            print_lines([f"{newest.id} already works on {uri}: following it, {old}"])
+            said = f"{newest.id} already works on {uri}: following it, {old}"
         else:
             newest, is_new = cluster.submit(package, newest), True
-            print_lines([f"submitted {newest.id} to {cluster.address}"])
+            said = f"submitted {newest.id} to {cluster.address}"
+        print_lines([said])
         ways = "run the same command to follow it, with --stop to stop it"
         if parsed.detach:
             return [ways]

@@ -120,7 +120,7 @@ class Report(Verb, example="tokpipe report jobs/demo.yaml -o report.html"):
         add.trust()
 
     def run(self, parsed: Parsed) -> Result:
-        from tokpipe.report import WrittenReport
+        from tokpipe.report.write import WrittenReport
 
         check_new_file(parsed.path, ".html", ".htm")
         return WrittenReport(parsed.open_output(), **parsed.rest())

@@ -27,9 +27,8 @@ class Frozen(BaseModel):
 
 def variables_of(data: Any) -> Iterator[str]:
     """Yield the name of each variable in a job file's data."""
-    for _, _, value in leaves("", data):
-        if isinstance(value, str):
-            yield from (match[1] for match in _VARIABLE.finditer(value))
+    texts = (value for *_, value in leaves("", data) if isinstance(value, str))
+    return (match[1] for text in texts for match in _VARIABLE.finditer(text))
 
 
 def leaves(place: str, value: Any, name: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -49,8 +48,7 @@ def _expanded(text: str, info: ValidationInfo) -> str:
 
     def value(match: re.Match[str]) -> str:
         name, default = match.groups()
-        environ = (info.context or {}).get("environ", os.environ)
-        found: str | None = environ.get(name, default)
+        found: str | None = (info.context or {}).get("environ", os.environ).get(name, default)
         if found is None:
             raise ValueError(
                 f"environment variable {name} is not set; set it, or write ${{{name}:-default}}"
@@ -78,9 +76,7 @@ def _validate_uri(text: str, info: ValidationInfo) -> str:
 
 
 def _validate_template(text: str, info: ValidationInfo) -> str:
-    if info.context == RECORDED:
-        return text
-    return _check_no_secret(_expanded(text, info), info)
+    return text if info.context == RECORDED else _check_no_secret(_expanded(text, info), info)
 
 
 def _validate_log_path(text: str | None, info: ValidationInfo) -> str | None:
@@ -89,17 +85,14 @@ def _validate_log_path(text: str | None, info: ValidationInfo) -> str | None:
         return text or None
     uri = _validate_uri(text, info)
     if _SCHEME.match(uri):
-        found = "is a URI, and stores cannot append lines to an object"
-        raise ValueError(f"{found}; use a local path, or - for standard error")
+        raise ValueError("is a URI, and stores cannot append: use a local path, or - for stderr")
     return uri
 
 
 def _check_no_secret(uri: str, info: ValidationInfo) -> str:
     if redact(uri, (info.context or {}).get("environ")) != uri:
-        raise ValueError(
-            "contains a password, a signature or another secret, and job files are copied into "
-            "outputs; remove it, and use the nodes' environment or an instance role"
-        )
+        found = "contains a password, a signature or another secret, and outputs copy job files"
+        raise ValueError(f"{found}; remove it, and use the nodes' environment or an instance role")
     return uri
 
 

@@ -1,8 +1,4 @@
-"""Checkpoint folders: ``config.yaml`` holds a tokenizer section, next to the weights it names.
-
-``tokenizer: {checkpoint: URI}`` in a job file is replaced by that section when the job is loaded,
-so everything after sees explicit settings and full URIs.
-"""
+"""Checkpoint folders: weights and a ``config.yaml`` that replaces ``{checkpoint: URI}`` in jobs."""
 
 import os
 import re
@@ -18,8 +14,7 @@ from tokpipe.errors import ConfigError, TokpipeError
 
 CONFIG_NAME = "config.yaml"
 WEIGHTS_NAME = "model.safetensors"
-WEIGHTS_KEYS = ("weights", "decoder_weights")
-"""Settings of a section that name files in its folder."""
+WEIGHTS_KEYS = ("weights", "decoder_weights")  # Settings that name files in a section's folder
 
 BUILTIN = "builtin://"
 _PRETRAINED = Path(__file__).parents[1] / "models" / "pretrained"
@@ -50,30 +45,21 @@ def read_local(uri: str, _: object = None) -> bytes:
 def resolve_checkpoint(
     section: Mapping[str, Any], read: Callable[[str], bytes], context: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """Return the section that replaces ``{checkpoint: URI}``, and the URI of its config.
-
-    ``read`` reads the object at a URI; ``context`` is what ``Uri`` is validated with.
-    """
-    if extra := sorted(section.keys() - {"checkpoint", "kind"}):
-        raise ConfigError(
-            f"tokenizer.checkpoint describes the whole tokenizer, and {', '.join(extra)} next to "
-            "it could contradict it: keep one or the other"
-        )
-    found = section["checkpoint"]
-    uri: str = validate_settings(Uri, found, name="tokenizer.checkpoint", context=context)
-    folder = uri.rstrip("/")
-    config_uri = f"{folder}/{CONFIG_NAME}"
+    """Return the section that replaces ``{checkpoint: URI}``, and the URI of its config, which
+    ``read`` reads; ``context`` is what ``Uri`` is validated with."""
+    name, wanted = "tokenizer.checkpoint", section.get("kind")
+    if extra := ", ".join(sorted(section.keys() - {"checkpoint", "kind"})):
+        problem = f"{extra} next to it could contradict it: keep one or the other"
+        raise ConfigError(f"{name} describes the whole tokenizer, and {problem}")
+    named: str = validate_settings(Uri, section["checkpoint"], name=name, context=context)
+    folder = named.rstrip("/")
+    uri = f"{folder}/{CONFIG_NAME}"
     try:
-        data = (read_local if folder.startswith(BUILTIN) else read)(config_uri)
+        data = (read_local if folder.startswith(BUILTIN) else read)(uri)
     except TokpipeError as error:
-        raise ConfigError(
-            f"tokenizer.checkpoint: {error}. A checkpoint is a folder with {CONFIG_NAME} and "
-            "weights: correct the URI, or create the folder with `tokpipe convert`"
-        ) from error
-    return _parse_config(data, config_uri, folder, section.get("kind")), config_uri
-
-
-def _parse_config(data: bytes, uri: str, folder: str, wanted: Any) -> dict[str, Any]:
+        what = f"A checkpoint is a folder with {CONFIG_NAME} and weights"
+        do = "correct the URI, or create the folder with `tokpipe convert`"
+        raise ConfigError(f"{name}: {error}. {what}: {do}") from error
     config = read_mapping(data, uri)
     kind = config.get("kind", "native")
     if kind != wanted and (wanted is not None or str(kind) in PROGRAMS):
@@ -87,14 +73,13 @@ def _parse_config(data: bytes, uri: str, folder: str, wanted: Any) -> dict[str, 
     if kind != "custom":
         config.setdefault("weights", WEIGHTS_NAME)
     for key in WEIGHTS_KEYS:
-        if isinstance(name := config.get(key), str):
+        if isinstance(file := config.get(key), str):
             # Without variables, too: they could copy a secret into a job's record.
             root = os.path.realpath(folder.removeprefix("file://"))
-            is_inside = os.path.realpath(f"{root}/{name}").startswith(f"{root}/")  # links followed
-            if not (is_inside and _NAME.fullmatch(name)):
-                raise ConfigError(
-                    f"{uri}: {key} is {name!r}, but must be a file in this folder and no link: a "
-                    "checkpoint that was downloaded could name any other file or server"
-                )
-            config[key] = f"{folder}/{name}"
-    return config
+            is_inside = os.path.realpath(f"{root}/{file}").startswith(f"{root}/")  # links followed
+            if not (is_inside and _NAME.fullmatch(file)):
+                why = "a checkpoint that was downloaded could name any other file or server"
+                must = f"must be a file in this folder and no link: {why}"
+                raise ConfigError(f"{uri}: {key} is {file!r}, but {must}")
+            config[key] = f"{folder}/{file}"
+    return config, uri

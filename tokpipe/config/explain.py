@@ -77,7 +77,7 @@ def _explained(expected: Any, data: Any, detail: ErrorDetails) -> tuple[Location
     place = tuple(part for part, _ in trail[1:])
     for part in place:
         data = data[part]
-    return place, f"found {_text(data)}; {remedy(trail[-1][1], data)}"
+    return place, f"found {_text(data)}; {_remedy(trail[-1][1], data)}"
 
 
 def _text(found: Any) -> str:
@@ -105,10 +105,13 @@ def _trail(annotation: Any, location: Location) -> list[tuple[int | str, Any]]:
     return trail
 
 
-def remedy(annotation: Any, found: Any) -> str:
-    """Say what to write in place of a value."""
-    adapter = TypeAdapter(annotation)
-    for candidate in _candidates(found):
+def _remedy(annotation: Any, found: Any) -> str:
+    """Say what to write in place of a value: what it may stand for, if that can be guessed."""
+    adapter, is_plain = TypeAdapter(annotation), not isinstance(found, (dict, list))
+    # [128] is a square, or needs no brackets.
+    one = found[0] if isinstance(found, list) and len(found) == 1 else found
+    candidates = [found, [found], [one, one], one, *[str(found)] * is_plain]
+    for candidate in () if found is None or isinstance(found, bool) else candidates:
         with suppress(ValueError):  # not strict, so that "8" and 8.0 are read as 8
             value = adapter.validate_json(json.dumps(candidate, allow_nan=False))
             meant = in_yaml(adapter.dump_python(value, mode="json", exclude_unset=True))
@@ -151,15 +154,6 @@ def in_yaml(value: Any) -> str:
     """Return a value as it is written in a job file, on one line."""
     how: Any = {"default_flow_style": True, "allow_unicode": True, "sort_keys": False}
     return str(yaml.safe_dump(value, width=10_000, **how)).partition("\n")[0]
-
-
-def _candidates(found: Any) -> list[Any]:
-    """What ``found`` may stand for, likely or not."""
-    if found is None or isinstance(found, bool):
-        return []
-    # [128] is a square, or needs no brackets.
-    one = found[0] if isinstance(found, list) and len(found) == 1 else found
-    return [found, [found], [one, one], one, *[str(found)] * (not isinstance(found, (dict, list)))]
 
 
 def bare(annotation: Any) -> Any:

@@ -16,11 +16,8 @@ ReadFromStore = Callable[[str, StoreOptions], bytes]  # Reads the object at a UR
 
 
 def project_root(job_path: Path) -> Path:
-    """Return the folder that a job file's relative paths start from.
-
-    This is the nearest folder at or above the file that holds ``pyproject.toml`` or ``.git``.
-    Without one, it is the parent of a folder called ``jobs``, or else the file's own folder.
-    """
+    """Return the folder that a job file's relative paths start from: the nearest above it with
+    ``pyproject.toml`` or ``.git``, else the parent of a folder ``jobs``, else its own folder."""
     folder = Path(os.path.realpath(job_path)).parent  # resolve() fails for loops of links
     for candidate in (folder, *folder.parents):
         if (candidate / "pyproject.toml").exists() or (candidate / ".git").exists():
@@ -44,12 +41,8 @@ def load_output(path: str | Path) -> tuple[str, StoreOptions]:
     if not isinstance(section := data.get("output"), dict) or "uri" not in section:
         raise ConfigError(f"{path}: has no output.uri, so it is not a job file")
     context = {"root": project_root(path), "environ": os.environ}
-    name = f"{path}: output.uri"
-    uri: str = validate_settings(Uri, section["uri"], name=name, context=context)
-    options: StoreOptions = validate_settings(
-        StoreOptions, data.get("storage", {}), name=f"{path}: storage", context=context
-    )
-    return uri, options
+    uri = validate_settings(Uri, section["uri"], name=f"{path}: output.uri", context=context)
+    return uri, validate_settings(StoreOptions, data.get("storage", {}), name=f"{path}: storage")
 
 
 def load_tokenizer(named: str, *, read: ReadFromStore) -> tuple[TokenizerConfig, StoreOptions]:
@@ -92,13 +85,11 @@ def parse_job(
 ) -> JobConfig:
     """Check the YAML ``text`` of a job. Errors start with ``name``, relative paths at ``root``.
 
-    ``read`` reads the config of a checkpoint that is in a store. Without it, checkpoints must be
-    on this machine: ``config`` itself knows no stores, so it imports fast.
+    Without ``read``, checkpoints must be on this machine: to import fast, this knows no stores.
     """
     data = read_mapping(text, name, "job file")
     context = {"root": root, "environ": os.environ if environ is None else environ}
-    config_uri = None
-    section = data.get("tokenizer")
+    config_uri, section = None, data.get("tokenizer")
     if isinstance(section, dict) and "checkpoint" in section:
         try:
             options = validate_settings(StoreOptions, data.get("storage", {}), name="storage")

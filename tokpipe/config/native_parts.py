@@ -72,11 +72,10 @@ class Encoder3DConfig(_Levels3D):
 
     @model_validator(mode="after")
     def _time_is_halved_with_space(self) -> Self:
-        if self.temporal_compress_times > self.spatial_stride:
-            raise ValueError(
-                f"temporal_compress_times={self.temporal_compress_times} needs more levels than "
-                f"the {len(self.ch_mult)} of ch_mult: use at most {self.spatial_stride}"
-            )
+        times, most = self.temporal_compress_times, self.spatial_stride
+        if times > most:
+            need = f"needs more levels than the {len(self.ch_mult)} of ch_mult: use at most {most}"
+            raise ValueError(f"temporal_compress_times={times} {need}")
         return self
 
 
@@ -107,7 +106,6 @@ class _Codebook(Frozen):
 
     @property
     def num_codes(self) -> int:
-        """How many codes there are."""
         if self.remap is None:
             return self.codebook_size
         return len(self.remap) + (self.unknown_index == "extra")
@@ -120,7 +118,6 @@ class VQConfig(_Codebook):
 
     @property
     def latent_dim(self) -> int:
-        """Channels of the latent."""
         return self.codebook_dim
 
 

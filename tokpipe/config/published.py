@@ -9,10 +9,9 @@ from tokpipe.errors import ConfigError, WeightsMismatch
 
 # TOML, which is read in a tenth of the time of YAML, whenever settings are checked.
 _PUBLISHED = tomllib.loads(Path(__file__).with_name("published.toml").read_text(encoding="utf-8"))
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {  # By name. The file leaves out the kind ``vqgan``
     name: {"kind": "vqgan", **one} for name, one in _PUBLISHED["presets"].items()
 }
-"""Settings of published tokenizers, by name. The file leaves out the kind ``vqgan``."""
 RENAMED: dict[str, dict[str, str]] = _PUBLISHED["renamed"]
 """For the keys of a package: regular expressions in keys of others, and what replaces them."""
 
@@ -37,9 +36,7 @@ def with_preset(section: Any) -> Any:
 
 def proved_settings(keys: Collection[str]) -> dict[str, tuple[tuple[str, ...], str]]:
     """Return, by setting, the values that keys of published weights allow, and a key that shows it.
-
-    No key tells ``vq`` from ``ibq``.
-    """
+    No key tells ``vq`` from ``ibq``."""
     proved: dict[str, tuple[tuple[str, ...], str]] = {}
     for part, setting, *values in _PUBLISHED["keys"]["signs"]:
         if (key := next((key for key in keys if part in key), None)) is not None:
@@ -56,18 +53,14 @@ def tensors_of(
     parse: Callable[[bytes], Any] | None = None,
 ) -> dict[str, Any]:
     """Return the tensors of a tokenizer's safetensors file by key, as ``parse`` reads them.
-
-    Raises WeightsMismatch if keys, also those of a decoder that is left out, contradict settings.
-    """
+    WeightsMismatch if keys, also those of a decoder that is left out, contradict settings."""
     import safetensors  # jobs are checked without it
 
     try:
         tensors = dict((parse or safetensors.deserialize)(data))
     except safetensors.SafetensorError as error:
-        raise ConfigError(
-            f"{source} is not a complete safetensors file ({error}). The tokenizer needs its "
-            "weights. Run `tokpipe convert` on other formats; copy a file again if it was cut short"
-        ) from error
+        do = "The tokenizer needs it: run `tokpipe convert` on other formats, or copy it again"
+        raise ConfigError(f"{source} is not a complete safetensors file ({error}). {do}") from error
     proved = proved_settings(tensors) if config.kind == "vqgan" else {}
     for setting, (values, key) in proved.items():
         if (own := getattr(config, setting)) not in values:

@@ -17,12 +17,11 @@ VIDEO_EXTENSIONS = (
 """What a folder of videos is searched for, in lower case: the containers that decoders open."""
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "avif")
-MEDIA_EXTENSIONS = {
+MEDIA_EXTENSIONS = {  # What a folder is searched for, by the ``media`` of its source
     "video": VIDEO_EXTENSIONS,
     "image": (*_PICTURES, "gif"),
     "both": (*VIDEO_EXTENSIONS, *_PICTURES),
 }
-"""What a folder is searched for, by the ``media`` of its source."""
 
 TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "ndjson", "parquet", "parq")
 """Endings of tables in a folder. A ``.json`` there is mostly something else."""

@@ -6,8 +6,7 @@ import yaml
 
 from tokpipe.errors import ConfigError
 
-MAX_BYTES = 2**19
-"""A file of settings takes a few kilobytes; parsing takes a thousand times its size in memory."""
+MAX_BYTES = 2**19  # Settings take kilobytes, and parsing a thousand times their size in memory
 
 
 class StrictLoader(yaml.SafeLoader):

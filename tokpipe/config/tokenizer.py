@@ -66,13 +66,12 @@ class TokenizerConfig(Frozen):
         return ()
 
 
-_NEW: Any = {
+_NEW: Any = {  # Defaults of settings that earlier outputs do not have; those of others are None
     "quant_conv": False,
     "resamp_with_conv": True,
     "num_codebooks": 1,
     "unknown_index": "random",
 }
-"""Defaults of settings that earlier outputs do not have; those of others are None."""
 
 
 class NativeConfig(TokenizerConfig):
@@ -105,17 +104,14 @@ class NativeConfig(TokenizerConfig):
             raise ValueError(f"{found}: make them equal, or set quant_conv")
         if (size := self.quantizer.num_codes) > 2**63:
             raise ValueError(f"a codebook of {size} codes is too large: use at most {2**63}")
-        in_channels = self.encoder.in_channels
-        if in_channels is not None and in_channels != self.pixel_channels:
-            raise ValueError(
-                f"encoder.in_channels={in_channels}, but patches of {self.patch_size}x"
-                f"{self.patch_size} pixels have {self.pixel_channels} channels: leave it out"
-            )
-        if self.decoder and len(self.decoder.ch_mult) != len(self.encoder.ch_mult):
-            raise ValueError(
-                f"decoder.ch_mult has {len(self.decoder.ch_mult)} levels but encoder.ch_mult has "
-                f"{len(self.encoder.ch_mult)}, so decoded frames would change size: use as many"
-            )
+        given, side = self.encoder.in_channels, self.patch_size
+        if given not in (None, self.pixel_channels):
+            found = f"encoder.in_channels={given}, but patches of {side}x{side} pixels have"
+            raise ValueError(f"{found} {self.pixel_channels} channels: leave it out")
+        levels = len(self.encoder.ch_mult)
+        if self.decoder and len(self.decoder.ch_mult) != levels:
+            found = f"decoder.ch_mult has {len(self.decoder.ch_mult)} levels but encoder.ch_mult"
+            raise ValueError(f"{found} {levels}, so decoded frames would change size: use as many")
         return self
 
     def codes_settings(self) -> dict[str, Any]:
@@ -134,19 +130,17 @@ class NativeConfig(TokenizerConfig):
 
     @property
     def traits(self) -> TokenizerTraits:
-        why_not_streamable = None
-        if self.norm == "clip" or self.encoder.pad_mode in ("reflect", "constant_published"):
-            why_not_streamable = (
-                f"under tokenizer.norm={self.norm} and encoder.pad_mode={self.encoder.pad_mode} "
-                "codes depend on later frames, which may not be decoded yet"
-            )
+        why, norm, pad_mode = None, self.norm, self.encoder.pad_mode
+        if norm == "clip" or pad_mode in ("reflect", "constant_published"):
+            why = f"under tokenizer.norm={norm} and encoder.pad_mode={pad_mode} codes depend on "
+            why += "later frames, which may not be decoded yet"
         return TokenizerTraits(
             temporal_stride=self.encoder.temporal_compress_times,
             spatial_stride=self.encoder.spatial_stride * self.patch_size,
             codebook_size=self.quantizer.num_codes,
             codes_per_position=getattr(self.quantizer, "num_codebooks", 1),
             bit_order=self.quantizer.bit_order if isinstance(self.quantizer, LFQConfig) else None,
-            why_not_streamable=why_not_streamable,
+            why_not_streamable=why,
         )
 
     @property
@@ -253,10 +247,9 @@ class Emu3Config(TokenizerConfig):
         check_channels(self.base_channels, multiples)
         for level in self.attn_resolutions:
             if not 0 <= level < len(multiples) or multiples[level] != multiples[-1]:
-                raise ValueError(
-                    f"attn_resolutions names level {level}, but attention is as wide as the last "
-                    f"level, {len(multiples) - 1}, and works only at levels of that width"
-                )
+                found = f"attn_resolutions names level {level}, but attention is as wide as"
+                last = f"the last level, {len(multiples) - 1}"
+                raise ValueError(f"{found} {last}, and works only at levels of that width")
         return self
 
     @property
@@ -397,4 +390,3 @@ AnyTokenizer = Annotated[
     | Annotated[CustomConfig, Tag("custom")],
     Discriminator(_kind),
 ]
-"""A tokenizer section of a job file."""

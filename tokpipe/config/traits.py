@@ -9,8 +9,6 @@ from pydantic import Field, PositiveInt, model_validator
 from tokpipe.config.base import Frozen
 from tokpipe.types import CodeDtype, Flag, PerPosition, Sizes
 
-Layout = Literal["BCTHW", "BTCHW", "BCHW"]
-
 
 class CodesOfPosition:
     """What follows from the fields on the codes of a position, for models that have them."""
@@ -62,7 +60,7 @@ class TokenizerTraits(CodesOfPosition, Frozen):
     """Height and width must be equal."""
     value_range: Annotated[tuple[float, float], Field(description="lowest, highest")] = (-1.0, 1.0)
     """What pixel values 0 and 255 become."""
-    layout: Layout = "BCTHW"
+    layout: Literal["BCTHW", "BTCHW", "BCHW"] = "BCTHW"
     """Axes of the encoder's input and the decoder's output: B clips, C colours, T frames, H rows,
     W columns. ``BCHW`` takes frames one by one, folded into B."""
     bit_order: Literal["big", "little"] | None = None
@@ -78,15 +76,12 @@ class TokenizerTraits(CodesOfPosition, Frozen):
             found = f"first_frames={self.first_frames} is neither 1 nor"
             raise ValueError(f"{found} temporal_stride={self.temporal_stride}: use one of the two")
         if self.size_multiple is not None and self.size_multiple % self.spatial_stride:
-            raise ValueError(
-                f"size_multiple={self.size_multiple} is not a multiple of spatial_stride="
-                f"{self.spatial_stride}: correct one of them"
-            )
+            found = f"size_multiple={self.size_multiple} is not a multiple of"
+            raise ValueError(f"{found} spatial_stride={self.spatial_stride}: correct one of them")
         given = self.codes_per_position, self.codebook_size
         if (sizes := self.codebook_sizes) and (len(sizes), max(sizes)) != given:
-            found = f"codebook_sizes has {len(sizes)} codebooks, the largest of {max(sizes)}, but"
-            do = "codes_per_position and codebook_size say otherwise: make them agree"
-            raise ValueError(f"{found} {do}")
+            found = f"codebook_sizes has {len(sizes)} codebooks, the largest of {max(sizes)}"
+            raise ValueError(f"{found}: codes_per_position and codebook_size must agree with them")
         if self.shared_codebook and self.codebook_sizes:
             raise ValueError("shared_codebook has one size: leave codebook_sizes out")
         low, high = self.value_range
@@ -149,15 +144,12 @@ class TokenizerTraits(CodesOfPosition, Frozen):
     def check_policy(self, policy: str) -> None:
         """Raise ValueError if the tokenizer cannot keep the promise of a chunk policy."""
         if policy == "streaming" and self.why_not_streamable is not None:
-            raise ValueError(
-                f"chunking.policy streaming promises the codes of encoding a clip whole, but "
-                f"{self.why_not_streamable}: use another policy"
-            )
+            found = "chunking.policy streaming promises the codes of encoding a clip whole, but"
+            raise ValueError(f"{found} {self.why_not_streamable}: use another policy")
         if policy in ("whole", "overlap") and self.chunk_frames is not None:
-            raise ValueError(
-                f"chunking.policy {policy} makes chunks of other lengths than the "
-                f"{self.chunk_frames} frames that this tokenizer accepts: use independent"
-            )
+            wanted = f"than the {self.chunk_frames} frames that this tokenizer accepts"
+            found = f"chunking.policy {policy} makes chunks of other lengths"
+            raise ValueError(f"{found} {wanted}: use independent")
 
 
 def _other_than(number: int, least: int, step: int) -> str | None:

@@ -13,8 +13,7 @@ from tokpipe.errors import ConfigError
 class Trust:
     """What is used besides an output itself. By default, only what comes with tokpipe."""
 
-    weights: str | None = None
-    """URI of its weights. A decoder in another file is ``decoder.jit`` in the same folder."""
+    weights: str | None = None  # Their URI. A separate decoder is ``decoder.jit`` in that folder
     storage: StoreOptions = field(default_factory=StoreOptions)  # To reach weights and sources
     uris: bool = False  # Open the weights and sources that the output names
     code: bool = False  # Run its tokenizer even if that is a program: a class or TorchScript

@@ -20,13 +20,10 @@ def digest(value: Any) -> str:
 
 
 def row_digests(dataset: str, source_uris: Iterable[bytes], spans: Iterable[bytes]) -> list[bytes]:
-    """Return the binary ids of plan rows.
-
-    An id is the first 128 bits of SHA-256 over the length of the dataset's name (4 bytes,
-    little-endian), the name, the source uri (with any member) and the span. That is its start and
-    end, each as a byte that is 1 if it is set and a little-endian float64 in seconds, or else all
-    zeros. The length in front and the fixed size of the span make this input unique.
-    """
+    """Return the binary ids of plan rows: the first 128 bits of SHA-256 over the length of the
+    dataset's name (4 bytes, little-endian), the name, the source uri (with any member) and the
+    span. That is its start and end, each as a byte that is 1 if it is set and a little-endian
+    float64 in seconds, or else all zeros. The length and the span's fixed size make this unique."""
     name = dataset.encode("utf-8", "surrogatepass")
     head = struct.pack("<I", len(name)) + name
     return [
@@ -57,10 +54,8 @@ MEMBER_VERSION_BYTES = TAR_BLOCK + 4096
 
 
 def version_of(*found: object) -> int:
-    """Return 64 bits that identify the present content of a source.
-
-    ``found`` is its size and its ETag or time of change, or the ``MEMBER_VERSION_BYTES``.
-    """
+    """Return 64 bits that identify the present content of a source, by its size and its ETag or
+    time of change, or by its ``MEMBER_VERSION_BYTES``."""
     parts = (one if isinstance(one, bytes) else str(one).encode() for one in found)
     return int.from_bytes(hashlib.sha256(b" ".join(parts)).digest()[:8], "little")
 

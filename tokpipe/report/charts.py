@@ -25,9 +25,7 @@ class Column(NamedTuple):
     label: str = ""  # What the range is, in a histogram
 
 
-class AxisTick(NamedTuple):
-    at: float
-    text: str
+Tick = tuple[float, str]  # Where it is at an axis, and its text
 
 
 class Columns(NamedTuple):
@@ -35,23 +33,12 @@ class Columns(NamedTuple):
 
     columns: Sequence[Column]
     end: float  # x is 0 to this
-    y_ticks: Sequence[AxisTick]
-    x_ticks: Sequence[AxisTick]
+    y_ticks: Sequence[Tick]
+    x_ticks: Sequence[Tick]
 
 
-class BarPart(NamedTuple):
-    """A part of a bar. ``left`` and ``width`` are fractions of the full width (0 to 1)."""
-
-    left: float
-    width: float
-    kind: str  # CSS class
-    title: str  # Tooltip
-
-
-class Bar(NamedTuple):
-    label: str
-    value: str
-    parts: Sequence[BarPart]
+BarPart = tuple[float, float, str, str]  # Left and width (0 to 1), CSS class, tooltip
+Bar = tuple[str, str, list[BarPart]]  # Label, value, parts
 
 
 def rate_chart(history: History) -> Columns:
@@ -64,11 +51,11 @@ def speed_chart(history: History) -> Columns:
     """Fraction of the speed of light over working time."""
     speeds = [step.speed for step in history.steps]
     shares = [None if speed is None else speed.share for speed in speeds]
-    return _over_time(history, shares, [AxisTick(at, f"{at:.0%}") for at in (0.0, 0.5, 1.0)])
+    return _over_time(history, shares, [(at, f"{at:.0%}") for at in (0.0, 0.5, 1.0)])
 
 
 def _over_time(
-    history: History, values: Sequence[float | None], y_ticks: Sequence[AxisTick]
+    history: History, values: Sequence[float | None], y_ticks: Sequence[Tick]
 ) -> Columns:
     columns = [
         Column(step.begin_s, step.end_s, value, f"{value or 0:,.4g}")
@@ -76,8 +63,7 @@ def _over_time(
     ]
     end_s = history.worked_s or 1.0
     times_s = (end_s * i / _NUM_TICKS for i in range(_NUM_TICKS + 1))
-    x_ticks = [AxisTick(at, duration(at)) for at in times_s]
-    return Columns(columns, end_s, y_ticks, x_ticks)
+    return Columns(columns, end_s, y_ticks, [(at, duration(at)) for at in times_s])
 
 
 def code_histogram(usage: CodeUsage) -> Columns:
@@ -86,7 +72,7 @@ def code_histogram(usage: CodeUsage) -> Columns:
     num = min(NUM_BARS, size)
     edges = [index * size // num for index in range(num + 1)]
     labels = [f"{low:,} to {high - 1:,}" for low, high in pairwise(edges)]
-    ticks = [AxisTick(i * num / 4, f"{min(i * size // 4, size - 1):,}") for i in range(5)]
+    ticks = [(i * num / 4, f"{min(i * size // 4, size - 1):,}") for i in range(5)]
     return _histogram(labels, usage.histogram(num).tolist(), ticks)
 
 
@@ -100,11 +86,11 @@ def length_histogram(lengths: Counter[int]) -> Columns:
         counts[(length - low) // width] += number
     labels = [f"{at:,}" if width == 1 else f"{at:,} to {at + width - 1:,}" for at in starts]
     every = math.ceil(len(counts) / 5)
-    ticks = [AxisTick(i + 0.5, f"{starts[i]:,}") for i in range(0, len(counts), every)]
+    ticks = [(i + 0.5, f"{starts[i]:,}") for i in range(0, len(counts), every)]
     return _histogram(labels, counts, ticks)
 
 
-def _histogram(labels: list[str], counts: list[int], x_ticks: list[AxisTick]) -> Columns:
+def _histogram(labels: list[str], counts: list[int], x_ticks: list[Tick]) -> Columns:
     columns = [
         Column(at, at + 1, count, f"{label}: {count:,}", label)
         for at, (label, count) in enumerate(zip(labels, counts, strict=True))
@@ -117,7 +103,7 @@ def rejected_bars(reasons: Sequence[tuple[str, int]]) -> list[Bar]:
     most, total = reasons[0][1], sum(count for _, count in reasons)
     of = "of the rejected clips"
     return [
-        Bar(why, f"{num:,}", [BarPart(0, num / most, "bad", f"{why}: {num / total:.1%} {of}")])
+        (why, f"{num:,}", [(0, num / most, "bad", f"{why}: {num / total:.1%} {of}")])
         for why, num in reasons
     ]
 
@@ -126,25 +112,25 @@ def stage_bars(stages: Sequence[StageUse]) -> list[Bar]:
     """A bar per stage, with a part per activity of its actors."""
     bars = []
     for use in stages:
-        parts, left = [], 0.0
+        parts, left = list[BarPart](), 0.0
         for name, fraction in sorted(use.fractions.items(), key=lambda x: x[0] != use.stage):
             width = min(fraction, 1 - left)
             kind = "work" if name == use.stage else "moving"
-            parts.append(BarPart(left, width, kind, f"{name} {fraction:.1%}"))
+            parts.append((left, width, kind, f"{name} {fraction:.1%}"))
             left += width
         actors = f"{use.actors:,.1f}"
         label = f"{use.stage}: {actors} actor{'' if actors == '1.0' else 's'}"
-        bars.append(Bar(label, f"busy {1 - use.waiting:.0%}", parts))
+        bars.append((label, f"busy {1 - use.waiting:.0%}", parts))
     return bars
 
 
-def _count_ticks(largest: float, *, whole: bool = False) -> list[AxisTick]:
+def _count_ticks(largest: float, *, whole: bool = False) -> list[Tick]:
     """Return ticks from 0 to the first round number >= ``largest``; ``whole``: integers only."""
     if largest <= 0:
-        return [AxisTick(0, "0")]
+        return [(0, "0")]
     rough = largest / _NUM_TICKS
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     step = max(1.0, step) if whole else step
     steps = (i * step for i in range(math.ceil(largest / step) + 1))
-    return [AxisTick(at, short(at, exact_below=1e4)) for at in steps]
+    return [(at, short(at, exact_below=1e4)) for at in steps]

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +44,8 @@ def read_groups(output: Output) -> Iterator[Group]:
     """
     count = output.state.next_seq
     chosen = np.linspace(0, count - 1, min(count, MAX_ENTRIES)).round().astype(int).tolist()
-    shards = output.state.shards
-    seqs, clips, frames = (
-        shards.column(name).to_numpy() for name in ("seq", "num_clips", "num_frames")
-    )
+    names = ("seq", "num_clips", "num_frames")
+    seqs, clips, frames = (output.state.shards.column(one).to_numpy() for one in names)
     start = 0
     for entry in read_entries(output.store, chosen):
         stop = entry.seq + 1
@@ -114,7 +112,7 @@ class History:
         self.examples = defaultdict[str, deque[Rejected]](partial(deque, maxlen=NUM_EXAMPLES))
         """The newest rejections of each reason that were read, newest first."""
         self.worked_s = 0.0
-        self._ends_s = [0.0]
+        ends_s = [0.0]
         before: ManifestEntry | None = None
         rows = [np.zeros(len(_COLUMNS))]
         for group in groups:
@@ -135,27 +133,19 @@ class History:
             if entry.claim is not None:
                 self.versions[entry.claim.tokpipe_version] = None
             self.worked_s += elapsed_s
-            self._ends_s.append(self.worked_s)
+            ends_s.append(self.worked_s)
             rows.append(_amounts_of(group, elapsed_s))
             before = entry
-        self._done = np.cumsum(rows, axis=0)
-        self.whole = Step(0.0, self.worked_s, self._done[-1])  # Everything as one step
+        whole = np.cumsum(rows, axis=0)
+        self.whole = Step(0.0, self.worked_s, whole[-1])  # Everything as one step
         self.step_s = 1 << max(0, math.ceil(math.log2(max(1.0, self.worked_s) / MAX_STEPS)))
-
-    @cached_property
-    def steps(self) -> list[Step]:
-        """Steps of ``step_s`` seconds, the last one shorter; none of an empty manifest."""
-        if not self.starts_s:
-            return []
-        count = max(1, math.ceil(self.worked_s / self.step_s))
+        count = math.ceil(self.worked_s / self.step_s) or min(1, self.num_read)
         edges = np.minimum(np.arange(count + 1) * self.step_s, self.worked_s)
-        done = np.stack([np.interp(edges, self._ends_s, one) for one in self._done.T], axis=1)
-        done[0], done[-1] = 0, self._done[-1]  # at equal times, interp may pick either value
+        done = np.stack([np.interp(edges, ends_s, one) for one in whole.T], axis=1)
+        done[0], done[-1] = 0, whole[-1]  # at equal times, interp may pick either value
         amounts = np.diff(done, axis=0)
-        return [
-            Step(begin_s, end_s, row)
-            for begin_s, end_s, row in zip(edges.tolist(), edges[1:].tolist(), amounts)  # noqa: B905
-        ]
+        self.steps = [*map(Step, edges.tolist(), edges[1:].tolist(), amounts)]
+        """Each of ``step_s`` seconds, the last one shorter; none of an empty manifest."""
 
     def stages(self) -> list[StageUse]:
         """How each stage's actors spent their time; empty if the manifest does not record it."""

@@ -35,19 +35,16 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    jinja.filters |= {one.__name__: one for one in (counted, duration, short, slow_text)}
     jinja.filters |= {
         "base64": _base64,
-        "counted": counted,
-        "duration": duration,
         "flat": flatten,
         "mean": fmean,
         "median": median_low,
-        "moment": _moment,
-        "number": _number,
+        "moment": lambda time: f"{utc_time(time):%Y-%m-%d %H:%M:%S} UTC",
+        "number": lambda value, spec=",": "-" if value is None else format(value, spec),
         "redacted": redact_nested,
-        "short": short,
         "size": size_text,
-        "slow_text": slow_text,
         "yaml": partial(yaml.safe_dump, sort_keys=False, allow_unicode=True, width=88),
     }
     jinja.globals |= {"charts": charts, "version": tokpipe.__version__}
@@ -55,23 +52,10 @@ def environment() -> Environment:
 
 
 def _shown(value: object) -> object:
-    """Mask secrets in whatever a template fills in, and escape what a reader would not see.
-
-    An output may have been written by a version that recognized fewer secrets.
-    """
+    """Mask secrets, also those that an older version wrote, and escape invisible characters."""
     is_markup = hasattr(value, "__html__")  # The parts of it were masked already
     return value if is_markup else printable(str(value), keep="\n")
 
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def _moment(time: str) -> str:
-    """Format an ISO 8601 time for people, in UTC."""
-    return f"{utc_time(time):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _number(value: float | None, spec: str = ",") -> str:
-    """Format a number as ``format`` does; an unknown one as ``-``."""
-    return "-" if value is None else format(value, spec)

@@ -1,7 +1,5 @@
 """Writes a report as one HTML file. The style is inline, so it fetches nothing."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -33,7 +31,7 @@ MAX_FRAMES = 256  # Only the first chunks of a longer clip are decoded and compa
 class Pair:
     """One clip beside its source. Pictures are JPEG files with some of its frames side by side."""
 
-    def __init__(self, both: SideBySide, clip: Clip) -> None:
+    def __init__(self, both: "SideBySide", clip: Clip) -> None:
         from tokpipe.media.writing import frame_grid, jpeg_bytes
 
         ends = accumulate(chunk.n_frames for chunk in clip.chunks)
@@ -113,7 +111,6 @@ class WrittenReport:
         self.size_bytes = len(data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures of the report."""
         sample, speed = self.sample, self.history.whole.speed
         usage, pairs = sample.usage, None
         if self.pairs is not None:
@@ -150,7 +147,6 @@ class WrittenReport:
         }
 
     def lines(self) -> Iterator[str]:
-        """Yield what was written, and what the report could not show."""
         sample = self.sample
         yield f"{self.path}: report on {self.status.uri}, {size_text(self.size_bytes)}"
         shards = f"{sample.num_shards:,} of {sample.num_shards_of:,} shards"

@@ -1,7 +1,4 @@
-"""``tokpipe check``: try what a run needs, on this machine, and say what was not tried.
-
-Needs no Ray; what needs torch or PyAV is not checked without them.
-"""
+"""``tokpipe check``: try what a run needs on this machine, without Ray; say what was not tried."""
 
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -46,11 +43,8 @@ class CheckResult:
 def check(
     job: JobConfig, *, num_sampled: int = 4, seed: int = 0, extend: bool = False
 ) -> Iterator[CheckResult]:
-    """Check a job, and yield what is found. What was not checked comes last.
-
-    Opens ``num_sampled`` videos of each source. Raises the first problem that would stop a run, or
-    with ``extend`` one that extends its output.
-    """
+    """Check a job, opening ``num_sampled`` videos of each source; what was not checked comes last.
+    Raises the first problem that would stop a run, with ``extend`` one that extends its output."""
     skipped = []
     for found in _steps(job, num_sampled, seed, extend):
         if found.subject == NOT_CHECKED:
@@ -81,12 +75,10 @@ def _not_checked(what: str, why: str) -> CheckResult:
 def _settings(job: JobConfig) -> Iterator[CheckResult]:
     sizes = ", ".join(f"{height}x{width}" for height, width in job.frames.sizes)
     fps, policy = job.sampling.fps, job.chunking.policy
-    yield CheckResult(
-        "dataset",
-        f"dataset {job.dataset}: {sizes} pixels at {'native' if fps is None else f'{fps:g}'} "
-        f"frames/s, policy {policy}",
-        {"name": job.dataset, "sizes": job.frames.sizes, "fps": fps, "policy": policy},
-    )
+    rate = "native" if fps is None else f"{fps:g}"
+    text = f"dataset {job.dataset}: {sizes} pixels at {rate} frames/s, policy {policy}"
+    facts = {"name": job.dataset, "sizes": job.frames.sizes, "fps": fps, "policy": policy}
+    yield CheckResult("dataset", text, facts)
     tokenizer, traits = job.tokenizer, job.tokenizer.traits
     names = ("temporal_stride", "spatial_stride", "codebook_size", "code_dtype")
     yield CheckResult(
@@ -112,11 +104,10 @@ def _sources(job: JobConfig, num_sampled: int, seed: int) -> Iterator[CheckResul
     hashes = np.concatenate([rows.hashes for rows in samples])
     repeated = len(hashes) - len(np.unique(hashes))
     if repeated and job.on_duplicate == "refuse":
-        raise ConfigError(
-            f"{repeated:,} of {len(hashes):,} rows repeat the clip of an earlier row, so the "
-            "dataset would hold its codes twice, and a run stops before any work. `tokpipe plan` "
-            "names the first such rows. Remove them, or set on_duplicate: keep_first"
-        )
+        found = f"{repeated:,} of {len(hashes):,} rows repeat the clip of an earlier row"
+        why = "the dataset would hold its codes twice, and a run stops before any work"
+        do = "Remove them, or set on_duplicate: keep_first"
+        raise ConfigError(f"{found}, so {why}. `tokpipe plan` names the first such rows. {do}")
 
 
 def _rows(source: RowSource, rows: RowSample) -> Iterator[CheckResult]:
@@ -175,11 +166,10 @@ def _videos(job: JobConfig, source: RowSource, rows: RowSample) -> Iterator[Chec
     opened = f"  opened {counted(len(found), noun)}: {text}"
     yield CheckResult("videos", opened, {**facts, "example": example})
     share = 1 - (1 - len(bad) / len(found)) * num_good / rows.num_rows
-    if share > job.max_rejected_fraction:
-        yield _warning(
-            f"about {share:.0%} of {source.label} would be rejected. If that is typical, the run "
-            f"ends with exit code 4: max_rejected_fraction is {job.max_rejected_fraction:g}"
-        )
+    if share > (most := job.max_rejected_fraction):
+        typical = f"the run ends with exit code 4: max_rejected_fraction is {most:g}"
+        rejected = f"about {share:.0%} of {source.label} would be rejected"
+        yield _warning(f"{rejected}. If that is typical, {typical}")
     if num_good > len(found):
         left = f"{num_good - len(found):,} of {num_good:,} {noun}s of {short}"
         yield _not_checked(left, "only a sample was opened; --sample N opens more")
@@ -247,8 +237,7 @@ def _output(
         if weights is None or not find_spec("av"):
             yield _not_checked(f"whether {uri} has the settings of this job", "see above")
         else:
-            decoders = decoder_versions(job.decode, job.has_pictures)
-            growth = existing.state.growth
+            decoders, growth = decoder_versions(job.decode, job.has_pictures), existing.state.growth
             wanted = store, existing.record, job, weights.hash, decoders, growth
             job_record.check_same(uri, *job_record.compared(*wanted, extends=extend))
         done, rows = existing.state.committed.num_done, existing.num_rows

@@ -19,15 +19,12 @@ from tokpipe.weights.read import read_weights
 _COLUMNS = ["segment", "n_segments", "n_frames", "marks", "plan_row"]
 _KIND = [*_COLUMNS[:-1], "row_differs", "size"]  # Many clips have all of these in common
 _APART: Any = dict.fromkeys(("sources", "tokenizer", "storage", "runtime"), True)
-_APART |= {"output": {"uri"}, "decode": {"backend"}}
-"""What is compared by its effects, or has none on the output."""
+_APART |= {"output": {"uri"}, "decode": {"backend"}}  # Compared by its effects, or has none
 
 
 def diff(job: JobConfig, output: Output) -> Iterator[CheckResult]:
     """Yield what differs and for how many clips it matters, how many keep their codes, what to do.
-
-    Reads all side tables and lists the sources, but opens none.
-    """
+    Reads all side tables and lists the sources, but opens none."""
     record, store, growth = output.record, output.store, output.state.growth
     before, job = record.settled(record.recorded_job(store.uri)), record.settled(job)
     weights = read_weights(job.tokenizer, job.storage).hash

@@ -1,8 +1,4 @@
-"""``tokpipe plan``: what a job will produce and cost, estimated from a sample of its videos.
-
-Rows are counted exactly. A random sample of sources is fetched, and their containers are read.
-Nothing is decoded, and nothing is written to the output.
-"""
+"""``tokpipe plan``: what a job will produce and cost, by all its rows and a sample's containers."""
 
 import math
 from collections import Counter
@@ -58,8 +54,6 @@ class Estimate:
 
 
 class Forecast:
-    """What a job will produce and cost, from all of its rows and a sample of its videos."""
-
     def __init__(
         self,
         job: JobConfig,
@@ -76,16 +70,14 @@ class Forecast:
         with plan_now(job) as (store, plan):
             rows = np.random.default_rng(seed).permutation(plan.num_rows)[:num_sampled]
             items = PlanReader(store, plan, job.sources).items(np.sort(rows))
-            with DecodeStage(
-                job.sampling, job.frames, job.decode, job.storage, pieces_of(job)
-            ) as stage:
+            pieces = pieces_of(job)
+            with DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces) as stage:
                 stage.reuses = [ReusedOutput(job, *one) for one in reused_outputs(job)]
                 sample = [_amounts(job, item, stage, reasons) for item in items]
             with suppress(StorageError):
                 there = Output(Store(job.output.uri, job.storage))
-                planned = StoredPlan.of(there.record, there.state.growth)
-                before, now = (there.store, planned), (store, plan)
-                self.source_changes, _ = SourceChanges.between(before, now)
+                before = there.store, StoredPlan.of(there.record, there.state.growth)
+                self.source_changes, _ = SourceChanges.between(before, (store, plan))
         amounts = [Estimate.of(values, plan.num_rows) for values in zip(*sample, strict=True)]
         self.dataset = job.dataset
         self.num_rows, self.num_duplicates = plan.num_rows, plan.num_duplicates
@@ -100,12 +92,9 @@ class Forecast:
         self.codes_per_s, self.price_per_hour = codes_per_s, price_per_hour
         self.left_out = plan.left_out
         self.memory = [] if job.encode.device == "cpu" else [*EncoderMemory(job).by_size()]
-        """What GPUs hold of each frame size."""
         left = 1 - self.reused.value / max(1.0, self.clips.value)
         self.encoder_s = None if codes_per_s is None else left * self.codes.value / codes_per_s
-        """Total seconds of encoders; None if their speed is unknown."""
-        self.cost: float | None = None
-        """Price of the encoder time; None if the speed or the hourly price is unknown."""
+        self.cost: float | None = None  # Of the encoders' time, if known
         if self.encoder_s is not None and price_per_hour is not None:
             self.cost = self.encoder_s / 3600 * price_per_hour
 
@@ -113,7 +102,6 @@ class Forecast:
         return vars(self)
 
     def lines(self) -> Iterator[str]:
-        """Yield the forecast for people."""
         dropped = f" ({self.num_duplicates:,} duplicates dropped)" if self.num_duplicates else ""
         rows = counted(self.num_rows, "plan row")
         yield f"{self.dataset}: {rows}{dropped}; probed {self.num_sampled:,}"

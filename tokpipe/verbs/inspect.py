@@ -13,7 +13,7 @@ from tokpipe.telemetry.human import counted
 from tokpipe.telemetry.usage import CodeUsage
 
 _BAR = " ▁▂▃▄▅▆▇█"
-_BINS = 64
+_BINS = 64  # Equal parts of the codebook, in the histogram
 
 
 class Sample:
@@ -75,7 +75,6 @@ class Inspection(Sample):
         self.output, self.clips = output, list(islice(output.clips(), num_clips))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, with a histogram over 64 equal parts of the codebook."""
         output, usage = self.output, self.usage
         return {
             "uri": output.store.uri,

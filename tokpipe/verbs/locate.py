@@ -23,18 +23,13 @@ _INSIDE = {JOB_RECORD, "plan", "manifest", "shards", "clips"}
 """Names below an output's prefix; nothing is deeper than two more levels."""
 
 
-def find_output(named: str, options: StoreOptions | None = None) -> Store:
+def find_output(named: str, options: StoreOptions) -> Store:
     """Open the store of an output, named by its URI, that of anything inside it, or its job file.
-
-    ``options``: how to reach the store, unless a job file says.
-
-    Raises:
-        ConfigError: the job file, or the URI's protocol, cannot be used.
-        NotFound: there is no output.
-    """
+    ``options``: how to reach the store, unless a job file says. NotFound if there is no output,
+    ConfigError if the job file or the URI's protocol cannot be used."""
     if not named:  # which would mean the current folder
         raise ConfigError("the output is empty text: name the job's output.uri or its job file")
-    uri, options = named, options or StoreOptions()
+    uri = named
     if is_job_file(named):
         uri, options = load_output(named)
     elif (path := _local(named)) is not None:
@@ -54,16 +49,11 @@ def load_pinned(path: str | Path) -> JobConfig:
 
     If its output was started, they are the commits that the output records, so that a resumed job
     reads the same bytes. Not those of programs, because anyone may have written the record.
-
-    Raises:
-        ConfigError: it is wrong, or belongs to an output, whose files are not trusted.
-    """
+    ConfigError if it is wrong, or belongs to an output, whose files are not trusted."""
     if output := next(outputs_around(str(Path(path).absolute())), None):
-        raise ConfigError(
-            f"{path}: belongs to the output {output}, so it is not a job file. To resume the "
-            "job, use tokpipe run with the job file that has this output.uri; to see how far "
-            f"it is, tokpipe status {output}"
-        )
+        do = "To resume the job, use tokpipe run with the job file that has this output.uri; to see"
+        found = f"{path}: belongs to the output {output}, so it is not a job file"
+        raise ConfigError(f"{found}. {do} how far it is, tokpipe status {output}")
     known = recorded = cache(partial(_recorded_commits, path))
     job = load_job(path, read=lambda uri, how: read_object(_pinned(uri, how, known), how))
     if job.tokenizer.kind in PROGRAMS:
@@ -94,9 +84,7 @@ def _recorded_commits(path: str | Path) -> dict[str, str]:
 
 def is_job_file(named: str) -> bool:
     """Whether the user names a job file, which is trusted, in place of an output, which is not.
-
-    Only the name decides: what a download holds, and so whether it is a file, is up to others.
-    """
+    Only its name says so: what a download holds, and so whether it is a file, is up to others."""
     path = _local(named)
     if path is None or path.suffix not in (".yaml", ".yml"):
         return False

@@ -28,8 +28,7 @@ class Status:
         self.uri, self.dataset = output.store.uri, record.dataset
         self.fingerprint, self.created_at = record.fingerprint, record.created_at
         self.num_rows = output.num_rows  # Of the plan: a row can be cut into several clips
-        self.num_rows_done = done = state.committed.num_done
-        """Rows of which every clip is tokenized or rejected."""
+        self.num_rows_done = done = state.committed.num_done  # Every clip tokenized or rejected
         self.totals = state.totals
         self.driver = _driver(recent)  # Host, process and version of the newest
         self.last_commit_age_s: float | None = None
@@ -41,20 +40,17 @@ class Status:
         if job is not None:
             plan = StoredPlan.of(record, state.growth)
             self.source_changes = SourceChanges.of_output(job, output.store, plan)
-        self.left_s: float | None = 0.0 if self.is_done else None
-        """Seconds to the end at that rate."""
-        if done and self.clips_per_s and not self.is_done:
+        left = output.num_rows_left
+        self.left_s: float | None = None if left else 0.0  # At that rate
+        if left and done and self.clips_per_s:
             clips_per_row = (state.totals.num_clips + state.totals.num_rejected) / done
-            self.left_s = output.num_rows_left * clips_per_row / self.clips_per_s
-
-    @property
-    def is_done(self) -> bool:
-        return self.num_rows_done == self.num_rows
+            self.left_s = left * clips_per_row / self.clips_per_s
+        self.is_done = not left
 
     def to_dict(self) -> dict[str, Any]:
         totals = {name: getattr(self.totals, name) for name in self.totals.__slots__}
         totals["goodput"] = self.totals.goodput
-        return {**vars(self), "totals": totals, "is_done": self.is_done}
+        return {**vars(self), "totals": totals}
 
     def lines(self) -> Iterator[str]:
         totals = self.totals

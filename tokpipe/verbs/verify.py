@@ -129,7 +129,6 @@ def _called(reference: str, pixels: Tensor, codes: Tensor) -> Tensor:
             theirs = pkgutil.resolve_name(reference)(pixels.clone())
         return torch.as_tensor(theirs, device=codes.device).long().reshape(codes.shape)
     except (Exception, SystemExit) as error:  # user code may raise anything
-        raise ConfigError(
-            f"--reference {reference}: {type(error).__name__}: {error}. Name a function that can "
-            f"be imported, takes uint8 {tuple(pixels.shape)} and returns {codes.numel()} codes"
-        ) from error
+        do = f"Name a function that can be imported, takes uint8 {tuple(pixels.shape)}"
+        problem = f"{type(error).__name__}: {error}. {do} and returns {codes.numel()} codes"
+        raise ConfigError(f"--reference {reference}: {problem}") from error
