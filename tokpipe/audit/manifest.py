@@ -13,13 +13,7 @@ from tokpipe.audit.leftovers import Listing
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.layout import JOB_RECORD, checkpoint_key, entry_key
-from tokpipe.formats.manifest import (
-    CommittedRows,
-    Growth,
-    ManifestEntry,
-    ManifestState,
-    count_entries,
-)
+from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState, count_entries
 from tokpipe.formats.manifest.checkpoint import read_checkpoint, record_of
 from tokpipe.formats.manifest.log import READ_AHEAD, read_entry
 from tokpipe.identity import clip_id
@@ -30,10 +24,7 @@ from tokpipe.storage.store import Store
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, Receipt
 
-_SHORTCUT = (
-    "But a checkpoint is only a shortcut: you can delete its .json and .parquet, and the next "
-    "resume reads the entries instead."
-)
+_SHORTCUT = "It is only a shortcut: delete its .json and .parquet, and entries are read instead."
 _KEPT_PARTS = 8  # Of about 6 MB each. The manifest nearly follows the plan, so few are in use
 _IDENTITY = ["row_id", "source_uri"]
 _UNREADABLE = CorruptOutput, NotFound, pa.ArrowException  # What reading a part of a plan raises
@@ -189,16 +180,13 @@ class ManifestAudit:
         try:
             self.state.count(entry)
             if entry.growth is not None:
-                self._grow(uri, entry.growth)
+                self._rejected.grow(entry.growth.num_rows)
+                more = StoredPlan.from_json(entry.growth.plan)
+                check_named(uri, more, entry.growth.num_rows, self._findings)
+                if self._clips is not None:
+                    self._clips.grow(more)
         except CorruptOutput as error:
             self._findings.add("entry_damaged" if entry.replaced else "plan", uri, error)
-
-    def _grow(self, uri: str, growth: Growth) -> None:
-        self._rejected.grow(growth.num_rows)
-        more = StoredPlan.from_json(growth.plan)
-        check_named(uri, more, growth.num_rows, self._findings)
-        if self._clips is not None:
-            self._clips.grow(more)
 
     def _list(self, uri: str, seq: int, receipt: Receipt) -> None:
         if receipt.side_table != receipt.shard.replace("shards/", "clips/", 1):

@@ -228,8 +228,7 @@ def estimated_bytes(num_codes: int, codebook_size: int) -> int:
 def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
     """Return a shard of whole clips, sorted by clip id and chunk index.
 
-    Raises:
-        ValueError: the caller's clips contradict each other, the tokenizer or the schema.
+    ValueError if they contradict each other, the tokenizer or the schema.
     """
     clips = sorted(clips, key=lambda clip: clip.ref.clip_id)
     _check_clips(clips, metadata.tokenizer)

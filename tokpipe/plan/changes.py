@@ -102,8 +102,7 @@ def store_growth(
 
     Returns None if there is nothing new. The rows join the plan once the manifest says so.
 
-    Raises:
-        PlanMismatch: the sources carry other columns, which shards of one output cannot have.
+    PlanMismatch if they carry other columns now, which shards of one output cannot have.
     """
     with plan_now(job) as (folder, now):
         if changed := differences(before.columns, {**before.columns, **now.columns}, "->"):

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
 from tokpipe.config.sources import Source
-from tokpipe.errors import CorruptOutput
 from tokpipe.formats.checks import as_damage, damaged, explained, sha256
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import JOB_RECORD
@@ -53,8 +52,7 @@ class PlanPart:
 class StoredPlan:
     """What ``job.json`` records of a plan: enough to find, check and read every row."""
 
-    plan_id: str
-    """Hash of the parts' hashes: plans with the same id have the same rows in the same order."""
+    plan_id: str  # Hash of the parts' hashes: the same id means the same rows in the same order
     parts: tuple[PlanPart, ...]
     num_rows: Count
     num_problems: Count  # Rows found unusable while planning; they count in ``num_rows``
@@ -154,10 +152,8 @@ def store_part(store: Store, key: str, table: pa.Table, source: int) -> PlanPart
 def read_part(store: Store, part: PlanPart, columns: list[str] | None = None) -> pa.Table:
     data = store.get_range(part.key, 0, part.size_bytes + 1)
     if sha256(data) != part.sha256:
-        raise CorruptOutput(
-            f"{store.uri_of(part.key)}: its {len(data)} bytes are not the {part.size_bytes} that "
-            "were planned (SHA-256 differs): restore it, or plan again under a new output prefix."
-        )
+        found = f"its {len(data)} bytes are not those {part.size_bytes} planned (SHA-256 differs)"
+        raise damaged(store.uri_of(part.key), found, "It lists the clips to make")
     table = from_parquet(store.uri_of(part.key), data, "part of a plan", columns=columns)
     known = [(one, table.schema.field(one.name)) for one in _OWN if one.name in table.column_names]
     if table.num_rows != part.num_rows or any(a.type != b.type for a, b in known) or not known:

@@ -44,10 +44,8 @@ class CacheFolder:
 
         Args:
             uri: the object that the file is made from, for messages.
-            sha256: of that object; it names the file.
-            suffix: the rest of the file's name: what was made from the object.
+            sha256: of that object; names the file, with the ``suffix`` for what was made from it.
             read: raises FileNotFoundError, or ValueError for a file that is not whole.
-            write: makes the file.
             min_bytes: the file takes at least this much, so that room is made before it is written.
         """
         if not re.fullmatch("[0-9a-f]{64}", sha256):  # it names files here

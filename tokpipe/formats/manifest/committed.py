@@ -74,11 +74,7 @@ class CommittedRows:
         return bits[start % 8 : start % 8 + stop - start].astype(np.bool_)
 
     def __contains__(self, ref: ClipRef) -> bool:
-        """Return whether a clip is settled.
-
-        Raises:
-            CorruptOutput: the row is not in the plan, or its number of segments differs.
-        """
+        """Whether a clip is settled. CorruptOutput if its row or number of segments is another."""
         if not 0 <= ref.row < self.num_rows or not 0 <= ref.segment < ref.num_segments:
             raise CorruptOutput(
                 f"clip {ref.clip_id} is segment {ref.segment} of {ref.num_segments} of plan row "
