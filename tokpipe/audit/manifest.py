@@ -84,17 +84,15 @@ class PlannedClips:
         inside.sort(key=lambda ref: ref.row)
         rows = np.fromiter((ref.row for ref in inside), np.int64, len(inside))
         for index, some, places in self._reader.by_part(rows):
-            if (table := self._part(index)) is not None:
-                yield from self._compare(inside[some], table.take(places))
-
-    def _compare(self, refs: list[ClipRef], planned: pa.Table) -> Iterator[tuple[ClipRef, str]]:
-        columns = (planned.column(name).to_pylist() for name in _IDENTITY)
-        for ref, row_id, uri in zip(refs, *columns, strict=True):
-            wanted = clip_id(row_id, ref.segment, ref.num_segments, *self._cut)
-            if ref.clip_id != wanted:
-                yield ref, f"clip id {ref.clip_id}, but the plan has {wanted}"
-            if ref.source_uri != uri and redact(ref.source_uri) != redact(uri):  # it is masked
-                yield ref, f"source {ref.source_uri}, but the plan has {uri}"
+            if (part := self._part(index)) is None:
+                continue
+            columns = (part.column(name).take(places).to_pylist() for name in _IDENTITY)
+            for ref, row_id, uri in zip(inside[some], *columns, strict=True):
+                wanted = clip_id(row_id, ref.segment, ref.num_segments, *self._cut)
+                if ref.clip_id != wanted:
+                    yield ref, f"clip id {ref.clip_id}, but the plan has {wanted}"
+                if ref.source_uri != uri and redact(ref.source_uri) != redact(uri):  # it is masked
+                    yield ref, f"source {ref.source_uri}, but the plan has {uri}"
 
     def _read_part(self, index: int) -> pa.Table | None:
         try:
@@ -114,8 +112,7 @@ class ManifestAudit:
         self, store: Store, num_rows: int, clips: PlannedClips | None, findings: Findings
     ) -> None:
         self._store, self._num_rows = store, num_rows
-        self._clips = clips
-        self._findings = findings
+        self._clips, self._findings = clips, findings
         self.state = ManifestState(CommittedRows(num_rows))
         self._rejected = CommittedRows(num_rows)
         self.listed: dict[str, int] = {}  # Key of each listed object, and the entry that lists it

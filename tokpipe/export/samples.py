@@ -127,8 +127,7 @@ class Source:
             try:
                 found = pipes[number % self.num_workers].recv()
             except EOFError as error:
-                lacks = "export: a worker was killed, maybe by lack of memory"
-                raise RuntimeFault(lacks) from error
+                raise RuntimeFault("export: a worker was killed, perhaps out of memory") from error
             if isinstance(found, Exception):
                 raise found
             yield from found

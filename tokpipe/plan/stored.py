@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
 from tokpipe.config.sources import Source
-from tokpipe.formats.checks import as_damage, damaged, explained, sha256
+from tokpipe.formats.checks import as_damage, damaged, sha256
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.formats.manifest import Growth
@@ -87,11 +87,8 @@ class StoredPlan:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "StoredPlan":
         """Reverse ``asdict``."""
-        try:
+        with as_damage(JOB_RECORD, "it does not describe a stored plan", ValueError):
             return _STORED.validate_python(value)
-        except ValueError as error:
-            found = f"it does not describe a stored plan ({explained(error)})"
-            raise damaged(JOB_RECORD, found, "It lists the clips to make") from error
 
 
 _STORED = TypeAdapter(StoredPlan)
@@ -201,10 +198,7 @@ class PlanReader:
         return items
 
     def extras(self, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
-        """Return the carried columns of ``rows``, in that order.
-
-        The schema is always the same: a column that a row's source lacks is null.
-        """
+        """Return all carried columns of ``rows``, in that order; null where a source lacks one."""
         order = np.argsort(rows, kind="stable")
         if not self._columns.names:
             # Without reading the plan; and Arrow cannot build a table of rows without columns.

@@ -31,14 +31,13 @@ class CommittedRows:
         partial: Mapping[int, PartialRow] | None = None,
     ) -> None:
         """Start empty, or from the ``bitmap`` and ``partial`` of an earlier instance."""
-        num_bytes = (num_rows + 7) // 8
-        beyond = int.from_bytes(bitmap or b"", "little") >> num_rows
-        if bitmap is not None and (len(bitmap) != num_bytes or beyond):
-            raise ValueError(f"a bitmap of {len(bitmap)} bytes does not fit {num_rows} rows")
-        self.num_rows = num_rows
+        self.num_rows, num_bytes = num_rows, (num_rows + 7) // 8
         # Setting a bit of a bytearray takes half the time of setting one of an array.
         self._bits = bytearray(num_bytes) if bitmap is None else bytearray(bitmap)
-        self.num_done = int.from_bytes(self._bits, "little").bit_count()  # Rows fully settled
+        done = int.from_bytes(self._bits, "little")
+        if len(self._bits) != num_bytes or done >> num_rows:
+            raise ValueError(f"a bitmap of {len(self._bits)} bytes does not fit {num_rows} rows")
+        self.num_done = done.bit_count()  # Rows fully settled
         self.partial = dict(partial or {})  # Partly settled rows, by row number
         for row, one in self.partial.items():
             if not row < num_rows or self._is_done(row) or not max(one.done) < one.num_segments:
