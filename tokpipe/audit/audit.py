@@ -151,9 +151,8 @@ class Audit:
         self.num_left = committed.num_unsettled
         self.num_shards_checked = 0 if self.depth == "manifest" else totals.num_shards
         self.num_bytes_checked = totals.size_bytes if self.depth == "bytes" else 0
-        if clips is not None:
-            check_plan(store, clips.plan, self.findings)
         parts = () if clips is None else clips.plan.parts
+        check_plan(store, parts, self.findings)
         self.leftovers = Leftovers.of(listing.unlisted(manifest.state, parts))
 
     def _check_objects(self, metadata: ShardMetadata, receipt: Receipt) -> None:

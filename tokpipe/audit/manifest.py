@@ -18,7 +18,7 @@ from tokpipe.formats.manifest.checkpoint import read_checkpoint, record_of
 from tokpipe.formats.manifest.log import READ_AHEAD, read_entry
 from tokpipe.identity import clip_id
 from tokpipe.plan import PlanReader, StoredPlan
-from tokpipe.plan.stored import plan_id_of, read_part, row_ids
+from tokpipe.plan.stored import PlanPart, plan_id_of, read_part, row_ids
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.redact import redact
@@ -39,10 +39,10 @@ def check_named(where: str, plan: StoredPlan, num_rows: int, findings: Findings)
         findings.add("plan", where, f"{where}: {problem}")
 
 
-def check_plan(store: Store, plan: StoredPlan, findings: Findings) -> None:
+def check_plan(store: Store, parts: Iterable[PlanPart], findings: Findings) -> None:
     """Read every part of the plan once. Holds 8 bytes per row, to find repeated ids."""
     where, hashes = store.uri_of(JOB_RECORD), [np.empty(0, np.uint64)]
-    for part in plan.parts:
+    for part in parts:
         try:
             hashes.append(row_ids(read_part(store, part, _IDENTITY))[:, 0].copy())
         except _UNREADABLE as error:

@@ -108,19 +108,16 @@ class TokenizerSpec(CodesOfPosition, BaseModel):
     ) -> "TokenizerSpec":
         """Extract what a reader needs from a job."""
         traits = tokenizer.traits
-        same = (
-            *("codebook_size", "code_dtype", "codes_per_position", "codebook_sizes"),
-            *("shared_codebook", "temporal_stride", "first_frames", "spatial_stride"),
-        )
-        return cls(
-            code_order="t,h,w" if traits.codes_per_position == 1 else "t,h,w,c",
-            name=tokenizer.name,
-            weights_hash=weights_hash,
-            licence=getattr(tokenizer, "licence", traits.licence) or "",
-            bit_order=traits.bit_order or "",
-            chunk_policy=chunking.policy,
-            **{name: getattr(traits, name) for name in same},
-        )
+        own = {
+            "code_dtype": traits.code_dtype,
+            "code_order": "t,h,w" if traits.codes_per_position == 1 else "t,h,w,c",
+            "name": tokenizer.name,
+            "weights_hash": weights_hash,
+            "licence": getattr(tokenizer, "licence", traits.licence) or "",
+            "bit_order": traits.bit_order or "",
+            "chunk_policy": chunking.policy,
+        }
+        return cls.model_validate({**dict(traits), **own})  # which ignores the other traits
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,9 +109,8 @@ class ShardReader:
                 shape = "x".join(map(str, self.sides))
                 found = f"has grid {tuple(grids[row].tolist())} in a shard of {shape}"
             raise self._damaged_row(group, row, found)
-        for row, ((start, end), wanted) in enumerate(
-            zip(pairwise(offsets.tolist()), crcs.tolist(), strict=True)
-        ):
+        spans = zip(pairwise(offsets.tolist()), crcs.tolist(), strict=True)
+        for row, ((start, end), wanted) in enumerate(spans):
             if (crc := codes_crc32(flat[start:end])) != wanted:
                 found = f"has codes of CRC-32 {crc:08x}, not {wanted:08x}"
                 raise self._damaged_row(group, row, found)
