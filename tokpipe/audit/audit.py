@@ -128,11 +128,10 @@ class Audit:
         clips = None
         try:
             plan = StoredPlan.from_json(record.plan)
-        except CorruptOutput as error:
-            self.findings.add("plan", store.uri_of(JOB_RECORD), error)
-        else:
             check_named(store.uri_of(JOB_RECORD), plan, record.num_rows, self.findings)
             clips = PlannedClips(store, plan, record.job.get("sampling", {}))
+        except CorruptOutput as error:
+            self.findings.add("plan", store.uri_of(JOB_RECORD), error)
         manifest = ManifestAudit(store, record.num_rows, clips, self.findings)
         receipts = (one for entry in manifest.entries(listing) for one in entry.shards)
         every: Iterator[object] = receipts
@@ -185,8 +184,7 @@ class Audit:
             except TokpipeError:
                 raise
             except Exception as error:
-                # A malicious manifest or file can make a parser raise anything. That is one more
-                # defect, and the audit continues.
+                # A malicious file can make a parser raise anything: that is one more defect.
                 problem = f"checking it failed with {type(error).__name__}: {error}"
                 self._problems.append((key, kind, damaged(uri, problem)))
 

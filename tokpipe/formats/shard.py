@@ -26,9 +26,7 @@ from tokpipe.formats.layout import shard_key, side_table_key
 from tokpipe.formats.tables import required
 from tokpipe.types import CodeDtype, Codes, EncodedClip, Flag, PerPosition, Receipt, Side, Sizes
 
-SHARD_FORMAT = 1
-"""Goes up when an older reader could misread a newer shard; a new column is no such change."""
-
+SHARD_FORMAT = 1  # Goes up when an older reader could misread a newer shard, not for a new column
 CODES_PER_ROW_GROUP = 2**20  # A reader must fetch a row group to read one row: 2 MB at K = 65,536
 
 _PAGE_BYTES = 8 * 2**20
@@ -320,8 +318,7 @@ def _writer_options(schema: pa.Schema, with_dictionary: bool) -> dict[str, Any]:
         "write_statistics": small,
         "write_page_index": True,
         "write_page_checksum": True,
-        # Parquet's logical types are complete; a stored schema would serve only Arrow.
-        "store_schema": False,
+        "store_schema": False,  # Parquet's logical types are complete: it would serve only Arrow
     }
 
 

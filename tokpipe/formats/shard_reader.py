@@ -60,8 +60,7 @@ class ShardReader:
             self._file = pq.ParquetFile(
                 pa.BufferReader(source) if isinstance(source, bytes) else source,
                 page_checksum_verification=page_checksums,
-                # Joins the columns of a row group into few requests.
-                pre_buffer=True,
+                pre_buffer=True,  # Joins the columns of a row group into few requests
             )
             check_bounds(self._file.metadata)
             schema = self._file.schema_arrow.remove_metadata()

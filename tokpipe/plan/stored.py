@@ -44,8 +44,7 @@ class PlanPart:
     num_rows: Count
     sha256: Sha256
     size_bytes: Count
-    source: Count = 0
-    """Position of its source in the job; unknown, like the sources' versions, in older plans."""
+    source: Count = 0  # Position of its source in the job; unknown in older plans, as versions are
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +209,7 @@ class PlanReader:
             pieces.append(table.select(names))
         found = "its columns are not those of the parts of the plan"
         with as_damage(self._uri, found, pa.ArrowException):
-            # Promotion fills the columns that a part lacks with nulls.
-            table = pa.concat_tables(pieces, promote_options="default")
+            table = pa.concat_tables(pieces, promote_options="default")  # adds nulls
         return table.take(pa.array(np.argsort(order)))
 
     def iter_undone(

@@ -83,9 +83,8 @@ class CacheFolder:
         if self.max_bytes is None:
             return
         if num_bytes > self.max_bytes:
-            needs = f"what the cache keeps of {uri} takes {num_bytes} bytes"
-            limit = f"more than its max_bytes={self.max_bytes}"
-            raise ConfigError(f"{self.path}: {needs}, {limit}. Raise max_bytes")
+            needs = f"what it keeps of {uri} takes {num_bytes} bytes, more than {self.max_bytes}"
+            raise ConfigError(f"{self.path}: {needs}. Raise max_bytes")
         found = []
         for path in self.path.glob(f"{'[0-9a-f]' * 64}*"):
             with contextlib.suppress(FileNotFoundError):

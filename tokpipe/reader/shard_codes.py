@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from tokpipe.formats.shard_reader import ShardReader
 from tokpipe.types import Codes
 
-_JOINED = 8
-"""Row groups to a record batch, of which each takes 10 KB of every process that maps the file."""
+_JOINED = 8  # Row groups to a record batch, which takes 10 KB of every process that maps the file
 
 
 class ShardCodes:

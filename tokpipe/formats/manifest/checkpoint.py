@@ -137,7 +137,6 @@ _GROWTH = TypeAdapter(list[Growth])
 def record_of(state: ManifestState, table: bytes) -> dict[str, Any]:
     """Return the checkpoint's JSON, which depends only on the entries before it."""
     totals = {field: getattr(state.totals, field) for field in Totals.__slots__}
-    bitmap = zlib.compress(state.committed.bitmap)
     is_newest = state.growth or state.num_removals
     return {
         "format": CHECKPOINT_FORMAT if is_newest else 1 + state.tail.is_linked,
@@ -154,7 +153,7 @@ def record_of(state: ManifestState, table: bytes) -> dict[str, Any]:
             for row, partial in sorted(state.committed.partial.items())
         ],
         # zlib in base64, lowest bit first; a bit is set when its plan row is fully settled.
-        "bitmap": base64.b64encode(bitmap).decode(),
+        "bitmap": base64.b64encode(zlib.compress(state.committed.bitmap)).decode(),
     }
 
 

@@ -154,8 +154,7 @@ class Tail(NamedTuple):
     """What the next entry must continue."""
 
     sha256: str | None = ""  # Of the last entry; empty if there is none
-    is_linked: bool = False
-    """Whether the last entry holds the hash of the one before, as all later ones must."""
+    is_linked: bool = False  # Whether it holds the hash of the one before, as all later ones must
 
     def check(self, store: Store, entry: ManifestEntry) -> None:
         """Raise CorruptOutput unless ``entry`` can be the next one."""
