@@ -78,20 +78,16 @@ class ShardReader:
     def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
         """Return a row group as one record batch. Codes are checked if they are among columns."""
         names = self.schema.names if columns is None else list(columns)
-        wanted = list(names)
-        if "codes" in names:
-            checked = ("t", *"hwc"[: len(self.sides)], "codes", "codes_crc32")
-            wanted += [name for name in checked if name not in names]
+        extra = ("t", *"hwc"[: len(self.sides)], "codes", "codes_crc32") if "codes" in names else ()
         with as_damage(self.uri, f"row group {group} cannot be read", *UNREADABLE):
-            table = self._file.read_row_group(group, columns=wanted)
+            table = self._file.read_row_group(group, columns=[*dict.fromkeys((*names, *extra))])
         check_texts(self.uri, table)
         batches = table.combine_chunks().to_batches()
         if len(batches) != 1:
             raise damaged(self.uri, f"row group {group} has no rows")
-        batch = batches[0]
-        if "codes" in names:
-            self._check_codes(group, batch)
-        return batch.select(names)
+        if extra:
+            self._check_codes(group, batches[0])
+        return batches[0].select(names)
 
     def _check_codes(self, group: int, batch: pa.RecordBatch) -> None:
         codes = batch.column("codes")
