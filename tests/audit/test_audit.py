@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,25 @@ def test_a_clip_can_be_tokenized_after_its_rejection_is_withdrawn(output: Made) 
     assert report.is_clean, list(report.findings)
     assert report.totals is not None
     assert report.totals.num_rejected == 1
+
+
+@pytest.mark.parametrize("change", [{"job": {}}, {"plan": {}}], ids=str)
+def test_a_record_that_does_not_say_what_the_plan_makes_is_a_defect(
+    output: Made, change: dict[str, Any]
+) -> None:
+    output.store.put("job.json", output.record.model_copy(update=change).to_json())
+    report = Audit(output.store, depth="manifest")
+    assert report.findings.counts == {"plan": 1}
+    assert report.num_entries == 8
+
+
+def test_a_clip_without_an_id_that_is_not_in_the_plan_is_a_defect(output: Made) -> None:
+    entry = entry_of(output.store, 0)
+    blank = replace(entry.shards[0].clips[0], clip_id="", row=999)
+    receipt = replace(entry.shards[0], clips=(blank, *entry.shards[0].clips[1:]))
+    shards = (receipt, *entry.shards[1:])
+    edit(output.store, 0, lambda entry: replace(entry, shards=shards, redacted="0" * 64))
+    assert Audit(output.store, depth="manifest").findings.counts["not_planned"] == 1
 
 
 def test_a_tokenized_clip_cannot_be_reopened(output: Made) -> None:

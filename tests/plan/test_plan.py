@@ -303,7 +303,7 @@ def test_a_changed_part_is_rejected(tmp_path: Path) -> None:
     store.put(stored.parts[0].key, flipped(data, 4 * len(data)))
     reader = PlanReader(store, stored)
     for read in (reader.items, reader.extras, lambda _: read_part(store, stored.parts[0])):
-        with pytest.raises(CorruptOutput, match=r"SHA-256 differs.*restore it"):
+        with pytest.raises(CorruptOutput, match=r"SHA-256 differs.*Restore the object"):
             read([0])
 
 

@@ -43,10 +43,8 @@ class Sampled:
 
     clip_id: str
     source_uri: str
-    equal_fraction: float
-    """Fraction of its codes that came out the same, 0 to 1; 1 for an intact output."""
-    psnr_db: float | None
-    """Stored codes, decoded, against the source; None if the tokenizer has no decoder."""
+    equal_fraction: float  # Of its codes, those that came out the same; 1 for an intact output
+    psnr_db: float | None  # Stored codes, decoded, against the source; None without a decoder
     psnr_again_db: float | None  # New codes, decoded, against the source
 
     def line(self) -> str:
@@ -82,8 +80,7 @@ class Audit:
         self.uri, self.depth, self.findings = store.uri, depth, Findings()
         self.num_entries = self.num_rows = 0
         self.num_left = 0  # Plan rows that are not settled
-        self.totals: Totals | None = None
-        """None if ``job.json`` is damaged, so nothing else could be checked."""
+        self.totals: Totals | None = None  # If job.json is damaged, so nothing else was checked
         self.num_shards_checked = self.num_bytes_checked = 0
         self.leftovers = Leftovers()
         self.sampled: list[Sampled] = []
@@ -131,11 +128,10 @@ class Audit:
         clips = None
         try:
             plan = StoredPlan.from_json(record.plan)
-        except CorruptOutput as error:
-            self.findings.add("plan", store.uri_of(JOB_RECORD), error)
-        else:
             check_named(store.uri_of(JOB_RECORD), plan, record.num_rows, self.findings)
             clips = PlannedClips(store, plan, record.job.get("sampling", {}))
+        except CorruptOutput as error:
+            self.findings.add("plan", store.uri_of(JOB_RECORD), error)
         manifest = ManifestAudit(store, record.num_rows, clips, self.findings)
         receipts = (one for entry in manifest.entries(listing) for one in entry.shards)
         every: Iterator[object] = receipts
@@ -154,9 +150,8 @@ class Audit:
         self.num_left = committed.num_unsettled
         self.num_shards_checked = 0 if self.depth == "manifest" else totals.num_shards
         self.num_bytes_checked = totals.size_bytes if self.depth == "bytes" else 0
-        if clips is not None:
-            check_plan(store, clips.plan, self.findings)
         parts = () if clips is None else clips.plan.parts
+        check_plan(store, parts, self.findings)
         self.leftovers = Leftovers.of(listing.unlisted(manifest.state, parts))
 
     def _check_objects(self, metadata: ShardMetadata, receipt: Receipt) -> None:
@@ -189,8 +184,7 @@ class Audit:
             except TokpipeError:
                 raise
             except Exception as error:
-                # A malicious manifest or file can make a parser raise anything. That is one more
-                # defect, and the audit continues.
+                # A malicious file can make a parser raise anything: that is one more defect.
                 problem = f"checking it failed with {type(error).__name__}: {error}"
                 self._problems.append((key, kind, damaged(uri, problem)))
 
@@ -227,37 +221,29 @@ class Audit:
     def lines(self) -> Iterator[str]:
         """Yield one line per check, then the defects."""
         yield f"audit of {self.uri}"
-        if self.totals is None:
+        if (totals := self.totals) is None:
             yield "  checked only job.json, which says where everything else is"
         else:
-            yield from self._checks(self.totals)
+            yield f"  plan      {self.num_rows:,} rows, {self.num_left:,} not settled"
+            clips = f"{totals.num_clips:,} clips tokenized, {totals.num_rejected:,} rejected"
+            yield f"  manifest  {self.num_entries:,} entries: {clips}"
+            yield f"  encoders  {totals.encoders_text()}"
+            checked = f"{self.num_shards_checked:,} of {totals.num_shards:,} shards and side tables"
+            yield {
+                "manifest": f"  objects   {totals.num_shards:,} shards listed, none checked",
+                "sizes": f"  objects   sizes of {checked} checked",
+                "bytes": f"  objects   {checked} read, {self.num_bytes_checked / 1e6:,.1f} MB",
+            }[self.depth]
+        if num_left := self.leftovers.num_objects:
+            size = f"{self.leftovers.size_bytes / 1e6:,.1f} MB"
+            yield f"  leftovers {num_left:,} unlisted objects, {size}: see `tokpipe clean`"
+        yield from (f"  sample    {one.line()}" for one in self.sampled)
         if self.is_clean:
             yield f"clean: no defect found, in {self.elapsed_s:.1f} s"
             return
         counts = ", ".join(f"{kind} {count:,}" for kind, count in self.findings.counts.items())
         yield f"{counted(len(self.findings), 'defect')}: {counts}"
-        for finding in self.findings:
-            yield f"{finding.kind}: {finding.message}"
-
-    def _checks(self, totals: Totals) -> Iterator[str]:
-        yield f"  plan      {self.num_rows:,} rows, {self.num_left:,} not settled"
-        yield (
-            f"  manifest  {self.num_entries:,} entries: {totals.num_clips:,} clips tokenized, "
-            f"{totals.num_rejected:,} rejected"
-        )
-        yield f"  encoders  {totals.encoders_text()}"
-        checked = f"{self.num_shards_checked:,} of {totals.num_shards:,} shards and side tables"
-        yield {
-            "manifest": f"  objects   {totals.num_shards:,} shards listed, none checked",
-            "sizes": f"  objects   sizes of {checked} checked",
-            "bytes": f"  objects   {checked} read, {self.num_bytes_checked / 1e6:,.1f} MB",
-        }[self.depth]
-        left = self.leftovers
-        if left.num_objects:
-            size = f"{left.size_bytes / 1e6:,.1f} MB"
-            yield f"  leftovers {left.num_objects:,} unlisted objects, {size}: see `tokpipe clean`"
-        for one in self.sampled:
-            yield f"  sample    {one.line()}"
+        yield from (f"{finding.kind}: {finding.message}" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         own = {name: value for name, value in vars(self).items() if name[0] != "_"}

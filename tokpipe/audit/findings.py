@@ -1,6 +1,5 @@
 """The defects that an audit finds: all are counted, and some of each kind are kept as examples."""
 
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,12 +27,11 @@ class Finding:
 
 
 class Findings:
-    """Collects defects, from several threads."""
+    """Collects defects."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._examples: dict[str, list[Finding]] = {}
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self.counts.total()
@@ -45,11 +43,10 @@ class Findings:
 
     def add(self, kind: Kind, where: str, message: object, *, count: int = 1) -> None:
         """Add a defect; ``message`` may be the error that reported it."""
-        with self._lock:
-            self.counts[kind] += count
-            examples = self._examples.setdefault(kind, [])
-            if len(examples) < EXAMPLES:
-                examples.append(Finding(kind, where, str(message)))
+        self.counts[kind] += count
+        examples = self._examples.setdefault(kind, [])
+        if len(examples) < EXAMPLES:
+            examples.append(Finding(kind, where, str(message)))
 
     def add_damage(self, kind: Kind, where: str, problem: str, *, count: int = 1) -> None:
         """Add a defect of an object that is not what was written."""

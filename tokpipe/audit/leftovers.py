@@ -52,8 +52,7 @@ class Leftovers:
 
     num_objects: int = 0
     size_bytes: int = 0
-    num_kept: int = 0
-    """Shards and side tables beside these that ``clean`` keeps while plan rows are not settled."""
+    num_kept: int = 0  # Others, shards and side tables, kept while plan rows are not settled
 
     @classmethod
     def of(cls, objects: Collection[StoredObject], kept: int = 0) -> "Leftovers":

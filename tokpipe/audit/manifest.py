@@ -13,27 +13,18 @@ from tokpipe.audit.leftovers import Listing
 from tokpipe.errors import CorruptOutput, NotFound
 from tokpipe.formats.checks import damaged
 from tokpipe.formats.layout import JOB_RECORD, checkpoint_key, entry_key
-from tokpipe.formats.manifest import (
-    CommittedRows,
-    Growth,
-    ManifestEntry,
-    ManifestState,
-    count_entries,
-)
+from tokpipe.formats.manifest import CommittedRows, ManifestEntry, ManifestState, count_entries
 from tokpipe.formats.manifest.checkpoint import read_checkpoint, record_of
 from tokpipe.formats.manifest.log import READ_AHEAD, read_entry
 from tokpipe.identity import clip_id
 from tokpipe.plan import PlanReader, StoredPlan
-from tokpipe.plan.stored import plan_id_of, read_part, row_ids
+from tokpipe.plan.stored import PlanPart, plan_id_of, read_part, row_ids
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import ClipRef, Receipt
 
-_SHORTCUT = (
-    "But a checkpoint is only a shortcut: you can delete its .json and .parquet, and the next "
-    "resume reads the entries instead."
-)
+_SHORTCUT = "It is only a shortcut: delete its .json and .parquet, and entries are read instead."
 _KEPT_PARTS = 8  # Of about 6 MB each. The manifest nearly follows the plan, so few are in use
 _IDENTITY = ["row_id", "source_uri"]
 _UNREADABLE = CorruptOutput, NotFound, pa.ArrowException  # What reading a part of a plan raises
@@ -48,10 +39,10 @@ def check_named(where: str, plan: StoredPlan, num_rows: int, findings: Findings)
         findings.add("plan", where, f"{where}: {problem}")
 
 
-def check_plan(store: Store, plan: StoredPlan, findings: Findings) -> None:
+def check_plan(store: Store, parts: Iterable[PlanPart], findings: Findings) -> None:
     """Read every part of the plan once. Holds 8 bytes per row, to find repeated ids."""
     where, hashes = store.uri_of(JOB_RECORD), [np.empty(0, np.uint64)]
-    for part in plan.parts:
+    for part in parts:
         try:
             hashes.append(row_ids(read_part(store, part, _IDENTITY))[:, 0].copy())
         except _UNREADABLE as error:
@@ -93,17 +84,15 @@ class PlannedClips:
         inside.sort(key=lambda ref: ref.row)
         rows = np.fromiter((ref.row for ref in inside), np.int64, len(inside))
         for index, some, places in self._reader.by_part(rows):
-            if (table := self._part(index)) is not None:
-                yield from self._compare(inside[some], table.take(places))
-
-    def _compare(self, refs: list[ClipRef], planned: pa.Table) -> Iterator[tuple[ClipRef, str]]:
-        columns = (planned.column(name).to_pylist() for name in _IDENTITY)
-        for ref, row_id, uri in zip(refs, *columns, strict=True):
-            wanted = clip_id(row_id, ref.segment, ref.num_segments, *self._cut)
-            if ref.clip_id != wanted:
-                yield ref, f"clip id {ref.clip_id}, but the plan has {wanted}"
-            if ref.source_uri != uri and redact(ref.source_uri) != redact(uri):  # it is masked
-                yield ref, f"source {ref.source_uri}, but the plan has {uri}"
+            if (part := self._part(index)) is None:
+                continue
+            columns = (part.column(name).take(places).to_pylist() for name in _IDENTITY)
+            for ref, row_id, uri in zip(inside[some], *columns, strict=True):
+                wanted = clip_id(row_id, ref.segment, ref.num_segments, *self._cut)
+                if ref.clip_id != wanted:
+                    yield ref, f"clip id {ref.clip_id}, but the plan has {wanted}"
+                if ref.source_uri != uri and redact(ref.source_uri) != redact(uri):  # it is masked
+                    yield ref, f"source {ref.source_uri}, but the plan has {uri}"
 
     def _read_part(self, index: int) -> pa.Table | None:
         try:
@@ -123,8 +112,7 @@ class ManifestAudit:
         self, store: Store, num_rows: int, clips: PlannedClips | None, findings: Findings
     ) -> None:
         self._store, self._num_rows = store, num_rows
-        self._clips = clips
-        self._findings = findings
+        self._clips, self._findings = clips, findings
         self.state = ManifestState(CommittedRows(num_rows))
         self._rejected = CommittedRows(num_rows)
         self.listed: dict[str, int] = {}  # Key of each listed object, and the entry that lists it
@@ -189,16 +177,13 @@ class ManifestAudit:
         try:
             self.state.count(entry)
             if entry.growth is not None:
-                self._grow(uri, entry.growth)
+                self._rejected.grow(entry.growth.num_rows)
+                more = StoredPlan.from_json(entry.growth.plan)
+                check_named(uri, more, entry.growth.num_rows, self._findings)
+                if self._clips is not None:
+                    self._clips.grow(more)
         except CorruptOutput as error:
             self._findings.add("entry_damaged" if entry.replaced else "plan", uri, error)
-
-    def _grow(self, uri: str, growth: Growth) -> None:
-        self._rejected.grow(growth.num_rows)
-        more = StoredPlan.from_json(growth.plan)
-        check_named(uri, more, growth.num_rows, self._findings)
-        if self._clips is not None:
-            self._clips.grow(more)
 
     def _list(self, uri: str, seq: int, receipt: Receipt) -> None:
         if receipt.side_table != receipt.shard.replace("shards/", "clips/", 1):
@@ -224,9 +209,10 @@ class ManifestAudit:
     def check_redacted(self) -> None:
         """Check, after the last entry, that only clips that were removed have lost their id."""
         for ref, uri in self._redacted.items():
-            if ref not in self._rejected:
-                problem = f"it lacks the id of a clip of plan row {ref.row}, which is not removed"
-                self._findings.add_damage("not_rejected", uri, problem)
+            with suppress(CorruptOutput):  # reported by _settle
+                if ref not in self._rejected:
+                    problem = f"it lacks the id of a clip of row {ref.row}, which is not removed"
+                    self._findings.add_damage("not_rejected", uri, problem)
 
     def _settle(self, uri: str, entry: ManifestEntry) -> None:
         refs = entry.clips

@@ -2,14 +2,13 @@
 
 A tar holds ``<clip id>.npy`` or ``<clip id>.tokens.npy`` and so on, then ``<clip id>.json``.
 
-The others, for litdata's and MosaicML's ``StreamingDataset``, share their form. A file starts with
-its number of samples and the offsets at which each begins and the last one ends, as uint32. A head
-follows, then the samples. A sample is the sizes of its fields, as uint32, and their bytes, in the
-order of their names: ``clip_id``, the arrays, and ``json``, a description. They are byte for byte
-what litdata's ``BinaryWriter`` writes (0.2.76, in a form unchanged since the first version:
-github.com/Lightning-AI/litData, ``streaming/writer.py``) and ``MDSWriter`` (0.13, format version 2:
-github.com/mosaicml/streaming, ``base/format/mds/``), without requiring the libraries. The index of
-MDS has a SHA-256 of each shard, for ``validate_hash="sha256"``.
+The others, for litdata's and MosaicML's ``StreamingDataset``, share a form. A file is the number
+of its samples and where each begins and the last one ends, as uint32, a head, and the samples. A
+sample is the sizes of its fields, as uint32, and their bytes, by name: ``clip_id``, the arrays, and
+``json``, a description. They are byte for byte what litdata's ``BinaryWriter`` writes (0.2.76,
+unchanged since the first version: github.com/Lightning-AI/litData, ``streaming/writer.py``) and
+``MDSWriter`` (0.13, format version 2: github.com/mosaicml/streaming, ``base/format/mds/``). The
+index of MDS has a SHA-256 of each shard, for ``validate_hash="sha256"``.
 """
 
 import hashlib

@@ -107,9 +107,8 @@ class Source:
             num_codes = codes.size
             if template:
                 document = template.compose(codes, {**about, **clip.metadata})
-                arrays = {
-                    name: getattr(document, name).astype(kind) for name, kind in self.dtypes.items()
-                }
+                kinds = self.dtypes.items()
+                arrays = {name: getattr(document, name).astype(kind) for name, kind in kinds}
                 words = template.vocabulary
                 num_codes = int((words.uses[document.tokens] >= len(words.special)).sum())
             sidecar = json.dumps(about, default=str)
@@ -128,8 +127,7 @@ class Source:
             try:
                 found = pipes[number % self.num_workers].recv()
             except EOFError as error:
-                lacks = "export: a worker was killed, maybe by lack of memory"
-                raise RuntimeFault(lacks) from error
+                raise RuntimeFault("export: a worker was killed, perhaps out of memory") from error
             if isinstance(found, Exception):
                 raise found
             yield from found

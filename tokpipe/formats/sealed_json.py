@@ -21,10 +21,7 @@ def seal(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def dump_lines(values: Mapping[str, Any]) -> bytes:
-    """Return JSON for people to grep and diff.
-
-    Each key is on its own line, and so is each item of a list of objects or lists.
-    """
+    """Return JSON to grep and diff: a line per key, and per item of a list of objects or lists."""
     return (_text(values, ",\n") + "\n").encode()
 
 

@@ -10,7 +10,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,21 +24,9 @@ from tokpipe.config.traits import CodesOfPosition, by_codebook
 from tokpipe.formats.checks import damaged, explained, sha256, too_new
 from tokpipe.formats.layout import shard_key, side_table_key
 from tokpipe.formats.tables import required
-from tokpipe.types import (
-    ChunkSpan,
-    CodeDtype,
-    Codes,
-    EncodedClip,
-    Flag,
-    PerPosition,
-    Receipt,
-    Side,
-    Sizes,
-)
+from tokpipe.types import CodeDtype, Codes, EncodedClip, Flag, PerPosition, Receipt, Side, Sizes
 
-SHARD_FORMAT = 1
-"""Goes up when an older reader could misread a newer shard; a new column is no such change."""
-
+SHARD_FORMAT = 1  # Goes up when an older reader could misread a newer shard, not for a new column
 CODES_PER_ROW_GROUP = 2**20  # A reader must fetch a row group to read one row: 2 MB at K = 65,536
 
 _PAGE_BYTES = 8 * 2**20
@@ -47,35 +35,29 @@ against 13.17 with pages of 1 MiB (uniform codes, K = 8,192)."""
 
 _CODES = "codes.list.element"
 _METADATA_PREFIX = "tokpipe."
+_Row = tuple[EncodedClip, int]  # A clip, and which of its chunks
 
-
-class _Row(NamedTuple):
-    clip: EncodedClip
-    chunk: ChunkSpan
-    block: Codes  # (t, h, w) or (t, h, w, c)
-
-
-_COLUMNS: dict[str, tuple[pa.DataType, Callable[[_Row], Any]]] = {
-    "clip_id": (pa.string(), lambda row: row.clip.ref.clip_id),
-    "chunk_index": (pa.int32(), lambda row: row.chunk.index),
-    "n_chunks": (pa.int32(), lambda row: len(row.clip.chunks)),
-    "source_uri": (pa.string(), lambda row: row.clip.ref.source_uri),
-    "start_pts_s": (pa.float64(), lambda row: row.clip.pts_s[row.chunk.first_frame]),
+_COLUMNS: dict[str, tuple[pa.DataType, Callable[[EncodedClip, int], Any]]] = {
+    "clip_id": (pa.string(), lambda clip, i: clip.ref.clip_id),
+    "chunk_index": (pa.int32(), lambda clip, i: clip.chunks[i].index),
+    "n_chunks": (pa.int32(), lambda clip, i: len(clip.chunks)),
+    "source_uri": (pa.string(), lambda clip, i: clip.ref.source_uri),
+    "start_pts_s": (pa.float64(), lambda clip, i: clip.pts_s[clip.chunks[i].first_frame]),
     "end_pts_s": (
         pa.float64(),
-        lambda row: row.clip.pts_s[row.chunk.first_frame + row.chunk.num_frames - 1],
+        lambda clip, i: clip.pts_s[clip.chunks[i].first_frame + clip.chunks[i].num_frames - 1],
     ),
-    "frame_start": (pa.int32(), lambda row: row.chunk.first_frame),
-    "n_frames": (pa.int32(), lambda row: row.chunk.num_frames),
-    "n_pad_frames": (pa.int32(), lambda row: row.chunk.num_pad_frames),
-    "n_context_frames": (pa.int32(), lambda row: row.chunk.num_context_frames),
-    "first_is_image": (pa.bool_(), lambda row: row.chunk.first_is_image),
-    "fps": (pa.float32(), lambda row: row.clip.fps),
-    "t": (pa.int16(), lambda row: row.block.shape[0]),
-    "h": (pa.int16(), lambda row: row.block.shape[1]),
-    "w": (pa.int16(), lambda row: row.block.shape[2]),
-    "c": (pa.int16(), lambda row: row.block.shape[3]),  # 1 where it is absent
-    "codes_crc32": (pa.uint32(), lambda row: codes_crc32(row.block)),
+    "frame_start": (pa.int32(), lambda clip, i: clip.chunks[i].first_frame),
+    "n_frames": (pa.int32(), lambda clip, i: clip.chunks[i].num_frames),
+    "n_pad_frames": (pa.int32(), lambda clip, i: clip.chunks[i].num_pad_frames),
+    "n_context_frames": (pa.int32(), lambda clip, i: clip.chunks[i].num_context_frames),
+    "first_is_image": (pa.bool_(), lambda clip, i: clip.chunks[i].first_is_image),
+    "fps": (pa.float32(), lambda clip, i: clip.fps),
+    "t": (pa.int16(), lambda clip, i: clip.codes[i].shape[0]),
+    "h": (pa.int16(), lambda clip, i: clip.codes[i].shape[1]),
+    "w": (pa.int16(), lambda clip, i: clip.codes[i].shape[2]),
+    "c": (pa.int16(), lambda clip, i: clip.codes[i].shape[3]),  # 1 where it is absent
+    "codes_crc32": (pa.uint32(), lambda clip, i: codes_crc32(clip.codes[i])),
 }
 """The columns of a shard except ``codes``, and where their values come from."""
 
@@ -124,19 +106,16 @@ class TokenizerSpec(CodesOfPosition, BaseModel):
     ) -> "TokenizerSpec":
         """Extract what a reader needs from a job."""
         traits = tokenizer.traits
-        same = (
-            *("codebook_size", "code_dtype", "codes_per_position", "codebook_sizes"),
-            *("shared_codebook", "temporal_stride", "first_frames", "spatial_stride"),
-        )
-        return cls(
-            code_order="t,h,w" if traits.codes_per_position == 1 else "t,h,w,c",
-            name=tokenizer.name,
-            weights_hash=weights_hash,
-            licence=getattr(tokenizer, "licence", traits.licence) or "",
-            bit_order=traits.bit_order or "",
-            chunk_policy=chunking.policy,
-            **{name: getattr(traits, name) for name in same},
-        )
+        own = {
+            "code_dtype": traits.code_dtype,
+            "code_order": "t,h,w" if traits.codes_per_position == 1 else "t,h,w,c",
+            "name": tokenizer.name,
+            "weights_hash": weights_hash,
+            "licence": getattr(tokenizer, "licence", traits.licence) or "",
+            "bit_order": traits.bit_order or "",
+            "chunk_policy": chunking.policy,
+        }
+        return cls.model_validate({**dict(traits), **own})  # which ignores the other traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +207,7 @@ def estimated_bytes(num_codes: int, codebook_size: int) -> int:
 def build_shard(clips: Sequence[EncodedClip], metadata: ShardMetadata) -> bytes:
     """Return a shard of whole clips, sorted by clip id and chunk index.
 
-    Raises:
-        ValueError: the caller's clips contradict each other, the tokenizer or the schema.
+    ValueError if they contradict each other, the tokenizer or the schema.
     """
     clips = sorted(clips, key=lambda clip: clip.ref.clip_id)
     _check_clips(clips, metadata.tokenizer)
@@ -289,22 +267,22 @@ def _row_groups(clips: Sequence[EncodedClip]) -> Iterator[list[_Row]]:
     rows: list[_Row] = []
     num_codes = 0
     for clip in clips:
-        for chunk, block in zip(clip.chunks, clip.codes, strict=True):
+        for index, block in enumerate(clip.codes):
             if rows and num_codes + block.size > CODES_PER_ROW_GROUP:
                 yield rows
                 rows, num_codes = [], 0
-            rows.append(_Row(clip, chunk, block))
+            rows.append((clip, index))
             num_codes += block.size
     yield rows
 
 
 def _table(rows: Sequence[_Row], schema: pa.Schema) -> pa.Table:
     names = [name for name in schema.names if name in _COLUMNS]
-    values = {name: [_COLUMNS[name][1](row) for row in rows] for name in names}
-    offsets = np.cumsum([0, *(row.block.size for row in rows)])
+    values = {name: [_COLUMNS[name][1](*row) for row in rows] for name in names}
+    blocks = [clip.codes[index].ravel() for clip, index in rows]
     codes = pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32()),  # raises on overflow
-        pa.array(np.concatenate([row.block.ravel() for row in rows])),
+        pa.array(np.cumsum([0, *map(len, blocks)]), pa.int32()),  # raises on overflow
+        pa.array(np.concatenate(blocks)),
         type=schema.field("codes").type,
     )
     return pa.table({**values, "codes": codes}, schema=schema)
@@ -340,8 +318,7 @@ def _writer_options(schema: pa.Schema, with_dictionary: bool) -> dict[str, Any]:
         "write_statistics": small,
         "write_page_index": True,
         "write_page_checksum": True,
-        # Parquet's logical types are complete; a stored schema would serve only Arrow.
-        "store_schema": False,
+        "store_schema": False,  # Parquet's logical types are complete: it would serve only Arrow
     }
 
 

@@ -60,8 +60,7 @@ class ShardReader:
             self._file = pq.ParquetFile(
                 pa.BufferReader(source) if isinstance(source, bytes) else source,
                 page_checksum_verification=page_checksums,
-                # Joins the columns of a row group into few requests.
-                pre_buffer=True,
+                pre_buffer=True,  # Joins the columns of a row group into few requests
             )
             check_bounds(self._file.metadata)
             schema = self._file.schema_arrow.remove_metadata()
@@ -79,20 +78,16 @@ class ShardReader:
     def read_row_group(self, group: int, columns: Sequence[str] | None = None) -> pa.RecordBatch:
         """Return a row group as one record batch. Codes are checked if they are among columns."""
         names = self.schema.names if columns is None else list(columns)
-        wanted = list(names)
-        if "codes" in names:
-            checked = ("t", *"hwc"[: len(self.sides)], "codes", "codes_crc32")
-            wanted += [name for name in checked if name not in names]
+        extra = ("t", *"hwc"[: len(self.sides)], "codes", "codes_crc32") if "codes" in names else ()
         with as_damage(self.uri, f"row group {group} cannot be read", *UNREADABLE):
-            table = self._file.read_row_group(group, columns=wanted)
+            table = self._file.read_row_group(group, columns=[*dict.fromkeys((*names, *extra))])
         check_texts(self.uri, table)
         batches = table.combine_chunks().to_batches()
         if len(batches) != 1:
             raise damaged(self.uri, f"row group {group} has no rows")
-        batch = batches[0]
-        if "codes" in names:
-            self._check_codes(group, batch)
-        return batch.select(names)
+        if extra:
+            self._check_codes(group, batches[0])
+        return batches[0].select(names)
 
     def _check_codes(self, group: int, batch: pa.RecordBatch) -> None:
         codes = batch.column("codes")
@@ -109,9 +104,8 @@ class ShardReader:
                 shape = "x".join(map(str, self.sides))
                 found = f"has grid {tuple(grids[row].tolist())} in a shard of {shape}"
             raise self._damaged_row(group, row, found)
-        for row, ((start, end), wanted) in enumerate(
-            zip(pairwise(offsets.tolist()), crcs.tolist(), strict=True)
-        ):
+        spans = zip(pairwise(offsets.tolist()), crcs.tolist(), strict=True)
+        for row, ((start, end), wanted) in enumerate(spans):
             if (crc := codes_crc32(flat[start:end])) != wanted:
                 found = f"has codes of CRC-32 {crc:08x}, not {wanted:08x}"
                 raise self._damaged_row(group, row, found)

@@ -67,12 +67,7 @@ def build_side_table(clips: Sequence[EncodedClip], carried: pa.Table) -> bytes:
 
 
 def read_side_table(
-    uri: str,
-    data: bytes,
-    *,
-    size_bytes: int,
-    sha256_hex: str,
-    columns: Sequence[str] | None = None,
+    uri: str, data: bytes, *, size_bytes: int, sha256_hex: str, columns: Sequence[str] | None = None
 ) -> pa.Table:
     """Return a side table or some of its columns, checked against its size and hash.
 

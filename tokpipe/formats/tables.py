@@ -62,8 +62,7 @@ def from_parquet(
         columns = columns(names) if callable(columns) else columns
         if len(set(names)) < len(names) or not set(columns or ()) <= set(names):
             raise pa.ArrowInvalid(f"some of its columns {names[:50]} repeat, or some are missing")
-        # In this thread alone: pyarrow's hold on to the bytes, and if one lets go of them while
-        # Python exits, the process aborts.
+        # Not in pyarrow's threads: one that drops the bytes as Python exits aborts the process.
         table = file.read(columns, use_threads=False)
         check_text_bytes(table.columns)
         return table.cast(pa.schema([schema.field(name) for name in table.column_names]))

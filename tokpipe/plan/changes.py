@@ -14,18 +14,9 @@ from tokpipe.config.job import JobConfig, StoreOptions
 from tokpipe.errors import PlanMismatch
 from tokpipe.formats.job_record import differences
 from tokpipe.formats.manifest import Growth
-from tokpipe.plan.stored import (
-    PURGED,
-    ROW_ID,
-    PlanPart,
-    PlanReader,
-    StoredPlan,
-    read_part,
-    row_ids,
-    store_part,
-    tombstones,
-)
-from tokpipe.plan.write import cut, num_problems, write_plan
+from tokpipe.plan import PlanReader, StoredPlan, write_plan
+from tokpipe.plan.stored import PURGED, ROW_ID, PlanPart, read_part, row_ids, store_part, tombstones
+from tokpipe.plan.write import cut, num_problems
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counted
@@ -102,8 +93,7 @@ def store_growth(
 
     Returns None if there is nothing new. The rows join the plan once the manifest says so.
 
-    Raises:
-        PlanMismatch: the sources carry other columns, which shards of one output cannot have.
+    PlanMismatch if they carry other columns now, which shards of one output cannot have.
     """
     with plan_now(job) as (folder, now):
         if changed := differences(before.columns, {**before.columns, **now.columns}, "->"):

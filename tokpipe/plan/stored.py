@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter
 
 from tokpipe.config.sources import Source
-from tokpipe.errors import CorruptOutput
-from tokpipe.formats.checks import as_damage, damaged, explained, sha256
+from tokpipe.formats.checks import as_damage, damaged, sha256
 from tokpipe.formats.job_record import JobRecord
 from tokpipe.formats.layout import JOB_RECORD
 from tokpipe.formats.manifest import Growth
@@ -45,16 +44,14 @@ class PlanPart:
     num_rows: Count
     sha256: Sha256
     size_bytes: Count
-    source: Count = 0
-    """Position of its source in the job; unknown, like the sources' versions, in older plans."""
+    source: Count = 0  # Position of its source in the job; unknown in older plans, as versions are
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPlan:
     """What ``job.json`` records of a plan: enough to find, check and read every row."""
 
-    plan_id: str
-    """Hash of the parts' hashes: plans with the same id have the same rows in the same order."""
+    plan_id: str  # Hash of the parts' hashes: the same id means the same rows in the same order
     parts: tuple[PlanPart, ...]
     num_rows: Count
     num_problems: Count  # Rows found unusable while planning; they count in ``num_rows``
@@ -89,11 +86,8 @@ class StoredPlan:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "StoredPlan":
         """Reverse ``asdict``."""
-        try:
+        with as_damage(JOB_RECORD, "it does not describe a stored plan", ValueError):
             return _STORED.validate_python(value)
-        except ValueError as error:
-            found = f"it does not describe a stored plan ({explained(error)})"
-            raise damaged(JOB_RECORD, found, "It lists the clips to make") from error
 
 
 _STORED = TypeAdapter(StoredPlan)
@@ -154,10 +148,8 @@ def store_part(store: Store, key: str, table: pa.Table, source: int) -> PlanPart
 def read_part(store: Store, part: PlanPart, columns: list[str] | None = None) -> pa.Table:
     data = store.get_range(part.key, 0, part.size_bytes + 1)
     if sha256(data) != part.sha256:
-        raise CorruptOutput(
-            f"{store.uri_of(part.key)}: its {len(data)} bytes are not the {part.size_bytes} that "
-            "were planned (SHA-256 differs): restore it, or plan again under a new output prefix."
-        )
+        found = f"its {len(data)} bytes are not those {part.size_bytes} planned (SHA-256 differs)"
+        raise damaged(store.uri_of(part.key), found, "It lists the clips to make")
     table = from_parquet(store.uri_of(part.key), data, "part of a plan", columns=columns)
     known = [(one, table.schema.field(one.name)) for one in _OWN if one.name in table.column_names]
     if table.num_rows != part.num_rows or any(a.type != b.type for a, b in known) or not known:
@@ -205,10 +197,7 @@ class PlanReader:
         return items
 
     def extras(self, rows: Sequence[int] | NDArray[np.int64]) -> pa.Table:
-        """Return the carried columns of ``rows``, in that order.
-
-        The schema is always the same: a column that a row's source lacks is null.
-        """
+        """Return all carried columns of ``rows``, in that order; null where a source lacks one."""
         order = np.argsort(rows, kind="stable")
         if not self._columns.names:
             # Without reading the plan; and Arrow cannot build a table of rows without columns.
@@ -220,8 +209,7 @@ class PlanReader:
             pieces.append(table.select(names))
         found = "its columns are not those of the parts of the plan"
         with as_damage(self._uri, found, pa.ArrowException):
-            # Promotion fills the columns that a part lacks with nulls.
-            table = pa.concat_tables(pieces, promote_options="default")
+            table = pa.concat_tables(pieces, promote_options="default")  # adds nulls
         return table.take(pa.array(np.argsort(order)))
 
     def iter_undone(

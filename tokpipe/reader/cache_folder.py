@@ -44,10 +44,8 @@ class CacheFolder:
 
         Args:
             uri: the object that the file is made from, for messages.
-            sha256: of that object; it names the file.
-            suffix: the rest of the file's name: what was made from the object.
+            sha256: of that object; names the file, with the ``suffix`` for what was made from it.
             read: raises FileNotFoundError, or ValueError for a file that is not whole.
-            write: makes the file.
             min_bytes: the file takes at least this much, so that room is made before it is written.
         """
         if not re.fullmatch("[0-9a-f]{64}", sha256):  # it names files here
@@ -85,9 +83,8 @@ class CacheFolder:
         if self.max_bytes is None:
             return
         if num_bytes > self.max_bytes:
-            needs = f"what the cache keeps of {uri} takes {num_bytes} bytes"
-            limit = f"more than its max_bytes={self.max_bytes}"
-            raise ConfigError(f"{self.path}: {needs}, {limit}. Raise max_bytes")
+            needs = f"what it keeps of {uri} takes {num_bytes} bytes, more than {self.max_bytes}"
+            raise ConfigError(f"{self.path}: {needs}. Raise max_bytes")
         found = []
         for path in self.path.glob(f"{'[0-9a-f]' * 64}*"):
             with contextlib.suppress(FileNotFoundError):

@@ -28,13 +28,10 @@ class ClipDataset(IterableDataset[Any]):
         self.stream.set_epoch(epoch)
 
     def __len__(self) -> int:
-        """Number of items that the next iteration yields on this rank.
+        """Number of items that the next iteration yields on this rank; TypeError if unknown.
 
         A loader that asks gets a number that makes its number of batches right: every worker forms
         its own, and rounds up.
-
-        Raises:
-            TypeError: the number is unknown.
         """
         loader = next((one for one in callers("__len__") if isinstance(one, DataLoader)), None)
         items = self.stream.num_items(1 if loader is None else max(1, loader.num_workers))

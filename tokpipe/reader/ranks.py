@@ -95,11 +95,9 @@ def callers(method: str) -> Iterator[Any]:
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        code, module = frame.f_code, frame.f_globals.get("__name__", "")
+        code, package = frame.f_code, frame.f_globals.get("__name__", "").partition(".")[0]
         # Other frames are left alone: looking at local variables may keep them in memory.
-        if (code.co_name, code.co_varnames[:1]) == (method, ("self",)) and (
-            module.partition(".")[0] in _LOADERS
-        ):
+        if (code.co_name, code.co_varnames[:1]) == (method, ("self",)) and package in _LOADERS:
             yield frame.f_locals["self"]
         frame = frame.f_back
 
@@ -111,9 +109,7 @@ def _checked(rank: int, world_size: int) -> tuple[int, int]:
 
 
 def _check_shared_once(world_size: int) -> None:
-    if world_size == 1:
-        return
-    for loader in callers("__iter__"):
+    for loader in callers("__iter__") if world_size > 1 else ():
         name = type(loader).__name__
         if name in ("IterableDatasetShard", "DataLoaderDispatcher"):
             raise ConfigError(

@@ -112,8 +112,7 @@ class TokenSequences:
     def num_items(self, num_workers: int) -> list[int]:
         """Return how many sequences each worker of this rank yields in the next iteration.
 
-        Raises:
-            TypeError: there is neither ``num_sequences`` nor ``even``.
+        TypeError if there is neither ``num_sequences`` nor ``even``.
         """
         share, *_ = self.stream.shares(num_workers)
         if (number := self.num_of(share)) is None:
@@ -157,11 +156,9 @@ class SequenceIterator(Iterator[dict[str, Any]]):
         documents = np.full(own.length, -1, np.int32)
         loss, index = np.zeros(own.length, bool), np.zeros(own.length, np.int32)
         filled = number = 0
-        ended = False
         while filled < own.length:
             if self._open is None:
                 if (sample := self._next_clip()) is None:
-                    ended = True
                     break
                 self._open = own.template.compose(sample["codes"], sample)
             size = len(self._open.tokens)
@@ -175,7 +172,7 @@ class SequenceIterator(Iterator[dict[str, Any]]):
             filled, number, self._used = filled + count, number + 1, self._used + count
             if self._used >= size:
                 self._open, self._used = None, 0
-        if not filled or (ended and own.drop_last):
+        if not filled or (own.drop_last and filled < own.length and self._open is None):
             raise StopIteration
         self._yielded += 1
         item = {"tokens": tokens, "positions": positions, "documents": documents}
@@ -225,8 +222,7 @@ class SequenceIterator(Iterator[dict[str, Any]]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state of the same reader, with the same number of readers.
 
-        Raises:
-            ConfigError: it is another reader's state, or one of other sequences.
+        ConfigError if it is another reader's state, or one of other sequences.
         """
         for key, value in self._sequences.settings.items():
             if state.get(key) != value:

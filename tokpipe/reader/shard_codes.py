@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from tokpipe.formats.shard_reader import ShardReader
 from tokpipe.types import Codes
 
-_JOINED = 8
-"""Row groups to a record batch, of which each takes 10 KB of every process that maps the file."""
+_JOINED = 8  # Row groups to a record batch, which takes 10 KB of every process that maps the file
 
 
 class ShardCodes:
@@ -26,8 +25,7 @@ class ShardCodes:
 
     def __init__(self, path: Path, grid: tuple[int, ...]) -> None:
         """Map what ``write_shard_codes`` wrote; ValueError if the file is truncated."""
-        self.rows: pa.Table = mapped(path).read_all()
-        """The columns of the shard, one row per chunk, also mapped."""
+        self.rows: pa.Table = mapped(path).read_all()  # The shard's columns, one row per chunk
         self.grid = grid
         lists = self.rows.column("codes").chunks  # One per record batch
         # A memoryview returns Python integers in a third of an array's time.
@@ -74,11 +72,6 @@ def write_shard_codes(file: IO[bytes], shard: ShardReader) -> None:
 
 
 def mapped(path: Path) -> pa.ipc.RecordBatchFileReader:
-    """Map an Arrow IPC file.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file is truncated or is not of this format.
-    """
+    """Map an Arrow IPC file; FileNotFoundError if there is none, ValueError if it is not whole."""
     with pa.memory_map(str(path)) as file:
         return pa.ipc.open_file(file.read_buffer())

@@ -55,32 +55,22 @@ def load_state(
     With checkpoints this takes one listing of the manifest and a few dozen requests. From an
     earlier state that is ``known``, and that this may change, it takes no listing.
 
-    Raises:
-        CorruptOutput: an entry is damaged or missing, or contradicts others or the plan.
+    CorruptOutput if an entry is damaged or missing, or contradicts others or the plan.
     """
     state = ManifestState(CommittedRows(num_rows)) if known is None else known
     num_entries = count_entries(store, state.next_seq)
-    if num_entries - state.next_seq >= interval:
-        state = _newest_checkpoint(store, state, num_entries, interval, num_rows)
-    for entry in iter_entries(store, state.next_seq, num_entries, after=state.tail):
-        state.apply(entry)
-    return state
-
-
-def _newest_checkpoint(
-    store: Store, known: ManifestState, num_entries: int, interval: int, num_rows: int
-) -> ManifestState:
-    """Try checkpoints, newest first. If none is newer than what is known, entries must be read."""
-    seq = num_entries
-    while (seq := seq - seq % checkpoint_spacing(seq, interval)) > known.next_seq:
+    seq = num_entries if num_entries - state.next_seq >= interval else 0
+    while (seq := seq - seq % checkpoint_spacing(seq, interval)) > state.next_seq:
         try:
-            return read_checkpoint(store, seq, num_rows)
+            state = read_checkpoint(store, seq, num_rows)  # the newest one that can be read
         except NotFound:
             pass
         except CorruptOutput as error:
             _log.warning("skipping a damaged checkpoint: %s", error)
         seq -= 1
-    return known
+    for entry in iter_entries(store, state.next_seq, num_entries, after=state.tail):
+        state.apply(entry)
+    return state
 
 
 def write_checkpoint(store: Store, state: ManifestState) -> bool:
@@ -147,7 +137,6 @@ _GROWTH = TypeAdapter(list[Growth])
 def record_of(state: ManifestState, table: bytes) -> dict[str, Any]:
     """Return the checkpoint's JSON, which depends only on the entries before it."""
     totals = {field: getattr(state.totals, field) for field in Totals.__slots__}
-    bitmap = zlib.compress(state.committed.bitmap)
     is_newest = state.growth or state.num_removals
     return {
         "format": CHECKPOINT_FORMAT if is_newest else 1 + state.tail.is_linked,
@@ -164,7 +153,7 @@ def record_of(state: ManifestState, table: bytes) -> dict[str, Any]:
             for row, partial in sorted(state.committed.partial.items())
         ],
         # zlib in base64, lowest bit first; a bit is set when its plan row is fully settled.
-        "bitmap": base64.b64encode(bitmap).decode(),
+        "bitmap": base64.b64encode(zlib.compress(state.committed.bitmap)).decode(),
     }
 
 

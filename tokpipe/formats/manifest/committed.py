@@ -31,14 +31,13 @@ class CommittedRows:
         partial: Mapping[int, PartialRow] | None = None,
     ) -> None:
         """Start empty, or from the ``bitmap`` and ``partial`` of an earlier instance."""
-        num_bytes = (num_rows + 7) // 8
-        beyond = int.from_bytes(bitmap or b"", "little") >> num_rows
-        if bitmap is not None and (len(bitmap) != num_bytes or beyond):
-            raise ValueError(f"a bitmap of {len(bitmap)} bytes does not fit {num_rows} rows")
-        self.num_rows = num_rows
+        self.num_rows, num_bytes = num_rows, (num_rows + 7) // 8
         # Setting a bit of a bytearray takes half the time of setting one of an array.
         self._bits = bytearray(num_bytes) if bitmap is None else bytearray(bitmap)
-        self.num_done = int.from_bytes(self._bits, "little").bit_count()  # Rows fully settled
+        done = int.from_bytes(self._bits, "little")
+        if len(self._bits) != num_bytes or done >> num_rows:
+            raise ValueError(f"a bitmap of {len(self._bits)} bytes does not fit {num_rows} rows")
+        self.num_done = done.bit_count()  # Rows fully settled
         self.partial = dict(partial or {})  # Partly settled rows, by row number
         for row, one in self.partial.items():
             if not row < num_rows or self._is_done(row) or not max(one.done) < one.num_segments:
@@ -74,11 +73,7 @@ class CommittedRows:
         return bits[start % 8 : start % 8 + stop - start].astype(np.bool_)
 
     def __contains__(self, ref: ClipRef) -> bool:
-        """Return whether a clip is settled.
-
-        Raises:
-            CorruptOutput: the row is not in the plan, or its number of segments differs.
-        """
+        """Whether a clip is settled. CorruptOutput if its row or number of segments is another."""
         if not 0 <= ref.row < self.num_rows or not 0 <= ref.segment < ref.num_segments:
             raise CorruptOutput(
                 f"clip {ref.clip_id} is segment {ref.segment} of {ref.num_segments} of plan row "

@@ -17,8 +17,7 @@ from tokpipe.types import ClipRef, Count, Positive, Receipt, Rejected, Sha256
 MANIFEST_FORMAT = 4
 """2 since entries can withdraw rejections, 3 since each holds the hash of the one before, and 4
 since the plan can grow and shards can be replaced; an entry without that is written as 3. An
-earlier version that resumed an output of format 3 would break the chain, so it must not.
-"""
+earlier version that resumed an output of format 3 would break the chain, so it must not."""
 
 _RECORDED = {"encoders": ("paid_s", "useful_s", "lost_s", "slow_s"), "actors": ("spent_s", "up_s")}
 """What an entry records of an account, and under which keys."""
@@ -62,17 +61,14 @@ class ManifestEntry:
     written_at: str  # UTC, ISO 8601
     shards: tuple[Receipt, ...] = ()
     rejected: tuple[Rejected, ...] = ()
-    claim: Claim | None = None
-    """Set in a driver's first entry. It takes the next number of any older driver."""
+    claim: Claim | None = None  # In a driver's first entry: takes the next number of older ones
     reopened: tuple[Reopened, ...] = ()  # Unsettled before anything else in this entry counts
     growth: Growth | None = None
     replaced: tuple[Receipt, ...] = ()
     """Shards, without their clips, that no longer count. Each of the clips is in one of ``shards``
     instead, or removed by one of ``rejected``; such an entry settles none."""
-    redacted: Sha256 | None = None
-    """The hash of this entry before purged clips lost their id and source in it."""
-    account: Account | None = None
-    """Seconds of actors since the same driver's previous entry, by ``_RECORDED``."""
+    redacted: Sha256 | None = None  # Its hash before purged clips lost their id and source in it
+    account: Account | None = None  # Since the same driver's previous entry, by ``_RECORDED``
     previous: str | None = None
     """SHA-256 of the entry before, empty in entry 0. None if a version before format 3 wrote it."""
     sha256: str | None = field(default=None, compare=False)  # Its own, once it is in the store
@@ -158,8 +154,7 @@ class Tail(NamedTuple):
     """What the next entry must continue."""
 
     sha256: str | None = ""  # Of the last entry; empty if there is none
-    is_linked: bool = False
-    """Whether the last entry holds the hash of the one before, as all later ones must."""
+    is_linked: bool = False  # Whether it holds the hash of the one before, as all later ones must
 
     def check(self, store: Store, entry: ManifestEntry) -> None:
         """Raise CorruptOutput unless ``entry`` can be the next one."""

@@ -18,10 +18,7 @@ READ_AHEAD = 15  # Entries fetched while one is used: a store takes tens of mill
 
 
 def append(store: Store, entry: ManifestEntry) -> ManifestEntry | None:
-    """Commit an entry, and return it with its hash.
-
-    After None, another driver's entry has its number, and this driver's view is stale.
-    """
+    """Commit an entry and return it with its hash, or None if another driver's has its number."""
     data = entry.to_json()
     is_ours = store.create(entry_key(entry.seq), data)
     return replace(entry, sha256=sha256(data)) if is_ours else None
@@ -34,9 +31,7 @@ def count_entries(store: Store, known: int = 0) -> int:
     behind, so doubling and then bisecting finds the end, in about 2 log2(n) requests for n entries
     that are neither known nor listed.
 
-    Raises:
-        CorruptOutput: an entry is missing or empty, although a later one, a checkpoint or shards
-            exist.
+    CorruptOutput if one is missing or empty, although a later one, a checkpoint or shards exist.
     """
 
     def is_missing(seq: int) -> bool:

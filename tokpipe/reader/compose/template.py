@@ -277,8 +277,7 @@ class _Layout:
         except IndexError as error:
             raise wrong(template.template, f"codebooks are 0 to {grid[-1] - 1}") from error
         indices, length = [np.empty(0, np.int64)], 0
-        self.pieces: list[slice | Run | None] = []
-        """Places in ``index``, text and fields, and places between two frames."""
+        self.pieces: list[slice | Run | None] = []  # Places in ``index``; text; None between frames
         for kind, group in groupby(items, type):
             if kind is np.ndarray:
                 indices.append(np.concatenate([*group]))

@@ -92,8 +92,7 @@ class Vocabulary:
         repeats = [book.repeat for book in config.codes]
         sizes = np.array([book.size for book in config.codes])
         offsets = np.array([self._offset(book) for book in config.codes])
-        self.sizes: NDArray[np.int64] = sizes.repeat(repeats)
-        """(c,) size of the codebook of each code of a position."""
+        self.sizes: NDArray[np.int64] = sizes.repeat(repeats)  # (c,) of each code of a position
         self.offsets: NDArray[np.int64] = offsets.repeat(repeats)  # (c,) token of its code 0
         if pad is not None and pad not in self.special:
             raise ConfigError(f"vocabulary: pad={pad!r} is not among special: {[*self.special]}")
@@ -173,8 +172,7 @@ class TextTokenizer:
     def encode(self, text: str) -> tuple[NDArray[np.int64], list[tuple[int, int]]]:
         """Return (n,) tokens, and the first and last character (exclusive) of each.
 
-        Raises:
-            ConfigError: the tokens would not decode to the same text.
+        ConfigError if they would not decode to the same text.
         """
         try:
             found = self._tokenizer.encode(text, add_special_tokens=False)
