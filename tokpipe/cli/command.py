@@ -32,8 +32,8 @@ class Completion(Verb, example="source <(tokpipe completion bash)"):
 
 _ALL: tuple[type[Verb], ...] = (
     jobs.Init, jobs.Check, jobs.Plan, jobs.Run, jobs.Submit, outputs.Status, outputs.Ls,
-    outputs.Inspect, outputs.Decode, outputs.Rejected, outputs.Report, outputs.Audit,
-    outputs.Clean, outputs.Export, jobs.Convert, jobs.Verify, Completion,
+    outputs.Inspect, outputs.Decode, outputs.Locate, outputs.Rejected, outputs.Report,
+    outputs.Audit, outputs.Clean, outputs.Export, jobs.Convert, jobs.Verify, Completion,
 )  # fmt: skip
 """In the order of the help text, which follows a job's life."""
 VERBS = {verb.__name__.lower(): verb() for verb in _ALL}

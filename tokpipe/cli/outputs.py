@@ -86,6 +86,30 @@ class Decode(Verb, example="tokpipe decode jobs/demo.yaml --compare -o clip.mp4"
         return Decoded(parsed.open_output(), **parsed.rest())
 
 
+class Locate(Verb, example="tokpipe locate jobs/demo.yaml --source 'one.mp4' --time 1 --x 9 --y 9"):
+    """Show which frames and pixels of its source a code stands for, or find the codes of a place.
+
+    Name a code by --clip and --position, or a place by --source, --time, --x and --y. Without the
+    source, the code is only located in the resized frames.
+    """
+
+    def add_arguments(self, add: Adder) -> None:
+        add.output()
+        add.text("--clip", "ID", "clip id, as tokpipe ls prints it", dest="clip_id")
+        flat = "index into the clip's codes, flattened as t, h, w or t, h, w, c"
+        add.text("--position", "N", flat, type=int)
+        add.source("a place in the source")
+        add.text("--time", "S", "presentation time in seconds", dest="time_s", type=float)
+        add.text("--x", "X", "column of the upright picture, in its pixels, from 0", type=float)
+        add.text("--y", "Y", "its row", type=float)
+        add.flag("--trust-uris", "open the sources that the output names")
+
+    def run(self, parsed: Parsed) -> Result:
+        from tokpipe.reconstruct.place import Located
+
+        return Located(parsed.open_output(), **parsed.rest())
+
+
 class Rejected(Verb, example="tokpipe rejected out/demo --reason truncated"):
     """List rejected clips, newest first, and why they were rejected.
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FitMode = Literal["crop", "pad", "stretch"]
+Box = tuple[float, float, float, float]
 
 # A picture that would be resized to more than this many times the pixels kept is cropped first:
 # a 1x4000 strip covering 128x128 would otherwise take 196 MB.
@@ -92,6 +93,39 @@ class Fit:
         part = resized[max(row, 0) : row + height, max(column, 0) : column + width]
         top, left = max(-row, 0), max(-column, 0)
         out[top : top + part.shape[0], left : left + part.shape[1]] = part
+
+    def in_picture(self, box: Box, height: int, width: int) -> Box | None:
+        """Return the part of the (height, width) picture that a box of the output shows.
+
+        Boxes are (top, left, bottom, right). None if the whole box is background.
+        """
+        axes = self._axes(height, width)
+        top, left, bottom, right = (
+            float(start + min(max((Fraction(at) + offset) / scale, 0), length))
+            for at, (start, length, scale, offset) in zip(box, axes * 2, strict=True)
+        )
+        return (top, left, bottom, right) if top < bottom and left < right else None
+
+    def in_output(self, point: tuple[float, float], height: int, width: int) -> list[int] | None:
+        """Return the row and column of the output that show a point (y, x) of the picture.
+
+        None if the point is outside of it, or cropped away.
+        """
+        found = []
+        axes = zip(point, self._axes(height, width), self.size, strict=True)
+        for at, (start, length, scale, offset), size in axes:
+            if not start <= at < start + length:
+                return None
+            found.append(math.floor((Fraction(at) - start) * scale - offset))
+            if not 0 <= found[-1] < size:
+                return None
+        return found
+
+    def _axes(self, height: int, width: int) -> list[tuple[int, int, Fraction, int]]:
+        """For rows and columns: what is resized, by which factor, and where the output starts."""
+        top, left, *lengths = self.box or (0, 0, height, width)
+        scales = map(Fraction, self.resized, lengths)
+        return list(zip((top, left), lengths, scales, self.offset, strict=True))
 
 
 def nearest_size(

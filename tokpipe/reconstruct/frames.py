@@ -18,10 +18,9 @@ from tokpipe.media.quality import Frames, Quality
 from tokpipe.models.process import usable_device
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
-from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.reader import Chunk, Clip, Output
+from tokpipe.reconstruct.sources import Sources
 from tokpipe.stages.chunks import pieces_of
-from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import Codes, DecodedClip, EncodedClip, Failed, Rejected
 from tokpipe.weights.read import TokenizerWeights, read_weights
@@ -137,15 +136,10 @@ class SideBySide(ExitStack):
 
     def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
         """Yield what an encoder receives of the clip: one piece, or several if it is streamed."""
-        plan, stage = self._sources
-        (item,) = plan.items([clip.plan_row])
-        # What the job of an output allows, its author wrote, who may be someone else, unless the
-        # caller's own job file named the sources.
-        allowed = item.allowed if self._output.trust.sources else ()
-        item = replace(item, segment=clip.segment, num_segments=clip.num_segments, allowed=allowed)
+        item = self._sources.item(clip.plan_row, clip.segment, clip.num_segments)
         last = False
         while not last:
-            (decoded,) = stage.process([item])
+            (decoded,) = self._sources.stage.process([item])
             if not isinstance(decoded, DecodedClip):
                 raise SourceError(
                     decoded.reason,
@@ -158,14 +152,8 @@ class SideBySide(ExitStack):
             item = replace(item, piece=item.piece + 1, num_pieces=decoded.piece.num_pieces)
 
     @cached_property
-    def _sources(self) -> tuple[PlanReader, DecodeStage]:
-        """What names the sources, and what decodes them until this is closed."""
-        job, output = self._job, self._output
-        output.trust.check_sources(output.store.uri)
-        plan = StoredPlan.of(output.record, output.state.growth)
-        reader = PlanReader(output.store, plan, output.trust.sources or job.sources)
-        stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
-        return reader, self.enter_context(stage)
+    def _sources(self) -> Sources:
+        return self.enter_context(Sources(self._output, pieces_of(self._job)))
 
 
 class Reencoder(SideBySide):

@@ -82,8 +82,8 @@ class DecodeStage:
         return [self._decode(item) for item in items]
 
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
-        """Return what decoding the item's row would produce; raises as ``process`` does."""
-        return self._tried(item, self._decoder.probe)
+        """Return what decoding the item would produce; raises as ``process`` does."""
+        return self._tried(item, partial(self._decoder.probe, segment=item.segment))
 
     def _decode(self, item: WorkItem) -> DecodedClip | Rejected | Failed:
         segment, num_segments = item.segment, item.num_segments
