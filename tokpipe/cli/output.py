@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import yaml
 from rich.console import Console
 
 from tokpipe.errors import ConfigError, TokpipeError
@@ -36,6 +37,21 @@ class Printable(Protocol):
 
     def to_dict(self) -> dict[str, Any]: ...
     def lines(self) -> Iterable[str]: ...
+
+
+class Facts:
+    """Plain data, printed as YAML for people."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        self._found = found
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._found
+
+    def lines(self) -> list[str]:
+        how: Any = {"sort_keys": False, "default_flow_style": None, "width": 100}
+        text: str = yaml.safe_dump(self._found, **how)
+        return text.splitlines()
 
 
 Result = Printable | Iterable[str] | int

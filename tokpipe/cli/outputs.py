@@ -5,7 +5,7 @@ import re
 from dataclasses import asdict
 
 from tokpipe.cli.arguments import Adder, Parsed, Verb, check_new_file
-from tokpipe.cli.output import Result, print_lines, shown
+from tokpipe.cli.output import Facts, Result, print_lines, shown
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.export import FORMATS
 from tokpipe.telemetry.human import json_line
@@ -105,9 +105,9 @@ class Locate(Verb, example="tokpipe locate jobs/demo.yaml --source 'one.mp4' --t
         add.flag("--trust-uris", "open the sources that the output names")
 
     def run(self, parsed: Parsed) -> Result:
-        from tokpipe.reconstruct.place import Located
+        from tokpipe.reconstruct.place import locate
 
-        return Located(parsed.open_output(), **parsed.rest())
+        return Facts(locate(parsed.open_output(), **parsed.rest()))
 
 
 class Rejected(Verb, example="tokpipe rejected out/demo --reason truncated"):

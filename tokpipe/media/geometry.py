@@ -94,38 +94,18 @@ class Fit:
         top, left = max(-row, 0), max(-column, 0)
         out[top : top + part.shape[0], left : left + part.shape[1]] = part
 
-    def in_picture(self, box: Box, height: int, width: int) -> Box | None:
+    def in_picture(self, box: Sequence[int], height: int, width: int) -> Box | None:
         """Return the part of the (height, width) picture that a box of the output shows.
 
         Boxes are (top, left, bottom, right). None if the whole box is background.
         """
-        axes = self._axes(height, width)
+        top, left, *lengths = self.box or (0, 0, height, width)
+        axes = [*zip((top, left), lengths, self.resized, self.offset, strict=True)] * 2
         top, left, bottom, right = (
-            float(start + min(max((Fraction(at) + offset) / scale, 0), length))
-            for at, (start, length, scale, offset) in zip(box, axes * 2, strict=True)
+            start + min(max(at + offset, 0), resized) * length / resized
+            for at, (start, length, resized, offset) in zip(box, axes, strict=True)
         )
         return (top, left, bottom, right) if top < bottom and left < right else None
-
-    def in_output(self, point: tuple[float, float], height: int, width: int) -> list[int] | None:
-        """Return the row and column of the output that show a point (y, x) of the picture.
-
-        None if the point is outside of it, or cropped away.
-        """
-        found = []
-        axes = zip(point, self._axes(height, width), self.size, strict=True)
-        for at, (start, length, scale, offset), size in axes:
-            if not start <= at < start + length:
-                return None
-            found.append(math.floor((Fraction(at) - start) * scale - offset))
-            if not 0 <= found[-1] < size:
-                return None
-        return found
-
-    def _axes(self, height: int, width: int) -> list[tuple[int, int, Fraction, int]]:
-        """For rows and columns: what is resized, by which factor, and where the output starts."""
-        top, left, *lengths = self.box or (0, 0, height, width)
-        scales = map(Fraction, self.resized, lengths)
-        return list(zip((top, left), lengths, scales, self.offset, strict=True))
 
 
 def nearest_size(

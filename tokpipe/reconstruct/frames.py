@@ -136,7 +136,8 @@ class SideBySide(ExitStack):
 
     def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
         """Yield what an encoder receives of the clip: one piece, or several if it is streamed."""
-        item = self._sources.item(clip.plan_row, clip.segment, clip.num_segments)
+        item = self._sources.item(clip.plan_row)
+        item = replace(item, segment=clip.segment, num_segments=clip.num_segments)
         last = False
         while not last:
             (decoded,) = self._sources.stage.process([item])

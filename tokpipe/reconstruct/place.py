@@ -1,7 +1,9 @@
 """``tokpipe locate``: what of its source a code stands for, and the codes of a place."""
 
-from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import cached_property
+from itertools import islice, pairwise, product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,156 +17,155 @@ from tokpipe.reader.search import side_rows
 from tokpipe.reconstruct.sources import Sources
 from tokpipe.types import Cut
 
-_COLUMNS = [
-    *("clip_id", "source_uri", "plan_row", "segment", "n_segments", "n_frames", "fps"),
-    *("start_pts_s", "end_pts_s"),
-]
 _WHOLE = Cut(2**31, 2**31)
 
 
 class _Seen(NamedTuple):
-    """A clip's frames in its source."""
+    """A plan row in its source."""
 
     fit: Fit
     size: tuple[int, int]  # (height, width) of the upright picture
-    times_s: NDArray[np.float64]  # (T,)
-    end_s: float  # When the last frame leaves the screen
+    times_s: NDArray[np.float64]  # (T,) of the frames of all its clips
+    end_s: float  # When the last of them leaves the screen
 
 
-class Located:
-    """Codes, and what each stands for."""
+class Locator(ExitStack):
+    """Says what codes of an output stand for. Use it as a context manager, to close sources.
 
-    def __init__(
-        self,
-        output: Output,
-        *,
-        clip_id: str | None = None,
-        position: int | None = None,
-        source: str | None = None,
-        time_s: float | None = None,
-        x: float | None = None,
-        y: float | None = None,
-    ) -> None:
-        """Locate one code of a clip, or find the codes of a place in a source.
+    A code is described by a dict. Its ``frames`` are counted in its clip, and none if it only
+    encodes padding; ``times_s`` are their presentation times. ``box`` is what it covers of a frame
+    of ``size`` (height, width), and ``source_box`` what that shows of the source's upright picture,
+    without what the container hides, of ``source_size``. Boxes are (top, left, bottom, right) in
+    pixels; None if it is only background.
+    """
 
-        ``position`` is an index into the clip's codes, flattened as t, h, w or t, h, w, c. The
-        place is a point of the upright picture, in its pixels, of the frame that the clip shows at
-        ``time_s``. Finding codes needs the source. For locating a code, ``unknown`` says why its
-        source was not looked at.
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output, self._spec = output, output.tokenizer
+        sampling = output.record.recorded_job(output.store.uri).sampling
+        is_streamed = self._spec.chunk_policy == "streaming"  # and then not cut into segments
+        self._frames_per_clip = _WHOLE.first if is_streamed else sampling.max_clip_frames
+        self._frame_s = 1 / sampling.fps if sampling.fps else 0.0
+
+    @cached_property
+    def _sources(self) -> Sources:
+        return self.enter_context(Sources(self._output, _WHOLE))
+
+    def code(self, clip_id: str, position: int) -> dict[str, Any]:
+        """Locate a code of a clip by its index in the codes, flattened as t, h, w or t, h, w, c.
+
+        If its source cannot be read, or is not trusted, ``unknown`` says so, and ``times_s``,
+        ``source_box`` and ``source_size`` are None.
         """
-        self._output, self.unknown = output, ""
-        pieces = _WHOLE if output.tokenizer.chunk_policy == "streaming" else None
-        match clip_id, position, source, time_s, x, y:
-            case str(), int(), None, None, None, None:
-                clip, seen = output.clip(clip_id), None
-                if not 0 <= position < clip.codes.size:
-                    has = f"clip {clip_id} has codes 0 to {clip.codes.size - 1:,}"
-                    raise NotFound(f"--position {position}: {has}")
-                try:
-                    with Sources(output, pieces) as sources:
-                        seen = _seen(sources, _row_of(clip))
-                except (ConfigError, NotFound, SourceError) as error:
-                    self.unknown = str(error)
-                self.codes = [self._code(clip, np.unravel_index(position, clip.codes.shape), seen)]
-            case None, None, str(), float(), float(), float():
-                with Sources(output, pieces) as sources:
-                    self.codes = [*self._codes_at(sources, source, time_s, (y, x))]
-            case _:
-                wanted = "--clip and --position, or --source, --time, --x and --y"
-                raise ConfigError(f"locate: give {wanted}")
+        clip = self._output.clip(clip_id)
+        if not 0 <= position < clip.codes.size:
+            found = f"it has positions 0 to {clip.codes.size - 1:,}"
+            raise NotFound(f"clip {clip_id} has no code at position {position}: {found}")
+        index = (*map(int, np.unravel_index(position, clip.codes.shape)),)
+        try:
+            return self._code(clip, index, self._seen(clip.plan_row, clip.source_uri))
+        except (ConfigError, SourceError) as error:
+            return self._code(clip, index, unknown=str(error))
 
-    def _code(self, clip: Clip, index: Sequence[Any], seen: _Seen | None) -> dict[str, Any]:
-        spec, shape = self._output.tokenizer, clip.codes.shape
-        latent, row, column = index[:3]
-        chunk, latent, frames = next(islice(_latents(clip, spec.temporal_stride), latent, None))
-        height, width = (side * spec.spatial_stride for side in shape[1:3])
-        at = [spec.spatial_stride * int(one) for one in (row, column, row + 1, column + 1)]
-        box = at[0], at[1], at[2], at[3]
+    def codes_at(self, source: str, time_s: float, x: float, y: float) -> list[dict[str, Any]]:
+        """Locate the codes of a point of the source that matches, in the frame shown at a time.
+
+        The point is in pixels of the upright picture. The time is a presentation time; if clips
+        have fewer frames than the source, the frame is their last one until then.
+
+        Raises:
+            NotFound: no clip shows the point, or several sources match.
+        """
+        columns = ["clip_id", "source_uri", "plan_row", "segment"]
+        rows = list(side_rows(self._output, columns, source))
+        rows = [row for row in rows if row["source_uri"] == source] or rows
+        if (number := len({row["source_uri"] for row in rows})) != 1:
+            found = f"{number:,} sources with clips match {source!r}"
+            raise NotFound(f"{self._output.store.uri}: {found}. Name one, as tokpipe ls prints it")
+        clips = {(row["plan_row"], row["segment"]): row["clip_id"] for row in rows}
+        codes: list[dict[str, Any]] = []
+        for plan_row in sorted({plan_row for plan_row, _ in clips}):
+            seen = self._seen(plan_row, rows[0]["source_uri"])
+            last = int(np.searchsorted(seen.times_s, time_s, side="right")) - 1
+            if last < 0 or not time_s < max(seen.end_s, seen.times_s[-1] + self._frame_s):
+                continue
+            # Several, perhaps of two segments, if the source has fewer frames per second.
+            shown = np.flatnonzero(seen.times_s == seen.times_s[last])
+            for segment in sorted({*(shown // self._frames_per_clip).tolist()}):
+                if clip_id := clips.get((plan_row, segment)):  # else it was rejected
+                    frames = {*(shown - segment * self._frames_per_clip).tolist()}
+                    codes += self._codes_of(self._output.clip(clip_id), frames, seen, y, x)
+        if not codes:
+            where = f"column {x:g}, row {y:g} of {source} at {time_s:g} s"
+            why = "It is outside of the picture or of all clips, or was cropped (frames.fit)"
+            raise NotFound(f"{self._output.store.uri}: no code shows {where}. {why}")
+        return codes
+
+    def _codes_of(
+        self, clip: Clip, frames: set[int], seen: _Seen, y: float, x: float
+    ) -> Iterator[dict[str, Any]]:
+        """Locate the codes of a clip for a point of some of its frames."""
+        grid, more = clip.codes.shape[1:3], clip.codes.shape[3:]
+        boxes = [(seen.fit.in_picture(self._box(*at), *seen.size), at) for at in np.ndindex(*grid)]
+        at = [at for box, at in boxes if box and box[0] <= y < box[2] and box[1] <= x < box[3]]
+        for latent, (_, _, covered) in enumerate(_latents(clip, self._spec.temporal_stride)):
+            if not frames.isdisjoint(covered):
+                for place, rest in product(at, np.ndindex(*more)):
+                    yield self._code(clip, (latent, *place, *rest), seen)
+
+    def _code(
+        self, clip: Clip, index: tuple[int, ...], seen: _Seen | None = None, unknown: str = ""
+    ) -> dict[str, Any]:
+        latents = _latents(clip, self._spec.temporal_stride)
+        chunk, latent, frames = next(islice(latents, index[0], None))
+        box, times_s = self._box(*index[1:3]), None
+        if seen is not None:
+            first = clip.segment * self._frames_per_clip + chunk.frame_start
+            times_s = seen.times_s[first : first + chunk.n_frames].tolist()
+            if [len(times_s), *times_s[:1], *times_s[-1:]] != [
+                *(chunk.n_frames, chunk.start_pts_s, chunk.end_pts_s)
+            ]:
+                found = f"{clip.source_uri}: its frames have other times than those encoded"
+                raise SourceError("changed", f"{found}, so it was replaced by another video")
         return {
-            "clip_id": clip.clip_id,
-            "position": int(np.ravel_multi_index(index, shape)),
-            "index": [int(one) for one in index],
             "code": int(clip.codes[index]),
+            "clip_id": clip.clip_id,
+            "position": int(np.ravel_multi_index(index, clip.codes.shape)),
+            "index": [*index],
             "source_uri": clip.source_uri,
             "plan_row": clip.plan_row,
             "segment": clip.segment,
             "metadata": {name: str(value) for name, value in clip.metadata.items()},
             "chunk": chunk.chunk_index,
-            "chunk_pts_s": [chunk.start_pts_s, chunk.end_pts_s],
+            "chunk_ends_s": [chunk.start_pts_s, chunk.end_pts_s],
             "latent_frame": latent,
             "frames": [*frames],
-            "times_s": seen and seen.times_s[frames.start : frames.stop].tolist(),
+            "times_s": times_s and [times_s[frame - chunk.frame_start] for frame in frames],
             "box": box,
-            "size": [height, width],
+            "size": [side * self._spec.spatial_stride for side in clip.codes.shape[1:3]],
             "source_box": seen and seen.fit.in_picture(box, *seen.size),
-            "source_size": seen and seen.size,
+            "source_size": seen and [*seen.size],
+            "unknown": unknown,
         }
 
-    def _codes_at(
-        self, sources: Sources, source: str, time_s: float, point: tuple[float, float]
-    ) -> Iterator[dict[str, Any]]:
-        rows = list(side_rows(self._output, _COLUMNS, source))
-        rows = [row for row in rows if row["source_uri"] == source] or rows
-        where, num_sources = self._output.store.uri, len({row["source_uri"] for row in rows})
-        if num_sources != 1:
-            found = f"{num_sources:,} sources with clips match {source!r}"
-            raise NotFound(f"{where}: {found}. Name one, as tokpipe ls prints it")
-        shown_s: dict[int, float] = {}  # Time of the frame on screen, by plan row
-        problem = f"no clip of {source} shows {time_s:g} s"
-        # Of a row, the last segment that has begun shows it; if it repeats a frame, others do too.
-        for row in sorted(rows, key=lambda row: (row["start_pts_s"], row["segment"]), reverse=True):
-            begins_s, plan_row = row["start_pts_s"], row["plan_row"]
-            if begins_s > time_s or row["end_pts_s"] < shown_s.get(plan_row, begins_s):
-                continue
-            seen = _seen(sources, row)
-            last = int(np.searchsorted(seen.times_s, time_s, side="right")) - 1
-            at_s = shown_s.setdefault(plan_row, float(seen.times_s[last]))
-            if not time_s < max(seen.end_s, row["end_pts_s"] + 1 / row["fps"]):
-                continue
-            place = seen.fit.in_output(point, *seen.size)
-            if place is None:
-                size = "x".join(map(str, seen.size))
-                problem = f"no clip shows {point[::-1]} of the {size} picture"
-                continue
-            clip, spec = self._output.clip(row["clip_id"]), self._output.tokenizer
-            grid = [one // spec.spatial_stride for one in place]
-            for latent, (_, _, frames) in enumerate(_latents(clip, spec.temporal_stride)):
-                if at_s in seen.times_s[frames.start : frames.stop]:
-                    problem = ""
-                    for level in np.ndindex(clip.codes.shape[3:]):
-                        yield self._code(clip, (latent, *grid, *level), seen)
-        if problem:
-            raise NotFound(f"{where}: {problem}")
+    def _box(self, row: int, column: int) -> list[int]:
+        stride = self._spec.spatial_stride
+        return [row * stride, column * stride, (row + 1) * stride, (column + 1) * stride]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"codes": self.codes, "unknown": self.unknown}
-
-    def lines(self) -> Iterator[str]:
-        for code in self.codes:
-            clip = f"clip {code['clip_id']}, at {tuple(code['index'])}"
-            yield f"code {code['code']}: position {code['position']} of {clip}"
-            more = "".join(f", {name}={value:.60}" for name, value in code["metadata"].items())
-            yield f"  {code['source_uri']}: row {code['plan_row']:,} of the plan{more}"
-            begins_s, ends_s = code["chunk_pts_s"]
-            part = f"latent frame {code['latent_frame']} of chunk {code['chunk']}"
-            yield f"  {part}, whose frames begin at {begins_s:.3f} s to {ends_s:.3f} s"
-            times = "".join(f" {time_s:.3f}" for time_s in code["times_s"] or ())
-            at = times and f", at{times} s"
-            yield f"  frames {code['frames'] or 'none, only padding'}{at}"
-            for name, where in (("box", "size"), ("source_box", "source_size")):
-                if code[where] is not None:
-                    found = code[name] and "rows {0:g} to {2:g}, columns {1:g} to {3:g}".format(
-                        *code[name]
-                    )
-                    yield f"  {found or 'only background'} of {code[where]}"
-        if self.unknown:
-            yield f"times and the part of the source are unknown: {self.unknown}"
+    def _seen(self, plan_row: int, source_uri: str) -> _Seen:
+        """Find the frames of a row in its source, which is opened but not decoded."""
+        probe = self._sources.stage.probe(self._sources.item(plan_row))
+        if not isinstance(probe, Probe):
+            found = f"{source_uri}: it cannot be read any more: {probe.message}"
+            raise SourceError(probe.reason, found)
+        fit = fit_frame(*probe.shown, probe.size, self._sources.job.frames.fit)
+        return _Seen(fit, probe.shown[:2], probe.times_s[:-1], float(probe.times_s[-1]))
 
 
 def _latents(clip: Clip, stride: int) -> Iterator[tuple[Chunk, int, range]]:
     """Yield each latent frame's chunk, place in it, and real frames; none if all are padding."""
     for chunk in clip.chunks:
-        # What a first latent frame of one frame lacks shifts all of them.
+        # A first latent frame of one frame shifts the others.
         lag = stride - 1 if chunk.first_is_image else 0
         ends = [
             chunk.frame_start + min(max(latent * stride - lag, 0), chunk.n_frames)
@@ -173,28 +174,22 @@ def _latents(clip: Clip, stride: int) -> Iterator[tuple[Chunk, int, range]]:
         yield from ((chunk, at, range(*both)) for at, both in enumerate(pairwise(ends)))
 
 
-def _row_of(clip: Clip) -> dict[str, Any]:
-    """Return the columns of a clip's row in the side table that ``_seen`` needs."""
-    return {
-        "source_uri": clip.source_uri,
-        "plan_row": clip.plan_row,
-        "segment": clip.segment,
-        "n_segments": clip.num_segments,
-        "n_frames": sum(chunk.n_frames for chunk in clip.chunks),
-        "start_pts_s": clip.chunks[0].start_pts_s,
-        "end_pts_s": clip.chunks[-1].end_pts_s,
-    }
-
-
-def _seen(sources: Sources, row: dict[str, Any]) -> _Seen:
-    """Find a clip's frames in its source, which is opened but not decoded."""
-    uri, num_frames = row["source_uri"], row["n_frames"]
-    probe = sources.stage.probe(sources.item(row["plan_row"], row["segment"], row["n_segments"]))
-    if not isinstance(probe, Probe):
-        raise SourceError(probe.reason, f"{uri}: it cannot be read any more: {probe.message}")
-    times_s = probe.times_s[:num_frames]
-    ends = times_s[[0, -1]].tolist()
-    if len(probe.times_s) <= num_frames or ends != [row["start_pts_s"], row["end_pts_s"]]:
-        raise NotFound(f"{uri}: it was replaced by another video: its frames have other times")
-    fit = fit_frame(*probe.shown, probe.size, sources.job.frames.fit)
-    return _Seen(fit, probe.shown[:2], times_s, float(probe.times_s[num_frames]))
+def locate(
+    output: Output,
+    *,
+    clip_id: str | None,
+    position: int | None,
+    source: str | None,
+    time_s: float | None,
+    x: float | None,
+    y: float | None,
+) -> dict[str, Any]:
+    """Return the codes that the command line names."""
+    with Locator(output) as locator:
+        match clip_id, position, source, time_s, x, y:
+            case str(), int(), None, None, None, None:
+                return {"codes": [locator.code(clip_id, position)]}
+            case None, None, str(), float(), float(), float():
+                return {"codes": locator.codes_at(source, time_s, x, y)}
+    wanted = "--clip and --position, or --source, --time, --x and --y"
+    raise ConfigError(f"locate: give {wanted}, and nothing else of these")

@@ -26,10 +26,10 @@ class Sources(ExitStack):
         how = job.sampling, job.frames, job.decode, output.trust.storage
         self.stage = self.enter_context(DecodeStage(*how, pieces))
 
-    def item(self, plan_row: int, segment: int, num_segments: int) -> WorkItem:
-        """Return what names a clip to the decode stage."""
+    def item(self, plan_row: int) -> WorkItem:
+        """Return what names a row's source to the decode stage."""
         (item,) = self._plan.items([plan_row])
         # What the job of an output allows, its author wrote, who may be someone else, unless the
         # caller's own job file named the sources.
         allowed = item.allowed if self._is_own else ()
-        return replace(item, segment=segment, num_segments=num_segments, allowed=allowed)
+        return replace(item, allowed=allowed)
