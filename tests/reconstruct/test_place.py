@@ -19,7 +19,7 @@ from tokpipe.config import load_job
 from tokpipe.config.trust import Trust
 from tokpipe.errors import NotFound, SourceError
 from tokpipe.reader import Output, open_output
-from tokpipe.reconstruct.place import Locator
+from tokpipe.reconstruct.sources import Locator
 
 FILMS = [
     Film((64, 96)),
@@ -220,9 +220,6 @@ def test_a_source_that_was_replaced_is_not_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("--clip CLIP", "give --clip and --position, or --source"),
-        ("--clip CLIP --position 0 --x 1", "and nothing else of these"),
-        ("--source 0.mp4 --time 1 --x 1", "give --clip and --position, or --source"),
         ("--clip CLIP --position 999999", "has no code at position 999999: it has positions 0 to"),
         ("--clip nobody --position 0", "no tokenized clip 'nobody'"),
         ("--source nowhere --time 0 --x 1 --y 1", "0 sources with clips match 'nowhere'"),

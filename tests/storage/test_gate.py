@@ -22,7 +22,6 @@ from tokpipe.config.job import StoreOptions
 from tokpipe.config.sources import Source
 from tokpipe.errors import SourceError
 from tokpipe.reconstruct.frames import SideBySide
-from tokpipe.reconstruct.sources import Sources
 from tokpipe.sources.rows import items_of
 from tokpipe.storage.client import ALLOWED
 from tokpipe.storage.fetch import fetch_to_file
@@ -281,12 +280,10 @@ def test_only_what_the_author_of_a_job_wrote_is_requested_wherever_it_is(
     assert item.allowed == allowed
     seen: list[WorkItem] = []
     both: Any = object.__new__(SideBySide)  # without its tokenizer and its decoding process
-    both._sources = sources = object.__new__(Sources)
-    vars(sources)["stage"] = SimpleNamespace(process=seen.extend)
-    vars(sources)["_plan"] = SimpleNamespace(items=lambda _: [item])
+    both._sources = SimpleNamespace(items=lambda _: [item]), SimpleNamespace(process=seen.extend)
     clip: Any = SimpleNamespace(plan_row=0, segment=0, num_segments=1)
     for is_own in (False, True):
-        vars(sources)["_is_own"] = is_own
+        both._output = SimpleNamespace(trust=SimpleNamespace(sources=is_own))
         with pytest.raises(TypeError):  # nothing was decoded
             next(both.decoded(clip))
     # Whose output is compared may be anyone's, unless the caller's own job file is named.

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tokpipe.cli.arguments import Adder, Parsed, Verb, positive
-from tokpipe.cli.output import Facts, Result, print_lines, shown, shown
+from tokpipe.cli.output import Result, print_lines, shown
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.published import PRESETS
 from tokpipe.errors import ConfigError, CorruptOutput
@@ -256,5 +256,5 @@ class Verify(Verb, example="tokpipe verify builtin://fsq-4x8x8"):
         from tokpipe.verbs.verify import verify
 
         found = verify(**parsed.rest())
-        print_lines(shown(Facts(found), parsed))
+        print_lines(shown(found, parsed))
         return CorruptOutput.exit_code if found["failed"] else 0

@@ -39,26 +39,17 @@ class Printable(Protocol):
     def lines(self) -> Iterable[str]: ...
 
 
-class Facts:
-    """Plain data, printed as YAML for people."""
-
-    def __init__(self, found: dict[str, Any]) -> None:
-        self._found = found
-
-    def to_dict(self) -> dict[str, Any]:
-        return self._found
-
-    def lines(self) -> list[str]:
-        how: Any = {"sort_keys": False, "default_flow_style": None, "width": 100}
-        text: str = yaml.safe_dump(self._found, **how)
-        return text.splitlines()
-
-
 Result = Printable | Iterable[str] | int
-"""What a verb returns: what to print, or its exit code if that may not be 0."""
+"""What a verb returns: what to print, a dict as YAML for people, or its exit code if that may not
+be 0."""
 
 
-def shown(result: Printable, parsed: argparse.Namespace) -> Iterable[str]:
+def shown(result: Printable | Iterable[str], parsed: argparse.Namespace) -> Iterable[str]:
+    if isinstance(result, dict):
+        text = yaml.safe_dump(result, sort_keys=False, default_flow_style=None, width=100)
+        return [json_line(result)] if parsed.json else text.splitlines()
+    if isinstance(result, Iterable):
+        return result
     return [json_line(result.to_dict())] if parsed.json else result.lines()
 
 
@@ -80,7 +71,7 @@ def exit_code_of(parsed: argparse.Namespace) -> int:
         result: Result = parsed.run(parsed)
         if isinstance(result, int):
             return result
-        print_lines(result if isinstance(result, Iterable) else shown(result, parsed))
+        print_lines(shown(result, parsed))
         return 0
     except TokpipeError as error:
         text, code = f"{type(error).__name__}: {error}", error.exit_code

@@ -3,9 +3,10 @@
 import argparse
 import re
 from dataclasses import asdict
+from typing import Any
 
 from tokpipe.cli.arguments import Adder, Parsed, Verb, check_new_file
-from tokpipe.cli.output import Facts, Result, print_lines, shown
+from tokpipe.cli.output import Result, print_lines, shown
 from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.export import FORMATS
 from tokpipe.telemetry.human import json_line
@@ -86,28 +87,32 @@ class Decode(Verb, example="tokpipe decode jobs/demo.yaml --compare -o clip.mp4"
         return Decoded(parsed.open_output(), **parsed.rest())
 
 
-class Locate(Verb, example="tokpipe locate jobs/demo.yaml --source 'one.mp4' --time 1 --x 9 --y 9"):
+class Locate(Verb, example="tokpipe locate jobs/demo.yaml --source bunny --time 1 --x 40 --y 9"):
     """Show which frames and pixels of its source a code stands for, or find the codes of a place.
 
-    Name a code by --clip and --position, or a place by --source, --time, --x and --y. Without the
-    source, the code is only located in the resized frames.
+    Without the source, a code is only located in the resized frames.
     """
 
     def add_arguments(self, add: Adder) -> None:
         add.output()
-        add.text("--clip", "ID", "clip id, as tokpipe ls prints it", dest="clip_id")
-        flat = "index into the clip's codes, flattened as t, h, w or t, h, w, c"
-        add.text("--position", "N", flat, type=int)
-        add.source("a place in the source")
-        add.text("--time", "S", "presentation time in seconds", dest="time_s", type=float)
-        add.text("--x", "X", "column of the upright picture, in its pixels, from 0", type=float)
-        add.text("--y", "Y", "its row", type=float)
+        which = add.one_of(required=True)
+        which.text("--clip", "ID", "the clip of the code, as tokpipe ls prints it", dest="clip_id")
+        which.source("the place in the source")
+        flat = "the code of the clip, flattened as t, h, w or t, h, w, c"
+        add.count("--position", 0, flat)
+        number: Any = {"type": float, "default": 0.0}
+        add.text("--time", "S", "presentation time of the place, in seconds (default: 0)", **number)
+        add.text("--x", "X", "its column in the upright picture, in pixels (default: 0)", **number)
+        add.text("--y", "Y", "its row (default: 0)", **number)
         add.flag("--trust-uris", "open the sources that the output names")
 
     def run(self, parsed: Parsed) -> Result:
-        from tokpipe.reconstruct.place import locate
+        from tokpipe.reconstruct.sources import Locator
 
-        return Facts(locate(parsed.open_output(), **parsed.rest()))
+        with Locator(parsed.open_output()) as locator:
+            if parsed.clip_id is not None:
+                return {"codes": [locator.code(parsed.clip_id, parsed.position)]}
+            return {"codes": locator.codes_at(parsed.source, parsed.time, parsed.x, parsed.y)}
 
 
 class Rejected(Verb, example="tokpipe rejected out/demo --reason truncated"):

@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -87,8 +86,8 @@ def weights_of(
     return weights
 
 
-class SideBySide(ExitStack):
-    """Decodes clips and their sources. Use it as a context manager, to stop the source decoder.
+class SideBySide(Sources):
+    """Decodes clips and their sources.
 
     Raises:
         ConfigError: torch cannot use the device, or the tokenizer has no decoder or needs more
@@ -96,9 +95,8 @@ class SideBySide(ExitStack):
     """
 
     def __init__(self, output: Output, device: str = "auto", *, needs_decoder: bool = True) -> None:
-        super().__init__()
-        self._output = output
         self._job = output.trusted_job()
+        super().__init__(output, pieces_of(self._job))
         usable = usable_device(device)
         self._reconstructor: Reconstructor | None = None
         with suppress(*() if needs_decoder else (ConfigError,)):
@@ -136,11 +134,11 @@ class SideBySide(ExitStack):
 
     def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
         """Yield what an encoder receives of the clip: one piece, or several if it is streamed."""
-        item = self._sources.item(clip.plan_row)
+        item = self._item(clip.plan_row)
         item = replace(item, segment=clip.segment, num_segments=clip.num_segments)
         last = False
         while not last:
-            (decoded,) = self._sources.stage.process([item])
+            (decoded,) = self._sources[1].process([item])
             if not isinstance(decoded, DecodedClip):
                 raise SourceError(
                     decoded.reason,
@@ -151,10 +149,6 @@ class SideBySide(ExitStack):
             yield decoded
             last = decoded.piece.is_last
             item = replace(item, piece=item.piece + 1, num_pieces=decoded.piece.num_pieces)
-
-    @cached_property
-    def _sources(self) -> Sources:
-        return self.enter_context(Sources(self._output, pieces_of(self._job)))
 
 
 class Reencoder(SideBySide):
