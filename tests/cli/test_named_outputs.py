@@ -20,6 +20,7 @@ OPTIONS = {
     "decode": ["-o", "{folder}/clip.png", "--device", "cpu"],
     "report": ["-o", "{folder}/report.html", "--pairs", "0"],
     "export": ["-o", "{folder}/export", "--to", "memmap"],
+    "locate": ["--source", "katze", "--x", "20", "--y", "9", "--trust-uris"],
 }
 """What these verbs require besides the output."""
 
