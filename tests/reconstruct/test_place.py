@@ -51,13 +51,27 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 
 
-def made(folder: Path, films: list[Film], sampling: dict[str, Any], **changes: Any) -> Output:
-    """The finished output of a job over films, which are ``videos/0.mp4`` and so on."""
-    for number, film in enumerate(films):
-        film.write(folder / f"videos/{number}.mp4")
+def made(
+    folder: Path,
+    films: list[Film],
+    sampling: dict[str, Any],
+    *,
+    with_spans: bool = False,
+    **changes: Any,
+) -> Output:
+    """The finished output of a job over films, which are ``videos/0.mp4`` and so on.
+
+    Each is a row, and with spans there are two more, one to its end.
+    """
+    paths = [film.write(folder / f"videos/{at}.mp4") for at, film in enumerate(films)]
+    spans = [f"{path},0.4,0.9\n{path},0.31,\n" for path in paths]
+    (folder / "spans.csv").write_text("video,from,to\n" + "".join(spans))
+    columns = {"uri_column": "video", "start_column": "from", "end_column": "to"}
+    table = {"kind": "table", "uri": f"{folder}/spans.csv", **columns}
     sources = [{"kind": "files", "uri": f"{folder}/videos/*.{one}"} for one in ("mp4", "mkv")]
     changes = {"tokenizer": tokenizer(), "sampling": {"max_clip_frames": 19, **sampling}, **changes}
     sources = [one for one in sources if any(film.ending in one["uri"][-3:] for film in films)]
+    sources += [table] * with_spans
     job = load_job(write_job(folder / "job.yaml", sources, str(folder / "out"), **changes))
     run_without_ray(job)
     return open_output(str(folder / "out"), trust=Trust(uris=True))
@@ -120,9 +134,8 @@ FITS = ["crop", "pad", "stretch"]
 
 def check_random_job(name: str, fit: str, films: list[Film], folder: Path, random: Random) -> None:
     sampling = {"fps": random.choice([8, 12.5, None, 40])}
-    check(
-        made(folder, films, sampling, frames={**BUCKETS, "fit": fit}, **JOBS[name]), films, random
-    )
+    changes = {"frames": {**BUCKETS, "fit": fit}, **JOBS[name]}
+    check(made(folder, films, sampling, with_spans=True, **changes), films, random)
 
 
 @pytest.mark.parametrize(("name", "fit"), [*zip(JOBS, FITS * 3, strict=False)])

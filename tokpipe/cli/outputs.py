@@ -87,7 +87,7 @@ class Decode(Verb, example="tokpipe decode jobs/demo.yaml --compare -o clip.mp4"
         return Decoded(parsed.open_output(), **parsed.rest())
 
 
-class Locate(Verb, example="tokpipe locate jobs/demo.yaml --source bunny --time 1 --x 40 --y 9"):
+class Locate(Verb, example="tokpipe locate jobs/demo.yaml --source bunny --time 1 --x 640"):
     """Show which frames and pixels of its source a code stands for, or find the codes of a place.
 
     Without the source, a code is only located in the resized frames.

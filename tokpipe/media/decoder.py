@@ -47,17 +47,12 @@ class Probe:
     num_frames: int  # Frames of all segments together
     num_segments: int
     size: tuple[int, int]  # (height, width) of the frames
+    source_size: tuple[int, int]  # (height, width) of the video as it is shown, in square pixels
     shown: tuple[int, int, Fraction]  # Height, width and pixel aspect of the upright video
     times_s: NDArray[np.float64]
     """(T + 1,) presentation times of the segment's frames, and when the last leaves the screen."""
     source_fps: float
     is_picture: bool = False
-
-    @property
-    def source_size(self) -> tuple[int, int]:
-        """(height, width) of the video as it is shown, in square pixels."""
-        height, width, pixel_aspect = self.shown
-        return height, round(width * pixel_aspect)
 
 
 class VideoDecoder:
@@ -151,9 +146,9 @@ class VideoDecoder:
         probe, fd = self._answer(file, media, **span, only_probe=True)
         with open(fd, "rb") as answer:  # noqa: PTH123 (a descriptor)
             times_s = np.frombuffer(answer.read(), np.float64)
-        height, width, aspect = probe.pop("shown")
-        shown = height, width, Fraction(aspect)
-        return Probe(size=tuple(probe.pop("size")), shown=shown, times_s=times_s, **probe)
+        probe |= {name: tuple(probe[name]) for name in ("size", "source_size")}
+        *sides, aspect = probe.pop("shown")
+        return Probe(shown=(*sides, Fraction(aspect)), times_s=times_s, **probe)
 
     def close(self) -> None:
         """End the child. The next ``decode`` starts another."""

@@ -51,20 +51,14 @@ class Sources(ExitStack):
 
 
 class Locator(Sources):
-    """Says what codes stand for. A code is described by a dict.
-
-    Its ``frames`` are counted in its clip, and none if it only encodes padding; ``times_s`` are
-    their presentation times. ``box`` is what it covers of a frame of ``size`` (height, width), and
-    ``source_box`` what that shows of the source's upright picture of ``source_size``, without what
-    the container hides; None if it is background. Boxes are (top, left, bottom, right) in pixels.
-    """
+    """Says what codes stand for, each as a dict that docs/output.md describes."""
 
     def __init__(self, output: Output) -> None:
         super().__init__(output, _WHOLE)
         self._spec = output.tokenizer
-        # Streamed clips are not cut into segments.
-        is_cut, frames = self._spec.chunk_policy != "streaming", self._recorded.sampling
-        self._frames_per_clip = frames.max_clip_frames if is_cut else 0
+        self._frames_per_clip = self._recorded.sampling.max_clip_frames
+        if self._spec.chunk_policy == "streaming":  # clips are not cut into segments
+            self._frames_per_clip = 0
 
     def code(self, clip_id: str, position: int) -> dict[str, Any]:
         """Locate a code of a clip by its index in the codes, flattened as t, h, w or t, h, w, c.
