@@ -94,7 +94,7 @@ class Locator(Sources):
         codes: list[dict[str, Any]] = []
         for row in rows:
             probe = self._probe(row["plan_row"])
-            *times_s, end_s = probe.times_s
+            times_s, end_s = probe.times_s[:-1], probe.times_s[-1]
             last = np.searchsorted(times_s, time_s, side="right") - 1
             # Several, perhaps of two segments, if the source has fewer frames per second.
             shown = np.flatnonzero(probe.times_s == probe.times_s[last])
@@ -108,10 +108,8 @@ class Locator(Sources):
             at = [at for at, b in parts.items() if b and b[0] <= y < b[2] and b[1] <= x < b[3]]
             for latent, (_, _, frames) in enumerate(_latents(clip, self._spec.temporal_stride)):
                 if not set(shown.tolist()).isdisjoint(frames):
-                    indices = (
-                        (latent, *one, *rest) for one, rest in product(at, np.ndindex(*more))
-                    )
-                    codes += [self._code(clip, index, probe) for index in indices]
+                    places = product([latent], at, np.ndindex(*more))
+                    codes += [self._code(clip, (a, *b, *c), probe) for a, b, c in places]
         if not codes:
             where = f"column {x:g}, row {y:g} of {source} at {time_s:g} s"
             why = "It is outside of the picture or of all clips, or was cropped (frames.fit)"
