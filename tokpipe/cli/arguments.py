@@ -87,6 +87,9 @@ _SHARED = {"run", "job", "output", "storage", "json", "weights", "trust_uris", "
 class Parsed(argparse.Namespace):
     """The arguments of a verb, and what those that several verbs take stand for."""
 
+    weights: str | None = None  # For verbs without the option
+    trust_code = False
+
     def rest(self) -> dict[str, Any]:
         """Return those of the verb alone, by the names of the parameters that they are for."""
         return {name: value for name, value in vars(self).items() if name not in _SHARED}

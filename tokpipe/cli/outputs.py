@@ -3,6 +3,7 @@
 import argparse
 import re
 from dataclasses import asdict
+from typing import Any
 
 from tokpipe.cli.arguments import Adder, Parsed, Verb, check_new_file
 from tokpipe.cli.output import Result, print_lines, shown
@@ -82,6 +83,34 @@ class Decode(Verb, example="tokpipe decode jobs/demo.yaml --compare -o clip.mp4"
         from tokpipe.reconstruct.command import Decoded
 
         return Decoded(parsed.open_output(), **parsed.rest())
+
+
+class Locate(Verb, example="tokpipe locate jobs/demo.yaml --source bunny --time 1 --x 640"):
+    """Show which frames and pixels of its source a code stands for, or find the codes of a place.
+
+    Without the source, a code is only located in the resized frames.
+    """
+
+    def add_arguments(self, add: Adder) -> None:
+        add.output()
+        which = add.one_of(required=True)
+        which.text("--clip", "ID", "the clip of the code, as tokpipe ls prints it", dest="clip_id")
+        which.source("the place in the source")
+        flat = "the code of the clip, flattened as t, h, w or t, h, w, c"
+        add.count("--position", 0, flat)
+        number: Any = {"type": float, "default": 0.0}
+        add.text("--time", "S", "presentation time of the place, in seconds (default: 0)", **number)
+        add.text("--x", "X", "its column in the upright picture, in pixels (default: 0)", **number)
+        add.text("--y", "Y", "its row (default: 0)", **number)
+        add.flag("--trust-uris", "open the sources that the output names")
+
+    def run(self, parsed: Parsed) -> Result:
+        from tokpipe.reconstruct.sources import Locator
+
+        with Locator(parsed.open_output()) as locator:
+            if parsed.clip_id is not None:
+                return {"codes": [locator.code(parsed.clip_id, parsed.position)]}
+            return {"codes": locator.codes_at(parsed.source, parsed.time, parsed.x, parsed.y)}
 
 
 class Rejected(Verb, example="tokpipe rejected out/demo --reason truncated"):

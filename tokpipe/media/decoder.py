@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,15 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What decoding a span of a video will return, according to its container."""
+    """What decoding a segment of a span will return, according to the video's container."""
 
     num_frames: int  # Frames of all segments together
     num_segments: int
     size: tuple[int, int]  # (height, width) of the frames
     source_size: tuple[int, int]  # (height, width) of the video as it is shown, in square pixels
+    shown: tuple[int, int, Fraction]  # Height, width and pixel aspect of the upright video
+    times_s: NDArray[np.float64]
+    """(T + 1,) presentation times of the segment's frames, and when the last leaves the screen."""
     source_fps: float
     is_picture: bool = False
 
@@ -129,12 +133,17 @@ class VideoDecoder:
         *,
         start_s: float | None = None,
         end_s: float | None = None,
+        segment: int = 0,
         media: Media = VIDEO,
     ) -> Probe:
         """Read the container of a local file without decoding it; raises as ``decode`` does."""
-        probe, _ = self._answer(file, media, start_s=start_s, end_s=end_s, only_probe=True)
+        span = {"start_s": start_s, "end_s": end_s, "segment": segment}
+        probe, fd = self._answer(file, media, **span, only_probe=True)
+        with open(fd, "rb") as answer:  # noqa: PTH123 (a descriptor)
+            times_s = np.frombuffer(answer.read(), np.float64)
         probe |= {name: tuple(probe[name]) for name in ("size", "source_size")}
-        return Probe(**probe)
+        *sides, aspect = probe.pop("shown")
+        return Probe(shown=(*sides, Fraction(aspect)), times_s=times_s, **probe)
 
     def close(self) -> None:
         """End the child. The next ``decode`` starts another."""

@@ -28,7 +28,11 @@ def clip_lines(
 
     ``limit`` is 0 for all clips. With ``as_json``, yields only one JSON object per clip.
     """
-    clips = listed_clips(output, source=source, mark=mark)
+    clips = (
+        {**row, "duration_s": row["n_frames"] / row["fps"]}
+        for row in side_rows(output, _COLUMNS, source)
+        if mark in (None, *row["marks"])
+    )
     if as_json:
         yield from map(json_line, islice(clips, limit or None))
         return
@@ -47,15 +51,6 @@ def clip_lines(
         yield _line(clip)
     if source is not None or mark is not None:
         yield f"{number:,} of {output.num_clips:,} clips match"
-
-
-def listed_clips(
-    output: Output, *, source: str | None = None, mark: str | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yield the clips that match, as JSON objects, shard by shard."""
-    for row in side_rows(output, _COLUMNS, source):
-        if mark in (None, *row["marks"]):
-            yield {**row, "duration_s": row["n_frames"] / row["fps"]}
 
 
 def rejected_lines(
