@@ -39,7 +39,8 @@ class Means(nn.Module):
     def _means(self, x: Tensor) -> Tensor:
         side = self.side
         means = x.unflatten(4, (-1, side)).unflatten(3, (-1, side)).mean((4, 6))
-        return (means * self.scale).round().long().permute(0, 2, 3, 4, 1)
+        codes: Tensor = (means * self.scale).round().long().permute(0, 2, 3, 4, 1)
+        return codes
 
 
 def tokenizer(stride: int = 4, first: int = 1, side: int = 8, **traits: Any) -> dict[str, Any]:
@@ -80,9 +81,10 @@ class Film:
         edges = [2 * random.randrange(0, 8) for _ in range(4)] if random.random() < 0.4 else [0] * 4
         ending = "mkv" if pts is None and random.random() < 0.3 else "mp4"
         tall = random.random() < 0.1
+        rates: list[Fraction | int] = [8, 25, 30, Fraction(30_000, 1001)]
         return cls(
             (240, 32) if tall else (2 * random.randrange(32, 64), 2 * random.randrange(32, 64)),
-            fps=random.choice([8, 25, 30, Fraction(30_000, 1001)]),
+            fps=random.choice(rates),
             pts=None if pts is None else tuple(pts),
             rotation=random.choice([0, 90, 180, 270]) if ending == "mp4" else 0,
             aspect=random.choice([Fraction(1), Fraction(4, 3), Fraction(1, 2)]),

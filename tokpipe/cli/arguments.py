@@ -87,8 +87,7 @@ _SHARED = {"run", "job", "output", "storage", "json", "weights", "trust_uris", "
 class Parsed(argparse.Namespace):
     """The arguments of a verb, and what those that several verbs take stand for."""
 
-    weights: str | None = None  # For verbs without the option
-    trust_code = False
+    weights, trust_code = None, False  # For verbs without these options
 
     def rest(self) -> dict[str, Any]:
         """Return those of the verb alone, by the names of the parameters that they are for."""

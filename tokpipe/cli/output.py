@@ -39,8 +39,7 @@ class Printable(Protocol):
 
 
 Result = Printable | Iterable[str] | int
-"""What a verb returns: what to print, a dict as YAML for people, or its exit code if that may not
-be 0."""
+"""What a verb returns: what to print (a dict as YAML), or its exit code if that may not be 0."""
 
 
 def shown(result: Printable | Iterable[str], parsed: argparse.Namespace) -> Iterable[str]:

@@ -3,7 +3,6 @@
 import argparse
 import re
 from dataclasses import asdict
-from typing import Any
 
 from tokpipe.cli.arguments import Adder, Parsed, Verb, check_new_file
 from tokpipe.cli.output import Result, print_lines, shown
@@ -86,22 +85,17 @@ class Decode(Verb, example="tokpipe decode jobs/demo.yaml --compare -o clip.mp4"
 
 
 class Locate(Verb, example="tokpipe locate jobs/demo.yaml --source bunny --time 1 --x 640"):
-    """Show which frames and pixels of its source a code stands for, or find the codes of a place.
-
-    Without the source, a code is only located in the resized frames.
-    """
+    """Show what of its source a code stands for, or find the codes of a place in a source."""
 
     def add_arguments(self, add: Adder) -> None:
         add.output()
         which = add.one_of(required=True)
         which.text("--clip", "ID", "the clip of the code, as tokpipe ls prints it", dest="clip_id")
         which.source("the place in the source")
-        flat = "the code of the clip, flattened as t, h, w or t, h, w, c"
-        add.count("--position", 0, flat)
-        number: Any = {"type": float, "default": 0.0}
-        add.text("--time", "S", "presentation time of the place, in seconds (default: 0)", **number)
-        add.text("--x", "X", "its column in the upright picture, in pixels (default: 0)", **number)
-        add.text("--y", "Y", "its row (default: 0)", **number)
+        add.count("--position", 0, "the code of the clip, flattened as t, h, w or t, h, w, c")
+        place = {"time": "presentation time, in seconds,", "x": "column, in pixels,", "y": "row"}
+        for name, what in place.items():
+            add.text(f"--{name}", "N", f"{what} of the place (default: 0)", type=float, default=0)
         add.flag("--trust-uris", "open the sources that the output names")
 
     def run(self, parsed: Parsed) -> Result:

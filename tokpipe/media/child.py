@@ -96,7 +96,6 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
             "num_segments": selection.num_segments,
             "num_frames": selection.num_frames,
             "size": framing.size,
-            "source_size": (rows, round(columns * aspect)),
             "shown": (rows, columns, str(aspect)),
             "source_fps": timeline.average_fps,
             "is_picture": timeline.is_picture,

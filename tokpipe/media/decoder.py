@@ -42,15 +42,14 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What decoding a segment of a span will return, according to the video's container."""
+    """What decoding a span of a video will return, according to its container."""
 
     num_frames: int  # Frames of all segments together
     num_segments: int
     size: tuple[int, int]  # (height, width) of the frames
-    source_size: tuple[int, int]  # (height, width) of the video as it is shown, in square pixels
-    shown: tuple[int, int, Fraction]  # Height, width and pixel aspect of the upright video
+    shown: tuple[int, int, Fraction]  # Height, width and pixel aspect of the upright picture
     times_s: NDArray[np.float64]
-    """(T + 1,) presentation times of the segment's frames, and when the last leaves the screen."""
+    """(T + 1,) times of the frames of segment 0, and when the last of them leaves the screen."""
     source_fps: float
     is_picture: bool = False
 
@@ -133,17 +132,15 @@ class VideoDecoder:
         *,
         start_s: float | None = None,
         end_s: float | None = None,
-        segment: int = 0,
         media: Media = VIDEO,
     ) -> Probe:
         """Read the container of a local file without decoding it; raises as ``decode`` does."""
-        span = {"start_s": start_s, "end_s": end_s, "segment": segment}
-        probe, fd = self._answer(file, media, **span, only_probe=True)
+        probe, fd = self._answer(file, media, start_s=start_s, end_s=end_s, only_probe=True)
         with open(fd, "rb") as answer:  # noqa: PTH123 (a descriptor)
             times_s = np.frombuffer(answer.read(), np.float64)
-        probe |= {name: tuple(probe[name]) for name in ("size", "source_size")}
-        *sides, aspect = probe.pop("shown")
-        return Probe(shown=(*sides, Fraction(aspect)), times_s=times_s, **probe)
+        height, width, aspect = probe.pop("shown")
+        shown, size = (height, width, Fraction(aspect)), tuple(probe.pop("size"))
+        return Probe(size=size, shown=shown, times_s=times_s, **probe)
 
     def close(self) -> None:
         """End the child. The next ``decode`` starts another."""

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 FitMode = Literal["crop", "pad", "stretch"]
-Box = tuple[float, float, float, float]
 
 # A picture that would be resized to more than this many times the pixels kept is cropped first:
 # a 1x4000 strip covering 128x128 would otherwise take 196 MB.
@@ -93,18 +92,17 @@ class Fit:
         top, left = max(-row, 0), max(-column, 0)
         out[top : top + part.shape[0], left : left + part.shape[1]] = part
 
-    def in_picture(self, box: Sequence[int], height: int, width: int) -> Box | None:
-        """Return the part of the (height, width) picture that a box of the output shows.
-
-        Boxes are (top, left, bottom, right). None if the whole box is background.
-        """
-        y, x, *lengths = self.box or (0, 0, height, width)
-        axes = [*zip((y, x), lengths, self.resized, self.offset, strict=True)] * 2
-        top, left, bottom, right = (
-            start + min(max(at + offset, 0), resized) * length / resized
-            for at, (start, length, resized, offset) in zip(box, axes, strict=True)
+    def edges(self, height: int, width: int) -> list[NDArray[np.float64]]:
+        """Where in the (height, width) picture rows and columns of the output begin, the last also
+        ends: (H + 1,) and (W + 1,). Those of a margin are empty."""
+        *start, box_height, box_width = self.box or (0, 0, height, width)
+        axes = zip(
+            start, (box_height, box_width), self.resized, self.offset, self.size, strict=True
         )
-        return (top, left, bottom, right) if top < bottom and left < right else None
+        return [
+            first + np.clip(np.arange(size + 1) + offset, 0, resized) * length / resized
+            for first, length, resized, offset, size in axes
+        ]
 
 
 def nearest_size(

@@ -94,8 +94,8 @@ class SideBySide(Sources):
     """
 
     def __init__(self, output: Output, device: str = "auto", *, needs_decoder: bool = True) -> None:
-        self._job = output.trusted_job()
-        super().__init__(output, pieces_of(self._job))
+        job = output.trusted_job()
+        super().__init__(output, job, pieces_of(job))
         usable = usable_device(device)
         self._reconstructor: Reconstructor | None = None
         with suppress(*() if needs_decoder else (ConfigError,)):
@@ -131,11 +131,11 @@ class SideBySide(Sources):
 
     def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
         """Yield what an encoder receives of the clip: one piece, or several if it is streamed."""
-        item = self._item(clip.plan_row)
+        stage, item = self._source(clip.plan_row)
         item = replace(item, segment=clip.segment, num_segments=clip.num_segments)
         last = False
         while not last:
-            (decoded,) = self._sources[1].process([item])
+            (decoded,) = stage.process([item])
             assert not isinstance(decoded, EncodedClip), "nothing is reused here"
             if not isinstance(decoded, DecodedClip):
                 found = f"{clip.source_uri}: cannot be compared with clip {clip.clip_id}"

@@ -85,8 +85,8 @@ class DecodeStage:
         return [self._tried(item, partial(self._made, item)) for item in items]
 
     def probe(self, item: WorkItem) -> Probe | Rejected | Failed:
-        """Return what decoding the item would produce; raises as ``process`` does."""
-        return self._tried(item, partial(self._decoder.probe, segment=item.segment))
+        """Return what decoding the item's row would produce; raises as ``process`` does."""
+        return self._tried(item, self._decoder.probe)
 
     def is_reused(self, item: WorkItem) -> bool:
         """Whether another output has an item's clip; raises as ``process`` does."""
