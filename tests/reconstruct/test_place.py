@@ -1,6 +1,7 @@
 """Codes located in their sources, and found again by decoding these without tokpipe."""
 
 import json
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.end_to_end.jobs import run_without_ray, write_job
+from tests.end_to_end.jobs import files, run_without_ray, write_job
 from tests.reconstruct.places import Film, sampled, tokenizer
 from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.config.trust import Trust
 from tokpipe.errors import NotFound, SourceError
+from tokpipe.export import export_output
 from tokpipe.reader import Output, open_output
 from tokpipe.reconstruct.sources import Locator
 
@@ -185,6 +187,51 @@ def test_what_a_clip_repeats_is_found_in_both_segments(tmp_path: Path) -> None:
         *((0, 2), (1, 0)),
     ]
     assert all(0.125 in one["times_s"] for one in codes)
+
+
+def test_a_token_of_a_flat_export_has_a_place(tmp_path: Path) -> None:
+    output = made(tmp_path, FILMS[:3], {"fps": 8}, frames={"size": [32, 48]})
+    export_output(output, "memmap", tmp_path / "flat")
+    tokens = np.fromfile(tmp_path / "flat/video.bin", output.tokenizer.code_dtype)
+    clips = list(map(json.loads, (tmp_path / "flat/clips.jsonl").read_text().splitlines()))
+    per_image = 4 * 6 * 3
+    with Locator(output) as locator:
+        for n in Random(0).sample(range(len(tokens)), 20):
+            clip = [one for one in clips if one["first_image"] <= n // per_image][-1]
+            code = locator.code(clip["clip_id"], n - clip["first_image"] * per_image)
+            assert code["code"] == tokens[n]
+
+
+def test_clips_of_outputs_that_changed_are_located(tmp_path: Path) -> None:
+    """Added with a source of their own, taken from another output, and removed."""
+    changes = {"tokenizer": tokenizer(), "sampling": {"fps": 8}}
+    uris = [str(tmp_path / name) for name in ("out", "other")]
+
+    def run(uri: str, *folders: str, extend: bool = False, **more: Any) -> Output:
+        sources = [files(tmp_path / folder) for folder in folders]
+        job = load_job(write_job(tmp_path / "job.yaml", sources, uri, **changes, **more))
+        run_without_ray(job, extend=extend)
+        return open_output(uri, trust=Trust(uris=True))
+
+    first = FILMS[0].write(tmp_path / "a/first.mp4")
+    run(uris[0], "a")
+    second = FILMS[1].write(tmp_path / "b/second.mp4")
+    (tmp_path / "c").mkdir()
+    same = Path(shutil.copy(second, tmp_path / "c/same.mp4"))
+    grown = run(uris[0], "a", "b", extend=True)
+    other = run(uris[1], "c", reuse=uris[:1])
+    for output, path, film in [(grown, first, 0), (grown, second, 1), (other, same, 1)]:
+        clip = next(clip for clip in output.clips() if clip.source_uri == str(path))
+        with Locator(output) as locator:
+            check_one(output, locator, locator.code(clip.clip_id, 100), *FILMS[film].frames(path))
+    assert main(["remove", uris[0], "--source", "second"]) == 0
+    with Locator(open_output(uris[0], trust=Trust(uris=True))) as locator:
+        with pytest.raises(NotFound, match=r"no tokenized clip .* rejected or removed"):
+            locator.code(
+                next(row.clip_id for row in grown.clips() if "second" in row.source_uri), 0
+            )
+        with pytest.raises(NotFound, match="0 sources with clips match 'second'"):
+            locator.codes_at("second", 0, 9, 9)
 
 
 def locate(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
