@@ -107,11 +107,12 @@ def check_one(
         return
     numbers = [int(np.abs(times_s - time_s).argmin()) for time_s in code["times_s"]]
     np.testing.assert_allclose(times_s[numbers], code["times_s"], atol=1e-6)
-    chunk = clip.chunks[code["chunk"]]
+    latents = [(chunk, at) for chunk in clip.chunks for at in range(len(chunk.codes))]
+    chunk, latent = latents[t]
     if not numbers:
-        assert code["latent_frame"] * spec.temporal_stride >= chunk.n_frames  # only padding
+        assert latent * spec.temporal_stride >= chunk.n_frames  # only padding
         return
-    is_image = chunk.first_is_image and code["latent_frame"] == 0
+    is_image = chunk.first_is_image and latent == 0
     numbers += numbers[-1:] * ((1 if is_image else spec.temporal_stride) - len(numbers))
     top, left, bottom, right = code["source_box"]
     y, x = (top + bottom) / 2, (left + right) / 2
@@ -183,7 +184,7 @@ def test_what_a_clip_repeats_is_found_in_both_segments(tmp_path: Path) -> None:
     output = made(tmp_path, [Film((64, 64), fps=8, num_frames=4)], sampling)
     with Locator(output) as locator:
         codes = locator.codes_at("0.mp4", 0.24, 20, 20)
-    assert sorted({(one["segment"], one["latent_frame"]) for one in codes}) == [
+    assert sorted({(one["segment"], one["index"][0]) for one in codes}) == [
         *((0, 2), (1, 0)),
     ]
     assert all(0.125 in one["times_s"] for one in codes)

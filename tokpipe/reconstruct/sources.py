@@ -1,11 +1,10 @@
 """The sources of an output's clips, and what of them its codes stand for."""
 
 import math
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice, pairwise, product
+from itertools import pairwise, product, starmap
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from tokpipe.errors import NotFound, SourceError
 from tokpipe.media.decoder import Probe
 from tokpipe.media.geometry import fit_frame
 from tokpipe.plan import PlanReader, StoredPlan
-from tokpipe.reader import Chunk, Clip, Output
+from tokpipe.reader import Clip, Output
 from tokpipe.reader.search import side_rows
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.types import Cut, WorkItem
@@ -54,8 +53,8 @@ class Locator(Sources):
     """Says what codes stand for, each as a dict that docs/output.md describes."""
 
     def __init__(self, output: Output) -> None:
-        all_frames = Cut(2**31, 2**31)
-        super().__init__(output, output.record.recorded_job(output.store.uri), all_frames)
+        all_frames, uri = Cut(2**31, 2**31), output.store.uri
+        super().__init__(output, output.record.recorded_job(uri), all_frames)
 
     def code(self, clip_id: str, position: int) -> dict[str, Any]:
         """Locate a code by its index in the codes of its clip, flattened."""
@@ -91,7 +90,7 @@ class Locator(Sources):
             if not np.isin(shown, range(row["n_frames"])).any():
                 continue
             clip = self._output.clip(row["clip_id"])
-            seen: list[Any] = [[np.isin(shown, one).any() for *_, one in self._latents(clip)]]
+            seen: list[Any] = [[np.isin(shown, one).any() for one in self._frames(clip)]]
             for at, edges in zip((y, x), self._edges(probe), strict=True):
                 seen.append((edges[:-1] <= at) & (at < edges[1:]))
             places = [np.flatnonzero(one).tolist() for one in seen]
@@ -104,15 +103,14 @@ class Locator(Sources):
         return codes
 
     def _code(self, clip: Clip, index: list[int], probe: Probe) -> dict[str, Any]:
-        chunk, latent, frames = next(islice(self._latents(clip), index[0], None))
-        first = clip.segment * self._job.sampling.max_clip_frames + chunk.frame_start
-        times_s = probe.times_s[first : first + chunk.n_frames].tolist()
-        if [*times_s[:1], *times_s[-1:]] != [chunk.start_pts_s, chunk.end_pts_s]:
+        frames, chunks = self._frames(clip), clip.chunks
+        times_s = probe.times_s[clip.segment * self._job.sampling.max_clip_frames :].tolist()
+        known, last = [chunks[0].start_pts_s, chunks[-1].end_pts_s], frames[-1].stop - 1
+        if [*times_s[:1], *times_s[last:][:1]] != known:
             why = "its frames have other times than those encoded: it was replaced by another video"
             raise SourceError("changed", f"{clip.source_uri}: {why}")
         ends = (index[1], index[2], index[1] + 1, index[2] + 1)  # Top, left, bottom, right
         box = [float(edges[at]) for edges, at in zip(self._edges(probe) * 2, ends, strict=True)]
-        side = self._output.tokenizer.spatial_stride
         return {
             "code": int(clip.codes[(*index,)]),
             "clip_id": clip.clip_id,
@@ -122,26 +120,23 @@ class Locator(Sources):
             "plan_row": clip.plan_row,
             "segment": clip.segment,
             "metadata": {name: str(value) for name, value in clip.metadata.items()},
-            "chunk": chunk.chunk_index,
-            "latent_frame": latent,
-            "frames": [*frames],
-            "times_s": [times_s[frame - chunk.frame_start] for frame in frames],
-            "box": [side * end for end in ends],
+            "frames": [*frames[index[0]]],
+            "times_s": [times_s[frame] for frame in frames[index[0]]],
+            "box": [self._output.tokenizer.spatial_stride * end for end in ends],
             "size": [*probe.size],
             "source_box": box if box[0] < box[2] and box[1] < box[3] else None,
             "source_size": [*probe.shown[:2]],
         }
 
-    def _latents(self, clip: Clip) -> Iterator[tuple[Chunk, int, range]]:
-        """Yield each latent frame's chunk, place in it and real frames, none if it is padding."""
-        stride = self._output.tokenizer.temporal_stride
+    def _frames(self, clip: Clip) -> list[range]:
+        """The frames of the clip that each latent frame encodes: none if it encodes padding."""
+        stride, found = self._output.tokenizer.temporal_stride, list[range]()
         for chunk in clip.chunks:
             lag = stride - 1 if chunk.first_is_image else 0  # What its first latent frame lacks
             ends = np.arange(len(chunk.codes) + 1) * stride - lag
             ends = chunk.frame_start + ends.clip(0, chunk.n_frames)
-            yield from (
-                (chunk, at, range(*both)) for at, both in enumerate(pairwise(ends.tolist()))
-            )
+            found += starmap(range, pairwise(ends.tolist()))
+        return found
 
     def _edges(self, probe: Probe) -> list[NDArray[np.float64]]:
         """Where in the upright source the rows and the columns of codes begin, and the last end."""
