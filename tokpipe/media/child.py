@@ -78,8 +78,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
 def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
     """Send ``trying`` before a backend decodes, then ``done``; or raise why there are no frames.
 
-    ``memory``, sent with ``done``, has the times, then the frames; under ``only_probe``, the times
-    and when the last frame leaves the screen.
+    ``memory``, sent with ``done``, has the times, then the frames, or their end (``only_probe``).
     """
     path, file_name = Path(request["path"]), request["file_name"]
     asked = file_name, request["salvage"], Media(*request["media"])

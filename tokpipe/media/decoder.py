@@ -48,8 +48,7 @@ class Probe:
     num_segments: int
     size: tuple[int, int]  # (height, width) of the frames
     shown: tuple[int, int, Fraction]  # Height, width and pixel aspect of the upright picture
-    times_s: NDArray[np.float64]
-    """(T + 1,) times of the frames of segment 0, and when the last of them leaves the screen."""
+    times_s: NDArray[np.float64]  # (T + 1,) of the frames of segment 0, and when the last ends
     source_fps: float
     is_picture: bool = False
 

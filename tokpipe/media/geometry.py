@@ -93,12 +93,10 @@ class Fit:
         out[top : top + part.shape[0], left : left + part.shape[1]] = part
 
     def edges(self, height: int, width: int) -> list[NDArray[np.float64]]:
-        """Where in the (height, width) picture rows and columns of the output begin, the last also
-        ends: (H + 1,) and (W + 1,). Those of a margin are empty."""
-        *start, box_height, box_width = self.box or (0, 0, height, width)
-        axes = zip(
-            start, (box_height, box_width), self.resized, self.offset, self.size, strict=True
-        )
+        """Where in a (height, width) picture each row and column of the output begins, and the
+        last ends: (H + 1,) and (W + 1,). Margins are empty."""
+        box = self.box or (0, 0, height, width)
+        axes = zip(box[:2], box[2:], self.resized, self.offset, self.size, strict=True)
         return [
             first + np.clip(np.arange(size + 1) + offset, 0, resized) * length / resized
             for first, length, resized, offset, size in axes

@@ -22,10 +22,7 @@ from tokpipe.types import Cut, WorkItem
 
 
 class Sources(ExitStack):
-    """Opens sources as a job did. Use it as a context manager, to stop its decoder.
-
-    Raises ConfigError if one is needed, and the caller does not trust what the output names.
-    """
+    """Opens sources as a job did, if they are trusted. As a context manager, stops its decoder."""
 
     def __init__(self, output: Output, job: JobConfig, pieces: Cut | None) -> None:
         super().__init__()
@@ -66,10 +63,9 @@ class Locator(Sources):
         return self._code(clip, [*map(int, index)], self._probe(clip.plan_row))
 
     def codes_at(self, source: str, time_s: float, x: float, y: float) -> list[dict[str, Any]]:
-        """Locate the codes of a point of the source that matches, in the frame shown at a time.
+        """Locate the codes of a point, in pixels of the upright picture, of the matching source.
 
-        The point is in pixels of the upright picture. The time is a presentation time; if clips
-        have fewer frames than the source, the frame is their last one until then.
+        They are of what the clip shows at this presentation time: its last frame until then.
         """
         uri, sampling = self._output.store.uri, self._job.sampling
         columns = ["clip_id", "source_uri", "plan_row", "segment", "n_frames"]
@@ -89,13 +85,14 @@ class Locator(Sources):
             shown -= row["segment"] * sampling.max_clip_frames
             if not np.isin(shown, range(row["n_frames"])).any():
                 continue
-            clip = self._output.clip(row["clip_id"])
-            seen: list[Any] = [[np.isin(shown, one).any() for one in self._frames(clip)]]
-            for at, edges in zip((y, x), self._edges(probe), strict=True):
-                seen.append((edges[:-1] <= at) & (at < edges[1:]))
-            places = [np.flatnonzero(one).tolist() for one in seen]
-            indices = product(*places, *map(range, clip.codes.shape[3:]))
-            codes += [self._code(clip, [*index], probe) for index in indices]
+            clip, (rows_at, columns_at) = self._output.clip(row["clip_id"]), self._edges(probe)
+            places = [
+                [t for t, frames in enumerate(self._frames(clip)) if np.isin(shown, frames).any()],
+                np.flatnonzero((rows_at[:-1] <= y) & (y < rows_at[1:])).tolist(),
+                np.flatnonzero((columns_at[:-1] <= x) & (x < columns_at[1:])).tolist(),
+                *map(range, clip.codes.shape[3:]),
+            ]
+            codes += [self._code(clip, [*index], probe) for index in product(*places)]
         if not codes:
             where = f"column {x:g}, row {y:g} of {source} at {time_s:g} s"
             why = "It is outside of the picture or of all clips, or was cropped (frames.fit)"

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 from tokpipe.reader import Output
 from tokpipe.reader.search import side_rows
@@ -48,7 +47,10 @@ def clip_lines(
             return
         if number == 1:
             yield f"{'clip':{len(clip['clip_id'])}}  {_HEADING}"
-        yield _line(clip)
+        span = f"{clip['start_pts_s']:.2f}-{clip['end_pts_s']:.2f}"
+        marks = f"  [{', '.join(clip['marks'])}]" if clip["marks"] else ""
+        figures = f"{clip['n_frames']:>6,}  {clip['duration_s']:>10,.2f}  {span:>18}"
+        yield f"{clip['clip_id']}  {figures}  {clip['source_uri']}{marks}"
     if source is not None or mark is not None:
         yield f"{number:,} of {output.num_clips:,} clips match"
 
@@ -83,10 +85,3 @@ def _rejected_lines(rejected: Rejected) -> list[str]:
     known = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
     source = f"{rejected.reason}: {ref.source_uri or '(purged)'}{part}"
     return [source, f"  {rejected.message}", f"  ({known})"]
-
-
-def _line(clip: dict[str, Any]) -> str:
-    span = f"{clip['start_pts_s']:.2f}-{clip['end_pts_s']:.2f}"
-    marks = f"  [{', '.join(clip['marks'])}]" if clip["marks"] else ""
-    figures = f"{clip['n_frames']:>6,}  {clip['duration_s']:>10,.2f}  {span:>18}"
-    return f"{clip['clip_id']}  {figures}  {clip['source_uri']}{marks}"
