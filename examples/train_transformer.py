@@ -32,7 +32,7 @@ from tokpipe.media.writing import write_video
 from tokpipe.reader import Clip, ClipStream, CodeCache, Output, TokenSequences, open_output
 from tokpipe.reader.compose import Template, Vocabulary
 from tokpipe.reader.dataset import ClipDataset
-from tokpipe.reconstruct import Reconstructor
+from tokpipe.reconstruct.frames import Reconstructor
 
 BATCH, WIDTH, HEADS, LAYERS, DROPOUT = 1, 128, 4, 3, 0.1
 TEMPERATURE = 0.7  # Below 1, likely codes are drawn more often than the model says

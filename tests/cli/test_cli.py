@@ -21,7 +21,7 @@ from tokpipe.storage import Store
 
 REPORTING = {
     *("check", "plan", "status", "inspect", "decode", "rejected", "export", "audit", "clean"),
-    *("report", "ls", "verify", "remove", "diff"),
+    *("report", "ls", "verify", "remove", "diff", "locate"),
 }
 
 

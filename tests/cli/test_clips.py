@@ -15,7 +15,7 @@ from tokpipe.cli import main
 from tokpipe.config import load_job
 from tokpipe.reader import Output, open_output
 from tokpipe.reader.search import source_matcher
-from tokpipe.verbs.clips import listed_clips
+from tokpipe.verbs.clips import clip_lines
 
 
 def listed(capsys: Capture, *arguments: str) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def test_ls_reads_one_side_table_at_a_time_and_nothing_else() -> None:
     output = Output(store)
     second = output.shards[1].side_table
     table = store.objects.pop(second)
-    clips = listed_clips(output)
+    clips = map(json.loads, clip_lines(output, as_json=True))
     assert next(clips)["n_frames"] == 22
     store.objects[second] = table
     assert next(clips)["n_frames"] == 9

@@ -69,7 +69,8 @@ def assert_plain(text: str) -> None:
 VERBS = """ls OUT; ls OUT --json; ls OUT --source nothing; ls OUT --mark x; rejected OUT
 rejected OUT --json; rejected OUT --reason x; status OUT; status OUT --json; inspect OUT
 inspect OUT --json; audit OUT; audit OUT --json; clean OUT; decode OUT -o FILE.png
-decode OUT --clip x -o FILE.png; report OUT -o FILE.html; export OUT --to memmap -o FILE"""
+decode OUT --clip x -o FILE.png; report OUT -o FILE.html; export OUT --to memmap -o FILE
+locate OUT --clip x; locate OUT --source x; locate OUT --source x --trust-uris"""
 
 
 @pytest.mark.parametrize("words", [one.strip() for one in VERBS.replace("\n", ";").split(";")])

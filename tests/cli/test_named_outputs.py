@@ -21,6 +21,7 @@ OPTIONS = {
     "report": ["-o", "{folder}/report.html", "--pairs", "0"],
     "export": ["-o", "{folder}/export", "--to", "memmap"],
     "remove": ["--clip", "none", "--dry-run"],
+    "locate": ["--source", "katze", "--x", "20", "--y", "9", "--trust-uris"],
 }
 """What these verbs require besides the output."""
 FIRST = {"diff": ["jobs/demo.yaml"]}

@@ -20,6 +20,7 @@ NEEDED = {
     "report": ["-o", "report.html"],
     "export": ["-o", "export", "--to", "memmap"],
     "remove": ["--purge"],
+    "locate": ["--source", "x"],
 }
 
 
@@ -282,7 +283,7 @@ WITHOUT = {
     "check jobs/demo.yaml": "",
     "run jobs/demo.yaml": "needs the package ray, which is not installed: "
     "pip install 'tokpipe[run]'",
-    "decode out/demo -o clip.png": "needs the package torch, which is not installed: "
+    "decode out/demo -o clip.png": "needs the package av, which is not installed: "
     "pip install 'tokpipe[run]'",
     "audit out/demo --sample 1 --trust-uris": "pip install 'tokpipe[run]'",
     "convert a.safetensors --kind emu3 -o new": "pip install 'tokpipe[run]'",

@@ -14,7 +14,7 @@ from tokpipe.config import load_job
 from tokpipe.config.trust import Trust
 from tokpipe.media.quality import psnr_db, structural_similarity
 from tokpipe.reader import open_output
-from tokpipe.reconstruct import Reconstructor, SideBySide
+from tokpipe.reconstruct.frames import Reconstructor, SideBySide
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from tokpipe.config.trust import Trust
 from tokpipe.errors import PlanMismatch
 from tokpipe.media.quality import Quality
 from tokpipe.reader import ClipStream, CodeCache, open_output
-from tokpipe.reconstruct import SideBySide
+from tokpipe.reconstruct.frames import SideBySide
 from tokpipe.runtime.assemble import JobOutput
 
 NUM_PICTURES, NUM_VIDEOS = 12, 3

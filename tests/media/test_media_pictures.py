@@ -66,7 +66,7 @@ def test_a_picture_is_one_frame_whatever_is_sampled(fps: float | None, lab: Lab)
     assert (video.damage, list(video.marks)) == (None, ["picture"])
     probe = decoder.probe(path, media=IMAGE)
     assert (probe.num_frames, probe.num_segments, probe.is_picture) == (1, 1, True)
-    assert probe.source_size == (48, 64)
+    assert probe.shown[:2] == (48, 64)
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)

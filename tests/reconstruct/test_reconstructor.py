@@ -15,7 +15,7 @@ from tokpipe.errors import ConfigError
 from tokpipe.formats.shard import TokenizerSpec
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
 from tokpipe.reader import Chunk, Output
-from tokpipe.reconstruct import Reconstructor
+from tokpipe.reconstruct.frames import Reconstructor
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import ClipRef, DecodedClip, EncodedClip
 

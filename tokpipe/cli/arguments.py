@@ -87,6 +87,8 @@ _SHARED = {"run", "job", "output", "storage", "json", "weights", "trust_uris", "
 class Parsed(argparse.Namespace):
     """The arguments of a verb, and what those that several verbs take stand for."""
 
+    weights, trust_code = None, False  # For verbs without these options
+
     def rest(self) -> dict[str, Any]:
         """Return those of the verb alone, by the names of the parameters that they are for."""
         return {name: value for name, value in vars(self).items() if name not in _SHARED}

@@ -32,8 +32,9 @@ class Completion(Verb, example="source <(tokpipe completion bash)"):
 
 _ALL: tuple[type[Verb], ...] = (  # In the order of the help text, which follows a job's life
     jobs.Init, jobs.Check, jobs.Plan, jobs.Run, jobs.Submit, outputs.Status, jobs.Diff, outputs.Ls,
-    outputs.Inspect, outputs.Decode, outputs.Rejected, outputs.Report, outputs.Audit,
-    outputs.Clean, outputs.Remove, outputs.Export, jobs.Convert, jobs.Verify, Completion,
+    outputs.Inspect, outputs.Decode, outputs.Locate, outputs.Rejected, outputs.Report,
+    outputs.Audit, outputs.Clean, outputs.Remove, outputs.Export, jobs.Convert, jobs.Verify,
+    Completion,
 )  # fmt: skip
 VERBS = {verb.__name__.lower(): verb() for verb in _ALL}
 

@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from tokpipe.cli.arguments import Adder, Parsed, Verb, positive
-from tokpipe.cli.output import Result, print_lines
+from tokpipe.cli.output import Result, print_lines, shown
 from tokpipe.config.job import StoreOptions
 from tokpipe.config.published import PRESETS
 from tokpipe.errors import ConfigError, CorruptOutput
@@ -271,6 +270,5 @@ class Verify(Verb, example="tokpipe verify builtin://fsq-4x8x8"):
         from tokpipe.verbs.verify import verify
 
         found = verify(**parsed.rest())
-        text = yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=100)
-        print_lines([json_line(found)] if parsed.json else text.splitlines())
+        print_lines(shown(found, parsed))
         return CorruptOutput.exit_code if found["failed"] else 0

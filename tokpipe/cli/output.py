@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import yaml
 from rich.console import Console
 
 from tokpipe.errors import ConfigError, TokpipeError
@@ -38,10 +39,15 @@ class Printable(Protocol):
 
 
 Result = Printable | Iterable[str] | int
-"""What a verb returns: what to print, or its exit code if that may not be 0."""
+"""What a verb returns: what to print (a dict as YAML), or its exit code if that may not be 0."""
 
 
-def shown(result: Printable, parsed: argparse.Namespace) -> Iterable[str]:
+def shown(result: Printable | Iterable[str], parsed: argparse.Namespace) -> Iterable[str]:
+    if isinstance(result, dict):
+        text = yaml.safe_dump(result, sort_keys=False, default_flow_style=None, width=100)
+        return [json_line(result)] if parsed.json else text.splitlines()
+    if isinstance(result, Iterable):
+        return result
     return [json_line(result.to_dict())] if parsed.json else result.lines()
 
 
@@ -63,7 +69,7 @@ def exit_code_of(parsed: argparse.Namespace) -> int:
         result: Result = parsed.run(parsed)
         if isinstance(result, int):
             return result
-        print_lines(result if isinstance(result, Iterable) else shown(result, parsed))
+        print_lines(shown(result, parsed))
         return 0
     except TokpipeError as error:
         text, code = f"{type(error).__name__}: {error}", error.exit_code

@@ -84,6 +84,29 @@ class Decode(Verb, example="tokpipe decode jobs/demo.yaml --compare -o clip.mp4"
         return Decoded(parsed.open_output(), **parsed.rest())
 
 
+class Locate(Verb, example="tokpipe locate jobs/demo.yaml --source bunny --time 1 --x 640"):
+    """Show what of its source a code stands for, or find the codes of a place in a source."""
+
+    def add_arguments(self, add: Adder) -> None:
+        add.output()
+        which = add.one_of(required=True)
+        which.text("--clip", "ID", "the clip of the code, as tokpipe ls prints it", dest="clip_id")
+        which.source("the place in the source")
+        add.count("--position", 0, "the code of the clip, flattened as t, h, w or t, h, w, c")
+        place = {"time": "presentation time, in seconds,", "x": "column, in pixels,", "y": "row"}
+        for name, what in place.items():
+            add.text(f"--{name}", "N", f"{what} of the place (default: 0)", type=float, default=0)
+        add.flag("--trust-uris", "open the sources that the output names")
+
+    def run(self, parsed: Parsed) -> Result:
+        from tokpipe.reconstruct.sources import Locator
+
+        with Locator(parsed.open_output()) as locator:
+            if parsed.clip_id is not None:
+                return {"codes": [locator.code(parsed.clip_id, parsed.position)]}
+            return {"codes": locator.codes_at(parsed.source, parsed.time, parsed.x, parsed.y)}
+
+
 class Rejected(Verb, example="tokpipe rejected out/demo --reason truncated"):
     """List rejected clips, newest first, and why they were rejected.
 

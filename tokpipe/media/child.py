@@ -78,7 +78,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
 def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
     """Send ``trying`` before a backend decodes, then ``done``; or raise why there are no frames.
 
-    ``memory``, sent with ``done`` except under ``only_probe``, has the times, then the frames.
+    ``memory``, sent with ``done``, has the times, then the frames, or their end (``only_probe``).
     """
     path, file_name = Path(request["path"]), request["file_name"]
     asked = file_name, request["salvage"], Media(*request["media"])
@@ -88,15 +88,18 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
     if request["only_probe"]:
         framing.check(timeline.tags)
         rows, columns, aspect = timeline.shown
+        ends_s = np.append(timeline.times_s, timeline.end_s)
+        times_s = ends_s[np.append(selection.indices, selection.indices[-1:] + 1)]
+        os.pwrite(memory, times_s.tobytes(), 0)
         probed = {
             "num_segments": selection.num_segments,
             "num_frames": selection.num_frames,
             "size": framing.size,
-            "source_size": (rows, round(columns * aspect)),
+            "shown": (rows, columns, str(aspect)),
             "source_fps": timeline.average_fps,
             "is_picture": timeline.is_picture,
         }
-        wire.send(channel, {"done": probed})
+        wire.send(channel, {"done": probed}, memory)
         return
     name = "pillow" if timeline.is_picture else request["backend"]
     trying = {"backend": name, "num_segments": selection.num_segments or None}

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class Probe:
     num_frames: int  # Frames of all segments together
     num_segments: int
     size: tuple[int, int]  # (height, width) of the frames
-    source_size: tuple[int, int]  # (height, width) of the video as it is shown, in square pixels
+    shown: tuple[int, int, Fraction]  # Height, width and pixel aspect of the upright picture
+    times_s: NDArray[np.float64]  # (T + 1,) of the frames of segment 0, and when the last ends
     source_fps: float
     is_picture: bool = False
 
@@ -132,9 +134,12 @@ class VideoDecoder:
         media: Media = VIDEO,
     ) -> Probe:
         """Read the container of a local file without decoding it; raises as ``decode`` does."""
-        probe, _ = self._answer(file, media, start_s=start_s, end_s=end_s, only_probe=True)
-        probe |= {name: tuple(probe[name]) for name in ("size", "source_size")}
-        return Probe(**probe)
+        probe, fd = self._answer(file, media, start_s=start_s, end_s=end_s, only_probe=True)
+        with open(fd, "rb") as answer:  # noqa: PTH123 (a descriptor)
+            times_s = np.frombuffer(answer.read(), np.float64)
+        height, width, aspect = probe.pop("shown")
+        shown, size = (height, width, Fraction(aspect)), tuple(probe.pop("size"))
+        return Probe(size=size, shown=shown, times_s=times_s, **probe)
 
     def close(self) -> None:
         """End the child. The next ``decode`` starts another."""

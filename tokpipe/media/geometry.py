@@ -92,6 +92,16 @@ class Fit:
         top, left = max(-row, 0), max(-column, 0)
         out[top : top + part.shape[0], left : left + part.shape[1]] = part
 
+    def edges(self, height: int, width: int) -> list[NDArray[np.float64]]:
+        """Where in a (height, width) picture each row and column of the output begins, and the
+        last ends: (H + 1,) and (W + 1,). Margins are empty."""
+        box = self.box or (0, 0, height, width)
+        axes = zip(box[:2], box[2:], self.resized, self.offset, self.size, strict=True)
+        return [
+            first + np.clip(np.arange(size + 1) + offset, 0, resized) * length / resized
+            for first, length, resized, offset, size in axes
+        ]
+
 
 def nearest_size(
     sizes: Sequence[tuple[int, int]], height: int, width: int, pixel_aspect: Fraction

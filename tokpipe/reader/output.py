@@ -183,7 +183,8 @@ class Output:
             if clip := self.clip_in(number, clip_id):
                 return clip
         found = f"{self.store.uri}: no tokenized clip {clip_id!r}"
-        raise NotFound(f"{found}. It may be rejected, or committed since the output was opened")
+        why = "It may be rejected or removed (see tokpipe rejected)"
+        raise NotFound(f"{found}. {why}, or committed since the output was opened")
 
     def clip_in(self, number: int, clip_id: str) -> Clip | None:
         """Return one clip if it is in this shard, which is kept open for a while."""

@@ -1,5 +1,1 @@
-"""Decodes codes back to frames, and compares them with their sources."""
-
-from tokpipe.reconstruct.frames import Reconstructor, SideBySide
-
-__all__ = ["Reconstructor", "SideBySide"]
+"""Finds what codes stand for, and decodes them to frames."""

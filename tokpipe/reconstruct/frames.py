@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,10 +17,9 @@ from tokpipe.media.quality import Frames, Quality
 from tokpipe.models.process import usable_device
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers import VideoTokenizer, build_tokenizer
-from tokpipe.plan import PlanReader, StoredPlan
 from tokpipe.reader import Chunk, Clip, Output
+from tokpipe.reconstruct.sources import Sources
 from tokpipe.stages.chunks import pieces_of
-from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.types import Codes, DecodedClip, EncodedClip, Failed, Rejected
 from tokpipe.weights.read import TokenizerWeights, read_weights
@@ -87,8 +85,8 @@ def weights_of(
     return weights
 
 
-class SideBySide(ExitStack):
-    """Decodes clips and their sources. Use it as a context manager, to stop the source decoder.
+class SideBySide(Sources):
+    """Decodes clips and their sources.
 
     Raises:
         ConfigError: torch cannot use the device, or the tokenizer has no decoder or needs more
@@ -96,9 +94,8 @@ class SideBySide(ExitStack):
     """
 
     def __init__(self, output: Output, device: str = "auto", *, needs_decoder: bool = True) -> None:
-        super().__init__()
-        self._output = output
-        self._job = output.trusted_job()
+        job = output.trusted_job()
+        super().__init__(output, job, pieces_of(job))
         usable = usable_device(device)
         self._reconstructor: Reconstructor | None = None
         with suppress(*() if needs_decoder else (ConfigError,)):
@@ -134,12 +131,8 @@ class SideBySide(ExitStack):
 
     def decoded(self, clip: Clip) -> Iterator[DecodedClip]:
         """Yield what an encoder receives of the clip: one piece, or several if it is streamed."""
-        plan, stage = self._sources
-        (item,) = plan.items([clip.plan_row])
-        # What the job of an output allows, its author wrote, who may be someone else, unless the
-        # caller's own job file named the sources.
-        allowed = item.allowed if self._output.trust.sources else ()
-        item = replace(item, segment=clip.segment, num_segments=clip.num_segments, allowed=allowed)
+        stage, item = self._source(clip.plan_row)
+        item = replace(item, segment=clip.segment, num_segments=clip.num_segments)
         last = False
         while not last:
             (decoded,) = stage.process([item])
@@ -152,16 +145,6 @@ class SideBySide(ExitStack):
             yield decoded
             last = decoded.piece.is_last
             item = replace(item, piece=item.piece + 1, num_pieces=decoded.piece.num_pieces)
-
-    @cached_property
-    def _sources(self) -> tuple[PlanReader, DecodeStage]:
-        """What names the sources, and what decodes them until this is closed."""
-        job, output = self._job, self._output
-        output.trust.check_sources(output.store.uri)
-        plan = StoredPlan.of(output.record, output.state.growth)
-        reader = PlanReader(output.store, plan, output.trust.sources or job.sources)
-        stage = DecodeStage(job.sampling, job.frames, job.decode, job.storage, pieces_of(job))
-        return reader, self.enter_context(stage)
 
 
 class Reencoder(SideBySide):

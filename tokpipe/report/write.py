@@ -22,7 +22,7 @@ from tokpipe.verbs.inspect import Sample
 from tokpipe.verbs.status import Status
 
 if TYPE_CHECKING:
-    from tokpipe.reconstruct import SideBySide
+    from tokpipe.reconstruct.frames import SideBySide
 
 NUM_FRAMES = 4  # Frames to show of each clip
 MAX_FRAMES = 256  # Only the first chunks of a longer clip are decoded and compared
@@ -61,7 +61,7 @@ def _pairs(output: Output, clips: Sequence[Clip], device: str) -> tuple[list[Pai
     """Decode clips together with their sources. Weights, sources or torch may well be missing on
     this machine; then return what is missing."""
     try:
-        from tokpipe.reconstruct import SideBySide
+        from tokpipe.reconstruct.frames import SideBySide
 
         with SideBySide(output, device) as both:
             return [Pair(both, clip) for clip in clips], None

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 from tokpipe.reader import Output
 from tokpipe.reader.search import side_rows
@@ -28,7 +27,11 @@ def clip_lines(
 
     ``limit`` is 0 for all clips. With ``as_json``, yields only one JSON object per clip.
     """
-    clips = listed_clips(output, source=source, mark=mark)
+    clips = (
+        {**row, "duration_s": row["n_frames"] / row["fps"]}
+        for row in side_rows(output, _COLUMNS, source)
+        if mark in (None, *row["marks"])
+    )
     if as_json:
         yield from map(json_line, islice(clips, limit or None))
         return
@@ -44,18 +47,12 @@ def clip_lines(
             return
         if number == 1:
             yield f"{'clip':{len(clip['clip_id'])}}  {_HEADING}"
-        yield _line(clip)
+        span = f"{clip['start_pts_s']:.2f}-{clip['end_pts_s']:.2f}"
+        marks = f"  [{', '.join(clip['marks'])}]" if clip["marks"] else ""
+        figures = f"{clip['n_frames']:>6,}  {clip['duration_s']:>10,.2f}  {span:>18}"
+        yield f"{clip['clip_id']}  {figures}  {clip['source_uri']}{marks}"
     if source is not None or mark is not None:
         yield f"{number:,} of {output.num_clips:,} clips match"
-
-
-def listed_clips(
-    output: Output, *, source: str | None = None, mark: str | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yield the clips that match, as JSON objects, shard by shard."""
-    for row in side_rows(output, _COLUMNS, source):
-        if mark in (None, *row["marks"]):
-            yield {**row, "duration_s": row["n_frames"] / row["fps"]}
 
 
 def rejected_lines(
@@ -88,10 +85,3 @@ def _rejected_lines(rejected: Rejected) -> list[str]:
     known = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
     source = f"{rejected.reason}: {ref.source_uri or '(purged)'}{part}"
     return [source, f"  {rejected.message}", f"  ({known})"]
-
-
-def _line(clip: dict[str, Any]) -> str:
-    span = f"{clip['start_pts_s']:.2f}-{clip['end_pts_s']:.2f}"
-    marks = f"  [{', '.join(clip['marks'])}]" if clip["marks"] else ""
-    figures = f"{clip['n_frames']:>6,}  {clip['duration_s']:>10,.2f}  {span:>18}"
-    return f"{clip['clip_id']}  {figures}  {clip['source_uri']}{marks}"

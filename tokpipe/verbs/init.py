@@ -194,7 +194,8 @@ def _text(
 def _sizes(probes: Sequence[Probe]) -> str:
     shapes: dict[str, list[float]] = {"wide": [], "tall": [], "square": []}
     for probe in probes:
-        height, width = probe.source_size
+        height, columns, pixel_aspect = probe.shown
+        width = round(columns * pixel_aspect)
         aspect = min(max(height, width) / min(height, width), _LONGEST)
         shapes["square" if aspect < 1.25 else "wide" if width > height else "tall"].append(aspect)
     sizes = []
