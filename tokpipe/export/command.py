@@ -97,7 +97,7 @@ def export_output(
     if (num_clips, num_codes) != (output.num_clips, output.num_codes):
         raise CorruptOutput(
             f"export: {partial} holds {num_clips:,} clips and {num_codes:,} codes, but the "
-            f"manifest of {output.store.uri} lists {output.num_clips:,} and {output.num_codes:,}. "
+            f"manifest of {output.uri} lists {output.num_clips:,} and {output.num_codes:,}. "
             "Run tokpipe audit"
         )
     if template:

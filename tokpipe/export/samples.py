@@ -87,7 +87,7 @@ class Source:
         for clip in self.output.clips(shards):
             if not re.fullmatch("[0-9a-f]{32}", clip.clip_id):
                 raise CorruptOutput(
-                    f"export: {self.output.store.uri} has a clip with the id {clip.clip_id!r}, not "
+                    f"export: {self.output.uri} has a clip with the id {clip.clip_id!r}, not "
                     "32 hex digits, which could name any file: do not trust this output"
                 )
             codes = clip.codes

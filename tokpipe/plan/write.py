@@ -4,7 +4,9 @@ import base64
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +15,18 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity import row_digests
-from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, StoredPlan, plan_id_of, read_part, store_part
+from tokpipe.plan.stored import (
+    OWN_COLUMNS,
+    ROW_ID,
+    PlanPart,
+    StoredPlan,
+    plan_id_of,
+    read_part,
+    store_part,
+)
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
-from tokpipe.storage.left_out import LeftOut
+from tokpipe.storage.left_out import OTHER_PARTS, LeftOut
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.redact import redact
 
@@ -27,15 +37,15 @@ _WRITERS = 2
 _Hashes = NDArray[np.uint64]  # The first 8 bytes of the id of each row
 
 
+@dataclass(frozen=True)
 class _Part:
     """A stored part, with what is needed only until the plan is complete."""
 
-    def __init__(
-        self, store: Store, key: str, rows: pa.Table, source: int, hashes: _Hashes
-    ) -> None:
-        self.stored = store_part(store, key, rows, source)
-        self.num_problems = num_problems(rows)
-        self.hashes = hashes
+    stored: PlanPart
+    num_problems: int
+    hashes: _Hashes
+    first_row: int  # Of the rows that were read for it: its number in the source
+    is_own: NDArray[np.bool_]  # Which of these the job takes
 
 
 def num_problems(rows: pa.Table) -> int:
@@ -46,7 +56,7 @@ def num_problems(rows: pa.Table) -> int:
 def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     """Read all sources once and store every row, as ``plan/<plan_attempt>/<n>.parquet``.
 
-    Rows keep the order of the sources. Memory holds 16 bytes per row, a few parts, and the names
+    Rows keep the order of the sources. Memory holds 17 bytes per row, a few parts, and the names
     of a glob's files while they are sorted.
 
     ``plan_attempt`` must differ from that of every plan ever written to this output.
@@ -55,12 +65,17 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     columns = merge_columns(sources)
     prefix = f"plan/{plan_attempt}/"
     try:
-        parts = _store_all(store, prefix, job.dataset, sources)
+        parts = _store_all(store, prefix, job, sources)
         duplicates = _find_duplicates(store, parts)
         if duplicates and job.on_duplicate == "refuse":
             raise ConfigError(
                 f"{next(iter(duplicates.values()))}; in all, {len(duplicates)} rows repeat the "
                 "clip of an earlier one. Remove them, or set on_duplicate: keep_first."
+            )
+        num_others = sum(int(np.sum(~part.is_own)) for part in parts)
+        if not any(len(part.hashes) for part in parts):
+            raise ConfigError(
+                f"part: {job.part} has none of the {num_others:,} rows: divide into fewer parts"
             )
         parts = _without_rows(store, parts, duplicates)
     except BaseException:
@@ -72,6 +87,8 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     left_out = LeftOut()
     for source in sources:
         left_out.update(source.listing.left_out)
+    if num_others:
+        left_out.update(LeftOut({OTHER_PARTS: num_others}, {OTHER_PARTS: []}))
     return StoredPlan(
         plan_id=plan_id_of(part.stored for part in parts),
         parts=tuple(part.stored for part in parts),
@@ -100,23 +117,29 @@ def merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
 
 
 def _store_all(
-    store: Store, prefix: str, dataset: str, sources: Sequence[RowSource]
+    store: Store, prefix: str, job: JobConfig, sources: Sequence[RowSource]
 ) -> list[_Part]:
     """Assign row ids and store parts in threads, while the next rows are read."""
 
-    def put(number: int, source: int, table: pa.Table) -> _Part:
-        table, hashes = with_row_ids(dataset, table)
-        return _Part(store, f"{prefix}{number:05d}.parquet", table, source, hashes)
+    def put(number: int, source: int, table: pa.Table, first_row: int) -> _Part:
+        table, hashes = with_row_ids(job.dataset, table)
+        is_own = np.ones(len(hashes), bool)
+        if job.part:
+            is_own = hashes % job.part.of == job.part.index
+            table, hashes = table.filter(pa.array(is_own)), hashes[is_own]
+        stored = store_part(store, f"{prefix}{number:05d}.parquet", table, source)
+        return _Part(stored, num_problems(table), hashes, first_row, is_own)
 
     futures: list[Future[_Part]] = []
     with ThreadPoolExecutor(_WRITERS) as pool:
         for index, source in enumerate(sources):
-            num_before = len(futures)
+            num_rows = 0
             for table in cut(source.batches()):
                 if len(futures) > _WRITERS:  # bounds memory: sources can be faster than the store
                     futures[-_WRITERS - 1].result()
-                futures.append(pool.submit(put, len(futures), index, table))
-            if len(futures) == num_before:
+                futures.append(pool.submit(put, len(futures), index, table, num_rows))
+                num_rows += table.num_rows
+            if not num_rows:
                 raise ConfigError(f"{source.label} has no rows: correct or remove it.")
     return [future.result() for future in futures]
 
@@ -127,16 +150,15 @@ def _find_duplicates(store: Store, parts: Sequence[_Part]) -> dict[int, str]:
     hashes.sort()
     repeated = hashes[1:][hashes[1:] == hashes[:-1]]
     first_with: dict[str, str] = {}
-    first_of: dict[int, int] = {}  # Position of each source's first row
     duplicates = {}
     start = 0
     for part in parts:
-        first_row = start - first_of.setdefault(part.stored.source, start)
         inside = np.flatnonzero(np.isin(part.hashes, repeated))
         if len(inside):
             rows = read_part(store, part.stored, OWN_COLUMNS).take(pa.array(inside)).to_pylist()
+            numbers = part.first_row + np.flatnonzero(part.is_own)
             for offset, row in zip(inside.tolist(), rows, strict=True):
-                place = f"source {part.stored.source} row {first_row + offset}"
+                place = f"source {part.stored.source} row {numbers[offset]}"
                 # Hashes of 8 bytes may collide; equal ids of 16 bytes mean the same clip.
                 first = first_with.setdefault(row[ROW_ID.name], place)
                 if first != place:
@@ -159,9 +181,10 @@ def _without_rows(store: Store, parts: Sequence[_Part], dropped: Collection[int]
         elif keep.all():
             kept.append(part)
         else:
-            table = read_part(store, part.stored).filter(pa.array(keep))
-            rest = table, part.stored.source, part.hashes[keep]
-            kept.append(_Part(store, part.stored.key, *rest))
+            rows = read_part(store, part.stored).filter(pa.array(keep))
+            stored = store_part(store, part.stored.key, rows, part.stored.source)
+            own: dict[str, Any] = {"hashes": part.hashes[keep], "num_problems": num_problems(rows)}
+            kept.append(replace(part, stored=stored, **own))
     return kept
 
 

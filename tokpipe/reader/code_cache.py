@@ -61,6 +61,11 @@ class CodeCache:
             number = min(number, max(1, limit // max(1, smallest)))
         return lru_cache(number)(self._find)
 
+    def earlier(self, num_shards: Sequence[int]) -> "CodeCache":
+        """Return a cache of the output as it was when it had fewer shards: see ``Output``."""
+        output, limit = self.output.earlier(num_shards), self.folder.max_bytes
+        return CodeCache(output, self.folder.path, max_bytes=limit, allow_partial=True)
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_mapped"}
 

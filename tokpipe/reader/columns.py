@@ -55,7 +55,7 @@ def check_columns(output: Output, names: Sequence[str]) -> None:
     schema = output.side_schema if names else pa.schema([])
     if unknown := [name for name in names if name not in schema.names and len(schema)]:
         raise ConfigError(
-            f"columns: {output.store.uri} has no column {', '.join(map(repr, unknown))}. Its side "
+            f"columns: {output.uri} has no column {', '.join(map(repr, unknown))}. Its side "
             f"tables have {', '.join(schema.names)}"
         )
 
@@ -86,7 +86,7 @@ class KeptClips:
             (buffer,) = keep.__reduce__()[1]
             hashes = "".join(shards.field("side_table_sha256").tolist())
             self._bits = folder.get(
-                output.store.uri,
+                output.uri,
                 hashlib.sha256(hashes.encode() + buffer).hexdigest(),
                 ".filter",
                 lambda path: np.memmap(path, np.uint8, "r", shape=(int(starts[-1]),)),
@@ -98,13 +98,13 @@ class KeptClips:
         if len(shards) and not self.sizes.any():
             raise ConfigError(
                 f"filter: {keep!s:.400} keeps none of the {counted(output.num_clips, 'clip')} of "
-                f"{output.store.uri}, so an epoch would be empty"
+                f"{output.uri}, so an epoch would be empty"
             )
 
-    def digest(self, num_shards: int | None) -> str:
-        """Return a hash of which clips of the first shards are kept."""
-        end = None if num_shards is None else self._starts[num_shards]
-        return sha256(self._bits[:end].tobytes())[:32]
+    @property
+    def digest(self) -> str:
+        """A hash of which clips are kept."""
+        return sha256(self._bits.tobytes())[:32]
 
     def clip(self, shard: int, number: int) -> int:
         """Return which of a shard's clips is the ``number``-th that is kept."""
@@ -124,7 +124,7 @@ def _needed(output: Output, keep: Any) -> list[str]:
             raise TypeError(f"it is of type {kind}: write a condition, such as pc.field('t') > 1")
     except (pa.ArrowException, TypeError) as error:
         raise ConfigError(
-            f"filter: {keep!s:.400} cannot select clips of {output.store.uri}: {explained(error)}. "
+            f"filter: {keep!s:.400} cannot select clips of {output.uri}: {explained(error)}. "
             f"Its columns are {', '.join(empty.column_names)}"
         ) from error
     return [name for name in empty.column_names if not _is_enough(keep, empty.drop_columns(name))]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from itertools import chain, zip_longest
@@ -10,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tokpipe.config.job import JobConfig, StoreOptions
+from tokpipe.config.job import JobConfig
 from tokpipe.config.trust import NO_TRUST, Trust
 from tokpipe.errors import CorruptOutput, IncompleteOutput, NotFound
 from tokpipe.formats import job_record
@@ -32,35 +33,6 @@ _OPEN_SHARDS = 16
 """Shards whose footer and side table are kept for random access, at about 1 MB each."""
 
 
-def open_output(
-    uri: str,
-    options: StoreOptions | None = None,
-    *,
-    trust: Trust = NO_TRUST,
-    follow: bool = False,
-    max_wait_s: float = math.inf,
-) -> "Output":
-    """Open the output at ``uri`` as it is committed now.
-
-    Every object is checked against the manifest's checksums, and every row against its own, before
-    any code is returned. That costs about a second per GB.
-
-    Args:
-        uri: the job's ``output.uri``.
-        options: how to reach the store, as in a job file.
-        trust: what the output may name, to decode its codes and sources to pixels.
-        follow: a ``ClipStream`` of the output begins while its job still runs, and waits for more.
-        max_wait_s: how long it waits for a commit before it raises IncompleteOutput.
-
-    Raises:
-        NotFound: there is no output at this URI.
-        CorruptOutput: its record or its manifest is damaged.
-    """
-    output = Output(Store(uri, options or StoreOptions()), trust=trust)
-    output.follow, output.max_wait_s = follow, max_wait_s
-    return output
-
-
 class Output:
     """A snapshot of an output, with what was committed when it was opened or last refreshed.
 
@@ -76,17 +48,33 @@ class Output:
         self.record = job_record.read(store)
         self.state = load_state(store, self.record.num_rows)
         """Totals, the list of shards, and which plan rows are settled."""
-        self.shards = ShardList(store, self.state.shards)
-        self._index: ClipIndex | None = None
-        self._kept_open = lru_cache(_OPEN_SHARDS)(self._open)
+        self.shards = ShardList((store, self.state.shards))
         self._verified: set[int] = set()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_kept_open": None, "_index": None}
+    @cached_property
+    def index(self) -> ClipIndex:
+        return ClipIndex(iter_entries(self.store, to_seq=self.state.next_seq))
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._kept_open = lru_cache(_OPEN_SHARDS)(self._open)
+    @cached_property
+    def _kept_open(self) -> Any:
+        return lru_cache(_OPEN_SHARDS)(self._open)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("_kept_open", "index")}
+
+    @property
+    def uri(self) -> str:
+        return self.store.uri
+
+    @property
+    def names(self) -> list[str]:
+        """What training states call the output, or those that are read as one."""
+        return [self.record.dataset]
+
+    @property
+    def joined(self) -> tuple["Output", ...]:
+        """The outputs that are read as this one: itself, unless several were opened as one."""
+        return (self,)
 
     def refresh(self) -> bool:
         """Take in what was committed since; return whether anything was.
@@ -99,9 +87,15 @@ class Output:
         self.state = load_state(self.store, self.record.num_rows, known=self.state)
         if not self.state.shards.slice(0, len(before)).equals(before):
             raise damaged(self.store.uri_of(next_key), "it continues another manifest")
-        self.shards = ShardList(self.store, self.state.shards)
-        self._index = None
+        self.shards = ShardList((self.store, self.state.shards))
+        vars(self).pop("index", None)
         return True
+
+    def earlier(self, num_shards: Sequence[int]) -> "Output":
+        """Return this output with the first shards only, so many of each that is joined in it."""
+        counts, output = zip(self.joined, num_shards, strict=True), copy(self)
+        output.shards = ShardList(*((one.store, one.state.shards[:n]) for one, n in counts))
+        return output
 
     @property
     def fingerprint(self) -> str:
@@ -148,7 +142,7 @@ class Output:
         """Raise IncompleteOutput if rows are missing. ``option`` is how to go on without them."""
         if self.incomplete:
             raise IncompleteOutput(
-                f"{self.store.uri} is {self.incomplete}, so {effect}. Finish its job with tokpipe "
+                f"{self.uri} is {self.incomplete}, so {effect}. Finish its job with tokpipe "
                 f"run, or pass {option} to use what is there now"
             )
 
@@ -173,14 +167,15 @@ class Output:
         Raises:
             NotFound: the clip is not tokenized; it may be rejected or not done yet.
         """
-        if self._index is None:
-            self._index = ClipIndex(iter_entries(self.store, to_seq=self.state.next_seq))
-        for number in self._index.shards_of(clip_id):
+        for number in self.index.shards_of(clip_id):
             shard, table = self._kept_open(number)
             if clip := _clip_in(self.shards[number], shard, table, clip_id):
                 return clip
-        found = f"{self.store.uri}: no tokenized clip {clip_id!r}"
-        raise NotFound(f"{found}. It may be rejected, or committed since the output was opened")
+        raise self.not_found(clip_id)
+
+    def not_found(self, clip_id: str) -> NotFound:
+        found = f"{self.uri}: no tokenized clip {clip_id!r}"
+        return NotFound(f"{found}. It may be rejected, or committed since the output was opened")
 
     def clips_of(
         self, info: ShardInfo, shard: ShardReader, clip_ids: Iterable[str]

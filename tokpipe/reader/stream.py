@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -112,7 +113,8 @@ class ClipMix:
         self.ranks = Ranks(rank, world_size, num_nodes)
         self.even, self.locality = even, locality
         self._make = make
-        self.sources = [Source(cache, columns, filter) for cache in caches]
+        self._chosen = columns, filter
+        self.sources = [Source(cache, *self._chosen) for cache in caches]
         outputs = [cache.output for cache in caches]
         follow: Any = {"epoch_clips": epoch_clips, "locality": locality, "filter": filter}
         self._supply = Supply(outputs, window_shards if shuffle else 1, **follow)
@@ -134,8 +136,10 @@ class ClipMix:
 
     def _go_back(self, num_shards: Sequence[int]) -> None:
         """Read only the first shards of each output: what it had when a state was saved."""
-        for source, number in zip(self.sources, num_shards, strict=True):
-            source.num_shards = number
+        rest = iter(num_shards)
+        for index, cache in enumerate(self.caches):
+            counts = [*islice(rest, len(cache.output.joined))]
+            self.sources[index] = Source(cache.earlier(counts), *self._chosen)
         self._supply.is_limited = True
         self._measure()
 
@@ -254,9 +258,10 @@ class ClipMix:
     def _check(self, state: Mapping[str, Any]) -> None:
         self._refresh()  # the state may be from a later moment
         shards: Any = state.get("num_shards")
-        known = [len(cache) for cache in self.caches]
+        known = _num_shards(self.caches)
         with contextlib.suppress(TypeError, ValueError):  # which is not a state, as is said below
-            if shards != known and all(0 < a <= b for a, b in zip(shards, known, strict=True)):
+            is_known = all(0 < a <= b for a, b in zip(shards, known, strict=True))
+            if is_known and shards != self._settings()["num_shards"]:
                 self._go_back(shards)
         for key, value in self._settings().items():
             if key in _COUNTS and state.get(key, 0) is None:
@@ -280,13 +285,14 @@ class ClipMix:
 
     def _settings(self) -> dict[str, Any]:
         """Return what decides the order, of which a state must have the same."""
-        counts = self._num_clips, self.clips_per_epoch, [len(one.sizes) for one in self.sources]
+        num_shards = _num_shards(source.cache for source in self.sources)
+        counts = self._num_clips, self.clips_per_epoch, num_shards
         filters = [source.filter for source in self.sources]
         return {
             "seed": self._seed,
             "shuffle": self._shuffle,
             "window_shards": self._window_shards,
-            "datasets": [cache.output.record.dataset for cache in self.caches],
+            "datasets": [name for cache in self.caches for name in cache.output.names],
             "filter": filters if any(filters) else None,
             "follow": self._supply.output.record.writer if self._supply.follows else None,
             **dict(zip(_COUNTS, counts if self._supply.is_whole else [None] * 3, strict=True)),
@@ -422,6 +428,10 @@ class ClipIterator(Iterator[Any]):
             )
         left = {str(stream._node_of(state)): {key: state[key] for key in ("start", "pending")}}
         self._begin((state["epoch"], left), state["taken"])
+
+
+def _num_shards(caches: Iterable[CodeCache]) -> list[int]:
+    return [number for cache in caches for number in cache.output.shards.of_outputs]
 
 
 def _states_in(value: Any, wanted: str) -> Iterator[Mapping[str, Any]]:

@@ -54,15 +54,19 @@ class ShardInfo:
     side_table_uri: str
     side_table_size_bytes: int
     side_table_sha256: str
+    output: int = 0  # Position of its output among those that are read as one
 
 
 class ShardList(Sequence[ShardInfo]):
     """Shards in the order in which the manifest lists them. Holds no object per shard."""
 
-    def __init__(self, store: Store, table: pa.Table) -> None:
-        self._store = store
-        self._table = table
-        self.clip_counts: NDArray[np.int64] = table.column("num_clips").to_numpy()
+    def __init__(self, *outputs: tuple[Store, pa.Table]) -> None:
+        """``outputs``: the store of each, and its table of shards."""
+        self._stores, tables = zip(*outputs, strict=True)
+        self._table = pa.concat_tables(tables)
+        self.of_outputs = [len(table) for table in tables]
+        """Number of shards of each output."""
+        self.clip_counts: NDArray[np.int64] = self.field("num_clips")
         """(shards,) number of clips in each shard."""
 
     def __len__(self) -> int:
@@ -80,13 +84,16 @@ class ShardList(Sequence[ShardInfo]):
     def __getitem__(self, index: int | slice) -> ShardInfo | list[ShardInfo]:
         if isinstance(index, slice):
             return [self[number] for number in range(len(self))[index]]
-        (row,) = self._table.slice(range(len(self))[index], 1).to_pylist()
-        key, side_table = row.pop("shard"), row["side_table"]
+        number = range(len(self))[index]
+        output = int(np.searchsorted(np.cumsum(self.of_outputs), number, side="right"))
+        (row,) = self._table.slice(number, 1).to_pylist()
+        key, side_table, store = row.pop("shard"), row["side_table"], self._stores[output]
         del row["seq"]
         return ShardInfo(
             key=key,
-            uri=self._store.uri_of(key),
-            side_table_uri=self._store.uri_of(side_table),
+            uri=store.uri_of(key),
+            side_table_uri=store.uri_of(side_table),
+            output=output,
             grid=(row.pop("h"), row.pop("w")),
             **row,
         )
@@ -107,13 +114,16 @@ class ClipIndex:
             sizes.append(len(receipt.clips))
         hashes = np.frombuffer(packed, np.uint64)
         order = np.argsort(hashes)
-        self._hashes = hashes[order]
+        self.hashes = hashes[order]
         self._shards = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[order]
 
     def shards_of(self, clip_id: str) -> list[int]:
         """Return the numbers of the shards that may hold the clip; empty if none does."""
-        (wanted,) = np.frombuffer(_hash(clip_id), np.uint64)
-        first, last = (np.searchsorted(self._hashes, wanted, side) for side in ("left", "right"))
+        return self.shards_with(np.frombuffer(_hash(clip_id), np.uint64)[0])
+
+    def shards_with(self, wanted: np.uint64) -> list[int]:
+        """Return the numbers of the shards that have a clip of this hash."""
+        first, last = (np.searchsorted(self.hashes, wanted, side) for side in ("left", "right"))
         return list(map(int, self._shards[first:last]))
 
 

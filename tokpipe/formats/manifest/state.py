@@ -88,6 +88,14 @@ class Totals:
         """Fraction of encoder time that produced listed codes; None before any time was paid."""
         return min(1.0, self.useful_s / self.paid_s) if self.paid_s > 0 else None
 
+    def __add__(self, other: "Totals") -> "Totals":
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.__slots__}
+        added = {
+            k: Counter(a) + Counter(b) if isinstance(a, dict) else a + b
+            for k, (a, b) in pairs.items()
+        }
+        return Totals(**added)
+
     def add(self, entry: ManifestEntry) -> None:
         for receipt in entry.shards:
             self.num_shards += 1
