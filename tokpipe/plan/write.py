@@ -4,7 +4,6 @@ import base64
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -15,15 +14,7 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity import row_digests
-from tokpipe.plan.stored import (
-    OWN_COLUMNS,
-    ROW_ID,
-    PlanPart,
-    StoredPlan,
-    plan_id_of,
-    read_part,
-    store_part,
-)
+from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, StoredPlan, plan_id_of, read_part, store_part
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
 from tokpipe.storage.left_out import OTHER_PARTS, LeftOut
@@ -37,15 +28,16 @@ _WRITERS = 2
 _Hashes = NDArray[np.uint64]  # The first 8 bytes of the id of each row
 
 
-@dataclass(frozen=True)
 class _Part:
     """A stored part, with what is needed only until the plan is complete."""
 
-    stored: PlanPart
-    num_problems: int
-    hashes: _Hashes
-    first_row: int  # Of the rows that were read for it: its number in the source
-    is_own: NDArray[np.bool_]  # Which of these the job takes
+    def __init__(
+        self, store: Store, key: str, rows: pa.Table, source: int, hashes: _Hashes, numbers: Any
+    ) -> None:
+        self.stored = store_part(store, key, rows, source)
+        self.num_problems = num_problems(rows)
+        self.hashes = hashes
+        self.numbers = numbers  # Those of the rows in their source
 
 
 def num_problems(rows: pa.Table) -> int:
@@ -56,7 +48,7 @@ def num_problems(rows: pa.Table) -> int:
 def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     """Read all sources once and store every row, as ``plan/<plan_attempt>/<n>.parquet``.
 
-    Rows keep the order of the sources. Memory holds 17 bytes per row, a few parts, and the names
+    Rows keep the order of the sources. Memory holds 16 bytes per row, a few parts, and the names
     of a glob's files while they are sorted.
 
     ``plan_attempt`` must differ from that of every plan ever written to this output.
@@ -65,17 +57,12 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     columns = merge_columns(sources)
     prefix = f"plan/{plan_attempt}/"
     try:
-        parts = _store_all(store, prefix, job, sources)
+        parts, num_others = _store_all(store, prefix, job, sources)
         duplicates = _find_duplicates(store, parts)
         if duplicates and job.on_duplicate == "refuse":
             raise ConfigError(
                 f"{next(iter(duplicates.values()))}; in all, {len(duplicates)} rows repeat the "
                 "clip of an earlier one. Remove them, or set on_duplicate: keep_first."
-            )
-        num_others = sum(int(np.sum(~part.is_own)) for part in parts)
-        if not any(len(part.hashes) for part in parts):
-            raise ConfigError(
-                f"part: {job.part} has none of the {num_others:,} rows: divide into fewer parts"
             )
         parts = _without_rows(store, parts, duplicates)
     except BaseException:
@@ -118,19 +105,21 @@ def merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
 
 def _store_all(
     store: Store, prefix: str, job: JobConfig, sources: Sequence[RowSource]
-) -> list[_Part]:
-    """Assign row ids and store parts in threads, while the next rows are read."""
+) -> tuple[list[_Part], int]:
+    """Assign row ids and store parts in threads, while the next rows are read.
 
-    def put(number: int, source: int, table: pa.Table, first_row: int) -> _Part:
+    Also returns how many rows are those of other parts of the job.
+    """
+
+    def put(number: int, source: int, table: pa.Table, first: int) -> _Part:
         table, hashes = with_row_ids(job.dataset, table)
-        is_own = np.ones(len(hashes), bool)
+        numbers: Any = range(first, first + len(hashes))
         if job.part:
-            is_own = hashes % job.part.of == job.part.index
-            table, hashes = table.filter(pa.array(is_own)), hashes[is_own]
-        stored = store_part(store, f"{prefix}{number:05d}.parquet", table, source)
-        return _Part(stored, num_problems(table), hashes, first_row, is_own)
+            own = np.flatnonzero(hashes % job.part.of == job.part.index)
+            table, hashes, numbers = table.take(pa.array(own)), hashes[own], first + own
+        return _Part(store, f"{prefix}{number:05d}.parquet", table, source, hashes, numbers)
 
-    futures: list[Future[_Part]] = []
+    futures, num_read = list[Future[_Part]](), 0
     with ThreadPoolExecutor(_WRITERS) as pool:
         for index, source in enumerate(sources):
             num_rows = 0
@@ -139,9 +128,14 @@ def _store_all(
                     futures[-_WRITERS - 1].result()
                 futures.append(pool.submit(put, len(futures), index, table, num_rows))
                 num_rows += table.num_rows
+            num_read += num_rows
             if not num_rows:
                 raise ConfigError(f"{source.label} has no rows: correct or remove it.")
-    return [future.result() for future in futures]
+    parts = [future.result() for future in futures]
+    if not (num_own := sum(len(part.hashes) for part in parts)):
+        found = f"part: {job.part} has none of the {num_read:,} rows"
+        raise ConfigError(f"{found}: divide them into fewer parts")
+    return parts, num_read - num_own
 
 
 def _find_duplicates(store: Store, parts: Sequence[_Part]) -> dict[int, str]:
@@ -156,9 +150,8 @@ def _find_duplicates(store: Store, parts: Sequence[_Part]) -> dict[int, str]:
         inside = np.flatnonzero(np.isin(part.hashes, repeated))
         if len(inside):
             rows = read_part(store, part.stored, OWN_COLUMNS).take(pa.array(inside)).to_pylist()
-            numbers = part.first_row + np.flatnonzero(part.is_own)
             for offset, row in zip(inside.tolist(), rows, strict=True):
-                place = f"source {part.stored.source} row {numbers[offset]}"
+                place = f"source {part.stored.source} row {part.numbers[offset]}"
                 # Hashes of 8 bytes may collide; equal ids of 16 bytes mean the same clip.
                 first = first_with.setdefault(row[ROW_ID.name], place)
                 if first != place:
@@ -181,10 +174,9 @@ def _without_rows(store: Store, parts: Sequence[_Part], dropped: Collection[int]
         elif keep.all():
             kept.append(part)
         else:
-            rows = read_part(store, part.stored).filter(pa.array(keep))
-            stored = store_part(store, part.stored.key, rows, part.stored.source)
-            own: dict[str, Any] = {"hashes": part.hashes[keep], "num_problems": num_problems(rows)}
-            kept.append(replace(part, stored=stored, **own))
+            table = read_part(store, part.stored).filter(pa.array(keep))
+            rest = table, part.stored.source, part.hashes[keep], np.array(part.numbers)[keep]
+            kept.append(_Part(store, part.stored.key, *rest))
     return kept
 
 

@@ -5,8 +5,7 @@ Needs pyarrow and a store, but neither Ray, torch nor a GPU.
 
 from tokpipe.formats.shard_reader import Chunk
 from tokpipe.reader.code_cache import CodeCache
-from tokpipe.reader.joined import open_output
-from tokpipe.reader.output import Output
+from tokpipe.reader.output import Output, open_output
 from tokpipe.reader.sequences import TokenSequences, document_mask
 from tokpipe.reader.shard_codes import ShardCodes
 from tokpipe.reader.stream import ClipIterator, ClipMix, ClipStream

@@ -4,18 +4,21 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache, partial, reduce
 from itertools import chain, zip_longest
+from operator import add
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tokpipe.config.job import JobConfig
+from tokpipe.config.job import JobConfig, PartConfig, StoreOptions
 from tokpipe.config.trust import NO_TRUST, Trust
-from tokpipe.errors import CorruptOutput, IncompleteOutput, NotFound
+from tokpipe.errors import ConfigError, CorruptOutput, IncompleteOutput, NotFound
 from tokpipe.formats import job_record
-from tokpipe.formats.checks import check_bytes, damaged
+from tokpipe.formats.checks import as_damage, check_bytes, damaged
+from tokpipe.formats.job_record import differences
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import Totals, iter_entries, iter_rejected, load_state
 from tokpipe.formats.shard import ShardMetadata, TokenizerSpec, shard_schema
@@ -31,6 +34,91 @@ from tokpipe.types import Rejected
 
 _OPEN_SHARDS = 16
 """Shards whose footer and side table are kept for random access, at about 1 MB each."""
+
+
+def open_output(
+    uri: str | Sequence[str],
+    options: StoreOptions | None = None,
+    *,
+    trust: Trust = NO_TRUST,
+    follow: bool = False,
+    max_wait_s: float = math.inf,
+) -> "Output":
+    """Open the output at ``uri`` as it is committed now.
+
+    Every object is checked against the manifest's checksums, and every row against its own, before
+    any code is returned. That costs about a second per GB.
+
+    Several outputs are read as one: the clips of the first, then those of the next. None may have a
+    clip that another has. All of their manifests are read to see that, unless they are parts of one
+    job or of different datasets.
+
+    Args:
+        uri: the job's ``output.uri``, or those of several jobs.
+        options: how to reach the store, as in a job file.
+        trust: what the output may name, to decode its codes and sources to pixels.
+        follow: a ``ClipStream`` of the output begins while its job still runs, and waits for more.
+        max_wait_s: how long it waits for a commit before it raises IncompleteOutput.
+
+    Raises:
+        NotFound: there is no output at this URI.
+        CorruptOutput: its record or its manifest is damaged.
+        ConfigError: several outputs have other fingerprints or columns, or a clip in common.
+    """
+    uris = [uri] if isinstance(uri, str) else uri
+    if not uris:
+        raise ConfigError("there is no output to open: the list of URIs is empty")
+    output, *others = (Output(Store(one, options or StoreOptions()), trust=trust) for one in uris)
+    output.follow, output.max_wait_s = follow, max_wait_s
+    return _joined([output, *others]) if others else output
+
+
+def _joined(outputs: Sequence["Output"]) -> "Output":
+    """Return several outputs as one."""
+    first, *others = outputs
+    if first.follow:
+        raise ConfigError(f"follow=True does not go with {len(outputs)} outputs: open one")
+    for other in others:
+        if changed := differences(_kind(first), _kind(other), "and"):
+            raise ConfigError(
+                f"{first.uri} and {other.uri} cannot be read as one, because they differ "
+                f"({'; '.join(changed)}). A ClipMix takes any outputs of one tokenizer"
+            )
+    whole = copy(first)
+    whole.joined = tuple(outputs)
+    whole.shards = ShardList(*((one.store, one.state.shards) for one in outputs))
+    _check_distinct(outputs)
+    return whole
+
+
+def _kind(output: "Output") -> dict[str, Any]:
+    """Return what is the same for all clips of an output."""
+    record = output.record
+    carried = {"columns": record.plan.get("columns")}
+    return {"fingerprint": record.fingerprint, **record.settings, **carried}
+
+
+def _check_distinct(outputs: Sequence["Output"]) -> None:
+    """Raise ConfigError if a clip is in two outputs."""
+    names, whole = {one.record.dataset for one in outputs}, {"index": 0, "of": 1}
+    with as_damage(outputs[0].uri, "a job takes no part of its rows", ValueError):
+        jobs = (one.record.job for one in outputs)
+        parts = [PartConfig.model_validate(job.get("part") or whole) for job in jobs]
+    are_parts = len({*parts}) == len(parts) and len({part.of for part in parts}) == 1
+    if are_parts or len(names) == len(outputs):
+        return  # ids depend on the dataset, and decide the part
+    hashes = np.sort(np.concatenate([one.index.hashes for one in outputs]))
+    for repeated in hashes[1:][hashes[1:] == hashes[:-1]]:
+        holders = dict[str, Output]()
+        for one in outputs:
+            for number in one.index.shards_with(repeated):
+                table = one.side_table(one.shards[number], ["clip_id"])
+                for clip_id in table.column("clip_id").to_pylist():
+                    if (other := holders.setdefault(clip_id, one)) is not one:
+                        raise ConfigError(
+                            f"{other.uri} and {one.uri} both have clip {clip_id}, so they cannot "
+                            "be read as one, which would have it twice"
+                        )
 
 
 class Output:
@@ -49,10 +137,14 @@ class Output:
         self.state = load_state(store, self.record.num_rows)
         """Totals, the list of shards, and which plan rows are settled."""
         self.shards = ShardList((store, self.state.shards))
+        self.joined: tuple[Output, ...] = (self,)
+        """The outputs that are read as this one, each with its store, record and state. What is
+        alike in all of them is that of the first."""
         self._verified: set[int] = set()
 
     @cached_property
     def index(self) -> ClipIndex:
+        """Where the clips are. Takes reading the whole manifest."""
         return ClipIndex(iter_entries(self.store, to_seq=self.state.next_seq))
 
     @cached_property
@@ -62,25 +154,19 @@ class Output:
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if k not in ("_kept_open", "index")}
 
-    @property
-    def uri(self) -> str:
-        return self.store.uri
-
-    @property
-    def names(self) -> list[str]:
-        """What training states call the output, or those that are read as one."""
-        return [self.record.dataset]
-
-    @property
-    def joined(self) -> tuple["Output", ...]:
-        """The outputs that are read as this one: itself, unless several were opened as one."""
-        return (self,)
+    def earlier(self, num_shards: Sequence[int]) -> "Output":
+        """Return this output with the first shards only, so many of each that is joined in it."""
+        counts, output = zip(self.joined, num_shards, strict=True), copy(self)
+        output.shards = ShardList(*((one.store, one.state.shards[:n]) for one, n in counts))
+        return output
 
     def refresh(self) -> bool:
         """Take in what was committed since; return whether anything was.
 
         One request finds that nothing was. Shards keep their numbers. Not for several threads.
         """
+        if len(self.joined) > 1:
+            raise ConfigError(f"{self.uri}: open them again to read what was committed since")
         next_key, before = entry_key(self.state.next_seq), self.state.shards
         if not self.num_rows_left or self.store.size(next_key) is None:
             return False
@@ -91,11 +177,16 @@ class Output:
         vars(self).pop("index", None)
         return True
 
-    def earlier(self, num_shards: Sequence[int]) -> "Output":
-        """Return this output with the first shards only, so many of each that is joined in it."""
-        counts, output = zip(self.joined, num_shards, strict=True), copy(self)
-        output.shards = ShardList(*((one.store, one.state.shards[:n]) for one, n in counts))
-        return output
+    @property
+    def uri(self) -> str:
+        return ", ".join(one.store.uri for one in self.joined)
+
+    @property
+    def names(self) -> list[str]:
+        """What training states call the outputs."""
+        if len(self.joined) == 1:
+            return [self.record.dataset]
+        return [f"{one.record.dataset} by {one.record.writer}" for one in self.joined]
 
     @property
     def fingerprint(self) -> str:
@@ -112,7 +203,7 @@ class Output:
 
     @property
     def totals(self) -> Totals:
-        return self.state.totals
+        return reduce(add, (one.state.totals for one in self.joined))
 
     @property
     def num_clips(self) -> int:
@@ -125,12 +216,12 @@ class Output:
     @property
     def num_rows_left(self) -> int:
         """Plan rows that are neither tokenized nor rejected: 0 once the job is finished."""
-        return self.state.committed.num_unsettled
+        return sum(one.state.committed.num_unsettled for one in self.joined)
 
     @property
     def num_rows(self) -> int:
         """Rows of the plan, with those that joined it."""
-        return self.state.committed.num_rows
+        return sum(one.state.committed.num_rows for one in self.joined)
 
     @property
     def incomplete(self) -> str:
@@ -148,7 +239,8 @@ class Output:
 
     def rejected(self) -> Iterator[Rejected]:
         """Yield every rejected clip with its reason. Reads the whole manifest."""
-        return iter_rejected(self.store, to_seq=self.state.next_seq)
+        for one in self.joined:
+            yield from iter_rejected(one.store, to_seq=one.state.next_seq)
 
     def clips(self, shards: Sequence[ShardInfo] | None = None) -> Iterator[Clip]:
         """Yield every clip, shard by shard in the order of the manifest, sorted by id in each."""
@@ -167,15 +259,13 @@ class Output:
         Raises:
             NotFound: the clip is not tokenized; it may be rejected or not done yet.
         """
-        for number in self.index.shards_of(clip_id):
-            shard, table = self._kept_open(number)
-            if clip := _clip_in(self.shards[number], shard, table, clip_id):
-                return clip
-        raise self.not_found(clip_id)
-
-    def not_found(self, clip_id: str) -> NotFound:
+        for one in self.joined:
+            for number in one.index.shards_of(clip_id):
+                shard, table = one._kept_open(number)
+                if clip := _clip_in(one.shards[number], shard, table, clip_id):
+                    return clip
         found = f"{self.uri}: no tokenized clip {clip_id!r}"
-        return NotFound(f"{found}. It may be rejected, or committed since the output was opened")
+        raise NotFound(f"{found}. It may be rejected, or committed since the output was opened")
 
     def clips_of(
         self, info: ShardInfo, shard: ShardReader, clip_ids: Iterable[str]
@@ -217,12 +307,12 @@ class Output:
         """Return a shard's side table, or some of its columns: one row per clip, sorted by id."""
         table = read_side_table(
             info.side_table_uri,
-            self._get(info.side_table, info.side_table_size_bytes),
+            self._get(info, info.side_table, info.side_table_size_bytes),
             size_bytes=info.side_table_size_bytes,
             sha256_hex=info.side_table_sha256,
             columns=None if columns is None else [*dict.fromkeys(["plan_row", *columns])],
         )
-        rows, known = table.column("plan_row").to_numpy(), self.num_rows
+        rows, known = table.column("plan_row").to_numpy(), self.joined[info.output].num_rows
         if not ((rows >= 0) & (rows < known)).all():
             raise damaged(info.side_table_uri, "its rows are not in the plan")
         if len(rows) != info.num_clips:
@@ -247,27 +337,29 @@ class Output:
 
     def _reader(self, info: ShardInfo, data: bytes | None = None) -> ShardReader:
         """Open a shard from bytes that match the manifest, or to fetch by row group."""
-        ranged = RangedFile(info.size_bytes, partial(self.store.get_range, info.key))
+        of = self.joined[info.output]
+        ranged = RangedFile(info.size_bytes, partial(of.store.get_range, info.key))
         try:
             shard = ShardReader(info.uri, data or ranged, page_checksums=data is None)
         except NotFound as error:
             raise _missing(info.uri) from error
-        metadata = ShardMetadata(self.fingerprint, self.tokenizer)
+        metadata = ShardMetadata(of.fingerprint, of.tokenizer)
         check_same_tokenizer(info.uri, shard.footer.metadata, metadata)
         if (shard.footer.grid, shard.footer.num_rows) != (info.grid, info.num_rows):
             raise damaged(info.uri, f"its rows or grid {shard.footer.grid} are not those listed")
         return shard
 
     def _verified_bytes(self, info: ShardInfo) -> bytes:
-        data = self._get(info.key, info.size_bytes)
+        data = self._get(info, info.key, info.size_bytes)
         check_bytes(info.uri, data, size_bytes=info.size_bytes, sha256_hex=info.sha256)
         return data
 
-    def _get(self, key: str, size_bytes: int) -> bytes:
+    def _get(self, info: ShardInfo, key: str, size_bytes: int) -> bytes:
+        store = self.joined[info.output].store
         try:
-            return self.store.get_range(key, 0, size_bytes + 1)
+            return store.get_range(key, 0, size_bytes + 1)
         except NotFound as error:
-            raise _missing(self.store.uri_of(key)) from error
+            raise _missing(store.uri_of(key)) from error
 
 
 def _missing(uri: str) -> CorruptOutput:

@@ -261,7 +261,7 @@ class ClipMix:
         known = _num_shards(self.caches)
         with contextlib.suppress(TypeError, ValueError):  # which is not a state, as is said below
             is_known = all(0 < a <= b for a, b in zip(shards, known, strict=True))
-            if is_known and shards != self._settings()["num_shards"]:
+            if is_known and shards != _num_shards(source.cache for source in self.sources):
                 self._go_back(shards)
         for key, value in self._settings().items():
             if key in _COUNTS and state.get(key, 0) is None:
