@@ -57,7 +57,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     columns = merge_columns(sources)
     prefix = f"plan/{plan_attempt}/"
     try:
-        parts, num_others = _store_all(store, prefix, job, sources)
+        parts = _store_all(store, prefix, job, sources)
         duplicates = _find_duplicates(store, parts)
         if duplicates and job.on_duplicate == "refuse":
             raise ConfigError(
@@ -74,8 +74,6 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     left_out = LeftOut()
     for source in sources:
         left_out.update(source.listing.left_out)
-    if num_others:
-        left_out.update(LeftOut({OTHER_PARTS: num_others}, {OTHER_PARTS: []}))
     return StoredPlan(
         plan_id=plan_id_of(part.stored for part in parts),
         parts=tuple(part.stored for part in parts),
@@ -105,11 +103,8 @@ def merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
 
 def _store_all(
     store: Store, prefix: str, job: JobConfig, sources: Sequence[RowSource]
-) -> tuple[list[_Part], int]:
-    """Assign row ids and store parts in threads, while the next rows are read.
-
-    Also returns how many rows are those of other parts of the job.
-    """
+) -> list[_Part]:
+    """Assign row ids and store parts in threads, while the next rows are read."""
 
     def put(number: int, source: int, table: pa.Table, first: int) -> _Part:
         table, hashes = with_row_ids(job.dataset, table)
@@ -132,10 +127,12 @@ def _store_all(
             if not num_rows:
                 raise ConfigError(f"{source.label} has no rows: correct or remove it.")
     parts = [future.result() for future in futures]
-    if not (num_own := sum(len(part.hashes) for part in parts)):
-        found = f"part: {job.part} has none of the {num_read:,} rows"
-        raise ConfigError(f"{found}: divide them into fewer parts")
-    return parts, num_read - num_own
+    if job.part and (others := num_read - sum(len(part.hashes) for part in parts)):
+        if others == num_read:
+            found = f"part: {job.part} has none of the {num_read:,} rows"
+            raise ConfigError(f"{found}: divide them into fewer parts")
+        source.listing.left_out.update(LeftOut({OTHER_PARTS: others}, {OTHER_PARTS: []}))
+    return parts
 
 
 def _find_duplicates(store: Store, parts: Sequence[_Part]) -> dict[int, str]:

@@ -18,7 +18,6 @@ from tokpipe.config.trust import NO_TRUST, Trust
 from tokpipe.errors import ConfigError, CorruptOutput, IncompleteOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import as_damage, check_bytes, damaged
-from tokpipe.formats.job_record import differences
 from tokpipe.formats.layout import entry_key
 from tokpipe.formats.manifest import Totals, iter_entries, iter_rejected, load_state
 from tokpipe.formats.shard import ShardMetadata, TokenizerSpec, shard_schema
@@ -66,53 +65,43 @@ def open_output(
         ConfigError: several outputs have other fingerprints or columns, or a clip in common.
     """
     uris = [uri] if isinstance(uri, str) else uri
-    if not uris:
-        raise ConfigError("there is no output to open: the list of URIs is empty")
-    output, *others = (Output(Store(one, options or StoreOptions()), trust=trust) for one in uris)
-    output.follow, output.max_wait_s = follow, max_wait_s
-    return _joined([output, *others]) if others else output
+    if not uris or (follow and len(uris) > 1):
+        raise ConfigError(f"follow={follow} does not go with {len(uris)} outputs: open one")
+    outputs = [Output(Store(one, options or StoreOptions()), trust=trust) for one in uris]
+    if len(outputs) == 1:
+        outputs[0].follow, outputs[0].max_wait_s = follow, max_wait_s
+        return outputs[0]
+    _check_alike(outputs)
+    joined = copy(outputs[0])
+    joined.joined = tuple(outputs)
+    joined.shards = ShardList(*((one.store, one.state.shards) for one in outputs))
+    return joined
 
 
-def _joined(outputs: Sequence["Output"]) -> "Output":
-    """Return several outputs as one."""
-    first, *others = outputs
-    if first.follow:
-        raise ConfigError(f"follow=True does not go with {len(outputs)} outputs: open one")
-    for other in others:
-        if changed := differences(_kind(first), _kind(other), "and"):
+def _check_alike(outputs: Sequence["Output"]) -> None:
+    """Raise ConfigError unless outputs have the same kind of clips, and none in common."""
+    records, whole = [one.record for one in outputs], {"index": 0, "of": 1}
+    kinds = [
+        {"fingerprint": one.fingerprint, **one.settings, "columns": one.plan.get("columns")}
+        for one in records
+    ]
+    for output, kind in zip(outputs, kinds, strict=True):
+        if changed := job_record.differences(kinds[0], kind, "and"):
             raise ConfigError(
-                f"{first.uri} and {other.uri} cannot be read as one, because they differ "
+                f"{outputs[0].uri} and {output.uri} cannot be read as one, because they differ "
                 f"({'; '.join(changed)}). A ClipMix takes any outputs of one tokenizer"
             )
-    whole = copy(first)
-    whole.joined = tuple(outputs)
-    whole.shards = ShardList(*((one.store, one.state.shards) for one in outputs))
-    _check_distinct(outputs)
-    return whole
-
-
-def _kind(output: "Output") -> dict[str, Any]:
-    """Return what is the same for all clips of an output."""
-    record = output.record
-    carried = {"columns": record.plan.get("columns")}
-    return {"fingerprint": record.fingerprint, **record.settings, **carried}
-
-
-def _check_distinct(outputs: Sequence["Output"]) -> None:
-    """Raise ConfigError if a clip is in two outputs."""
-    names, whole = {one.record.dataset for one in outputs}, {"index": 0, "of": 1}
     with as_damage(outputs[0].uri, "a job takes no part of its rows", ValueError):
-        jobs = (one.record.job for one in outputs)
-        parts = [PartConfig.model_validate(job.get("part") or whole) for job in jobs]
-    are_parts = len({*parts}) == len(parts) and len({part.of for part in parts}) == 1
-    if are_parts or len(names) == len(outputs):
+        parts = {PartConfig.model_validate(one.job.get("part") or whole) for one in records}
+    are_parts = len(parts) == len(outputs) and len({part.of for part in parts}) == 1
+    if are_parts or len({one.dataset for one in records}) == len(outputs):
         return  # ids depend on the dataset, and decide the part
     hashes = np.sort(np.concatenate([one.index.hashes for one in outputs]))
     for repeated in hashes[1:][hashes[1:] == hashes[:-1]]:
         holders = dict[str, Output]()
         for one in outputs:
-            for number in one.index.shards_with(repeated):
-                table = one.side_table(one.shards[number], ["clip_id"])
+            shards = (one.shards[number] for number in one.index.shards_with(repeated))
+            for table in (one.side_table(info, ["clip_id"]) for info in shards):
                 for clip_id in table.column("clip_id").to_pylist():
                     if (other := holders.setdefault(clip_id, one)) is not one:
                         raise ConfigError(
@@ -154,12 +143,6 @@ class Output:
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if k not in ("_kept_open", "index")}
 
-    def earlier(self, num_shards: Sequence[int]) -> "Output":
-        """Return this output with the first shards only, so many of each that is joined in it."""
-        counts, output = zip(self.joined, num_shards, strict=True), copy(self)
-        output.shards = ShardList(*((one.store, one.state.shards[:n]) for one, n in counts))
-        return output
-
     def refresh(self) -> bool:
         """Take in what was committed since; return whether anything was.
 
@@ -180,13 +163,6 @@ class Output:
     @property
     def uri(self) -> str:
         return ", ".join(one.store.uri for one in self.joined)
-
-    @property
-    def names(self) -> list[str]:
-        """What training states call the outputs."""
-        if len(self.joined) == 1:
-            return [self.record.dataset]
-        return [f"{one.record.dataset} by {one.record.writer}" for one in self.joined]
 
     @property
     def fingerprint(self) -> str:

@@ -285,6 +285,7 @@ class ClipMix:
 
     def _settings(self) -> dict[str, Any]:
         """Return what decides the order, of which a state must have the same."""
+        joined = [one.record for cache in self.caches for one in cache.output.joined]
         num_shards = _num_shards(source.cache for source in self.sources)
         counts = self._num_clips, self.clips_per_epoch, num_shards
         filters = [source.filter for source in self.sources]
@@ -292,7 +293,8 @@ class ClipMix:
             "seed": self._seed,
             "shuffle": self._shuffle,
             "window_shards": self._window_shards,
-            "datasets": [name for cache in self.caches for name in cache.output.names],
+            "datasets": [one.dataset for one in joined],
+            "joined": [one.writer for one in joined] if len(joined) > len(self.caches) else None,
             "filter": filters if any(filters) else None,
             "follow": self._supply.output.record.writer if self._supply.follows else None,
             **dict(zip(_COUNTS, counts if self._supply.is_whole else [None] * 3, strict=True)),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 from pydantic import NonNegativeInt
@@ -89,12 +90,9 @@ class Totals:
         return min(1.0, self.useful_s / self.paid_s) if self.paid_s > 0 else None
 
     def __add__(self, other: "Totals") -> "Totals":
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.__slots__}
-        added = {
-            k: Counter(a) + Counter(b) if isinstance(a, dict) else a + b
-            for k, (a, b) in pairs.items()
-        }
-        return Totals(**added)
+        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__slots__)
+        sums: Any = (Counter(a) + Counter(b) if isinstance(a, dict) else a + b for a, b in pairs)
+        return Totals(*sums)
 
     def add(self, entry: ManifestEntry) -> None:
         for receipt in entry.shards:
