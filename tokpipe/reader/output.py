@@ -207,11 +207,12 @@ class Output:
 
     def check_complete(self, effect: str, option: str) -> None:
         """Raise IncompleteOutput if rows are missing. ``option`` is how to go on without them."""
-        if self.incomplete:
-            raise IncompleteOutput(
-                f"{self.uri} is {self.incomplete}, so {effect}. Finish its job with tokpipe "
-                f"run, or pass {option} to use what is there now"
-            )
+        for one in self.joined:
+            if one.incomplete:
+                raise IncompleteOutput(
+                    f"{one.uri} is {one.incomplete}, so {effect}. Finish its job with tokpipe run, "
+                    f"or pass {option} to use what is there now"
+                )
 
     def rejected(self) -> Iterator[Rejected]:
         """Yield every rejected clip with its reason. Reads the whole manifest."""
