@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from tokpipe.config.job import JobConfig, PartConfig, StoreOptions
 from tokpipe.config.trust import NO_TRUST, Trust
-from tokpipe.errors import ConfigError, CorruptOutput, IncompleteOutput, NotFound
+from tokpipe.errors import ConfigError, IncompleteOutput, NotFound
 from tokpipe.formats import job_record
 from tokpipe.formats.checks import as_damage, check_bytes, damaged
 from tokpipe.formats.layout import entry_key
@@ -31,6 +31,7 @@ from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.telemetry.human import counted
 from tokpipe.types import Rejected
 
+_MISSING = "it is missing, although the manifest lists it"
 _OPEN_SHARDS = 16
 """Shards whose footer and side table are kept for random access, at about 1 MB each."""
 
@@ -127,8 +128,7 @@ class Output:
         """Totals, the list of shards, and which plan rows are settled."""
         self.shards = ShardList((store, self.state.shards))
         self.joined: tuple[Output, ...] = (self,)
-        """The outputs that are read as this one, each with its store, record and state. What is
-        alike in all of them is that of the first."""
+        """The outputs that are read as this one. Its own record and state are the first one's."""
         self._verified: set[int] = set()
 
     @cached_property
@@ -316,10 +316,8 @@ class Output:
         """Open a shard from bytes that match the manifest, or to fetch by row group."""
         of = self.joined[info.output]
         ranged = RangedFile(info.size_bytes, partial(of.store.get_range, info.key))
-        try:
+        with as_damage(info.uri, _MISSING, NotFound):
             shard = ShardReader(info.uri, data or ranged, page_checksums=data is None)
-        except NotFound as error:
-            raise _missing(info.uri) from error
         metadata = ShardMetadata(of.fingerprint, of.tokenizer)
         check_same_tokenizer(info.uri, shard.footer.metadata, metadata)
         if (shard.footer.grid, shard.footer.num_rows) != (info.grid, info.num_rows):
@@ -333,14 +331,8 @@ class Output:
 
     def _get(self, info: ShardInfo, key: str, size_bytes: int) -> bytes:
         store = self.joined[info.output].store
-        try:
+        with as_damage(store.uri_of(key), _MISSING, NotFound):
             return store.get_range(key, 0, size_bytes + 1)
-        except NotFound as error:
-            raise _missing(store.uri_of(key)) from error
-
-
-def _missing(uri: str) -> CorruptOutput:
-    return damaged(uri, "it is missing, although the manifest lists it")
 
 
 def _clip_in(info: ShardInfo, shard: ShardReader, table: pa.Table, clip_id: str) -> Clip | None:
