@@ -94,7 +94,7 @@ def test_a_part_is_continued_as_that_part(tmp_path: Path) -> None:
         for changed in (other, None):
             with pytest.raises(PlanMismatch, match=r"part\.index: 1 -> (2|\(not set\))"):
                 JobOutput(job.model_copy(update={"part": changed}), extend=extend)
-        assert JobOutput(job, extend=extend).is_done
+        assert JobOutput(job, extend=extend).is_done(None)
 
 
 def test_an_export_of_parts_has_the_clips_of_all(tmp_path: Path) -> None:

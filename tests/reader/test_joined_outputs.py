@@ -182,9 +182,12 @@ def test_ids_with_the_same_hash_are_two_clips(
 
 def test_manifests_are_read_only_if_there_could_be_duplicates(tmp_path: Path) -> None:
     """Ids of other datasets and of other parts differ."""
-    parts = [{"job": {"part": {"index": index, "of": 2}}} for index in range(2)]
-    datasets = [{"dataset": name} for name in ("one", "two")]
-    for number, pair in enumerate((parts, datasets, parts[:1] * 2, [parts[0], {}])):
+    parts: list[dict[str, Any]] = [
+        {"job": {"part": {"index": index, "of": 2}}} for index in range(2)
+    ]
+    datasets: list[dict[str, Any]] = [{"dataset": name} for name in ("one", "two")]
+    pairs = parts, datasets, [parts[0]] * 2, [parts[0], {}]
+    for number, pair in enumerate(pairs):
         stores = [
             write(tmp_path, f"{number}-{index}", (2,), 100 * index, **fields)
             for index, fields in enumerate(pair)
