@@ -1,7 +1,6 @@
 """Jobs that each take a part of the same sources, and their outputs read as one."""
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +130,7 @@ def test_clips_that_were_removed_are_in_no_joined_output(tmp_path: Path) -> None
     assert [output.clip(one).clip_id for one in ids] == ids
     assert output.totals.rejected == {"removed": NUM_VIDEOS}
 
-    def reader(*states: Any) -> Iterator[Any]:
+    def reader(*states: Any) -> Any:
         stream = ClipStream(CodeCache(open_output(names), tmp_path / "cache"), seed=1)
         if states:
             stream.resume(states)

@@ -96,11 +96,8 @@ class KeptClips:
         if len(shards) and not self.sizes.any():
             found = f"none of the {counted(output.num_clips, 'clip')} of {output.uri}"
             raise ConfigError(f"filter: {keep!s:.400} keeps {found}, so an epoch would be empty")
-
-    @property
-    def digest(self) -> str:
+        self.digest = sha256(self._bits.tobytes())[:32]
         """A hash of which clips are kept."""
-        return sha256(self._bits.tobytes())[:32]
 
     def clip(self, shard: int, number: int) -> int:
         """Return which of a shard's clips is the ``number``-th that is kept."""

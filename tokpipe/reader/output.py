@@ -76,16 +76,18 @@ def open_output(
 
 def _joined(outputs: Sequence["Output"]) -> "Output":
     """Return outputs as one; ConfigError if their clips differ in kind, or they have one twice."""
-    first, parts = outputs[0], set[PartConfig]()
+    kinds, parts = list[Any](), set[PartConfig]()
     for one in outputs:
-        if changed := job_record.differences(_kind(first), _kind(one), "and"):
-            found = f"{first.uri} and {one.uri} cannot be read as one, because they differ"
+        about = {"fingerprint": one.fingerprint, "columns": one.record.plan.get("columns")}
+        kinds.append({**about, **one.record.settings})
+        if changed := job_record.differences(kinds[0], kinds[-1], "and"):
+            found = f"{outputs[0].uri} and {one.uri} cannot be read as one, because they differ"
             do = "A ClipMix takes any outputs of one tokenizer"
             raise ConfigError(f"{found} ({'; '.join(changed)}). {do}")
         with as_damage(one.uri, "its job takes no part of its rows", ValueError):
             part = one.record.job.get("part") or {"index": 0, "of": 1}
             parts.add(PartConfig.model_validate(part))
-    joined = copy(first)
+    joined = copy(outputs[0])
     del joined.store, joined.state  # One of them would be taken for that of all
     joined.joined = tuple(outputs)
     joined.shards = ShardList(*((one.store, one.state.shards) for one in outputs))
@@ -93,12 +95,6 @@ def _joined(outputs: Sequence["Output"]) -> "Output":
     if not are_parts and len({one.record.dataset for one in outputs}) < len(outputs):
         joined._check_distinct()  # else ids differ, which depend on the dataset and give the part
     return joined
-
-
-def _kind(output: "Output") -> dict[str, Any]:
-    record = output.record
-    about = {"fingerprint": record.fingerprint, "columns": record.plan.get("columns")}
-    return {**about, **record.settings}
 
 
 class Output:

@@ -33,12 +33,8 @@ class Source:
         self.columns = tuple(sorted(set(columns)))
         check_columns(cache.output, self.columns)
         self._kept = None if keep is None else KeptClips(cache.output, cache.folder, keep)
-        self._keep = str(keep)
-
-    @property
-    def filter(self) -> list[str] | None:
+        self.filter = self._kept and [str(keep), self._kept.digest]
         """What a state says of the filter: its text, and a hash of which clips it keeps."""
-        return None if self._kept is None else [self._keep, self._kept.digest]
 
     @property
     def sizes(self) -> NDArray[np.int64]:
