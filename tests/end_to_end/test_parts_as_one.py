@@ -24,7 +24,9 @@ from tokpipe.errors import ConfigError, NotFound, PlanMismatch
 from tokpipe.export import export_output
 from tokpipe.identity import row_digests
 from tokpipe.reader import ClipStream, CodeCache, open_output
+from tokpipe.runtime import job as job_module
 from tokpipe.runtime.assemble import JobOutput
+from tokpipe.verbs import check as check_module
 
 NUM_PARTS, NUM_VIDEOS = 4, 8
 
@@ -96,6 +98,21 @@ def test_a_part_is_continued_as_that_part(tmp_path: Path) -> None:
             with pytest.raises(PlanMismatch, match=r"part\.index: 1 -> (2|\(not set\))"):
                 JobOutput(job.model_copy(update={"part": changed}), extend=extend)
         assert JobOutput(job, extend=extend).is_done(None)
+
+
+def test_what_changed_is_compared_only_if_few_rows_are_listed_for_all_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_more(tmp_path, 0, NUM_VIDEOS)
+    job = load_job(part(tmp_path, 1))
+    run_without_ray(job)
+    number = output_of(job).num_rows * NUM_PARTS
+    write_video(Path(next(output_of(job).clips()).source_uri), 20)
+    for limit, is_said in ((number, True), (number - 1, False)):
+        monkeypatch.setattr(job_module, "MAX_COMPARED_ROWS", limit)
+        assert ("changed" in job_module._changes_text(JobOutput(job))) == is_said
+        monkeypatch.setattr(check_module, "MAX_ROWS", limit)
+        assert ("not checked" in check_module._changes(job, output_of(job)).text) != is_said
 
 
 def test_an_export_of_parts_has_the_clips_of_all(tmp_path: Path) -> None:
