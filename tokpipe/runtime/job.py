@@ -151,8 +151,8 @@ def _changes_text(output: JobOutput) -> str:
     What keeps them from being read now does not matter to a plan that is stored.
     """
     job, is_tar = output.job, any(one.kind == "webdataset" for one in output.job.sources)
-    num_rows = output.plan.num_rows * (job.part.of if job.part else 1)  # all parts are listed
-    if output.record is None or is_tar or num_rows > MAX_COMPARED_ROWS:
+    num_parts = job.part.of if job.part else 1  # whose rows are all listed
+    if output.record is None or is_tar or output.plan.num_rows * num_parts > MAX_COMPARED_ROWS:
         return ""
     try:
         return SourceChanges.of_output(job, output.store, output.plan).text
