@@ -9,9 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.formats.formats_helpers import clip_ref, encoded_clip
 from tests.pages import Block, blocks_of
 from tests.reader.reader_encodings import ENCODINGS, encoding_of, write_output
+from tests.reader.reader_helpers import begin, commit, ids, put_shard
+from tokpipe.config.job import StoreOptions
 from tokpipe.reader import Output, open_output
+from tokpipe.storage import Store
+from tokpipe.types import Rejected
 
 BLOCKS = [block for block in blocks_of("docs/reading.md") if block.language == "python"]
 FIRST_OF_TOOLS = next(n for n, block in enumerate(BLOCKS) if '"manifest"' in block.code)
@@ -64,6 +69,13 @@ def test_shards_have_every_encoding(tmp_path: Path) -> None:
 def test_the_training_blocks_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("demo", "web"):
         write_output(tmp_path / "out" / name)
+    for index in range(2):
+        part = Store(str(tmp_path / f"out/part-{index}"), StoreOptions())
+        begin(part, rows=range(14))
+        clips = [encoded_clip(row) for row in range(index, 14, 2)]
+        others = [clip_ref(row) for row in range(1 - index, 14, 2)]
+        rejected = [Rejected(ref, "decode", "no_video", "message") for ref in others]
+        commit(part, 0, put_shard(part, "s", clips), rejected=rejected)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in TRAINING:
@@ -71,6 +83,7 @@ def test_the_training_blocks_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names["clip"].clip_id == names["output"].clip(names["clip"].clip_id).clip_id
     assert len(names["first"]) == 6
     assert names["mix"].clips_per_epoch == [17, 7]
+    assert len({*ids(names["together"])}) == names["parts"].num_clips == 14
 
 
 def by_tool() -> dict[str, Block]:

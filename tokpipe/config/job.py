@@ -252,6 +252,21 @@ class StoreOptions(Frozen):
         return self
 
 
+class PartConfig(Frozen):
+    """Which rows of the sources a job takes: those whose id, a hash, falls into this part."""
+
+    index: NonNegativeInt
+    """The part that this job takes, below ``of``."""
+    of: PositiveInt
+    """Number of parts that the sources are divided into."""
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> Self:
+        if self.index >= self.of:
+            raise ValueError(f"part.index={self.index}: {self.of} parts are numbered from 0")
+        return self
+
+
 class JobConfig(Frozen):
     """A whole job."""
 
@@ -262,6 +277,9 @@ class JobConfig(Frozen):
     on_duplicate: Literal["refuse", "keep_first"] = "refuse"
     """If two rows name the same clip: ``refuse`` stops before any work, ``keep_first`` keeps the
     first and reports the others."""
+    part: Annotated[PartConfig | None, Field(exclude_if=lambda part: part is None)] = None
+    """The part of the rows that this job takes; null takes all. Each part has its own
+    ``output.uri``."""
     output: OutputConfig
     reuse: Annotated[tuple[Uri, ...], Field(exclude_if=operator.not_)] = ()
     """Other outputs. Clips that would get the same codes from files with the same bytes, whatever

@@ -91,7 +91,7 @@ def export_output(
     num_clips, num_codes = source.num_clips, source.num_codes
     if (num_clips, num_codes) != (output.num_clips, output.num_codes):
         found = f"export: {partial} holds {num_clips:,} clips and {num_codes:,} codes"
-        lists = f"{output.store.uri} lists {output.num_clips:,} and {output.num_codes:,}"
+        lists = f"{output.uri} lists {output.num_clips:,} and {output.num_codes:,}"
         raise CorruptOutput(f"{found}, but the manifest of {lists}. Run tokpipe audit")
     if template:
         source.describe(partial, num_tokens=source.num_tokens)

@@ -86,7 +86,7 @@ class Source:
         template = self.template
         for clip in self.output.clips(shards):
             if not re.fullmatch("[0-9a-f]{32}", clip.clip_id):
-                found = f"{self.output.store.uri} has a clip id {clip.clip_id!r}, not 32 hex digits"
+                found = f"{self.output.uri} has a clip id {clip.clip_id!r}, not 32 hex digits"
                 do = "which could name any file: do not trust this output"
                 raise CorruptOutput(f"export: {found}, {do}")
             codes = clip.codes

@@ -157,7 +157,8 @@ def _plan_inputs(job: Mapping[str, Any]) -> dict[str, Any]:
     # Earlier versions had no pictures.
     known = [{"media": "video", "animation_as_picture": False, **one} for one in job["sources"]]
     sources = [{k: v for k, v in one.items() if k not in left_out} for one in known]
-    return {"dataset": job["dataset"], "on_duplicate": job["on_duplicate"], "sources": sources}
+    kept = {"dataset": job["dataset"], "on_duplicate": job["on_duplicate"]}
+    return {**kept, "part": job.get("part"), "sources": sources}
 
 
 def check_same(uri: str, written: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from tokpipe.identity import row_digests
 from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, StoredPlan, plan_id_of, read_part, store_part
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
-from tokpipe.storage.left_out import LeftOut
+from tokpipe.storage.left_out import OTHER_PARTS, LeftOut
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.redact import redact
 
@@ -31,11 +32,12 @@ class _Part:
     """A stored part, with what is needed only until the plan is complete."""
 
     def __init__(
-        self, store: Store, key: str, rows: pa.Table, source: int, hashes: _Hashes
+        self, store: Store, key: str, rows: pa.Table, source: int, hashes: _Hashes, numbers: Any
     ) -> None:
         self.stored = store_part(store, key, rows, source)
         self.num_problems = num_problems(rows)
         self.hashes = hashes
+        self.numbers = numbers  # Those of the rows in their source
 
 
 def num_problems(rows: pa.Table) -> int:
@@ -55,7 +57,7 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     columns = merge_columns(sources)
     prefix = f"plan/{plan_attempt}/"
     try:
-        parts = _store_all(store, prefix, job.dataset, sources)
+        parts = _store_all(store, prefix, job, sources)
         duplicates = _find_duplicates(store, parts)
         if duplicates and job.on_duplicate == "refuse":
             raise ConfigError(
@@ -100,25 +102,37 @@ def merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
 
 
 def _store_all(
-    store: Store, prefix: str, dataset: str, sources: Sequence[RowSource]
+    store: Store, prefix: str, job: JobConfig, sources: Sequence[RowSource]
 ) -> list[_Part]:
     """Assign row ids and store parts in threads, while the next rows are read."""
 
-    def put(number: int, source: int, table: pa.Table) -> _Part:
-        table, hashes = with_row_ids(dataset, table)
-        return _Part(store, f"{prefix}{number:05d}.parquet", table, source, hashes)
+    def put(number: int, source: int, table: pa.Table, first: int) -> _Part:
+        table, hashes = with_row_ids(job.dataset, table)
+        numbers: Any = range(first, first + len(hashes))
+        if job.part:
+            own = np.flatnonzero(hashes % job.part.of == job.part.index)
+            table, hashes, numbers = table.take(pa.array(own)), hashes[own], first + own
+        return _Part(store, f"{prefix}{number:05d}.parquet", table, source, hashes, numbers)
 
-    futures: list[Future[_Part]] = []
+    futures, num_read = list[Future[_Part]](), 0
     with ThreadPoolExecutor(_WRITERS) as pool:
         for index, source in enumerate(sources):
-            num_before = len(futures)
+            num_rows = 0
             for table in cut(source.batches()):
                 if len(futures) > _WRITERS:  # bounds memory: sources can be faster than the store
                     futures[-_WRITERS - 1].result()
-                futures.append(pool.submit(put, len(futures), index, table))
-            if len(futures) == num_before:
+                futures.append(pool.submit(put, len(futures), index, table, num_rows))
+                num_rows += table.num_rows
+            num_read += num_rows
+            if not num_rows:
                 raise ConfigError(f"{source.label} has no rows: correct or remove it.")
-    return [future.result() for future in futures]
+    parts = [future.result() for future in futures]
+    if job.part and (others := num_read - sum(len(part.hashes) for part in parts)):
+        if others == num_read:
+            found = f"part: {job.part} has none of the {num_read:,} rows"
+            raise ConfigError(f"{found}: divide them into fewer parts")
+        source.listing.left_out.update(LeftOut({OTHER_PARTS: others}, {OTHER_PARTS: []}))
+    return parts
 
 
 def _find_duplicates(store: Store, parts: Sequence[_Part]) -> dict[int, str]:
@@ -127,16 +141,14 @@ def _find_duplicates(store: Store, parts: Sequence[_Part]) -> dict[int, str]:
     hashes.sort()
     repeated = hashes[1:][hashes[1:] == hashes[:-1]]
     first_with: dict[str, str] = {}
-    first_of: dict[int, int] = {}  # Position of each source's first row
     duplicates = {}
     start = 0
     for part in parts:
-        first_row = start - first_of.setdefault(part.stored.source, start)
         inside = np.flatnonzero(np.isin(part.hashes, repeated))
         if len(inside):
             rows = read_part(store, part.stored, OWN_COLUMNS).take(pa.array(inside)).to_pylist()
             for offset, row in zip(inside.tolist(), rows, strict=True):
-                place = f"source {part.stored.source} row {first_row + offset}"
+                place = f"source {part.stored.source} row {part.numbers[offset]}"
                 # Hashes of 8 bytes may collide; equal ids of 16 bytes mean the same clip.
                 first = first_with.setdefault(row[ROW_ID.name], place)
                 if first != place:
@@ -160,7 +172,7 @@ def _without_rows(store: Store, parts: Sequence[_Part], dropped: Collection[int]
             kept.append(part)
         else:
             table = read_part(store, part.stored).filter(pa.array(keep))
-            rest = table, part.stored.source, part.hashes[keep]
+            rest = table, part.stored.source, part.hashes[keep], np.array(part.numbers)[keep]
             kept.append(_Part(store, part.stored.key, *rest))
     return kept
 

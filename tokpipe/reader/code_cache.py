@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tokpipe.reader.cache_folder import CacheFolder
 from tokpipe.reader.columns import ShardColumns, write_columns
 from tokpipe.reader.output import Output
 from tokpipe.reader.shard_codes import ShardCodes, write_shard_codes
+from tokpipe.reader.values import ShardList
 from tokpipe.storage.read_ahead import read_ahead
 
 _AHEAD = 2  # Shards that iterating prepares, each in a thread and in memory
@@ -60,6 +62,13 @@ class CodeCache:
             smallest = int(self.sizes().min(initial=limit))
             number = min(number, max(1, limit // max(1, smallest)))
         return lru_cache(number)(self._find)
+
+    def earlier(self, num_shards: Sequence[int]) -> "CodeCache":
+        """Return a cache of only the first shards: so many of each output that is joined."""
+        output, limit = copy(self.output), self.folder.max_bytes
+        counts = zip(output.joined, num_shards, strict=True)
+        output.shards = ShardList(*((one.store, one.state.shards[:n]) for one, n in counts))
+        return CodeCache(output, self.folder.path, max_bytes=limit, allow_partial=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_mapped"}

@@ -54,7 +54,7 @@ def check_columns(output: Output, names: Sequence[str]) -> None:
         raise ConfigError(f"columns: {found}: leave out {sorted(taken)}")
     schema = output.side_schema if names else pa.schema([])
     if unknown := [name for name in names if name not in schema.names and len(schema)]:
-        found = f"columns: {output.store.uri} has no column {', '.join(map(repr, unknown))}"
+        found = f"columns: {output.uri} has no column {', '.join(map(repr, unknown))}"
         raise ConfigError(f"{found}. Its side tables have {', '.join(schema.names)}")
 
 
@@ -84,7 +84,7 @@ class KeptClips:
             (buffer,) = keep.__reduce__()[1]
             hashes = "".join(shards.field("side_table_sha256").tolist())
             self._bits = folder.get(
-                output.store.uri,
+                output.uri,
                 hashlib.sha256(hashes.encode() + buffer).hexdigest(),
                 ".filter",
                 lambda path: np.memmap(path, np.uint8, "r", shape=(int(starts[-1]),)),
@@ -94,13 +94,10 @@ class KeptClips:
         self.sizes = np.array([clips.sum() for clips in each], np.int64)
         """(shards,) number of clips that are kept."""
         if len(shards) and not self.sizes.any():
-            found = f"none of the {counted(output.num_clips, 'clip')} of {output.store.uri}"
+            found = f"none of the {counted(output.num_clips, 'clip')} of {output.uri}"
             raise ConfigError(f"filter: {keep!s:.400} keeps {found}, so an epoch would be empty")
-
-    def digest(self, num_shards: int | None) -> str:
-        """Return a hash of which clips of the first shards are kept."""
-        end = None if num_shards is None else self._starts[num_shards]
-        return sha256(self._bits[:end].tobytes())[:32]
+        self.digest = sha256(self._bits.tobytes())[:32]
+        """A hash of which clips are kept."""
 
     def clip(self, shard: int, number: int) -> int:
         """Return which of a shard's clips is the ``number``-th that is kept."""
@@ -119,7 +116,7 @@ def _needed(output: Output, keep: Any) -> list[str]:
         if not pa.types.is_boolean(kind := _evaluated(keep, empty).type):
             raise TypeError(f"it is of type {kind}: write a condition, such as pc.field('t') > 1")
     except (pa.ArrowException, TypeError) as error:
-        found = f"filter: {keep!s:.400} cannot select clips of {output.store.uri}"
+        found = f"filter: {keep!s:.400} cannot select clips of {output.uri}"
         has = f"Its columns are {', '.join(empty.column_names)}"
         raise ConfigError(f"{found}: {explained(error)}. {has}") from error
     return [name for name in empty.column_names if not _is_enough(keep, empty.drop_columns(name))]

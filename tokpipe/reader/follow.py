@@ -32,7 +32,7 @@ class Supply:
         used = [name for name, value in settings.items() if value is not None]
         if self.follows and (used or len(outputs) > 1):
             found = f"follow=True does not go with {used or 'a mix'}, which needs all clips"
-            raise ConfigError(f"{self.output.store.uri}: {found}")
+            raise ConfigError(f"{self.output.uri}: {found}")
 
     @property
     def is_whole(self) -> bool:
@@ -55,7 +55,7 @@ class Supply:
         since, pause_s, say_s = time.monotonic(), _FIRST_PAUSE_S, _SAY_AFTER_S
         while not self.output.refresh():
             quiet_s = time.monotonic() - since
-            found = f"{self.output.store.uri} is {self.output.incomplete}, and nothing was "
+            found = f"{self.output.uri} is {self.output.incomplete}, and nothing was "
             found += f"committed for {duration(quiet_s)}"
             if quiet_s >= self.output.max_wait_s:
                 do = "Continue its job and resume, or wait longer"

@@ -33,21 +33,14 @@ class Source:
         self.columns = tuple(sorted(set(columns)))
         check_columns(cache.output, self.columns)
         self._kept = None if keep is None else KeptClips(cache.output, cache.folder, keep)
-        self._keep = str(keep)
-        self.num_shards: int | None = None
-        """Shards that are read, from the first; None reads all that there are."""
-
-    @property
-    def filter(self) -> list[str] | None:
+        self.filter = self._kept and [str(keep), self._kept.digest]
         """What a state says of the filter: its text, and a hash of which clips it keeps."""
-        return None if self._kept is None else [self._keep, self._kept.digest(self.num_shards)]
 
     @property
     def sizes(self) -> NDArray[np.int64]:
         """(shards,) number of clips of each."""
         kept = self._kept
-        sizes = self.cache.output.shards.clip_counts if kept is None else kept.sizes
-        return sizes[: self.num_shards]
+        return self.cache.output.shards.clip_counts if kept is None else kept.sizes
 
     @property
     def num_clips(self) -> int:
@@ -56,9 +49,8 @@ class Source:
     def num_tokens(self, num_clips: int) -> int:
         """Return how many codes, and a token before each, so many clips have by the mean."""
         shards = self.cache.output.shards
-        codes, clips = (shards.field(one)[: self.num_shards] for one in ("num_codes", "num_clips"))
-        every = int(clips.sum())
-        return num_clips * (int(codes.sum()) + every) // max(1, every)
+        every = int(shards.clip_counts.sum())
+        return num_clips * (int(shards.field("num_codes").sum()) + every) // max(1, every)
 
     def clip(self, shard: int, number: int) -> tuple[str, Codes, dict[str, Any]]:
         """Return a clip's id, codes and columns."""
@@ -86,21 +78,21 @@ def clips_per_epoch(
     first, *others = outputs
     for other in others:
         if changed := differences(_meaning(first), _meaning(other), "and"):
-            differ = f"{first.store.uri} and {other.store.uri} come from different tokenizers"
+            differ = f"{first.uri} and {other.uri} come from different tokenizers"
             why = "In a mix, the same code would mean different pixels"
             raise ConfigError(f"{differ} ({'; '.join(changed)}). {why}")
     if not others:
         return [epoch_clips]  # 0 if the output has no clips yet
     for output in outputs:
         if not output.num_clips:
-            raise ConfigError(f"{output.store.uri} has no clips, so it cannot be mixed")
+            raise ConfigError(f"{output.uri} has no clips, so it cannot be mixed")
     try:
         found = quotas(weights, epoch_clips)
     except ValueError as error:
         raise ConfigError(f"a mix of {len(outputs)} outputs: {error}") from error
     for output, number in zip(outputs, found, strict=True):
         if not number:
-            one = f"{output.store.uri} has so little weight that an epoch of {epoch_clips} clips"
+            one = f"{output.uri} has so little weight that an epoch of {epoch_clips} clips"
             raise ConfigError(f"{one} would have none of it: raise either, or leave it out")
     return found
 
@@ -125,7 +117,7 @@ def fitted_window(sources: Sequence[Source], window_shards: int) -> int:
     for folder, users in folders.items():
         limit = min(user.cache.folder.max_bytes or math.inf for user in users)
         every = [(user.cache.sizes(user.columns), user.sizes) for user in users]
-        sizes = [np.sort(size[: len(clips)][clips > 0])[::-1] for size, clips in every]
+        sizes = [np.sort(size[clips > 0])[::-1] for size, clips in every]
         while (needed := sum(int(each[: 2 * fitted].sum()) for each in sizes)) > limit:
             fitted -= 1
             if not fitted:

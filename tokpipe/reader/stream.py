@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -111,7 +112,8 @@ class ClipMix:
         self.ranks = Ranks(rank, world_size, num_nodes)
         self.even, self.locality = even, locality
         self._make = make
-        self.sources = [Source(cache, columns, filter) for cache in caches]
+        self._chosen = columns, filter
+        self.sources = [Source(cache, *self._chosen) for cache in caches]
         outputs = [cache.output for cache in caches]
         follow: Any = {"epoch_clips": epoch_clips, "locality": locality, "filter": filter}
         self._supply = Supply(outputs, window_shards if shuffle else 1, **follow)
@@ -133,10 +135,13 @@ class ClipMix:
 
     def _go_back(self, num_shards: Sequence[int]) -> None:
         """Read only the first shards of each output: what it had when a state was saved."""
-        for source, number in zip(self.sources, num_shards, strict=True):
-            source.num_shards = number
-        self._supply.is_limited = True
-        self._measure()
+        rest = iter(num_shards)
+        counts = [[*islice(rest, len(cache.output.joined))] for cache in self.caches]
+        if all(map(any, counts)):
+            before = map(CodeCache.earlier, self.caches, counts)
+            self.sources[:] = (Source(cache, *self._chosen) for cache in before)
+            self._supply.is_limited = True
+            self._measure()
 
     def _refresh(self) -> None:
         """Take in what a followed job has committed."""
@@ -252,9 +257,10 @@ class ClipMix:
     def _check(self, state: Mapping[str, Any]) -> None:
         self._refresh()  # the state may be from a later moment
         shards: Any = state.get("num_shards")
-        known = [len(cache) for cache in self.caches]
+        known = _num_shards(self.caches)
         with contextlib.suppress(TypeError, ValueError):  # which is not a state, as is said below
-            if shards != known and all(0 < a <= b for a, b in zip(shards, known, strict=True)):
+            is_known = all(0 <= a <= b for a, b in zip(shards, known, strict=True))
+            if is_known and shards != _num_shards(source.cache for source in self.sources):
                 self._go_back(shards)
         for key, value in self._settings().items():
             if key in _COUNTS and state.get(key, 0) is None:
@@ -279,15 +285,19 @@ class ClipMix:
 
     def _settings(self) -> dict[str, Any]:
         """Return what decides the order, of which a state must have the same."""
-        counts = self._num_clips, self.clips_per_epoch, [len(one.sizes) for one in self.sources]
+        joined = [one for cache in self.caches for one in cache.output.joined]
+        num_shards = _num_shards(source.cache for source in self.sources)
+        counts = self._num_clips, self.clips_per_epoch, num_shards
         filters = [source.filter for source in self.sources]
-        removals = [cache.output.state.num_removals for cache in self.caches]
+        writers = [one.record.writer for one in joined]
+        removals = [one.state.num_removals for one in joined]
         return {
             **({"removals": removals} if any(removals) else {}),
             "seed": self._seed,
             "shuffle": self._shuffle,
             "window_shards": self._window_shards,
-            "datasets": [cache.output.record.dataset for cache in self.caches],
+            "datasets": [one.record.dataset for one in joined],
+            "joined": writers if len(joined) > len(self.caches) else None,
             "filter": filters if any(filters) else None,
             "follow": self._supply.output.record.writer if self._supply.follows else None,
             **dict(zip(_COUNTS, counts if self._supply.is_whole else [None] * 3, strict=True)),
@@ -421,6 +431,10 @@ class ClipIterator(Iterator[Any]):
             raise ConfigError(f"this is reader {own[0]} of {own[1]}, but {saved}: {do}")
         left = {str(stream._node_of(state)): {key: state[key] for key in ("start", "pending")}}
         self._begin((state["epoch"], left), state["taken"])
+
+
+def _num_shards(caches: Iterable[CodeCache]) -> list[int]:
+    return [number for cache in caches for number in cache.output.shards.of_outputs]
 
 
 def _states_in(value: Any, wanted: str) -> Iterator[Mapping[str, Any]]:

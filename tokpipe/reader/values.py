@@ -1,7 +1,7 @@
 """What the reader returns: clips with their chunks, shards, and where the clips are."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -74,15 +74,19 @@ class ShardInfo:
     side_table_uri: str
     side_table_size_bytes: int
     side_table_sha256: str
+    output: int = 0  # Which of the outputs that are read as one it is in
 
 
 class ShardList(Sequence[ShardInfo]):
     """Shards in the order in which the manifest lists them. Holds no object per shard."""
 
-    def __init__(self, store: Store, table: pa.Table) -> None:
-        self._store = store
-        self._table = table
-        self.clip_counts: NDArray[np.int64] = table.column("num_clips").to_numpy()
+    def __init__(self, *outputs: tuple[Store, pa.Table]) -> None:
+        """``outputs``: the store of each, and its table of shards."""
+        self._stores, tables = zip(*outputs, strict=True)
+        self._table = pa.concat_tables(tables)
+        self.of_outputs = [len(table) for table in tables]
+        """Number of shards of each output."""
+        self.clip_counts: NDArray[np.int64] = self.field("num_clips")
         """(shards,) number of clips in each shard."""
 
     def __len__(self) -> int:
@@ -100,14 +104,17 @@ class ShardList(Sequence[ShardInfo]):
     def __getitem__(self, index: int | slice) -> ShardInfo | list[ShardInfo]:
         if isinstance(index, slice):
             return [self[number] for number in range(len(self))[index]]
-        (row,) = self._table.slice(range(len(self))[index], 1).to_pylist()
-        key, side_table = row.pop("shard"), row["side_table"]
+        number = range(len(self))[index]
+        output = int(np.searchsorted(np.cumsum(self.of_outputs), number, side="right"))
+        (row,) = self._table.slice(number, 1).to_pylist()
+        key, side_table, store = row.pop("shard"), row["side_table"], self._stores[output]
         del row["seq"]
         return ShardInfo(
             key=key,
-            uri=self._store.uri_of(key),
-            side_table_uri=self._store.uri_of(side_table),
+            uri=store.uri_of(key),
+            side_table_uri=store.uri_of(side_table),
             grid=(row.pop("h"), row.pop("w")),
+            output=output,
             **row,
         )
 
@@ -134,6 +141,13 @@ class ClipIndex:
         (wanted,) = np.frombuffer(_hash(clip_id), np.uint64)
         first, last = (np.searchsorted(self._hashes, wanted, side) for side in ("left", "right"))
         return list(map(int, self._shards[first:last]))
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """Yield two shards for each hash that both have: maybe they have the same clip."""
+        for at in np.flatnonzero(self._hashes[1:] == self._hashes[:-1]):
+            one, other = sorted(map(int, self._shards[at : at + 2]))
+            if one != other:
+                yield one, other
 
 
 def _hash(clip_id: str) -> bytes:

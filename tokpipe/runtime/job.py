@@ -144,7 +144,8 @@ def _changes_text(output: JobOutput) -> str:
     """How the sources differ from the plan of an output that was started, if that is fast to say.
     An error in them is no more than text, since the plan is stored."""
     job, is_tar = output.job, any(one.kind == "webdataset" for one in output.job.sources)
-    if output.record is None or is_tar or output.plan.num_rows > MAX_COMPARED_ROWS:
+    num_parts = job.part.of if job.part else 1  # whose rows are all listed
+    if output.record is None or is_tar or output.plan.num_rows * num_parts > MAX_COMPARED_ROWS:
         return ""
     try:
         return SourceChanges.of_output(job, output.store, output.plan).text

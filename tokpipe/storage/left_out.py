@@ -9,7 +9,8 @@ NO_MATCH = "unmatched pattern"  # One of those that braces stand for
 UNREADABLE = "unreadable folder"
 LOOP = "looping link"
 OVERWRITTEN = "overwritten by a later member"
-_NO_FILES = (NO_MATCH, UNREADABLE, LOOP)
+OTHER_PARTS = "other parts' row"  # Of a job that takes one part of the rows
+_NO_FILES = (NO_MATCH, UNREADABLE, LOOP, OTHER_PARTS)
 
 _HIDDEN = re.compile(r"(?:^|/)(?:\.|(?:\$RECYCLE\.BIN|#recycle|@Recycle)/)")
 """Also macOS's ``._IMG_0001.MOV``, which holds attributes, and what Windows and NAS deleted."""
@@ -77,4 +78,4 @@ class LeftOut:
         number, names = self.counts[kind], self.names[kind]
         found = counted(number, kind) if kind in _NO_FILES else f"{number:,} {kind}"
         more = ["..."] if number > len(names) else []
-        return f"{found} ({', '.join([*names, *more])})"
+        return f"{found} ({', '.join([*names, *more])})" if names else found

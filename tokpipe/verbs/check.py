@@ -214,7 +214,8 @@ def _max_rows(sources: Sequence[Source]) -> int:
 
 
 def _changes(job: JobConfig, output: Output) -> CheckResult:
-    if output.num_rows > _max_rows(job.sources):
+    num_rows = output.num_rows * (job.part.of if job.part else 1)  # all parts are listed
+    if num_rows > _max_rows(job.sources):
         return _not_checked("what changed in the sources since the plan", "tokpipe plan says it")
     plan = StoredPlan.of(output.record, output.state.growth)
     found = SourceChanges.of_output(job, output.store, plan)

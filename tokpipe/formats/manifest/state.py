@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -88,6 +89,11 @@ class Totals:
     def goodput(self) -> float | None:
         """Fraction of encoder time that produced listed codes; None before any time was paid."""
         return min(1.0, self.useful_s / self.paid_s) if self.paid_s > 0 else None
+
+    def __add__(self, other: "Totals") -> "Totals":
+        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__slots__)
+        sums: Any = (Counter(a) + Counter(b) if isinstance(a, dict) else a + b for a, b in pairs)
+        return Totals(*sums)
 
     def add(self, entry: ManifestEntry) -> None:
         for sign, receipts in ((1, entry.shards), (-1, entry.replaced)):
