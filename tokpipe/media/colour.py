@@ -92,10 +92,9 @@ def compose(picture: NDArray[np.uint8], background: tuple[int, int, int]) -> NDA
 def tonemapped(picture: NDArray[np.uint16], tags: Tags) -> NDArray[np.uint8]:
     """Turn HDR into BT.709 as a display shows it: (H, W, 3 or 4) of 16 bits -> of 8 bits.
 
-    The light of the reference display (ITU-R BT.2100: PQ is absolute; HLG on a display of 1,000
-    cd/m2) is divided by the reference white of 203 cd/m2 (ITU-R BT.2408), converted to BT.709
-    primaries (ITU-R BT.2407) and encoded by the inverse of ITU-R BT.1886. So what SDR can show
-    looks as it did, and what is brighter or more saturated is clipped, per channel.
+    The light of the reference display (ITU-R BT.2100, in which PQ is absolute) is divided by the
+    reference white, converted to BT.709 primaries and encoded by the inverse of ITU-R BT.1886. So
+    what SDR can show looks as it did; what is brighter or more saturated is clipped, per channel.
     """
     light = _light(tags.transfer)[picture[..., :3]]
     if tags.transfer == _HLG:

@@ -48,9 +48,8 @@ def check_regular_file(path: Path) -> tuple[int, ...]:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):
             os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    except (FileNotFoundError, NotADirectoryError):
-        found = "is a symbolic link to nothing" if path.is_symlink() else "does not exist"
-        raise SourceError("missing", f"{path} {found}") from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SourceError("missing", f"{path}: cannot be opened ({error})") from None
     except PermissionError as error:
         raise SourceError("access_denied", f"this user may not read {path}") from error
     if not stat.S_ISREG(status.st_mode):
@@ -207,8 +206,7 @@ def _not_opened(head: bytes, error: Exception) -> SourceError:
     if head[8:16] == b"WEBPVP8X" and head[20] & 2:
         return SourceError("animation", "the file is an animated WebP, which FFmpeg does not read")
     if head[8:12] == b"WEBP" or head.startswith(_PICTURES):
-        found = f"the file is a picture that begins {head[:12]!r}{AS_PICTURE}"
-        return SourceError("still_picture", found)
+        return SourceError("still_picture", f"the file is a picture ({head[:12]!r}){AS_PICTURE}")
     if head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3":
         found = f"the file starts like a video but its index cannot be read ({_words(error)})"
         return SourceError("truncated", f"{found}: it was cut short, or never finished")

@@ -44,7 +44,6 @@ _ROUNDING = 1e-6  # Error allowed in times, as a fraction of an output frame's d
 MAX_GAP_S = 3600.0
 """A longer frame is a damaged timestamp: one flipped bit could ask for a billion frames."""
 
-
 _FLAGS = ("has_pts", "has_dts", "is_key", "is_shown", "is_corrupt", "is_restart")
 _PACKET = [(name, "i8") for name in ("pts", "dts", "duration")] + [(name, "?") for name in _FLAGS]
 """One packet of the video stream, with times in units of the stream, 0 if it has none.
@@ -72,8 +71,8 @@ class Timeline:
     end_s: float  # When the last frame leaves the screen
     tick_s: float  # Resolution of the times
     pts: tuple[int, ...] | None
-    """What decoded frames carry, in units of the stream: the same times, which begin again where
-    files were joined. None where frames carry no times."""
+    """The same times as frames carry them, if they do: in units of the stream, and beginning again
+    where files were joined."""
     key_frames: NDArray[np.int64]
     """(N, 2) PTS and DTS where decoding may start; empty where seeking is unreliable."""
     from_packets: bool

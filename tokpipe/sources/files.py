@@ -22,9 +22,6 @@ class FilesRows(RowSource):
     A pipe, a dangling link or a folder ``x.mp4`` is a row too, and is rejected with its reason.
     """
 
-    def carried(self) -> pa.Schema:
-        return pa.schema([])
-
     def batches(self) -> Iterator[pa.RecordBatch]:
         names, problems = self._sorted_names()
         for batch in names.to_batches(_BATCH_ROWS):

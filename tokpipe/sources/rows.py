@@ -58,9 +58,9 @@ class RowSource(ABC):
     config: Any
     outside_example = ""  # A video that its table may not name, once rows are read
 
-    @abstractmethod
     def carried(self) -> pa.Schema:
         """Return the columns that this source's rows carry beyond ``ROW_SCHEMA``."""
+        return pa.schema([])
 
     @abstractmethod
     def batches(self) -> Iterator[pa.RecordBatch]:

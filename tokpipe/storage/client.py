@@ -70,8 +70,7 @@ class StoredObject:
 
 def split_protocol(uri: str) -> tuple[str, str]:
     """Return (protocol, rest) of a URI. For paths and ``file://`` that is ("file", path)."""
-    match = _SCHEME.match(uri)
-    if match is None:
+    if not (match := _SCHEME.match(uri)):
         return "file", uri
     protocol = match.group(1).lower()
     return ("file", uri[match.end() :]) if protocol in ("file", "local") else (protocol, uri)

@@ -240,16 +240,12 @@ def _copy_stream(client: Client, source: str, file: BinaryIO, max_bytes: int) ->
 
 def check_size(source: str, size: int, max_bytes: int) -> None:
     if size > max_bytes:
-        raise SourceError(
-            "too_large",
-            f"{source}: has at least {size} bytes, but decode.max_source_bytes is {max_bytes}",
-        )
+        found = f"{source}: has at least {size} bytes, but decode.max_source_bytes is {max_bytes}"
+        raise SourceError("too_large", found)
 
 
 def check_version(source: str, found: int | None, planned: int | None) -> None:
     if planned not in (None, found):
-        raise SourceError(
-            "changed",
-            f"{source}: is not what was planned, or first read: its size, time of change, ETag or, "
-            "in a tar, header differs. Restore it, or set on_change: accept for its source",
-        )
+        found = f"{source}: is not what was planned, or first read: its size, time of change, ETag"
+        do = "Restore it, or set on_change: accept for its source"
+        raise SourceError("changed", f"{found} or, in a tar, header differs. {do}")

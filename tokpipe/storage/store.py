@@ -79,11 +79,10 @@ class Store:
         for _ in range(_CREATE_ATTEMPTS):
             try:
                 self._write(key, data, exclusive=True)
+                return True
             except AlreadyExists:
                 with contextlib.suppress(NotFound):  # deleted since, so try again
                     return self.get(key) == data
-            else:
-                return True
         raise StorageError(
             f"{self.uri_of(key)}: create says it exists, read says it does not, "
             f"{_CREATE_ATTEMPTS} times in a row: something deletes it, or the store is inconsistent"
