@@ -66,10 +66,8 @@ def tags_of(frame: Any) -> Tags:
 
 
 def conversion(tags: Tags, rows: int, chosen: str = "auto") -> str:
-    """Return what FFmpeg's scaler needs to make RGB of frames with these tags.
-
-    The coded rows decide for frames without a usable matrix, unless one is chosen for all frames.
-    """
+    """Return what FFmpeg's scaler needs to make RGB of frames with these tags. The coded rows
+    decide for frames without a usable matrix, unless one is chosen for all frames."""
     if tags.is_rgb:
         return _AS_IT_IS
     by_size = "bt2020" if tags.is_hdr else "bt709" if rows >= HD_ROWS else "bt601"

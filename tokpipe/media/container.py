@@ -17,9 +17,8 @@ import numpy as np
 from tokpipe.errors import SourceError
 from tokpipe.media.geometry import Crop
 
-# Video containers only. Without this list FFmpeg also accepts playlists and scripts that name
-# other files and hosts to read (hls, dash, concat, sdp), renders text as pictures (tty), and
-# treats a path with a percent sign as a pattern of still images (image2).
+# Video containers only, not playlists and scripts that name other files and hosts (hls, dash,
+# concat, sdp), text as pictures (tty), or paths with % as patterns of still images (image2).
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg,nut,mxf,rm,dv,ivf,obu,gif,"
     "h264,hevc,m4v,mpegvideo,yuv4mpegpipe,wtv,swf,vc1,gxf,nsv,roq,bink,smk,apng"
@@ -62,10 +61,8 @@ def check_regular_file(path: Path) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
-    """Yield a file's PyAV container and main video stream, set up for exact decoding.
-
-    FFmpeg considers the extension of ``file_name``, by default that of ``path``.
-    """
+    """Yield a file's PyAV container and main video stream, set up for exact decoding. FFmpeg
+    considers the extension of ``file_name``, by default that of ``path``."""
     version = *check_regular_file(path), file_name
     with path.open("rb", buffering=0) as file:
         head = os.pread(file.fileno(), 2**12, 0)

@@ -61,10 +61,8 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The frames that a player shows, in order, and what they look like.
-
-    As in players, time zero is where the first stream begins, and edit lists can hide frames.
-    """
+    """The frames that a player shows, in order, and what they look like. As in players, time zero
+    is where the first stream begins, and edit lists can hide frames."""
 
     times_s: NDArray[np.float64]
     """(N,) presentation times, strictly increasing. The first is above 0 if sound starts first."""
@@ -145,11 +143,9 @@ class Timeline:
 
 
 def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> Timeline:
-    """Read the presentation times of a video from its packets, decoding only the first frame.
-
-    With ``salvage``, a file cut short keeps its whole frames before the cut, and ``damage`` says
-    what is missing. A file always has the same timeline. ``file_name`` is as in ``open_video``.
-    """
+    """Read the presentation times of a video from its packets, decoding only the first frame. With
+    ``salvage``, a file cut short keeps its whole frames before the cut, and ``damage`` says what is
+    missing. A file always has the same timeline. ``file_name`` is as in ``open_video``."""
     with open_video(path, file_name) as (container, stream):
         packets, first, damage = _read_packets(path, container, stream)
         name = container.format.name.split(",")[0]
@@ -332,11 +328,9 @@ def _with_restarts(packets: Any, container: Any, stream: Any) -> Iterator[tuple[
 
 
 def _first_hole(packets: Any, name: str) -> int:
-    """Return for how many ticks frames are missing at the first hole; 0 if there is none.
-
-    MP4 lists how long a packet lasts. Elsewhere a hole is a long step to a key frame, in a stream
-    of equal steps; where packets were flagged although they seem whole, it is any missing frame.
-    """
+    """Return for how many ticks frames are missing at the first hole; 0 if there is none. MP4 lists
+    how long a packet lasts. Elsewhere a hole is a long step to a key frame, in a stream of equal
+    steps; where packets were flagged although they seem whole, it is any missing frame."""
     if len(packets) < 2 or name not in _TIMED_FORMATS | _STREAMED_FORMATS:
         return 0
     if name == "mov":
@@ -388,10 +382,9 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
     """Yield decoded frames in presentation order, from the container's position.
 
     What cannot be decoded before the first whole frame is skipped, as players do with a stream
-    that starts in the middle. Where the timestamps restart at a key frame, the decoder does so too:
-    each of several joined files is decoded as if it were alone.
-
-    Raises SourceError ``corrupt`` at the first error or damaged frame after that, or MemoryError.
+    that starts in the middle. The first error or damaged frame after that raises SourceError
+    ``corrupt``, or MemoryError. The decoder restarts where timestamps do, at the start of each of
+    several joined files.
     """
     count = 0
     packets = _with_restarts(islice(container.demux(stream), num_packets), container, stream)

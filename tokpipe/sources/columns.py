@@ -17,10 +17,8 @@ _PLAIN = {
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the plain type with the same values.
-
-    Arrow cannot sort or merge views, large types, dictionaries or extension types, even nested.
-    """
+    """Return the plain type with the same values: Arrow cannot sort or merge views, large types,
+    dictionaries or extension types, even nested."""
     if kind in _PLAIN:
         return _PLAIN[kind]
     if isinstance(kind, pa.BaseExtensionType):

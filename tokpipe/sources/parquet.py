@@ -29,10 +29,8 @@ class ParquetFile(Pinned):
             return self._columns_of(file)
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
-        """Yield these columns. One of bytes that is wanted as bool holds whether there are any.
-
-        Bytes of videos are not read: they can be most of a table.
-        """
+        """Yield these columns; of bytes that are wanted as bool, whether there are any. Bytes of
+        videos are not read: they can be most of a table."""
         with self._open() as file:
             inner = within(pa.struct(list(self._columns_of(file))))
             paths = [find(inner, field.name) for field in columns]

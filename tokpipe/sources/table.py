@@ -57,8 +57,7 @@ class TableRows(RowSource):
 
     config: TableSource
     _tables: list[TableFile] = field(default_factory=list)
-    _columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
-    """What is read: carried columns and those that make URIs and times."""
+    _columns = pa.schema([])  # What is read: carried columns and those that make URIs and times
     _carried: Sequence[str] = ()
     _template: Template = field(default_factory=lambda: Template(""))
     media: Sequence[str] = ()  # Columns with embedded videos, pictures or sounds
@@ -279,13 +278,11 @@ class TableRows(RowSource):
         outside = pc.indices_nonzero(pc.and_(is_named, allowed.outside(uris))).to_pylist()
         self._num_named += pc.sum(is_named).as_py() or 0
         self._num_outside += len(outside)
+        found = "names a video outside the allowed prefixes. To allow it, add its folder to"
         for i in outside:
             self.outside_example = self.outside_example or uris[i].as_py()
-            raw.problems.setdefault(
-                i,
-                "names a video outside the allowed prefixes. To allow it, add its folder to "
-                f"{self._prefixes_key}, and write it without '..'",
-            )
+            problem = f"{found} {self._prefixes_key}, and write it without '..'"
+            raw.problems.setdefault(i, problem)
 
     def _times(self, raw: RawBatch, name: str | None) -> pa.Array:
         """Return seconds, null where unknown, adding a problem for each row without valid ones."""
@@ -343,10 +340,8 @@ _NUM_VALUES = 100
 
 
 def guess_columns(rows: pa.RecordBatch, folder: str) -> dict[str, Any]:
-    """Return what a table source needs, from some rows of a table in ``folder``.
-
-    Empty if no column looks like videos: names with their extensions, URIs, or paths that exist.
-    """
+    """Return what a table source needs, from some rows of a table in ``folder``. Empty if no column
+    looks like videos: names with their extensions, URIs, or paths that exist."""
     found: dict[str, Any] = {}
     best = 0
     for name, kind in zip(rows.schema.names, rows.schema.types, strict=True):

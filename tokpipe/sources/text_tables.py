@@ -40,9 +40,8 @@ _Record = tuple[int, Sequence[str | None] | str, int]
 class DelimitedFile(Pinned):
     """A UTF-8 CSV or TSV table with a header, plain or gzipped.
 
-    Every value is text exactly as written, without type inference: ``007`` stays ``007``, and an
-    empty field is an empty string. Quotes follow RFC 4180 (a quote within quotes is doubled). A
-    TSV line whose quotes are invalid under that rule is split at its tabs instead.
+    Every value is text exactly as written: ``007`` stays ``007``, and an empty field is an empty
+    string. Quotes follow RFC 4180; a TSV line that breaks its rules is split at its tabs instead.
     """
 
     delimiter: str = ","
@@ -133,11 +132,9 @@ def _split_literally(line: bytes, delimiter: str, num_fields: int) -> list[str] 
 
 @dataclass
 class JsonFile(Pinned):
-    """A JSONL table, plain or compressed: one object per line; or one JSON array of objects.
-
-    Values other than text are carried as JSON, with the digits that they have there. A key may
-    first appear in any row, so the whole table is read once to find the columns.
-    """
+    """A JSONL table, plain or compressed: one object per line; or one JSON array of objects. Values
+    other than text are carried as JSON, with the digits that they have there. A key may first
+    appear in any row, so the whole table is read once to find the columns."""
 
     used: Mapping[str, bool]
     """Columns, or fields ``a.b``, that make URIs and times: whether they may also be numbers."""

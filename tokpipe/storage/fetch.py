@@ -40,10 +40,8 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 
 @dataclass(slots=True)
 class LocalVideo:
-    """A video as a local file.
-
-    A copy has no name on disk: no other process can delete it, and nothing outlives this process.
-    """
+    """A video as a local file. A copy has no name on disk: no other process can delete it, and it
+    does not outlive this one."""
 
     path: Path  # For a copy below ``/proc``, where only this process can open it
     version: int | None = None
@@ -77,9 +75,7 @@ def fetch_to_file(
     max_bytes: int,
     version: int | None = None,
 ) -> LocalVideo:
-    """Return a local file that holds the video ``uri``.
-
-    Local videos are used in place. Others, and members of archives, are copied to ``TMPDIR``.
+    """Return a local file with the video ``uri``: itself, or a copy in ``TMPDIR``.
 
     Raises ``SourceError`` for what is the fault of this video, also if it is another ``version``,
     and other errors for what is the fault of the store or of this node.
@@ -246,6 +242,7 @@ def check_size(source: str, size: int, max_bytes: int) -> None:
 
 def check_version(source: str, found: int | None, planned: int | None) -> None:
     if planned not in (None, found):
-        found = f"{source}: is not what was planned, or first read: its size, time of change, ETag"
+        where = f"{source}: is not what was planned, or first read"
+        what = "its size, time of change, ETag or, in a tar, header differs"
         do = "Restore it, or set on_change: accept for its source"
-        raise SourceError("changed", f"{found} or, in a tar, header differs. {do}")
+        raise SourceError("changed", f"{where}: {what}. {do}")

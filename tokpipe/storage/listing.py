@@ -78,16 +78,11 @@ class Listing:
     output_uri: str = ""  # What is below it is not part of a folder
     left_out: LeftOut = field(default_factory=LeftOut, init=False)
     """What lay beside the matches, complete after the last one."""
-    folder: str = field(default="", init=False)
-    """URI of the last folder that was listed as a folder, not for a glob."""
-    _elsewhere: frozenset[str] = field(default=frozenset(), init=False)
-    """Kinds that other sources of the job take or count in the same folders."""
-    _names: dict[str, str] = field(default_factory=dict, init=False)  # URIs that are names, by path
-    _scans: list[_Scan] = field(default_factory=list, init=False)
+    folder = ""  # URI of the last folder that was listed as a folder, not for a glob
+    _elsewhere = frozenset[str]()  # Kinds that other sources take or count in the same folders
 
-    @cached_property
-    def _known(self) -> frozenset[str]:
-        return frozenset(f".{extension}" for extension in self.known)
+    def __post_init__(self) -> None:
+        self._known = frozenset(f".{extension}" for extension in self.known)
 
     def share(self, earlier: Sequence["Listing"], later: Sequence["Listing"]) -> None:
         """Leave out no kind that other sources of a job take, or count, in the same folders."""
@@ -158,7 +153,7 @@ class Listing:
         can_list = self._client.can_list
         if not can_list and ("*" in pattern or pattern.endswith("/")):
             raise _not_listable(self.uri)
-        self._names = {}
+        self._names: dict[str, str] = {}  # URIs that are names, by path
         globs: dict[str, dict[str, str]] = {}
         for end in expand_braces(pattern):
             path = self._client.path_of(literal + end)

@@ -27,8 +27,7 @@ def put_file(root: Path, path: Path, data: bytes, *, exclusive: bool, private: b
     """Write ``data`` to ``path`` below ``root``; readers see the old file or the new one.
 
     Only its owner may read a ``private`` file, and list its folder, if this makes the folder.
-    Exclusive writes use hard links, which are atomic, also on NFS. With ``O_EXCL``, a killed
-    writer would leave an incomplete file.
+    Hard links are atomic, also on NFS. ``O_EXCL`` would leave part of a file if this is killed.
     """
     _make_folder(root / TEMPORARY_FOLDER)
     with _temporary(root / TEMPORARY_FOLDER / uuid.uuid4().hex, data, private) as temporary:

@@ -19,8 +19,7 @@ from tokpipe.media.container import open_video
 from tokpipe.media.geometry import Crop, Orientation
 from tokpipe.media.timeline import Timeline, decode_frames
 
-# decord offers its libraries' functions to the whole process. PyAV would then call some of
-# decord's FFmpeg, and versions would not say which.
+# Otherwise PyAV would call some functions of decord's FFmpeg, and versions would not say which.
 ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL  # type: ignore[misc]
 import decord  # noqa: E402
 from decord._ffi.base import _LIB  # noqa: E402
