@@ -67,11 +67,10 @@ class ChildProcess:
             started, _ = wire.receive(self.channel, _START_TIMEOUT_S)
         except (TimeoutError, ConnectionError) as error:
             status, stderr = self.collect()
-            # Python's own exit status means that an import failed.
-            raise (UnfitNode if status == 1 else NodeTrouble)(
-                f"{platform.node()} cannot decode: the decoding child did not start "
-                f"({how_it_died(status)}): {stderr.rpartition(chr(10))[2]}"
-            ) from error
+            kind = UnfitNode if status == 1 else NodeTrouble  # 1 is Python's own: an import failed
+            what = f"the decoding child did not start ({how_it_died(status)})"
+            last_line = stderr.rpartition("\n")[2]
+            raise kind(f"{platform.node()} cannot decode: {what}: {last_line}") from error
         self.versions: dict[str, str] = started.get("versions", {})
         found = releases(self.versions)
         problem = started.get("problem") or ", ".join(

@@ -47,8 +47,9 @@ def check_regular_file(path: Path) -> tuple[int, ...]:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):
             os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise SourceError("missing", f"{path}: cannot be opened ({error})") from None
+    except (FileNotFoundError, NotADirectoryError):
+        found = "is a symbolic link to nothing" if path.is_symlink() else "does not exist"
+        raise SourceError("missing", f"{path} {found}") from None
     except PermissionError as error:
         raise SourceError("access_denied", f"this user may not read {path}") from error
     if not stat.S_ISREG(status.st_mode):
@@ -68,11 +69,8 @@ def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
         head = os.pread(file.fileno(), 2**12, 0)
         file.name = f"video{Path(file_name or path).suffix}"
         try:
-            container = av.open(
-                _joined_files(path, version) or file,
-                options=_ALLOWED | _LIMITS,
-                metadata_errors="replace",
-            )
+            source = _joined_files(path, version) or file
+            container = av.open(source, options=_ALLOWED | _LIMITS, metadata_errors="replace")
         except (av.FFmpegError, OSError) as error:
             raise _not_opened(head, error) from error
         with container:

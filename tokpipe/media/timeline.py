@@ -53,8 +53,7 @@ _PACKET = [(name, "i8") for name in ("pts", "dts", "duration")] + [(name, "?") f
 class Selection(NamedTuple):
     """The frames of one segment of a row."""
 
-    indices: NDArray[np.int64]
-    """(T,) positions in the timeline, never decreasing; long frames are repeated."""
+    indices: NDArray[np.int64]  # (T,) positions in the timeline, ascending; long frames repeat
     num_segments: int  # Number of segments of the whole row; 0 if it shows no frame
     num_frames: int  # Frames of all segments together
 
@@ -71,13 +70,10 @@ class Timeline:
     pts: tuple[int, ...] | None
     """The same times as frames carry them, if they do: in units of the stream, and beginning again
     where files were joined."""
-    key_frames: NDArray[np.int64]
-    """(N, 2) PTS and DTS where decoding may start; empty where seeking is unreliable."""
-    from_packets: bool
-    """Whether the packets list the frames; otherwise they were counted by decoding."""
+    key_frames: NDArray[np.int64]  # (N, 2) PTS and DTS to seek to; empty where that is unreliable
+    from_packets: bool  # Whether packets list the frames; otherwise they were counted by decoding
     height: int
-    width: int
-    """Of the first frame without what is hidden, before rotation, of pixels of any shape."""
+    width: int  # Of the first frame, without what is hidden, before rotation, in pixels as stored
     pixel_aspect: Fraction  # Width of a coded pixel over its height
     orientation: Orientation
     crop: Crop

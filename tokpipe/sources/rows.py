@@ -30,8 +30,7 @@ ROW_SCHEMA = pa.schema(
 """What tokpipe needs to know about a clip, as in ``WorkItem``. A row with a problem is named after
 its place, ``videos.csv#line=17``: its video may be unknown, or be a good clip of another row."""
 
-MAX_COLUMNS = 1000
-"""A wider table is rejected: each column costs memory in every part of the plan and every shard."""
+MAX_COLUMNS = 1000  # Of a table: each costs memory in every part of the plan and every shard
 
 _OWN_NAMES = {*ROW_SCHEMA.names, *OWN_COLUMNS, *shard_schema("uint32").names}
 _OWN_NAMES |= {"row", "row_id", "num_segments", "dataset"}

@@ -176,9 +176,8 @@ class TableRows(RowSource):
                 raise ConfigError(self._explain_missing(key, name, table, columns.names))
             kinds, text = wanted[key]
             if not any(is_kind(kind) for is_kind in kinds):
-                raise ConfigError(
-                    f"{self.label}: {key} {name!r} of {self.config.uri} holds {kind}, not {text}."
-                )
+                found = f"{self.label}: {key} {name!r} of {self.config.uri} holds {kind}"
+                raise ConfigError(f"{found}, not {text}.")
             if key != "uri_column":
                 read[name] = kind
                 continue

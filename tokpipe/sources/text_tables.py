@@ -32,8 +32,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 _ESCAPE = re.compile(r"(?i)\\(?:ud[89ab]..\\ud[c-f]..|(?P<half>ud[89a-f])|.)")
 _compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-_Record = tuple[int, Sequence[str | None] | str, int]
-"""Its first line, its values or its problem, and its size in bytes."""
+_Record = tuple[int, Sequence[str | None] | str, int]  # First line, values or problem, bytes
 
 
 @dataclass

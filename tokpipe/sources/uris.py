@@ -21,7 +21,7 @@ _SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*://"
 _NOTHING = r"/(\.?/)+"  # Parts of a local path that mean nothing
 _CHAIN = r"::.*:/"  # fsspec's ``simplecache::file:///etc/passwd``: one protocol inside another
 _PARENT = r"(?i)(^|[/\\]|%(25)*(2f|5c))(\.|%(25)*2e){2}([/\\?#;]|%(25)*(2f|5c)|$)|[\x00-\x1f]"
-"""A part ``..``, also as a web server may read it. Links and redirects decide where it leads."""
+"""A part ``..``, also as a web server may read it: rejected, since links decide where it leads."""
 
 _BLANK = " \t\n\v\f\r\xa0\u2007\u200b\u200e\u202a\u202c\u202f\u2060\u3000\ufeff"
 """What spreadsheets and editors leave around a URI: blanks, also of no width."""
@@ -39,8 +39,9 @@ _WITH_HOST = {*REMOTE_PROTOCOLS, "file", "local"} - {"memory"}
 class AllowedUris:
     """Decides which URIs of one table may be read.
 
-    Without prefixes: plain remote protocols, and local files below the folder of a local table or
-    of ``template_folder``, by the job's author. With them: what is at or below one, by whole parts.
+    Without prefixes: plain remote protocols anywhere, and local files below the folder of a
+    local table or of ``template_folder``, which the job's author wrote. With prefixes: what is at
+    or below one of them, compared by whole path parts.
     """
 
     def __init__(

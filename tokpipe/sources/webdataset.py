@@ -44,7 +44,8 @@ class WebDatasetRows(RowSource):
 
     As ``tar -i`` unpacks them, the last of several members with one name wins, and what follows
     an end mark is read. A video that has no data in one place (a link, a sparse member) is a row
-    with a problem, and so is the rest of a cut or damaged tar. Other members are counted.
+    with a problem, and so is the rest of a cut or damaged tar. Members of other kinds, and texts
+    without a video, are left out and counted.
     """
 
     config: WebDatasetSource
@@ -92,7 +93,8 @@ def _last_of_each_name(rows: pa.Table, left_out: LeftOut) -> pa.Table:
 _Row = dict[str, Any]  # Of ``_SCHEMA``: a video with its texts, or the problem of a tar
 
 _Group = tuple[list[tuple[str, _Row]], dict[str, str]]
-"""Videos of one key by what is between key and extension; texts by ``txt``, ``1.txt`` and so on."""
+"""Of one key: its videos, with what is between key and extension, and its texts by what follows
+the key, such as ``txt``, or ``1.txt`` beside ``1.mp4``."""
 
 
 class _Clips:

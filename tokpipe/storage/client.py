@@ -98,11 +98,9 @@ def _client(
 
 
 class Client:
-    """One fsspec file system, called through one retry layer.
-
-    Calls raise ``NotFound``, ``AccessDenied`` and, for permanent errors (bad credentials, a full
-    disk), ``StorageError`` at once; for all other errors, ``StorageError`` after the deadline.
-    """
+    """One fsspec file system, called through one retry layer. Calls raise ``NotFound``,
+    ``AccessDenied`` and, for permanent errors (bad credentials, a full disk), ``StorageError`` at
+    once; for all other errors, ``StorageError`` after the deadline."""
 
     def __init__(
         self, protocol: str, options: dict[str, Any], deadline_s: float, allowed: Sequence[str]
@@ -175,7 +173,7 @@ class Client:
         except StorageError as error:
             if classify(error.__cause__ or error) not in (Trouble.DENIED, Trouble.PERMANENT):
                 raise
-            # Without a body, 403 or 400 may be of this object or of the credentials. A GET says.
+            # A HEAD has no body to say whether 403 or 400 is about the object or the credentials.
             self.read(uri, 0, 1)
             return self._look_up(uri)
 
@@ -376,9 +374,8 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
         ) from error
     # zip:// and others open a file here
     except (AttributeError, OSError, RecursionError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{protocol}:// cannot be opened with storage.options.{protocol} ({error})"
-        ) from error
+        found = f"{protocol}:// cannot be opened with storage.options.{protocol} ({error})"
+        raise ConfigError(found) from error
     return fs
 
 

@@ -75,11 +75,9 @@ def fetch_to_file(
     max_bytes: int,
     version: int | None = None,
 ) -> LocalVideo:
-    """Return a local file with the video ``uri``: itself, or a copy in ``TMPDIR``.
-
-    Raises ``SourceError`` for what is the fault of this video, also if it is another ``version``,
-    and other errors for what is the fault of the store or of this node.
-    """
+    """Return a local file with the video ``uri``: itself, or a copy in ``TMPDIR``. Raises
+    ``SourceError`` for what is the fault of this video, also if it is another ``version``, and
+    other errors for what is the fault of the store or of this node."""
     protocol, path = split_protocol(uri)
     if member is None and protocol == "file":
         found = _local_version(Path(path), max_bytes)

@@ -73,11 +73,9 @@ class Listing:
 
     uri: str
     options: StoreOptions
-    known: Sequence[str] = ()
-    """Extensions of the files that a folder source takes, and that are counted beside a glob."""
+    known: Sequence[str] = ()  # Extensions a folder source takes, and those counted beside a glob
     output_uri: str = ""  # What is below it is not part of a folder
-    left_out: LeftOut = field(default_factory=LeftOut, init=False)
-    """What lay beside the matches, complete after the last one."""
+    left_out: LeftOut = field(default_factory=LeftOut, init=False)  # Complete after the last match
     folder = ""  # URI of the last folder that was listed as a folder, not for a glob
     _elsewhere = frozenset[str]()  # Kinds that other sources take or count in the same folders
 
@@ -228,9 +226,8 @@ class Listing:
             yield from _walk_local(scan.folder or "/", scan.depth, (), self.left_out)
             return
         if not scan.folder.strip("/"):
-            raise ConfigError(
-                f"{self.uri}: covers a whole store. Name the bucket, as in s3://bucket/*.mp4"
-            )
+            found = f"{self.uri}: covers a whole store"
+            raise ConfigError(f"{found}. Name the bucket, as in s3://bucket/*.mp4")
         try:
             for listed in client.iter_objects(client.uri_of(scan.folder), scan.stem):
                 yield listed.key, False, listed.version
@@ -295,9 +292,8 @@ def _walk_local(
     except OSError as error:
         trouble = classify(error)
         if trouble in (Trouble.TRANSIENT, Trouble.NODE):
-            raise StorageError(
-                f"{folder}: cannot be listed ({error.strerror}), and the plan would lack files"
-            ) from error
+            found = f"{folder}: cannot be listed ({error.strerror})"
+            raise StorageError(f"{found}, and the plan would lack files") from error
         if above or trouble is not Trouble.NOT_FOUND:  # such as lost+found, or removed meanwhile
             left_out.add(UNREADABLE, folder)
 

@@ -81,10 +81,9 @@ class Store:
             except AlreadyExists:
                 with contextlib.suppress(NotFound):  # deleted since, so try again
                     return self.get(key) == data
-        raise StorageError(
-            f"{self.uri_of(key)}: create says it exists, read says it does not, "
-            f"{_CREATE_ATTEMPTS} times in a row: something deletes it, or the store is inconsistent"
-        )
+        found = f"{self.uri_of(key)}: create says it exists, read says it does not"
+        why = "something deletes it, or the store is inconsistent"
+        raise StorageError(f"{found}, {_CREATE_ATTEMPTS} times in a row: {why}")
 
     def size(self, key: str) -> int | None:
         """Return the size in bytes, or None if there is no such object."""
