@@ -17,8 +17,8 @@ import numpy as np
 from tokpipe.errors import SourceError
 from tokpipe.media.geometry import Crop
 
-# Video containers only, not playlists and scripts that name other files and hosts (hls, dash,
-# concat, sdp), text as pictures (tty), or paths with % as patterns of still images (image2).
+# Video containers only. FFmpeg would also open playlists and scripts that name other files and
+# hosts (hls, dash, concat, sdp), text as pictures (tty), and paths with % as patterns (image2).
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg,nut,mxf,rm,dv,ivf,obu,gif,"
     "h264,hevc,m4v,mpegvideo,yuv4mpegpipe,wtv,swf,vc1,gxf,nsv,roq,bink,smk,apng"

@@ -17,7 +17,7 @@ from tokpipe.media.geometry import Crop, Fit, FitMode, Orientation, fit_frame
 
 # Over the whole area of an output pixel, and independent of a machine's vector instructions.
 _FLAGS = "flags=bilinear+accurate_rnd+bitexact"
-# By bytes per pixel. Straight to packed RGB, FFmpeg's scaler is slower, and off by up to 8 of 255.
+# By bytes per pixel. Without planes, FFmpeg's scaler from YUV is slower and up to 8 of 255 off.
 _PLANES = {3: "gbrp", 4: "gbrap", 6: "gbrp16le", 8: "gbrap16le"}
 _PACKED = {3: "rgb24", 4: "rgba", 6: "rgb48le", 8: "rgba64le"}
 Size = tuple[int, int]  # (height, width)

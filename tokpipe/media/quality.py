@@ -47,9 +47,9 @@ def psnr_db(source: Frames, reconstruction: Frames) -> NDArray[np.float64]:
 def structural_similarity(source: Frames, reconstruction: Frames) -> NDArray[np.float64]:
     """Return the mean structural similarity of each frame, over positions and colours.
 
-    Two (T, H, W, 3) uint8 arrays -> (T,). The windows, weighted by a Gaussian, stay inside the
-    frame: the largest odd ones that fit, up to 11x11 pixels.
-    Source: Wang et al., Image Quality Assessment, IEEE TIP 13(4), 2004.
+    Two (T, H, W, 3) uint8 arrays -> (T,). The windows have 11x11 pixels, weighted by a Gaussian
+    with a sigma of 1.5, and stay inside the frame; smaller frames use the largest odd window
+    that fits. Source: Wang et al., Image Quality Assessment, IEEE TIP 13(4), 2004.
     """
     return np.array([_ssim(x, y) for x, y in zip(source, reconstruction, strict=True)])
 

@@ -68,8 +68,8 @@ class Timeline:
     end_s: float  # When the last frame leaves the screen
     tick_s: float  # Resolution of the times
     pts: tuple[int, ...] | None
-    """The same times as frames carry them, if they do: in units of the stream, and beginning again
-    where files were joined."""
+    """What decoded frames carry, in units of the stream: the same times, which begin again where
+    files were joined. None where frames carry no times."""
     key_frames: NDArray[np.int64]  # (N, 2) PTS and DTS to seek to; empty where that is unreliable
     from_packets: bool  # Whether packets list the frames; otherwise they were counted by decoding
     height: int
@@ -378,9 +378,9 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
     """Yield decoded frames in presentation order, from the container's position.
 
     What cannot be decoded before the first whole frame is skipped, as players do with a stream
-    that starts in the middle. The first error or damaged frame after that raises SourceError
-    ``corrupt``, or MemoryError. The decoder restarts where timestamps do, at the start of each of
-    several joined files.
+    that starts in the middle. Later errors and damaged frames raise SourceError ``corrupt``, or
+    MemoryError. The decoder restarts at a key frame where the timestamps do: each of several
+    joined files is decoded as if it were alone.
     """
     count = 0
     packets = _with_restarts(islice(container.demux(stream), num_packets), container, stream)

@@ -1,5 +1,5 @@
-"""Messages between an actor and its decoding child, which reads hostile files, so not pickle: JSON,
-sometimes with the descriptor of a file or of memory for what may be long."""
+"""Messages between an actor and its decoding child: JSON, as pickle would be unsafe from a process
+that reads hostile files. What may be long is passed in a file or in memory, by its descriptor."""
 
 import json
 import os

@@ -259,10 +259,9 @@ def _array(uri: str, file: io.TextIOWrapper) -> Iterator[tuple[int, dict[str, An
         if (text[at + 1 :] + file.read(_PIECE_CHARS)).strip():
             raise ValueError("something follows the end of the array")
     except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{uri}: its JSON array is cut or damaged after element {number} ({error}), or an "
-            f"element is longer than {RECORD_BYTES} characters. Write the table again as JSONL."
-        ) from error
+        found = f"{uri}: its JSON array is cut or damaged after element {number} ({error})"
+        what = f"an element is longer than {RECORD_BYTES} characters"
+        raise ConfigError(f"{found}, or {what}. Write the table again as JSONL.") from error
 
 
 def _text_schema(names: list[str]) -> pa.Schema:

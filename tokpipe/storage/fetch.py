@@ -101,10 +101,9 @@ def fetch_to_file(
             return video
         stored = ranged_file(client, source, info)
         if start + size > stored.size:
-            raise SourceError(
-                "truncated" if version is None else "changed",  # it was whole when it was planned
-                f"{source}: ends at byte {stored.size}, but its member at byte {start + size}",
-            )
+            what = f"{source}: ends at byte {stored.size}, but its member at byte {start + size}"
+            # A member of a known version was whole when it was planned.
+            raise SourceError("truncated" if version is None else "changed", what)
         stored.seek(start - head)
         for at in range(start - head, start + size, PIECE_BYTES):
             piece = stored.read(min(PIECE_BYTES, start + size - at)) or b""

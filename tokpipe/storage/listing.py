@@ -5,7 +5,6 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +17,7 @@ from tokpipe.errors import ConfigError, NotFound, StorageError
 from tokpipe.identity import version_of
 from tokpipe.storage.client import Client, client_of, split_protocol
 from tokpipe.storage.left_out import LOOP, NO_MATCH, UNREADABLE, LeftOut, kind_of
+from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.trouble import Trouble, classify
 
 _MAGIC = re.compile(r"[*?\[]")
@@ -105,15 +105,14 @@ class Listing:
         self.left_out = LeftOut()
         unmatched = {*self._names.values(), *(uri for scan in self._scans for uri in scan.uris)}
         has_several = len(unmatched) > 1
-        with ThreadPoolExecutor(_LOOK_UP_THREADS) as pool:
-            files = pool.map(self._look_up, self._names.values())
-            for (path, uri), file in zip(self._names.items(), files, strict=True):
-                if file is not None:
-                    unmatched.remove(uri)
-                    yield file
-                # One of {000..999}.tar that is missing is hardly a folder, so save requests.
-                elif self._client.can_list and not (has_several and kind_of(path) in self._known):
-                    self._scans.append(_Scan(path.rstrip("/"), {"**": uri}, is_glob=False))
+        files = read_ahead(self._look_up, self._names.values(), _LOOK_UP_THREADS)
+        for (path, uri), file in zip(self._names.items(), files, strict=True):
+            if file is not None:
+                unmatched.remove(uri)
+                yield file
+            # One of {000..999}.tar that is missing is hardly a folder, so save requests.
+            elif self._client.can_list and not (has_several and kind_of(path) in self._known):
+                self._scans.append(_Scan(path.rstrip("/"), {"**": uri}, is_glob=False))
         for scan in self._scans:
             yield from self._below(scan, unmatched)
         for uri in unmatched if has_several else ():
@@ -243,10 +242,8 @@ def expand_braces(text: str) -> list[str]:
         limit = min(_MAX_ALTERNATIVES, _MAX_CHARS // (len(text) + 1))
         return bracex.expand(text, keep_escapes=True, limit=limit, return_empty=True)
     except bracex.ExpansionLimitException as error:
-        raise ConfigError(
-            f"{text[:1000]}: these braces stand for more than {_MAX_ALTERNATIVES:,} names, or for "
-            "very long ones. Use '*', which lists what is there"
-        ) from error
+        found = f"these braces stand for more than {_MAX_ALTERNATIVES:,} names, or for long ones"
+        raise ConfigError(f"{text[:1000]}: {found}. Use '*', which lists what is there") from error
 
 
 def _not_listable(uri: str) -> ConfigError:

@@ -138,8 +138,8 @@ class Store:
 def probe_store(store: Store) -> None:
     """Check that a second exclusive create of the same key fails, and delete what was written.
 
-    Remote stores are also tested with a multipart upload of ``MULTIPART_BYTES``, whose condition
-    Ceph 16 ignores, so it is done once, when a job starts. Local folders made here are removed.
+    Remote stores are also tested with a multipart upload, where Ceph 16 ignores the condition: as
+    that sends ``MULTIPART_BYTES``, only when a job starts. Local folders made here are removed.
     """
     key = f"probe/{uuid.uuid4().hex}"
     attempts = {"in one request": b"second"}
