@@ -41,8 +41,7 @@ _STREAMED_FORMATS = frozenset({"mpegts", "mpeg", "flv"})
 _MAX_STEP_S = 10.0
 _HOLE_FRAMES = 8  # fewer may be an irregular rate
 _ROUNDING = 1e-6  # Error allowed in times, as a fraction of an output frame's duration
-MAX_GAP_S = 3600.0
-"""A longer frame is a damaged timestamp: one flipped bit could ask for a billion frames."""
+MAX_GAP_S = 3600.0  # A longer frame is a damaged timestamp, and could ask for a billion frames
 
 _FLAGS = ("has_pts", "has_dts", "is_key", "is_shown", "is_corrupt", "is_restart")
 _PACKET = [(name, "i8") for name in ("pts", "dts", "duration")] + [(name, "?") for name in _FLAGS]

@@ -219,8 +219,7 @@ def _members(file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
             packed = file.read(2) == b"\x1f\x8b"
             what = "is compressed, so members cannot be read in place" if packed else "is not a tar"
             raise _Damaged(f"{what} ({error})") from error
-        # tarfile takes any block that is not a header for the end.
-        start = _next_block(file, end)
+        start = _next_block(file, end)  # tarfile takes any block that is not a header for the end
         if start == end:
             raise _Damaged(f"has no header at byte {end}, where one must be: members may be lost")
 
