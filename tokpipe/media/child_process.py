@@ -18,9 +18,6 @@ from tokpipe.media import wire
 _START_TIMEOUT_S = 60.0
 _EXIT_TIMEOUT_S = 5.0
 _STDERR_BYTES = 64 * 1024
-# Without malloc's per-thread cache, memory stays flat; with it, aligned blocks that decoders free
-# are not reused (measured with glibc 2.36: 40 MB more after 800 clips).
-_TUNABLES = "glibc.malloc.tcache_count=0"
 
 
 class ChildProcess:
@@ -37,10 +34,8 @@ class ChildProcess:
         self._stderr = os.memfd_create("tokpipe-stderr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self._stderr, _STDERR_BYTES)
         fcntl.fcntl(self._stderr, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
-        code = (
-            "from tokpipe.media.child import main; "
-            f"main({theirs.fileno()}, {lifeline}, {memory_bytes}, {list(backends)})"
-        )
+        arguments = theirs.fileno(), lifeline, memory_bytes, list(backends)
+        code = f"from tokpipe.media.child import main; main{arguments}"
         try:
             # A new program rather than a fork, because threads of the actor's libraries hold locks.
             self._process = subprocess.Popen(
@@ -50,13 +45,15 @@ class ChildProcess:
                 stderr=self._stderr,
                 pass_fds=(theirs.fileno(), lifeline),
                 env={
+                    # With malloc's per-thread cache, aligned blocks that decoders free are not
+                    # reused (measured with glibc 2.36: 40 MB more after 800 clips).
+                    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0",
                     **os.environ,
                     # The current import path, which an actor may have extended.
                     "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
                     # Linear algebra is not used, and idle thread pools take address space.
                     "OPENBLAS_NUM_THREADS": "1",
                     "OMP_NUM_THREADS": "1",
-                    "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", _TUNABLES),
                 },
                 start_new_session=True,  # the parent handles Ctrl-C at the terminal
             )
@@ -68,11 +65,10 @@ class ChildProcess:
             started, _ = wire.receive(self.channel, _START_TIMEOUT_S)
         except (TimeoutError, ConnectionError) as error:
             status, stderr = self.collect()
-            # Python's own exit status means that an import failed.
-            raise (UnfitNode if status == 1 else NodeTrouble)(
-                f"{platform.node()} cannot decode: the decoding child did not start "
-                f"({how_it_died(status)}): {stderr.rpartition(chr(10))[2]}"
-            ) from error
+            kind = UnfitNode if status == 1 else NodeTrouble  # 1 is Python's own: an import failed
+            what = f"the decoding child did not start ({how_it_died(status)})"
+            last_line = stderr.rpartition("\n")[2]
+            raise kind(f"{platform.node()} cannot decode: {what}: {last_line}") from error
         self.versions: dict[str, str] = started.get("versions", {})
         found = releases(self.versions)
         problem = started.get("problem") or ", ".join(

@@ -66,10 +66,8 @@ def tags_of(frame: Any) -> Tags:
 
 
 def conversion(tags: Tags, rows: int, chosen: str = "auto") -> str:
-    """Return what FFmpeg's scaler needs to make RGB of frames with these tags.
-
-    The coded rows decide for frames without a usable matrix, unless one is chosen for all frames.
-    """
+    """Return what FFmpeg's scaler needs to make RGB of frames with these tags. The coded rows
+    decide for frames without a usable matrix, unless one is chosen for all frames."""
     if tags.is_rgb:
         return _AS_IT_IS
     by_size = "bt2020" if tags.is_hdr else "bt709" if rows >= HD_ROWS else "bt601"
@@ -92,10 +90,9 @@ def compose(picture: NDArray[np.uint8], background: tuple[int, int, int]) -> NDA
 def tonemapped(picture: NDArray[np.uint16], tags: Tags) -> NDArray[np.uint8]:
     """Turn HDR into BT.709 as a display shows it: (H, W, 3 or 4) of 16 bits -> of 8 bits.
 
-    The light of the reference display (ITU-R BT.2100: PQ is absolute; HLG on a display of 1,000
-    cd/m2) is divided by the reference white of 203 cd/m2 (ITU-R BT.2408), converted to BT.709
-    primaries (ITU-R BT.2407) and encoded by the inverse of ITU-R BT.1886. So what SDR can show
-    looks as it did, and what is brighter or more saturated is clipped, per channel.
+    The light of the reference display (ITU-R BT.2100, in which PQ is absolute) is divided by the
+    reference white, converted to BT.709 primaries and encoded by the inverse of ITU-R BT.1886. So
+    what SDR can show looks as it did; what is brighter or more saturated is clipped, per channel.
     """
     light = _light(tags.transfer)[picture[..., :3]]
     if tags.transfer == _HLG:

@@ -17,9 +17,8 @@ import numpy as np
 from tokpipe.errors import SourceError
 from tokpipe.media.geometry import Crop
 
-# Video containers only. Without this list FFmpeg also accepts playlists and scripts that name
-# other files and hosts to read (hls, dash, concat, sdp), renders text as pictures (tty), and
-# treats a path with a percent sign as a pattern of still images (image2).
+# Video containers only. FFmpeg would also open playlists and scripts that name other files and
+# hosts (hls, dash, concat, sdp), text as pictures (tty), and paths with % as patterns (image2).
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,ogg,nut,mxf,rm,dv,ivf,obu,gif,"
     "h264,hevc,m4v,mpegvideo,yuv4mpegpipe,wtv,swf,vc1,gxf,nsv,roq,bink,smk,apng"
@@ -63,20 +62,15 @@ def check_regular_file(path: Path) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
-    """Yield a file's PyAV container and main video stream, set up for exact decoding.
-
-    FFmpeg considers the extension of ``file_name``, by default that of ``path``.
-    """
+    """Yield a file's PyAV container and main video stream, set up for exact decoding. FFmpeg
+    considers the extension of ``file_name``, by default that of ``path``."""
     version = *check_regular_file(path), file_name
     with path.open("rb", buffering=0) as file:
         head = os.pread(file.fileno(), 2**12, 0)
         file.name = f"video{Path(file_name or path).suffix}"
         try:
-            container = av.open(
-                _joined_files(path, version) or file,
-                options=_ALLOWED | _LIMITS,
-                metadata_errors="replace",
-            )
+            source = _joined_files(path, version) or file
+            container = av.open(source, options=_ALLOWED | _LIMITS, metadata_errors="replace")
         except (av.FFmpegError, OSError) as error:
             raise _not_opened(head, error) from error
         with container:
@@ -207,8 +201,7 @@ def _not_opened(head: bytes, error: Exception) -> SourceError:
     if head[8:16] == b"WEBPVP8X" and head[20] & 2:
         return SourceError("animation", "the file is an animated WebP, which FFmpeg does not read")
     if head[8:12] == b"WEBP" or head.startswith(_PICTURES):
-        found = f"the file is a picture that begins {head[:12]!r}{AS_PICTURE}"
-        return SourceError("still_picture", found)
+        return SourceError("still_picture", f"the file is a picture ({head[:12]!r}){AS_PICTURE}")
     if head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3":
         found = f"the file starts like a video but its index cannot be read ({_words(error)})"
         return SourceError("truncated", f"{found}: it was cut short, or never finished")

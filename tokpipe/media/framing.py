@@ -17,8 +17,7 @@ from tokpipe.media.geometry import Crop, Fit, FitMode, Orientation, fit_frame
 
 # Over the whole area of an output pixel, and independent of a machine's vector instructions.
 _FLAGS = "flags=bilinear+accurate_rnd+bitexact"
-# By bytes per pixel. Planes first: from YUV to packed RGB, FFmpeg's scaler is less exact (up to 8
-# levels of 255) and slower than by way of planes.
+# By bytes per pixel. Without planes, FFmpeg's scaler from YUV is slower and up to 8 of 255 off.
 _PLANES = {3: "gbrp", 4: "gbrap", 6: "gbrp16le", 8: "gbrap16le"}
 _PACKED = {3: "rgb24", 4: "rgba", 6: "rgb48le", 8: "rgba64le"}
 Size = tuple[int, int]  # (height, width)
@@ -29,9 +28,7 @@ _STRETCH = ":".join(f"{c}=clip((val-maxval*16/255)*255/219+0.5\\,0\\,maxval)" fo
 @dataclass(frozen=True, slots=True)
 class Framing:
     """What a clip's frames become. ``size`` is the (height, width) of the chosen bucket.
-
-    ``matrix``, ``hdr``, ``background`` and ``deinterlace`` are settings of ``frames``.
-    """
+    ``matrix``, ``hdr``, ``background`` and ``deinterlace`` are settings of ``frames``."""
 
     size: tuple[int, int]
     mode: FitMode
@@ -92,10 +89,8 @@ class Painter:
 def _scaler(
     framing: Framing, whole: Size, tags: Tags, crop: Crop, size: Size
 ) -> Callable[[Any], NDArray[np.uint8]]:
-    """A function from frames of (height, width) ``whole`` to (H, W, 3) RGB, or 4 with alpha.
-
-    The array is often a view of memory that FFmpeg holds for it.
-    """
+    """A function from frames of (height, width) ``whole`` to (H, W, 3) RGB, or 4 with alpha. The
+    array is often a view of memory that FFmpeg holds for it."""
     tonemaps = tags.is_hdr and framing.hdr == "tonemap"
     channels, dtype = 3 + tags.has_alpha, np.dtype("u2" if tonemaps else "u1")
     pixel_bytes = channels * dtype.itemsize

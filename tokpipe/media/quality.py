@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3) RGB
 
-_WINDOW = 11
-_SIGMA = 1.5
+_WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
@@ -37,12 +36,9 @@ class Quality:
 
 
 def psnr_db(source: Frames, reconstruction: Frames) -> NDArray[np.float64]:
-    """Return the peak signal-to-noise ratio of each frame over its three colours, in dB.
-
-    Two (T, H, W, 3) uint8 arrays -> (T,). Infinite for identical frames.
-    """
-    difference = source.astype(np.float64) - reconstruction
-    errors = np.square(difference).mean(axis=(1, 2, 3))
+    """Return the peak signal-to-noise ratio over the three colours of each frame, in dB; infinite
+    for identical frames. Two (T, H, W, 3) uint8 arrays -> (T,)."""
+    errors = np.square(source.astype(np.float64) - reconstruction).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
         psnr: NDArray[np.float64] = 20 * math.log10(255) - 10 * np.log10(errors)
     return psnr

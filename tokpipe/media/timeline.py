@@ -41,9 +41,7 @@ _STREAMED_FORMATS = frozenset({"mpegts", "mpeg", "flv"})
 _MAX_STEP_S = 10.0
 _HOLE_FRAMES = 8  # fewer may be an irregular rate
 _ROUNDING = 1e-6  # Error allowed in times, as a fraction of an output frame's duration
-MAX_GAP_S = 3600.0
-"""A longer frame is a damaged timestamp: one flipped bit could ask for a billion frames."""
-
+MAX_GAP_S = 3600.0  # A longer frame is a damaged timestamp, and could ask for a billion frames
 
 _FLAGS = ("has_pts", "has_dts", "is_key", "is_shown", "is_corrupt", "is_restart")
 _PACKET = [(name, "i8") for name in ("pts", "dts", "duration")] + [(name, "?") for name in _FLAGS]
@@ -54,18 +52,15 @@ _PACKET = [(name, "i8") for name in ("pts", "dts", "duration")] + [(name, "?") f
 class Selection(NamedTuple):
     """The frames of one segment of a row."""
 
-    indices: NDArray[np.int64]
-    """(T,) positions in the timeline, never decreasing; long frames are repeated."""
+    indices: NDArray[np.int64]  # (T,) positions in the timeline, ascending; long frames repeat
     num_segments: int  # Number of segments of the whole row; 0 if it shows no frame
     num_frames: int  # Frames of all segments together
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The frames that a player shows, in order, and what they look like.
-
-    As in players, time zero is where the first stream begins, and edit lists can hide frames.
-    """
+    """The frames that a player shows, in order, and what they look like. As in players, time zero
+    is where the first stream begins, and edit lists can hide frames."""
 
     times_s: NDArray[np.float64]
     """(N,) presentation times, strictly increasing. The first is above 0 if sound starts first."""
@@ -74,13 +69,10 @@ class Timeline:
     pts: tuple[int, ...] | None
     """What decoded frames carry, in units of the stream: the same times, which begin again where
     files were joined. None where frames carry no times."""
-    key_frames: NDArray[np.int64]
-    """(N, 2) PTS and DTS where decoding may start; empty where seeking is unreliable."""
-    from_packets: bool
-    """Whether the packets list the frames; otherwise they were counted by decoding."""
+    key_frames: NDArray[np.int64]  # (N, 2) PTS and DTS to seek to; empty where that is unreliable
+    from_packets: bool  # Whether packets list the frames; otherwise they were counted by decoding
     height: int
-    width: int
-    """Of the first frame without what is hidden, before rotation, of pixels of any shape."""
+    width: int  # Of the first frame, without what is hidden, before rotation, in pixels as stored
     pixel_aspect: Fraction  # Width of a coded pixel over its height
     orientation: Orientation
     crop: Crop
@@ -146,11 +138,9 @@ class Timeline:
 
 
 def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> Timeline:
-    """Read the presentation times of a video from its packets, decoding only the first frame.
-
-    With ``salvage``, a file cut short keeps its whole frames before the cut, and ``damage`` says
-    what is missing. A file always has the same timeline. ``file_name`` is as in ``open_video``.
-    """
+    """Read the presentation times of a video from its packets, decoding only the first frame. With
+    ``salvage``, a file cut short keeps its whole frames before the cut, and ``damage`` says what is
+    missing. A file always has the same timeline. ``file_name`` is as in ``open_video``."""
     with open_video(path, file_name) as (container, stream):
         packets, first, damage = _read_packets(path, container, stream)
         name = container.format.name.split(",")[0]
@@ -333,11 +323,9 @@ def _with_restarts(packets: Any, container: Any, stream: Any) -> Iterator[tuple[
 
 
 def _first_hole(packets: Any, name: str) -> int:
-    """Return for how many ticks frames are missing at the first hole; 0 if there is none.
-
-    MP4 lists how long a packet lasts. Elsewhere a hole is a long step to a key frame, in a stream
-    of equal steps; where packets were flagged although they seem whole, it is any missing frame.
-    """
+    """Return for how many ticks frames are missing at the first hole; 0 if there is none. MP4 lists
+    how long a packet lasts. Elsewhere a hole is a long step to a key frame, in a stream of equal
+    steps; where packets were flagged although they seem whole, it is any missing frame."""
     if len(packets) < 2 or name not in _TIMED_FORMATS | _STREAMED_FORMATS:
         return 0
     if name == "mov":
@@ -389,10 +377,9 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
     """Yield decoded frames in presentation order, from the container's position.
 
     What cannot be decoded before the first whole frame is skipped, as players do with a stream
-    that starts in the middle. Where the timestamps restart at a key frame, the decoder does so too:
-    each of several joined files is decoded as if it were alone.
-
-    Raises SourceError ``corrupt`` at the first error or damaged frame after that, or MemoryError.
+    that starts in the middle. Later errors and damaged frames raise SourceError ``corrupt``, or
+    MemoryError. The decoder restarts at a key frame where the timestamps do: each of several
+    joined files is decoded as if it were alone.
     """
     count = 0
     packets = _with_restarts(islice(container.demux(stream), num_packets), container, stream)

@@ -1,7 +1,5 @@
-"""Messages between an actor and its decoding child: JSON, sometimes with a file descriptor.
-
-Pickle would be unsafe, because the child reads hostile files. What may be long is passed in memory.
-"""
+"""Messages between an actor and its decoding child: JSON, as pickle would be unsafe from a process
+that reads hostile files. What may be long is passed in a file or in memory, by its descriptor."""
 
 import json
 import os
@@ -19,10 +17,8 @@ def send(channel: socket.socket, message: dict[str, Any], fd: int | None = None)
 def receive(
     channel: socket.socket, timeout_s: float | None = None
 ) -> tuple[dict[str, Any], int | None]:
-    """Return the next message and its descriptor, which the caller closes.
-
-    TimeoutError: there was none. ConnectionError: the other side has hung up, or sends nonsense.
-    """
+    """Return the next message and its descriptor, which the caller closes. Raises TimeoutError, or
+    ConnectionError if the other side has hung up or sends nonsense."""
     channel.settimeout(timeout_s)
     body, fds, *_ = socket.recv_fds(channel, _MAX_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
     try:

@@ -18,10 +18,8 @@ CRF = 12  # x264's quality: far less loss than any tokenizer, at a tenth of the 
 
 
 def write_video(path: Path, fps: float, blocks: Iterable[Frames]) -> None:
-    """Write blocks of (T, H, W, 3) frames to an H.264 MP4 of constant frame rate.
-
-    Frames have the size of the first. An error leaves no new file, and an existing one untouched.
-    """
+    """Write blocks of (T, H, W, 3) frames to an H.264 MP4 of constant frame rate. Frames have the
+    size of the first. An error leaves no new file, and an existing one untouched."""
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with av.open(os.fspath(part), "w", format="mp4") as container:
@@ -76,10 +74,8 @@ def _encoded(
 def frame_grid(
     blocks: Iterable[Frames], total: int, num_frames: int, columns: int
 ) -> NDArray[np.uint8]:
-    """Lay out ``num_frames`` evenly spaced of the ``total`` frames in rows of ``columns``.
-
-    Returns (rows * H, columns * W, 3), black without a frame. Memory does not grow with the clip.
-    """
+    """Lay out ``num_frames`` of ``total`` frames, evenly spaced, in rows of ``columns``: (rows * H,
+    columns * W, 3), black without a frame. Memory does not grow with the clip."""
     count = min(total, num_frames)
     wanted = {round(i * (total - 1) / max(1, count - 1)) for i in range(count)}
     frames = enumerate(chain.from_iterable(blocks))

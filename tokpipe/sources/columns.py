@@ -9,18 +9,13 @@ from tokpipe.errors import ConfigError, CorruptOutput
 from tokpipe.formats.tables import from_parquet, to_parquet
 
 _types = pa.types
-_PLAIN = {
-    **dict.fromkeys((pa.large_string(), pa.string_view()), pa.string()),
-    **dict.fromkeys((pa.large_binary(), pa.binary_view()), pa.binary()),
-    pa.bool8(): pa.bool_(),
-}
+_PLAIN = {pa.large_string(): pa.string(), pa.string_view(): pa.string(), pa.bool8(): pa.bool_()}
+_PLAIN |= {pa.large_binary(): pa.binary(), pa.binary_view(): pa.binary()}
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the plain type with the same values.
-
-    Arrow cannot sort or merge views, large types, dictionaries or extension types, even nested.
-    """
+    """Return the plain type with the same values: Arrow cannot sort or merge views, large types,
+    dictionaries or extension types, even nested."""
     if kind in _PLAIN:
         return _PLAIN[kind]
     if isinstance(kind, pa.BaseExtensionType):
@@ -82,7 +77,6 @@ def check_carried(label: str, columns: pa.Schema) -> None:
         except (pa.ArrowException, CorruptOutput) as error:
             trouble = str(error)
         if trouble:
-            raise ConfigError(
-                f"{label}: column {field.name!r} holds {field.type}, which cannot be carried into "
-                f"the output ({trouble}). Convert it to text, or leave it out of the table."
-            )
+            found = f"{label}: column {field.name!r} holds {field.type}"
+            why = f"which cannot be carried into the output ({trouble})"
+            raise ConfigError(f"{found}, {why}. Convert it to text, or leave it out of the table.")

@@ -17,13 +17,8 @@ _NAMES = pa.schema({"uri": pa.large_string(), "version": pa.uint64()})  # 10 M n
 
 
 class FilesRows(RowSource):
-    """One row per name that is listed, in the order of the names' UTF-8 bytes.
-
-    A pipe, a dangling link or a folder ``x.mp4`` is a row too, and is rejected with its reason.
-    """
-
-    def carried(self) -> pa.Schema:
-        return pa.schema([])
+    """One row per name that is listed, in the order of the names' UTF-8 bytes. A pipe, a dangling
+    link or a folder ``x.mp4`` is a row too, and is rejected with its reason."""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         names, problems = self._sorted_names()

@@ -29,10 +29,8 @@ class ParquetFile(Pinned):
             return self._columns_of(file)
 
     def batches(self, columns: pa.Schema) -> Iterator[RawBatch]:
-        """Yield these columns. One of bytes that is wanted as bool holds whether there are any.
-
-        Bytes of videos are not read: they can be most of a table.
-        """
+        """Yield these columns; of bytes that are wanted as bool, whether there are any. Bytes of
+        videos are not read: they can be most of a table."""
         with self._open() as file:
             inner = within(pa.struct(list(self._columns_of(file))))
             paths = [find(inner, field.name) for field in columns]
@@ -43,11 +41,9 @@ class ParquetFile(Pinned):
             }
             media = ((*at, "bytes") for at in inner if is_media(inner[at]))
             skipped = set(map(".".join, (*is_set, *media)))
-            leaves = [leaf for leaf in _leaves(file) if leaf not in skipped]
+            leaves = [leaf for leaf in _leaves(file) if leaf not in skipped] if skipped else None
             start = 0
-            for batch in file.iter_batches(
-                _batch_rows(file, skipped), columns=leaves if skipped else None, use_threads=True
-            ):
+            for batch in file.iter_batches(_batch_rows(file, skipped), columns=leaves):
                 check_text_bytes(batch.columns)
                 whole = batch.rename_columns(unique_names(batch.schema.names)).to_struct_array()
                 problems: dict[int, str] = {}
@@ -72,9 +68,8 @@ class ParquetFile(Pinned):
         except (NotFound, AccessDenied) as error:
             raise ConfigError(str(error)) from error
         except UNREADABLE as error:
-            raise ConfigError(
-                f"{self.uri}: cannot be read as Parquet ({error}). Write it again, or set format."
-            ) from error
+            found = f"{self.uri}: cannot be read as Parquet ({error})"
+            raise ConfigError(f"{found}. Write it again, or set format.") from error
 
     def _columns_of(self, file: Any) -> pa.Schema:
         fields = list(file.schema_arrow)[: MAX_COLUMNS + 1]  # one too many is rejected

@@ -27,14 +27,10 @@ ROW_SCHEMA = pa.schema(
         pa.field("problem", pa.string()),
     ]
 )
-"""What tokpipe needs to know about a clip, with the meaning of ``WorkItem``'s fields.
+"""What tokpipe needs to know about a clip, as in ``WorkItem``. A row with a problem is named after
+its place, ``videos.csv#line=17``: its video may be unknown, or be a good clip of another row."""
 
-A row with a problem is not a clip. It is named after the place where it was found, such as
-``videos.csv#line=17``, because its video may be unknown, or be a good clip of another row.
-"""
-
-MAX_COLUMNS = 1000
-"""A wider table is rejected: each column costs memory in every part of the plan and every shard."""
+MAX_COLUMNS = 1000  # Of a table: each costs memory in every part of the plan and every shard
 
 _OWN_NAMES = {*ROW_SCHEMA.names, *OWN_COLUMNS, *shard_schema("uint32").names}
 _OWN_NAMES |= {"row", "row_id", "num_segments", "dataset"}
@@ -58,9 +54,9 @@ class RowSource(ABC):
     config: Any
     outside_example = ""  # A video that its table may not name, once rows are read
 
-    @abstractmethod
     def carried(self) -> pa.Schema:
         """Return the columns that this source's rows carry beyond ``ROW_SCHEMA``."""
+        return pa.schema([])
 
     @abstractmethod
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -93,9 +89,7 @@ def printable(name: str) -> str:
 
 def unique_names(names: Sequence[str]) -> list[str]:
     """Name each column: a missing name is ``column_<position>``, a repeated one ``name_2`` ...
-
-    Quadratic, so callers pass at most ``MAX_COLUMNS + 1``.
-    """
+    Quadratic, so callers pass at most ``MAX_COLUMNS + 1``."""
     unique: list[str] = []
     for position, name in enumerate(names, 1):
         candidate, number = name or f"column_{position}", 2
@@ -107,9 +101,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 def carried_names(names: Sequence[str]) -> list[str]:
     """Return the names that columns are carried under; ``src_<name>`` if tokpipe uses the name.
-
-    Case is ignored, because DuckDB and others treat ``FPS`` and ``fps`` as one column.
-    """
+    Case is ignored, because DuckDB and others treat ``FPS`` and ``fps`` as one column."""
     taken = {name.lower() for name in names} | _OWN_NAMES
     chosen = []
     for name in names:

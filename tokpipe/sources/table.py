@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from tokpipe.sources.rows import (
 )
 from tokpipe.sources.text_tables import DelimitedFile, JsonFile
 from tokpipe.sources.uris import AllowedUris, Template, exact_uris, example_prefix
+from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.telemetry.redact import redact
 
 TableFile = DelimitedFile | JsonFile | ParquetFile
@@ -57,8 +57,7 @@ class TableRows(RowSource):
 
     config: TableSource
     _tables: list[TableFile] = field(default_factory=list)
-    _columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
-    """What is read: carried columns and those that make URIs and times."""
+    _columns = pa.schema([])  # What is read: carried columns and those that make URIs and times
     _carried: Sequence[str] = ()
     _template: Template = field(default_factory=lambda: Template(""))
     media: Sequence[str] = ()  # Columns with embedded videos, pictures or sounds
@@ -94,20 +93,17 @@ class TableRows(RowSource):
             for raw in table.batches(self._columns):
                 yield self._rows(table, base, raw, schema, allowed)
         if self._num_outside and self._num_outside == self._num_named:
+            found = f"all {self._num_outside} videos that it names are outside the allowed prefixes"
+            prefix = json.dumps(redact(example_prefix(self.outside_example)))
+            do = f"If the job may read them, set {self._prefixes_key}: [{prefix}]"
             example = redact(self.outside_example)
-            prefix = redact(example_prefix(self.outside_example))
-            raise ConfigError(
-                f"{self.label}: all {self._num_outside} videos that it names are outside the "
-                f"allowed prefixes, such as {example}. If the job may read them, set "
-                f"{self._prefixes_key}: [{json.dumps(prefix)}]."
-            )
+            raise ConfigError(f"{self.label}: {found}, such as {example}. {do}.")
 
     def _open(self) -> None:
         if self.config.uri_template is not None:
             self._template = Template(self.config.uri_template)
         tables = [self._table_file(uri) for uri in self.matching_uris()]
-        with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-            schemas = list(pool.map(lambda table: table.columns(), tables))
+        schemas = list(read_ahead(lambda table: table.columns(), tables, _HEADER_THREADS))
         self._choose_columns(tables[0], self._unify(tables, schemas))
         self._tables = tables
         check_carried(self.label, self.carried())
@@ -140,10 +136,9 @@ class TableRows(RowSource):
                 raise ConfigError(f"{table.uri}: has more than {MAX_COLUMNS} columns: drop some")
             apart = set(schemas[0].names) ^ set(schema.names)
             if apart and not isinstance(table, JsonFile):
-                raise ConfigError(
-                    f"{self.label}: {tables[0].uri} and {table.uri} have different columns "
-                    f"({', '.join(sorted(apart)[:10])}): write one source per kind of table."
-                )
+                found = f"{self.label}: {tables[0].uri} and {table.uri} have different columns"
+                names = ", ".join(sorted(apart)[:10])
+                raise ConfigError(f"{found} ({names}): write one source per kind of table.")
         try:
             columns = pa.unify_schemas(schemas, promote_options="permissive")
             common = within(pa.struct(list(columns)))
@@ -177,9 +172,8 @@ class TableRows(RowSource):
                 raise ConfigError(self._explain_missing(key, name, table, columns.names))
             kinds, text = wanted[key]
             if not any(is_kind(kind) for is_kind in kinds):
-                raise ConfigError(
-                    f"{self.label}: {key} {name!r} of {self.config.uri} holds {kind}, not {text}."
-                )
+                found = f"{self.label}: {key} {name!r} of {self.config.uri} holds {kind}"
+                raise ConfigError(f"{found}, not {text}.")
             if key != "uri_column":
                 read[name] = kind
                 continue
@@ -274,18 +268,15 @@ class TableRows(RowSource):
         return pc.if_else(pc.and_(is_relative, pc.not_equal(uris, "")), absolute, uris)
 
     def _find_outside(self, raw: RawBatch, uris: pa.Array, allowed: AllowedUris) -> None:
-        """Add a problem for each row that names a video outside the allowed prefixes."""
         is_named = pc.not_equal(uris, "")
         outside = pc.indices_nonzero(pc.and_(is_named, allowed.outside(uris))).to_pylist()
         self._num_named += pc.sum(is_named).as_py() or 0
         self._num_outside += len(outside)
+        found = "names a video outside the allowed prefixes. To allow it, add its folder to"
         for i in outside:
             self.outside_example = self.outside_example or uris[i].as_py()
-            raw.problems.setdefault(
-                i,
-                "names a video outside the allowed prefixes. To allow it, add its folder to "
-                f"{self._prefixes_key}, and write it without '..'",
-            )
+            problem = f"{found} {self._prefixes_key}, and write it without '..'"
+            raw.problems.setdefault(i, problem)
 
     def _times(self, raw: RawBatch, name: str | None) -> pa.Array:
         """Return seconds, null where unknown, adding a problem for each row without valid ones."""
@@ -343,10 +334,8 @@ _NUM_VALUES = 100
 
 
 def guess_columns(rows: pa.RecordBatch, folder: str) -> dict[str, Any]:
-    """Return what a table source needs, from some rows of a table in ``folder``.
-
-    Empty if no column looks like videos: names with their extensions, URIs, or paths that exist.
-    """
+    """Return what a table source needs, from some rows of a table in ``folder``. Empty if no column
+    looks like videos: names with their extensions, URIs, or paths that exist."""
     found: dict[str, Any] = {}
     best = 0
     for name, kind in zip(rows.schema.names, rows.schema.types, strict=True):

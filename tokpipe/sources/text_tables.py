@@ -32,17 +32,15 @@ _BETWEEN = re.compile(r"[\s,]*")
 _ESCAPE = re.compile(r"(?i)\\(?:ud[89ab]..\\ud[c-f]..|(?P<half>ud[89a-f])|.)")
 _compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-_Record = tuple[int, Sequence[str | None] | str, int]
-"""Its first line, its values or its problem, and its size in bytes."""
+_Record = tuple[int, Sequence[str | None] | str, int]  # First line, values or problem, bytes
 
 
 @dataclass
 class DelimitedFile(Pinned):
     """A UTF-8 CSV or TSV table with a header, plain or gzipped.
 
-    Every value is text exactly as written, without type inference: ``007`` stays ``007``, and an
-    empty field is an empty string. Quotes follow RFC 4180 (a quote within quotes is doubled). A
-    TSV line whose quotes are invalid under that rule is split at its tabs instead.
+    Every value is text exactly as written: ``007`` stays ``007``, and an empty field is an empty
+    string. Quotes follow RFC 4180; a TSV line that breaks its rules is split at its tabs instead.
     """
 
     delimiter: str = ","
@@ -133,11 +131,9 @@ def _split_literally(line: bytes, delimiter: str, num_fields: int) -> list[str] 
 
 @dataclass
 class JsonFile(Pinned):
-    """A JSONL table, plain or compressed: one object per line; or one JSON array of objects.
-
-    Values other than text are carried as JSON, with the digits that they have there. A key may
-    first appear in any row, so the whole table is read once to find the columns.
-    """
+    """A JSONL table, plain or compressed: one object per line; or one JSON array of objects. Values
+    other than text are carried as JSON, with the digits that they have there. A key may first
+    appear in any row, so the whole table is read once to find the columns."""
 
     used: Mapping[str, bool]
     """Columns, or fields ``a.b``, that make URIs and times: whether they may also be numbers."""
@@ -263,10 +259,9 @@ def _array(uri: str, file: io.TextIOWrapper) -> Iterator[tuple[int, dict[str, An
         if (text[at + 1 :] + file.read(_PIECE_CHARS)).strip():
             raise ValueError("something follows the end of the array")
     except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{uri}: its JSON array is cut or damaged after element {number} ({error}), or an "
-            f"element is longer than {RECORD_BYTES} characters. Write the table again as JSONL."
-        ) from error
+        found = f"{uri}: its JSON array is cut or damaged after element {number} ({error})"
+        what = f"an element is longer than {RECORD_BYTES} characters"
+        raise ConfigError(f"{found}, or {what}. Write the table again as JSONL.") from error
 
 
 def _text_schema(names: list[str]) -> pa.Schema:

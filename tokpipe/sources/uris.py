@@ -1,7 +1,4 @@
-"""URIs of videos in tables: exactly as written or not at all, and which of them may be read.
-
-Tables are data, often someone else's; job files are not.
-"""
+"""URIs of videos in tables, which are often someone else's: exactly as written, if allowed."""
 
 import re
 from collections.abc import Sequence
@@ -24,8 +21,7 @@ _SCHEME = r"^[A-Za-z][A-Za-z0-9+.-]*://"
 _NOTHING = r"/(\.?/)+"  # Parts of a local path that mean nothing
 _CHAIN = r"::.*:/"  # fsspec's ``simplecache::file:///etc/passwd``: one protocol inside another
 _PARENT = r"(?i)(^|[/\\]|%(25)*(2f|5c))(\.|%(25)*2e){2}([/\\?#;]|%(25)*(2f|5c)|$)|[\x00-\x1f]"
-"""A part ``..``, also as a web server may read it. It is rejected rather than resolved, because
-links and redirects can change where it leads."""
+"""A part ``..``, also as a web server may read it: rejected, since links decide where it leads."""
 
 _BLANK = " \t\n\v\f\r\xa0\u2007\u200b\u200e\u202a\u202c\u202f\u2060\u3000\ufeff"
 """What spreadsheets and editors leave around a URI: blanks, also of no width."""
@@ -97,11 +93,9 @@ def _plain(uri: str) -> str:
 
 
 def exact_uris(texts: pa.Array, problems: dict[int, str]) -> pa.Array:
-    """Return URIs without blanks around them, and with a protocol in lower case.
-
-    ``file:///my%20v.mp4`` is decoded, nothing else is. What means another path than its author
-    meant is a problem of its row, and null.
-    """
+    """Return URIs without blanks around them, and with a protocol in lower case. Only in ``file:``
+    URIs is ``%20`` decoded. What means another path than its author meant is null, and a problem
+    of its row."""
     odd = pc.fill_null(pc.invert(pc.match_substring_regex(texts, _ORDINARY)), False)
     if not pc.any(odd).as_py():
         return texts

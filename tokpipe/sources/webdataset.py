@@ -44,9 +44,8 @@ class WebDatasetRows(RowSource):
 
     As ``tar -i`` unpacks them, the last of several members with one name wins, and what follows
     an end mark is read. A video that has no data in one place (a link, a sparse member) is a row
-    with a problem. Members of other kinds, and texts without a video, are left out and counted.
-
-    A cut or damaged tar yields its whole members, and one row with a problem for the rest.
+    with a problem, and so is the rest of a cut or damaged tar. Members of other kinds, and texts
+    without a video, are left out and counted.
     """
 
     config: WebDatasetSource
@@ -220,8 +219,7 @@ def _members(file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
             packed = file.read(2) == b"\x1f\x8b"
             what = "is compressed, so members cannot be read in place" if packed else "is not a tar"
             raise _Damaged(f"{what} ({error})") from error
-        # tarfile takes any block that is not a header for the end.
-        start = _next_block(file, end)
+        start = _next_block(file, end)  # tarfile takes any block that is not a header for the end
         if start == end:
             raise _Damaged(f"has no header at byte {end}, where one must be: members may be lost")
 

@@ -70,18 +70,15 @@ class StoredObject:
 
 def split_protocol(uri: str) -> tuple[str, str]:
     """Return (protocol, rest) of a URI. For paths and ``file://`` that is ("file", path)."""
-    match = _SCHEME.match(uri)
-    if match is None:
+    if not (match := _SCHEME.match(uri)):
         return "file", uri
     protocol = match.group(1).lower()
     return ("file", uri[match.end() :]) if protocol in ("file", "local") else (protocol, uri)
 
 
 def client_of(uri: str, options: StoreOptions) -> "Client":
-    """Return this process's client for a URI, creating it on first use.
-
-    There is one per process, as a fork loses the connections' thread, and per cloud credentials.
-    """
+    """Return this process's client for a URI, creating it on first use. There is one per process,
+    as a fork loses the connections' thread, and per cloud credentials."""
     protocol, _ = split_protocol(uri)
     prefixes = ("AWS_", "AZURE_", "GOOGLE_", "HF_")
     environment = sorted(item for item in os.environ.items() if item[0].startswith(prefixes))
@@ -101,11 +98,9 @@ def _client(
 
 
 class Client:
-    """One fsspec file system, called through one retry layer.
-
-    Every call raises ``NotFound`` and ``AccessDenied`` at once. It raises ``StorageError`` at once
-    for permanent errors (bad credentials, a full disk), and after the deadline for all others.
-    """
+    """One fsspec file system, called through one retry layer. Calls raise ``NotFound``,
+    ``AccessDenied`` and, for permanent errors (bad credentials, a full disk), ``StorageError`` at
+    once; for all other errors, ``StorageError`` after the deadline."""
 
     def __init__(
         self, protocol: str, options: dict[str, Any], deadline_s: float, allowed: Sequence[str]
@@ -138,9 +133,7 @@ class Client:
 
     def call(self, doing: str, uri: str, ask: str | _Ask, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the file system, or a function that takes it first, with retries.
-
-        ``doing`` is for error messages.
-        """
+        ``doing`` is for error messages."""
         if self.is_hub and ask in ("info", "find") and args[0].startswith("buckets/"):
             kwargs["refresh"] = True  # else listings are kept, but buckets change
         if isinstance(ask, str):
@@ -180,8 +173,7 @@ class Client:
         except StorageError as error:
             if classify(error.__cause__ or error) not in (Trouble.DENIED, Trouble.PERMANENT):
                 raise
-            # HEAD responses have no body, so a bare 403 or 400 may mean a denied object or
-            # expired credentials. The response to a GET says which.
+            # A HEAD has no body to say whether 403 or 400 is about the object or the credentials.
             self.read(uri, 0, 1)
             return self._look_up(uri)
 
@@ -208,11 +200,8 @@ class Client:
         return data if end is None or len(data) <= end - start else data[start:end]
 
     def read_version(self, uri: str, start: int, end: int, version: ObjectInfo) -> bytes:
-        """Return bytes ``start`` to ``end`` (exclusive), which must exist, of a known version.
-
-        An HTTP server may ignore the range and send everything; then everything is returned.
-        Raises ``Changed`` if the object is another one now, or gone.
-        """
+        """Return bytes ``start`` to ``end`` (exclusive), which must exist, of a known version, or
+        everything if an HTTP server ignores the range; ``Changed`` if that version is gone."""
         with contextlib.suppress(NotFound):
             data, found = self._read(uri, start, end)
             # Other stores must be asked; afterwards, because the object may change meanwhile.
@@ -385,9 +374,8 @@ def _open_filesystem(protocol: str, options: dict[str, Any], deadline_s: float) 
         ) from error
     # zip:// and others open a file here
     except (AttributeError, OSError, RecursionError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{protocol}:// cannot be opened with storage.options.{protocol} ({error})"
-        ) from error
+        found = f"{protocol}:// cannot be opened with storage.options.{protocol} ({error})"
+        raise ConfigError(found) from error
     return fs
 
 

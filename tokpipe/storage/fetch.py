@@ -40,10 +40,8 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
 
 @dataclass(slots=True)
 class LocalVideo:
-    """A video as a local file.
-
-    A copy has no name on disk: no other process can delete it, and nothing outlives this process.
-    """
+    """A video as a local file. A copy has no name on disk: no other process can delete it, and it
+    does not outlive this one."""
 
     path: Path  # For a copy below ``/proc``, where only this process can open it
     version: int | None = None
@@ -77,13 +75,9 @@ def fetch_to_file(
     max_bytes: int,
     version: int | None = None,
 ) -> LocalVideo:
-    """Return a local file that holds the video ``uri``.
-
-    Local videos are used in place. Others, and members of archives, are copied to ``TMPDIR``.
-
-    Raises ``SourceError`` for what is the fault of this video, also if it is another ``version``,
-    and other errors for what is the fault of the store or of this node.
-    """
+    """Return a local file with the video ``uri``: itself, or a copy in ``TMPDIR``. Raises
+    ``SourceError`` for what is the fault of this video, also if it is another ``version``, and
+    other errors for what is the fault of the store or of this node."""
     protocol, path = split_protocol(uri)
     if member is None and protocol == "file":
         found = _local_version(Path(path), max_bytes)
@@ -107,10 +101,9 @@ def fetch_to_file(
             return video
         stored = ranged_file(client, source, info)
         if start + size > stored.size:
-            raise SourceError(
-                "truncated" if version is None else "changed",  # it was whole when it was planned
-                f"{source}: ends at byte {stored.size}, but its member at byte {start + size}",
-            )
+            what = f"{source}: ends at byte {stored.size}, but its member at byte {start + size}"
+            # A member of a known version was whole when it was planned.
+            raise SourceError("truncated" if version is None else "changed", what)
         stored.seek(start - head)
         for at in range(start - head, start + size, PIECE_BYTES):
             piece = stored.read(min(PIECE_BYTES, start + size - at)) or b""
@@ -240,16 +233,13 @@ def _copy_stream(client: Client, source: str, file: BinaryIO, max_bytes: int) ->
 
 def check_size(source: str, size: int, max_bytes: int) -> None:
     if size > max_bytes:
-        raise SourceError(
-            "too_large",
-            f"{source}: has at least {size} bytes, but decode.max_source_bytes is {max_bytes}",
-        )
+        found = f"{source}: has at least {size} bytes, but decode.max_source_bytes is {max_bytes}"
+        raise SourceError("too_large", found)
 
 
 def check_version(source: str, found: int | None, planned: int | None) -> None:
     if planned not in (None, found):
-        raise SourceError(
-            "changed",
-            f"{source}: is not what was planned, or first read: its size, time of change, ETag or, "
-            "in a tar, header differs. Restore it, or set on_change: accept for its source",
-        )
+        where = f"{source}: is not what was planned, or first read"
+        what = "its size, time of change, ETag or, in a tar, header differs"
+        do = "Restore it, or set on_change: accept for its source"
+        raise SourceError("changed", f"{where}: {what}. {do}")

@@ -33,9 +33,7 @@ def pinned_name(client: Any, uri: str, known: Callable[[], Mapping[str, str]] = 
 
 def local_copy(client: Any, uri: str) -> str:
     """Return the path of a file of the Hub in this node's cache, and other URIs unchanged.
-
-    Processes of a node that need it at the same time download it once.
-    """
+    Processes of a node that need it at the same time download it once."""
     if not client.is_hub or not (found := _REPOSITORY.match(name := client.path_of(uri))):
         return uri
     where = dict(zip(("repo_type", "repo_id", "revision"), found.groups()[1:], strict=True))

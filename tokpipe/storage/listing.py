@@ -5,7 +5,6 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +17,7 @@ from tokpipe.errors import ConfigError, NotFound, StorageError
 from tokpipe.identity import version_of
 from tokpipe.storage.client import Client, client_of, split_protocol
 from tokpipe.storage.left_out import LOOP, NO_MATCH, UNREADABLE, LeftOut, kind_of
+from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.trouble import Trouble, classify
 
 _MAGIC = re.compile(r"[*?\[]")
@@ -73,21 +73,14 @@ class Listing:
 
     uri: str
     options: StoreOptions
-    known: Sequence[str] = ()
-    """Extensions of the files that a folder source takes, and that are counted beside a glob."""
+    known: Sequence[str] = ()  # Extensions a folder source takes, and those counted beside a glob
     output_uri: str = ""  # What is below it is not part of a folder
-    left_out: LeftOut = field(default_factory=LeftOut, init=False)
-    """What lay beside the matches, complete after the last one."""
-    folder: str = field(default="", init=False)
-    """URI of the last folder that was listed as a folder, not for a glob."""
-    _elsewhere: frozenset[str] = field(default=frozenset(), init=False)
-    """Kinds that other sources of the job take or count in the same folders."""
-    _names: dict[str, str] = field(default_factory=dict, init=False)  # URIs that are names, by path
-    _scans: list[_Scan] = field(default_factory=list, init=False)
+    left_out: LeftOut = field(default_factory=LeftOut, init=False)  # Complete after the last match
+    folder = ""  # URI of the last folder that was listed as a folder, not for a glob
+    _elsewhere = frozenset[str]()  # Kinds that other sources take or count in the same folders
 
-    @cached_property
-    def _known(self) -> frozenset[str]:
-        return frozenset(f".{extension}" for extension in self.known)
+    def __post_init__(self) -> None:
+        self._known = frozenset(f".{extension}" for extension in self.known)
 
     def share(self, earlier: Sequence["Listing"], later: Sequence["Listing"]) -> None:
         """Leave out no kind that other sources of a job take, or count, in the same folders."""
@@ -112,15 +105,14 @@ class Listing:
         self.left_out = LeftOut()
         unmatched = {*self._names.values(), *(uri for scan in self._scans for uri in scan.uris)}
         has_several = len(unmatched) > 1
-        with ThreadPoolExecutor(_LOOK_UP_THREADS) as pool:
-            files = pool.map(self._look_up, self._names.values())
-            for (path, uri), file in zip(self._names.items(), files, strict=True):
-                if file is not None:
-                    unmatched.remove(uri)
-                    yield file
-                # One of {000..999}.tar that is missing is hardly a folder, so save requests.
-                elif self._client.can_list and not (has_several and kind_of(path) in self._known):
-                    self._scans.append(_Scan(path.rstrip("/"), {"**": uri}, is_glob=False))
+        files = read_ahead(self._look_up, self._names.values(), _LOOK_UP_THREADS)
+        for (path, uri), file in zip(self._names.items(), files, strict=True):
+            if file is not None:
+                unmatched.remove(uri)
+                yield file
+            # One of {000..999}.tar that is missing is hardly a folder, so save requests.
+            elif self._client.can_list and not (has_several and kind_of(path) in self._known):
+                self._scans.append(_Scan(path.rstrip("/"), {"**": uri}, is_glob=False))
         for scan in self._scans:
             yield from self._below(scan, unmatched)
         for uri in unmatched if has_several else ():
@@ -158,7 +150,7 @@ class Listing:
         can_list = self._client.can_list
         if not can_list and ("*" in pattern or pattern.endswith("/")):
             raise _not_listable(self.uri)
-        self._names = {}
+        self._names: dict[str, str] = {}  # URIs that are names, by path
         globs: dict[str, dict[str, str]] = {}
         for end in expand_braces(pattern):
             path = self._client.path_of(literal + end)
@@ -233,9 +225,8 @@ class Listing:
             yield from _walk_local(scan.folder or "/", scan.depth, (), self.left_out)
             return
         if not scan.folder.strip("/"):
-            raise ConfigError(
-                f"{self.uri}: covers a whole store. Name the bucket, as in s3://bucket/*.mp4"
-            )
+            found = f"{self.uri}: covers a whole store"
+            raise ConfigError(f"{found}. Name the bucket, as in s3://bucket/*.mp4")
         try:
             for listed in client.iter_objects(client.uri_of(scan.folder), scan.stem):
                 yield listed.key, False, listed.version
@@ -251,10 +242,8 @@ def expand_braces(text: str) -> list[str]:
         limit = min(_MAX_ALTERNATIVES, _MAX_CHARS // (len(text) + 1))
         return bracex.expand(text, keep_escapes=True, limit=limit, return_empty=True)
     except bracex.ExpansionLimitException as error:
-        raise ConfigError(
-            f"{text[:1000]}: these braces stand for more than {_MAX_ALTERNATIVES:,} names, or for "
-            "very long ones. Use '*', which lists what is there"
-        ) from error
+        found = f"these braces stand for more than {_MAX_ALTERNATIVES:,} names, or for long ones"
+        raise ConfigError(f"{text[:1000]}: {found}. Use '*', which lists what is there") from error
 
 
 def _not_listable(uri: str) -> ConfigError:
@@ -300,9 +289,8 @@ def _walk_local(
     except OSError as error:
         trouble = classify(error)
         if trouble in (Trouble.TRANSIENT, Trouble.NODE):
-            raise StorageError(
-                f"{folder}: cannot be listed ({error.strerror}), and the plan would lack files"
-            ) from error
+            found = f"{folder}: cannot be listed ({error.strerror})"
+            raise StorageError(f"{found}, and the plan would lack files") from error
         if above or trouble is not Trouble.NOT_FOUND:  # such as lost+found, or removed meanwhile
             left_out.add(UNREADABLE, folder)
 

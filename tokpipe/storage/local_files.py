@@ -10,8 +10,7 @@ from pathlib import Path
 
 from tokpipe.errors import StorageError
 
-TEMPORARY_FOLDER = ".tokpipe-tmp"
-"""Folder below a store's root for files being written; on the same file system as their targets."""
+TEMPORARY_FOLDER = ".tokpipe-tmp"  # Below a store's root, so on the file system of its files
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _ABANDONED_AFTER_S = 24 * 3600.0
 
@@ -24,12 +23,8 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def put_file(root: Path, path: Path, data: bytes, *, exclusive: bool, private: bool) -> None:
-    """Write ``data`` to ``path`` below ``root``; readers see the old file or the new one.
-
-    Only its owner may read a ``private`` file, and list its folder, if this makes the folder.
-    Exclusive writes use hard links, which are atomic, also on NFS. With ``O_EXCL``, a killed
-    writer would leave an incomplete file.
-    """
+    """Write ``data`` to ``path`` below ``root``; readers see the old file or the new one. Only its
+    owner may read a ``private`` file, and list its folder, if this makes the folder."""
     _make_folder(root / TEMPORARY_FOLDER)
     with _temporary(root / TEMPORARY_FOLDER / uuid.uuid4().hex, data, private) as temporary:
         for folder in (path.parent.parent, path.parent) if private else (path.parent,):
@@ -37,7 +32,7 @@ def put_file(root: Path, path: Path, data: bytes, *, exclusive: bool, private: b
         if not exclusive:
             os.replace(temporary, path)  # noqa: PTH105
         else:
-            try:
+            try:  # atomic, also on NFS; if killed, O_EXCL would leave part of a file
                 os.link(temporary, path)
             except OSError as error:
                 if error.errno not in _NO_HARD_LINKS:
@@ -79,9 +74,8 @@ def _make_folder(folder: Path, mode: int = 0o777) -> None:
     try:
         folder.mkdir(mode, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError(
-            f"{folder}: cannot be created, because it or a folder above it is a file"
-        ) from error
+        found = f"{folder}: cannot be created, because it or a folder above it is a file"
+        raise StorageError(found) from error
 
 
 def _sync_folder(folder: Path) -> None:

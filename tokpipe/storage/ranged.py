@@ -11,10 +11,8 @@ from tokpipe.storage.client import Client, ObjectInfo, client_of
 
 
 class RangedFile(io.RawIOBase):
-    """A seekable file that fetches one range per read. For small reads, buffer it.
-
-    fsspec's own remote files read 50 MB ahead and do not retry.
-    """
+    """A seekable file that fetches one range per read, so small reads need a buffer. fsspec's own
+    remote files read 50 MB ahead and do not retry."""
 
     def __init__(self, size: int, read_range: Callable[[int, int], bytes]) -> None:
         super().__init__()

@@ -40,10 +40,8 @@ class GaveUp(Exception):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Exponential backoff with a total deadline.
-
-    Pauses are drawn from 0 up, which spreads out a thousand actors that failed in one second.
-    """
+    """Exponential backoff with a total deadline. Pauses are drawn from 0 up, which spreads out a
+    thousand actors that failed in one second."""
 
     deadline_s: float
     clock: Callable[[], float] = lambda: Moment.now().boot_s
@@ -57,10 +55,8 @@ class RetryPolicy:
         wait_s: Callable[[Exception], float] = lambda _: 0.0,
     ) -> T:
         """Call ``attempt`` until it returns, raises a permanent error, or the deadline passes.
-
         ``wait_s`` returns how long the store asks to wait after an error. ``attempt`` takes its own
-        time limit: at most half the deadline, so that one that hangs leaves time for a second.
-        """
+        time limit: at most half the deadline, so that one that hangs leaves time for a second."""
         started = self.clock()
         longest_pause_s = _FIRST_PAUSE_S
         num_attempts, last_error = 0, None

@@ -71,23 +71,19 @@ class Store:
         self._write(key, data, exclusive=False)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write an object only if the key is free. Return True if the object is now ours.
-
-        A retry after a lost answer finds the key taken, so equal bytes there count as ours: they
-        must differ from what any other writer would write; include an attempt id.
-        """
+        """Write an object only if the key is free. Return True if the object is now ours. A retry
+        after a lost answer finds the key taken, so equal bytes there count as ours: they must
+        differ from what any other writer would write; include an attempt id."""
         for _ in range(_CREATE_ATTEMPTS):
             try:
                 self._write(key, data, exclusive=True)
+                return True
             except AlreadyExists:
                 with contextlib.suppress(NotFound):  # deleted since, so try again
                     return self.get(key) == data
-            else:
-                return True
-        raise StorageError(
-            f"{self.uri_of(key)}: create says it exists, read says it does not, "
-            f"{_CREATE_ATTEMPTS} times in a row: something deletes it, or the store is inconsistent"
-        )
+        found = f"{self.uri_of(key)}: create says it exists, read says it does not"
+        why = "something deletes it, or the store is inconsistent"
+        raise StorageError(f"{found}, {_CREATE_ATTEMPTS} times in a row: {why}")
 
     def size(self, key: str) -> int | None:
         """Return the size in bytes, or None if there is no such object."""
@@ -142,10 +138,8 @@ class Store:
 def probe_store(store: Store) -> None:
     """Check that a second exclusive create of the same key fails, and delete what was written.
 
-    Remote stores are also tested with a multipart upload, which ends in another call: Ceph 16
-    honours the condition in single requests but ignores it there. This uploads
-    ``MULTIPART_BYTES``, so it is done once, when a job starts. On local disk, folders that this
-    created are removed again.
+    Remote stores are also tested with a multipart upload, where Ceph 16 ignores the condition: as
+    that sends ``MULTIPART_BYTES``, only when a job starts. Local folders made here are removed.
     """
     key = f"probe/{uuid.uuid4().hex}"
     attempts = {"in one request": b"second"}
@@ -160,10 +154,9 @@ def probe_store(store: Store) -> None:
             # The bytes differ, so True means that they replaced the first ones.
             if store.create(key, data):
                 raise UnsafeStore(
-                    f"{store.uri}: a second exclusive create of one key, {how}, succeeded. If two "
-                    "drivers were started on this output by mistake, both would commit, and the "
-                    "manifest would lose clips. Use another store, or set "
-                    "output.accept_unsafe_store and let only one driver run at a time"
+                    f"{store.uri}: a second exclusive create of one key, {how}, succeeded. Two "
+                    "drivers on this output would both commit, and lose clips. Use another store, "
+                    "or set output.accept_unsafe_store and let only one driver run at a time"
                 )
         store.delete(key)
     except BaseException:
@@ -178,10 +171,8 @@ def probe_store(store: Store) -> None:
 
 @dataclass(frozen=True)
 class Landmark:
-    """A new object in an output, by which a process on another node recognizes the output.
-
-    A path that exists on both nodes may be two folders, and a URI may lead to two stores.
-    """
+    """A new object in an output, by which a process on another node recognizes the output. A path
+    that exists on both nodes may be two folders, and a URI may lead to two stores."""
 
     store: Store
     key: str

@@ -32,12 +32,11 @@ class Trouble(Enum):
 
 
 _KNOWN = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-_TROUBLES = {
+_TROUBLES = {  # by number or name; the file says what they are
     getattr(errno, key, key) if isinstance(key, str) else key: Trouble[kind]
     for kind, keys in _KNOWN.items()
     for key in keys
 }
-"""By number or name; the file says what they are."""
 
 
 def classify(error: BaseException) -> Trouble:

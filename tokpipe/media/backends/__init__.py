@@ -26,11 +26,9 @@ class Task:
 
     path: Path  # May be below ``/proc``: then it was fetched, to a file without a name on disk
     timeline: Timeline
-    wanted: NDArray[np.int64]
-    """(T,) positions in the timeline, never decreasing; a frame may be wanted several times."""
+    wanted: NDArray[np.int64]  # (T,) positions in the timeline, never decreasing, maybe repeated
     framing: Framing
-    painted: set[Tags] = field(default_factory=set)
-    """What the frames in ``out`` say about themselves, which decides about marks."""
+    painted: set[Tags] = field(default_factory=set)  # Of the frames in ``out``; decides on marks
     file_name: str = ""  # For ``open_video``
     marks: list[str] = field(default_factory=list)  # What else users of the clip should know
     num_written: int = 0  # First frames in ``out`` that are right and whole, whatever was raised

@@ -19,8 +19,7 @@ from tokpipe.media.container import open_video
 from tokpipe.media.geometry import Crop, Orientation
 from tokpipe.media.timeline import Timeline, decode_frames
 
-# decord offers its libraries' functions to the whole process. PyAV would then call some of
-# decord's FFmpeg, and versions would not say which.
+# Otherwise PyAV would call some functions of decord's FFmpeg, and versions would not say which.
 ctypes.RTLD_GLOBAL = ctypes.RTLD_LOCAL  # type: ignore[misc]
 import decord  # noqa: E402
 from decord._ffi.base import _LIB  # noqa: E402
@@ -61,8 +60,7 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
         reader = decord.VideoReader(str(task.path), ctx=decord.cpu(0), **options)
         _check_times(reader, timeline)
         slot = 0
-        # Only the end shows whether a frame was dropped, or came twice.
-        for index in count():
+        for index in count():  # only the end shows whether a frame was dropped, or came twice
             try:
                 picture = reader.next()
             except StopIteration:
@@ -120,8 +118,7 @@ def _check_times(reader: decord.VideoReader, timeline: Timeline) -> None:
         found = f"decord counts {len(reader)} frames, the file lists {len(timeline)}"
         raise SourceError("corrupt", found)
     times_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].astype(np.float64)
-    # decord keeps times in 32 bits.
-    allowed_s = 1e-3 + timeline.tick_s + 1e-6 * timeline.end_s
+    allowed_s = 1e-3 + timeline.tick_s + 1e-6 * timeline.end_s  # decord keeps times in 32 bits
     worst_s = float(np.abs(times_s - times_s[0] - timeline.times_s + timeline.times_s[0]).max())
     if worst_s > allowed_s:
         raise SourceError("corrupt", f"decord's frame times differ by up to {worst_s:.3f} s")

@@ -50,10 +50,8 @@ def versions() -> dict[str, str]:
 
 
 def find_picture(path: Path, media: Media) -> Timeline | None:
-    """Return the timeline of a picture's one frame, or None for what is to be read as a video.
-
-    The content decides, whatever the file is called. Reads little more than the header.
-    """
+    """Return the timeline of a picture's one frame, or None for what is to be read as a video. The
+    content decides, whatever the file is called. Reads little more than the header."""
     with path.open("rb") as file:
         head = file.read(2**16)
     if not _HEAD.match(head):

@@ -22,9 +22,7 @@ def versions() -> dict[str, str]:
 
 def decode(task: Task, out: NDArray[np.uint8]) -> None:
     """Decode in order, from the key frame before the first wanted frame to the last wanted one.
-
-    Every frame is checked against the timeline. The same file always stops at the same frame.
-    """
+    Every frame is checked against the timeline. The same file always stops at the same frame."""
     keys, pts = task.timeline.key_frames, task.timeline.pts
     if pts is not None and len(keys := keys[keys[:, 0] <= pts[task.wanted[0]]]) > 1:
         # Not every key frame is a clean start, so an error is decided from the beginning.
