@@ -139,8 +139,10 @@ def test_an_audit_compares_masked_sources_with_the_plan() -> None:
             "source_uri": [f"https://h/a?sig={SECRET}", "https://h/c"],
         }
     )
-    plan = SimpleNamespace(_cut=(129, None))
-    found = list(PlannedClips._compare(plan, refs, planned))  # type: ignore[arg-type]
+    whole = [(0, slice(None), pa.array([0, 1]))]
+    reader = SimpleNamespace(num_rows=99, by_part=lambda _: whole)
+    plan = SimpleNamespace(_cut=(129, None), _reader=reader, _part=lambda _: planned)
+    found = list(PlannedClips.mismatches(plan, refs))  # type: ignore[arg-type]
     assert [ref.source_uri for ref, _ in found] == ["https://h/b"]
 
 
