@@ -134,7 +134,8 @@ class Dispatcher(Returns):
         of_encoder = 2 * max(1.0, self.pools.limits.batch_chunks / clips)
         bound = of_encoder * max(1, self.fleet.num_up["encode"]) + self.fleet.num_up["decode"]
         while pixels + self.fleet.num_leased["decode"] < bound and (actor := self._room("decode")):
-            if (lease := self.queues.next_decode(clips)) is None:
+            held = self.fleet.actors[actor].source_uri
+            if (lease := self.queues.next_decode(clips, held)) is None:
                 return
             self.fleet.assign(lease, actor)
 

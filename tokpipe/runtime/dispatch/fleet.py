@@ -38,6 +38,7 @@ class Actor:
     head_since: float = 0.0  # When its first lease got to the front: when its deadline started
     path: EncoderPath | None = None  # Of an encoder on a GPU
     asked_about: Dispatch | None = None  # Whose inputs were last looked for
+    source_uri: str = ""  # Of a decoder: what it has fetched after its last lease
 
     @property
     def first(self) -> Dispatch | None:
@@ -156,6 +157,8 @@ class Fleet:
             actor.head_since = self._out.now
         actor.leases[flight.attempt] = self.attempts[flight.attempt] = flight
         self.num_leased[actor.stage] += 1
+        if lease.stage == "decode":
+            actor.source_uri = lease.items[-1].source_uri
         self._shelve(actor_id, takes_more=not alone)
         self._out.emit(flight)
 

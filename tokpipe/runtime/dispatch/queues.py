@@ -1,6 +1,6 @@
 """What waits for an actor: items of the plan, cut sources, decoded clips, shards, suspects."""
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
@@ -22,8 +22,10 @@ class Queues:
         self._limits, self._out = limits, out
         self._may_ask_for_plan = True
         self._plan_is_exhausted = False
-        self._items: deque[WorkItem] = deque()
-        self._segments: deque[tuple[WorkItem, range]] = deque()  # Of cut sources, not leased yet
+        self._sources: OrderedDict[str, deque[tuple[WorkItem, range]]] = OrderedDict()
+        """Rows to decode by source, each with its segments that are not leased yet. Sources that a
+        decoder is busy with come last."""
+        self._num_rows = 0
         self._filling: dict[Hashable, tuple[list[Clip], Counter[int]]] = {}
         """A group of each kind, oldest first, and its chunks by their number of frames."""
         self._full: dict[Hashable, deque[list[Clip]]] = {}
@@ -44,19 +46,20 @@ class Queues:
     def nothing_before_write(self) -> bool:
         """Nothing waits to be planned, decoded or encoded."""
         suspects = self.suspects["decode"], self.suspects["encode"]
-        waiting = self._items, self._segments, self._filling, self._full, self._retries, *suspects
+        waiting = self._sources, self._filling, self._full, self._retries, *suspects
         return self._plan_is_exhausted and not any(waiting)
 
     def ask_for_plan(self, low: int) -> None:
-        """Fetch more of the plan if fewer than ``low`` items wait."""
-        if self._may_ask_for_plan and len(self._items) < low:
+        """Fetch more of the plan if fewer than ``low`` rows wait."""
+        if self._may_ask_for_plan and self._num_rows < low:
             self._may_ask_for_plan = False
             self._out.emit(FetchPlan(2 * low))
 
     def planned(self, event: Planned) -> None:
         self._plan_is_exhausted = event.exhausted
         self._may_ask_for_plan = not event.exhausted
-        self._items.extend(event.items)
+        for item in event.items:
+            self._waiting(item).append((item, range(item.segment, item.segment + 1)))
 
     def add_decoded(self, clip: Clip, num_frames: int, max_clips: int) -> None:
         """Put a clip into a group: of up to ``max_clips``, or as many as a batch has rows."""
@@ -73,13 +76,22 @@ class Queues:
 
     def add_segments(self, item: WorkItem, total: int) -> None:
         """A source turned out to be cut: its segments after the first become work too."""
-        self._segments.append((item, range(1, total)))
+        self._put_first(item, range(1, total))
 
     def add_retry(self, pause_s: float, lease: Lease) -> None:
         heappush(self._retries, (self._out.now + pause_s, self._out.new_id(), lease))
 
     def decode_again(self, items: Sequence[WorkItem]) -> None:
-        self._items.extendleft(reversed(items))
+        for item in reversed(items):
+            self._put_first(item, range(item.segment, item.segment + 1))
+
+    def _put_first(self, item: WorkItem, segments: range) -> None:
+        self._waiting(item).appendleft((item, segments))
+        self._sources.move_to_end(item.source_uri, last=False)
+
+    def _waiting(self, item: WorkItem) -> deque[tuple[WorkItem, range]]:
+        self._num_rows += 1
+        return self._sources.setdefault(item.source_uri, deque())
 
     def put_back(self, lease: Lease) -> None:
         """Put a lease, not of a streamed clip, in front of all that waits for its stage."""
@@ -91,16 +103,25 @@ class Queues:
         else:
             self.shards.appendleft(lease)
 
-    def next_decode(self, max_clips: int) -> Lease | None:
-        """Consecutive segments of one source, or single clips."""
-        if self._segments:
-            item, segments = self._segments.popleft()
-            if rest := segments[max_clips:]:
-                self._segments.appendleft((item, rest))
-            items = [replace(item, segment=one) for one in segments[:max_clips]]
-        else:
-            items = [self._items.popleft() for _ in range(min(max_clips, len(self._items)))]
-        return Lease("decode", tuple(map(Clip, items))) if items else None
+    def next_decode(self, max_clips: int, source_uri: str = "") -> Lease | None:
+        """Clips for a decoder that has a source, of which as many as there are; then of others."""
+        clips = list[Clip]()
+        while self._sources and len(clips) < max_clips:
+            if source_uri not in self._sources:
+                source_uri = next(iter(self._sources))
+            waiting = self._sources[source_uri]
+            while waiting and (room := max_clips - len(clips)):
+                item, segments = waiting.popleft()
+                clips += [Clip(replace(item, segment=one)) for one in segments[:room]]
+                if rest := segments[room:]:
+                    waiting.appendleft((item, rest))
+                else:
+                    self._num_rows -= 1
+            if waiting:
+                self._sources.move_to_end(source_uri)
+            else:
+                del self._sources[source_uri]
+        return Lease("decode", tuple(clips)) if clips else None
 
     def next_encode(self, max_clips: int, *, is_idle: bool) -> Lease | None:
         """Full groups of one kind. If there are none and an encoder is idle, the oldest group."""
