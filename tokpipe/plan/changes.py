@@ -14,6 +14,7 @@ from tokpipe.config.job import JobConfig, StoreOptions
 from tokpipe.errors import PlanMismatch
 from tokpipe.formats.job_record import differences
 from tokpipe.formats.manifest import Growth
+from tokpipe.plan.parts import cut
 from tokpipe.plan.stored import (
     PURGED,
     ROW_ID,
@@ -25,7 +26,7 @@ from tokpipe.plan.stored import (
     store_part,
     tombstones,
 )
-from tokpipe.plan.write import cut, num_problems, write_plan
+from tokpipe.plan.write import num_problems, write_plan
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counted
