@@ -15,8 +15,9 @@ from tokpipe.errors import PlanMismatch
 from tokpipe.formats.job_record import differences
 from tokpipe.formats.manifest import Growth
 from tokpipe.plan import PlanReader, StoredPlan, write_plan
+from tokpipe.plan.parts import cut
 from tokpipe.plan.stored import PURGED, ROW_ID, PlanPart, read_part, row_ids, store_part, tombstones
-from tokpipe.plan.write import cut, num_problems
+from tokpipe.plan.write import num_problems
 from tokpipe.storage.read_ahead import read_ahead
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.human import counted

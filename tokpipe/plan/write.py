@@ -4,7 +4,8 @@ import base64
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,22 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity import row_digests
-from tokpipe.plan.stored import OWN_COLUMNS, ROW_ID, StoredPlan, plan_id_of, read_part, store_part
+from tokpipe.plan.parts import cut, do_recur, has_spans, hash_videos, order_by_video, together
+from tokpipe.plan.stored import (
+    OWN_COLUMNS,
+    ROW_ID,
+    PlanPart,
+    StoredPlan,
+    plan_id_of,
+    read_part,
+    store_part,
+)
 from tokpipe.sources import open_sources
 from tokpipe.sources.rows import ROW_SCHEMA, RowSource, items_of
 from tokpipe.storage.left_out import OTHER_PARTS, LeftOut
 from tokpipe.storage.store import Store
 from tokpipe.telemetry.redact import redact
 
-PART_ROWS = 65_536
-_PART_BYTES = 32 * 2**20  # Long captions close a part early, because readers cache a few parts
 _NUM_EXAMPLES = 10
 _WRITERS = 2
 _Hashes = NDArray[np.uint64]  # The first 8 bytes of the id of each row
@@ -38,6 +46,8 @@ class _Part:
         self.num_problems = num_problems(rows)
         self.hashes = hashes
         self.numbers = numbers  # Those of the rows in their source
+        may_recur = rows.filter(rows.column("problem").is_null()) if has_spans(rows) else rows[:0]
+        self.videos = hash_videos(may_recur)
 
 
 def num_problems(rows: pa.Table) -> int:
@@ -48,8 +58,9 @@ def num_problems(rows: pa.Table) -> int:
 def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
     """Read all sources once and store every row, as ``plan/<plan_attempt>/<n>.parquet``.
 
-    Rows keep the order of the sources. Memory holds 16 bytes per row, a few parts, and the names
-    of a glob's files while they are sorted.
+    Rows keep the order of the sources, but spans of one video are brought together. Memory holds
+    16 bytes per row, 24 if rows are spans, a few parts, and the names of a glob's files while they
+    are sorted.
 
     ``plan_attempt`` must differ from that of every plan ever written to this output.
     """
@@ -65,19 +76,20 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
                 "clip of an earlier one. Remove them, or set on_duplicate: keep_first."
             )
         parts = _without_rows(store, parts, duplicates)
+        stored = list(_with_spans_together(store, prefix, parts))
     except BaseException:
         # No job.json will ever name these; the error that stopped the plan matters more.
         with contextlib.suppress(StorageError):
-            for stored in list(store.list(prefix)):
-                store.delete(stored.key)
+            for listed in list(store.list(prefix)):
+                store.delete(listed.key)
         raise
     left_out = LeftOut()
     for source in sources:
         left_out.update(source.listing.left_out)
     return StoredPlan(
-        plan_id=plan_id_of(part.stored for part in parts),
-        parts=tuple(part.stored for part in parts),
-        num_rows=sum(part.stored.num_rows for part in parts),
+        plan_id=plan_id_of(stored),
+        parts=tuple(stored),
+        num_rows=sum(part.num_rows for part in stored),
         num_problems=sum(part.num_problems for part in parts),
         num_duplicates=len(duplicates),
         duplicate_examples=tuple(islice(duplicates.values(), _NUM_EXAMPLES)),
@@ -85,6 +97,24 @@ def write_plan(job: JobConfig, store: Store, plan_attempt: str) -> StoredPlan:
         left_out=left_out,
         columns_schema=base64.b64encode(columns.serialize().to_pybytes()).decode("ascii"),
     )
+
+
+def _with_spans_together(store: Store, prefix: str, parts: Sequence[_Part]) -> Iterator[PlanPart]:
+    """Yield stored parts of all rows; rewrite the tables in which videos recur."""
+    number = 1 + max(int(Path(part.stored.key).stem) for part in parts)
+    for source, own in groupby(parts, lambda part: part.stored.source):
+        found, hashes = [], []
+        for part in own:
+            found.append(part.stored)
+            hashes.append(part.videos)
+        if not do_recur(hashes):
+            yield from found
+            continue
+        for table in together(store, found):
+            yield store_part(store, f"{prefix}{number:05d}.parquet", table, source)
+            number += 1
+        for stored in found:
+            store.delete(stored.key)
 
 
 def merge_columns(sources: Sequence[RowSource]) -> pa.Schema:
@@ -108,11 +138,11 @@ def _store_all(
 
     def put(number: int, source: int, table: pa.Table, first: int) -> _Part:
         table, hashes = with_row_ids(job.dataset, table)
-        numbers: Any = range(first, first + len(hashes))
+        own = order_by_video(table)
         if job.part:
-            own = np.flatnonzero(hashes % job.part.of == job.part.index)
-            table, hashes, numbers = table.take(pa.array(own)), hashes[own], first + own
-        return _Part(store, f"{prefix}{number:05d}.parquet", table, source, hashes, numbers)
+            own = own[hashes[own] % job.part.of == job.part.index]
+        rows = table.take(pa.array(own)), source, hashes[own], first + own
+        return _Part(store, f"{prefix}{number:05d}.parquet", *rows)
 
     futures, num_read = list[Future[_Part]](), 0
     with ThreadPoolExecutor(_WRITERS) as pool:
@@ -175,27 +205,6 @@ def _without_rows(store: Store, parts: Sequence[_Part], dropped: Collection[int]
             rest = table, part.stored.source, part.hashes[keep], np.array(part.numbers)[keep]
             kept.append(_Part(store, part.stored.key, *rest))
     return kept
-
-
-def cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Join and cut batches to tables as large as parts should be."""
-    held: list[pa.RecordBatch] = []
-    num_rows = num_bytes = 0
-    for whole in batches:
-        # In steps, so that one batch of long captions does not become one huge part.
-        steps = max(1, -(-whole.nbytes // _PART_BYTES))
-        step = max(1, min(-(-whole.num_rows // steps), PART_ROWS))
-        for start in range(0, whole.num_rows, step):
-            batch = whole.slice(start, step)
-            is_full = num_rows + batch.num_rows > PART_ROWS
-            if held and (is_full or num_bytes + batch.nbytes > _PART_BYTES):
-                yield pa.Table.from_batches(held)
-                held, num_rows, num_bytes = [], 0, 0
-            held.append(batch)
-            num_rows += batch.num_rows
-            num_bytes += batch.nbytes
-    if num_rows:
-        yield pa.Table.from_batches(held)
 
 
 def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, _Hashes]:
