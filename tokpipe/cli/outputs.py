@@ -3,6 +3,7 @@
 import argparse
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 from tokpipe.cli.arguments import Adder, Parsed, Verb, check_new_file
 from tokpipe.cli.output import Result, print_lines, shown
@@ -92,6 +93,9 @@ class Locate(Verb, example="tokpipe locate jobs/demo.yaml --source bunny --time 
         which = add.one_of(required=True)
         which.text("--clip", "ID", "the clip of the code, as tokpipe ls prints it", dest="clip_id")
         which.source("the place in the source")
+        which.text("--export", "FOLDER", "a memmap or megatron export", dest="folder", type=Path)
+        add.count("--token", 0, "the token of the export, over all clips")
+        add.text("--template", "FILE", "the template of the export, if it has tokens of one")
         add.count("--position", 0, "the code of the clip, flattened as t, h, w or t, h, w, c")
         place = {"time": "presentation time, in seconds,", "x": "column, in pixels,", "y": "row"}
         for name, what in place.items():
@@ -101,9 +105,16 @@ class Locate(Verb, example="tokpipe locate jobs/demo.yaml --source bunny --time 
     def run(self, parsed: Parsed) -> Result:
         from tokpipe.reconstruct.sources import Locator
 
-        with Locator(parsed.open_output()) as locator:
-            if parsed.clip_id is not None:
-                return {"codes": [locator.code(parsed.clip_id, parsed.position)]}
+        output, place = parsed.open_output(), (parsed.clip_id, parsed.position)
+        if parsed.folder is not None:
+            from tokpipe.export.places import place_of
+            from tokpipe.reader.compose import Template
+
+            template = None if parsed.template is None else Template.load(parsed.template)
+            place = place_of(output, parsed.folder, parsed.token, template)
+        with Locator(output) as locator:
+            if parsed.source is None:
+                return {"codes": [locator.code(*place)]}
             return {"codes": locator.codes_at(parsed.source, parsed.time, parsed.x, parsed.y)}
 
 

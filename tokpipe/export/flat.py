@@ -6,7 +6,8 @@ and ``metadata.json`` their shape and type. ``clips.jsonl`` identifies the clip 
 With a template, ``tokens.bin``, ``loss.bin`` and ``positions.bin`` replace ``video.bin``.
 
 The layout of ``megatron`` is that of megatron-core's ``IndexedDataset`` (github.com/NVIDIA/
-Megatron-LM, ``megatron/core/datasets/indexed_dataset.py``), with a document for each clip.
+Megatron-LM, ``megatron/core/datasets/indexed_dataset.py``), with a document for each clip, which
+``clips.jsonl`` identifies.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tokpipe.errors import ConfigError
-from tokpipe.export.samples import Source
+from tokpipe.export.samples import Sample, Source
 
 _MEGATRON_TYPES = {"int32": 4, "int64": 5, "uint16": 8}
 
@@ -44,14 +45,7 @@ def write_memmap(source: Source, folder: Path) -> None:
             ids = np.full(length, number, "<i4")
             for name, values in {**sample.arrays, "segment_ids": ids}.items():
                 files[name].write(values.tobytes())
-            line = {
-                "segment_id": number,
-                "clip_id": sample.clip_id,
-                "source_uri": sample.source_uri,
-                f"first_{unit}": total,
-                f"num_{unit}s": length,
-            }
-            lines.write(json.dumps(line) + "\n")
+            lines.write(_line(number, sample, unit, total, length))
             total += length
     if source.template is None:
         (folder / "codes.bin").rename(folder / "video.bin")
@@ -60,12 +54,20 @@ def write_memmap(source: Source, folder: Path) -> None:
         source.describe(folder, num_images=total, **square, **shape)
 
 
+def _line(number: int, sample: Sample, unit: str, first: int, length: int) -> str:
+    line = {"segment_id": number, "clip_id": sample.clip_id, "source_uri": sample.source_uri}
+    return json.dumps({**line, f"first_{unit}": first, f"num_{unit}s": length}) + "\n"
+
+
 def write_megatron(source: Source, folder: Path) -> None:
     """Write clips in order. Holds 4 bytes of each clip until the end, and then 20."""
     dtype, sizes = source.dtypes["tokens"], array("i")
-    with (folder / "tokens.bin").open("wb") as tokens:
-        for sample in source:
-            sizes.append(tokens.write(sample.arrays["tokens"].data) // dtype.itemsize)
+    with (folder / "tokens.bin").open("wb") as tokens, (folder / "clips.jsonl").open("w") as lines:
+        for number, sample in enumerate(source):
+            first, length = tokens.tell() // dtype.itemsize, len(sample.arrays["tokens"])
+            lines.write(_line(number, sample, "token", first, length))
+            tokens.write(sample.arrays["tokens"].data)
+            sizes.append(length)
     lengths = np.frombuffer(sizes, np.int32)
     starts = np.cumsum(lengths, dtype=np.int64)
     starts -= lengths

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokpipe.errors import CorruptOutput, RuntimeFault
-from tokpipe.reader import Output, ShardInfo
+from tokpipe.reader import Clip, Output, ShardInfo
 from tokpipe.reader.compose import Template
 
 
@@ -89,24 +89,11 @@ class Source:
                 found = f"{self.output.uri} has a clip id {clip.clip_id!r}, not 32 hex digits"
                 do = "which could name any file: do not trust this output"
                 raise CorruptOutput(f"export: {found}, {do}")
-            codes = clip.codes
-            about: dict[str, Any] = {
-                "clip_id": clip.clip_id,
-                "source_uri": clip.source_uri,
-                "shape": codes.shape,
-                "fps": clip.fps,
-                "chunk_latents": [len(chunk.codes) for chunk in clip.chunks],
-                "first_is_image": [chunk.first_is_image for chunk in clip.chunks],
-                "start_pts_s": clip.chunks[0].start_pts_s,
-                "end_pts_s": clip.chunks[-1].end_pts_s,
-                "marks": clip.marks,
-                "metadata": clip.metadata,
-                "fingerprint": self.output.fingerprint,
-            }
+            codes, about = clip.codes, _described(self.output, clip)
             arrays: dict[str, NDArray[Any]] = {"codes": codes}
             num_codes = codes.size
             if template:
-                document = template.compose(codes, {**about, **clip.metadata})
+                document = template.compose(codes, values_of(self.output, clip))
                 kinds = self.dtypes.items()
                 arrays = {name: getattr(document, name).astype(kind) for name, kind in kinds}
                 words = template.vocabulary
@@ -140,3 +127,24 @@ class Source:
                     pipe.send(list(self.samples([self.output.shards[number]])))
                 except Exception as error:
                     pipe.send(error)
+
+
+def values_of(output: Output, clip: Clip) -> dict[str, Any]:
+    """Return what the fields of a template stand for."""
+    return {**_described(output, clip), **clip.metadata}
+
+
+def _described(output: Output, clip: Clip) -> dict[str, Any]:
+    return {
+        "clip_id": clip.clip_id,
+        "source_uri": clip.source_uri,
+        "shape": clip.codes.shape,
+        "fps": clip.fps,
+        "chunk_latents": [len(chunk.codes) for chunk in clip.chunks],
+        "first_is_image": [chunk.first_is_image for chunk in clip.chunks],
+        "start_pts_s": clip.chunks[0].start_pts_s,
+        "end_pts_s": clip.chunks[-1].end_pts_s,
+        "marks": clip.marks,
+        "metadata": clip.metadata,
+        "fingerprint": output.fingerprint,
+    }

@@ -204,6 +204,16 @@ class Template:
         loss = [bool(marks[first : max(end, first + 1)].any()) for first, end in spans]
         return tokens, np.array(loss, bool), np.zeros((len(tokens), 3), np.int32)
 
+    def code_at(self, codes: NDArray[Any], values: Mapping[str, Any], token: int) -> int | None:
+        """Return which code of a clip, flattened, a token of its sequence is; None if it is none.
+
+        Takes the arguments of ``compose``, and raises what that does.
+        """
+        tokens = self.compose(codes, values).tokens
+        is_code = self.vocabulary.uses[tokens] >= len(self.vocabulary.special)
+        numbers = _layout_of(self, codes.shape[:3]).index
+        return int(numbers[numbers >= 0][is_code[:token].sum()]) if is_code[token] else None
+
     def counts(self, name: str) -> bool:
         """Return whether a model should learn to predict these tokens."""
         return self._loss is None or name in self._loss
