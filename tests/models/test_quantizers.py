@@ -204,3 +204,8 @@ def test_gradients_pass_straight_through(quantizer: Quantizer) -> None:
     latent = torch.randn(2, 3, 4, 4, requires_grad=True)
     quantizer(latent).vectors.sum().backward()
     assert torch.equal(latent.grad, torch.ones_like(latent))  # type: ignore[arg-type]
+
+
+def test_a_misspelt_search_is_no_other_search() -> None:
+    with pytest.raises(ValueError, match="search='cosin': use 'nearest', 'dot' or 'cosine'"):
+        VectorQuantizer(8, 4, search="cosin")

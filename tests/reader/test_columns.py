@@ -103,7 +103,7 @@ def test_the_cache_evicts_columns_too(tmp_path: Path) -> None:
     for sample in ClipStream(cache, columns=["caption"], window_shards=1):
         assert len(sample["caption"]) == 100_000
         assert sum(path.stat().st_size for path in tmp_path.glob("*.c*")) <= 250_000
-    with pytest.raises(ConfigError, match=r"what the cache keeps of mem://out/clips/p-0-a"):
+    with pytest.raises(ConfigError, match=r"small: what it keeps of mem://out/clips/p-0-a"):
         CodeCache(Output(store), tmp_path / "small", max_bytes=50_000).columns(0, ("caption",))
 
 

@@ -124,6 +124,8 @@ class VectorQuantizer(CodebookQuantizer):
         search: str = "nearest",
     ) -> None:
         super().__init__(n_e, e_dim, remap=remap, unknown_index=unknown_index)
+        if search not in ("nearest", "dot", "cosine"):
+            raise ValueError(f"{search=}: use 'nearest', 'dot' or 'cosine'")
         self.search = search
         self.beta = beta
         self.sane_index_shape = sane_index_shape
