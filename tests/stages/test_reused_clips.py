@@ -34,6 +34,7 @@ from tokpipe.stages.decode import DecodeStage
 from tokpipe.stages.encode import EncodeStage
 from tokpipe.stages.reuse import ReusedOutput, reused_outputs
 from tokpipe.types import DecodedClip, EncodedClip, Failed, Media, Rejected, WorkItem
+from tokpipe.verbs.forecast import Forecast
 
 NUM_MUTATIONS = int(os.environ.get("TOKPIPE_TEST_MUTATIONS", "60"))
 SPANS = [(None, None), (0.5, 2.0), (0.0, None), (None, 1.5)]
@@ -201,6 +202,16 @@ def test_an_output_of_other_settings_is_refused(
     with pytest.raises(ConfigError, match=r"reuse: .* settings differ \(.* -> "):
         JobOutput(load_job(job)).start(Console(quiet=True))
     assert not list((tmp_path / "b").glob("*")), "nothing was planned"
+
+
+@pytest.mark.parametrize("change", CHANGES[:2], ids=str)
+def test_a_forecast_refuses_what_a_run_would(
+    change: dict[str, Any], lab: Lab, tmp_path: Path
+) -> None:
+    source, uri = files(lab.folder), str(lab.folder / "out")
+    job = write_job(tmp_path / "b.yaml", source, str(tmp_path / "b"), reuse=[uri], **change)
+    with pytest.raises(ConfigError, match=r"reuse: .* settings differ \(.* -> "):
+        Forecast(load_job(job))
 
 
 def test_the_own_output_and_what_is_none_are_refused(lab: Lab, tmp_path: Path) -> None:

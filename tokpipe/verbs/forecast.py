@@ -115,8 +115,8 @@ class Forecast:
         yield f"  {self.rejected.text()} rejected{reasons}; decoding may reject more"
         if self.reused.value:
             share = share_text(self.reused.value / self.clips.value)
-            yield f"  {self.reused.text()} clips ({share}) need no encoding (reuse), if the outputs"
-            yield "  there have this job's settings: not checked, but a run does it first"
+            yield f"  {self.reused.text()} clips ({share}) need no encoding (reuse), if the"
+            yield "  weights and libraries there are this job's, which a run checks first"
         yield f"  {size_text(self.size_bytes)} in about {counted(self.num_shards, 'shard')}"
         yield from (f"  {one['text']}" for one in self.memory)
         if self.encoder_s is None:
