@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -385,12 +386,15 @@ def _times_by_decoding(
     return pts, durations, None
 
 
-def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -> Any:
+def decode_frames(
+    container: Any, stream: Any, num_packets: int | None = None, wanted: Sequence[int] = ()
+) -> Any:
     """Yield decoded frames in presentation order, from the container's position.
 
     What cannot be decoded before the first whole frame is skipped, as players do with a stream
     that starts in the middle. Where the timestamps restart at a key frame, the decoder does so too:
-    each of several joined files is decoded as if it were alone.
+    each of several joined files is decoded as if it were alone. Between ``wanted``, sorted times of
+    packets that are frames, those to which no frame refers are left out if the decoder knows them.
 
     Raises SourceError ``corrupt`` at the first error or damaged frame after that, or MemoryError.
     """
@@ -403,6 +407,10 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
             if is_restart and packet.is_keyframe:
                 frames += decoder.decode(None)
                 decoder.flush_buffers()
+            if wanted and packet.pts is not None:
+                at = bisect_left(wanted, packet.pts)  # What comes after the last is kept.
+                is_wanted = at == len(wanted) or wanted[at] == packet.pts
+                decoder.skip_frame = "DEFAULT" if is_wanted else "NONREF"  # for this packet alone
             frames += decoder.decode(packet)
         except (av.EOFError, StopIteration):
             return
