@@ -49,7 +49,7 @@ _WAYS = {"every frame": (None, 0.0), "every third": (FPS / 3, 0.0), "the last se
 
 def run(quick: bool) -> Iterator[Result]:
     """H.264 in every size and the other codecs in one, with all frames and with some of them."""
-    program = _ffmpeg()
+    program = ffmpeg_program()
     if program is None:
         yield Skipped("decode", "there is no ffmpeg; install .[bench]")
         return
@@ -60,7 +60,7 @@ def run(quick: bool) -> Iterator[Result]:
     if "DECORD2" not in os.environ:
         backends.remove("decord2")
     every_frame: dict[tuple[str, int], Figure] = {}
-    with tempfile.TemporaryDirectory() as folder, _one_core():
+    with tempfile.TemporaryDirectory() as folder, on_one_core():
         for codec in CODECS[:1] if quick else CODECS:
             if not has_encoder(codec):
                 yield Skipped(codec, "this PyAV has no encoder for it")
@@ -86,7 +86,7 @@ def _compare(
     rounds = 1 if quick else ROUNDS
     with ExitStack() as stack:
         ours: dict[str, _Ours] = {}
-        calls = {"ffmpeg": _Contestant(partial(_by_ffmpeg, program, clip, way))}
+        calls = {"ffmpeg": Contestant(partial(_by_ffmpeg, program, clip, way))}
         for name in tuple(backends):
             try:
                 one = _Ours(name, clip, way)
@@ -102,7 +102,7 @@ def _compare(
             if one.backend != name.removesuffix("2"):
                 yield name, Skipped(f"{title}, {name}", "it leaves such files to PyAV")
             else:
-                ours[name], calls[name] = one, _Contestant(one.decode)
+                ours[name], calls[name] = one, Contestant(one.decode)
         by_turns(calls, rounds=rounds, warmups=1)
         their_wall, their_cpu = calls["ffmpeg"].times(rounds)
         num_frames = FPS * _WAYS[way][1] or clip.num_frames
@@ -146,7 +146,7 @@ def _summary(figures: dict[tuple[str, int], Figure]) -> Iterator[Result]:
         )
 
 
-class _Contestant:
+class Contestant:
     """Decodes one file when called, and records the wall and CPU seconds of each call."""
 
     def __init__(self, decode: Callable[[], tuple[float, float]]) -> None:
@@ -212,7 +212,7 @@ def _by_ffmpeg(program: str, clip: Encoded, way: str) -> tuple[float, float]:
     return wall, user + system
 
 
-def _ffmpeg() -> str | None:
+def ffmpeg_program() -> str | None:
     """The program of the package imageio-ffmpeg, whose version is known, or the system's."""
     try:
         import imageio_ffmpeg
@@ -222,7 +222,7 @@ def _ffmpeg() -> str | None:
 
 
 @contextmanager
-def _one_core() -> Iterator[None]:
+def on_one_core() -> Iterator[None]:
     """Keep this thread, and the processes that it starts, on one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(before)})

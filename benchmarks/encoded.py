@@ -68,7 +68,7 @@ def encode(codec: str, height: int, num_frames: int, folder: Path) -> Encoded:
         stream.codec_context.colorspace = av.video.reformatter.Colorspace.ITU709
         stream.codec_context.gop_size = KEY_FRAME_EVERY
         stream.codec_context.thread_count = 1
-        for index, picture in enumerate(_pictures(num_frames)):
+        for index, picture in enumerate(pictures(num_frames)):
             frame = picture.reformat(width, height, "yuv420p", interpolation="BICUBIC", threads=1)
             frame.pts, frame.time_base = index, Fraction(1, FPS)
             frame.pict_type = av.video.frame.PictureType.NONE  # the source's key frames are its own
@@ -77,7 +77,8 @@ def encode(codec: str, height: int, num_frames: int, folder: Path) -> Encoded:
     return Encoded(path, codec, height, width, num_frames)
 
 
-def _pictures(num_frames: int) -> Iterator[Any]:
+def pictures(num_frames: int) -> Iterator[Any]:
+    """Frames of the source, again and again."""
     left = num_frames
     while left:
         with av.open(os.fspath(SOURCE)) as container:

@@ -239,12 +239,12 @@ def cut_short(path: Path, num_packets: int, *, inside: bool) -> None:
     path.write_bytes(path.read_bytes()[: position + inside * (len(data) // 2)])
 
 
-def spoil_packet(path: Path, number: int) -> None:
-    """Overwrite one packet. decord repeats another frame in its place."""
+def spoil_packet(path: Path, number: int, kept: int = 0) -> None:
+    """Overwrite one packet after its first bytes. decord repeats another frame in its place."""
     position, data = packets_of(path)[number]
     whole = path.read_bytes()
-    at = whole.index(data, max(0, position))
-    path.write_bytes(whole[:at] + b"\xff" * len(data) + whole[at + len(data) :])
+    at, end = whole.index(data, max(0, position)) + kept, len(data) - kept
+    path.write_bytes(whole[:at] + b"\xff" * end + whole[at + end :])
 
 
 def spoil_end(path: Path) -> Path:

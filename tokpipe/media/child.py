@@ -26,7 +26,7 @@ import numpy as np
 from tokpipe.errors import ConfigError, SourceError
 from tokpipe.media import wire
 from tokpipe.media.backends import Task, load_backend, versions_of
-from tokpipe.media.container import check_regular_file
+from tokpipe.media.container import check_regular_file, kept_open
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
 from tokpipe.media.timeline import Selection, Timeline, read_timeline
@@ -158,6 +158,8 @@ def _decode(task: Task, backend: str, memory: int, least: int | None) -> dict[st
     if damage is not None and backend != "pyav":
         raise SourceError("truncated", f"{damage}; only PyAV keeps the rest")
     decoder = load_backend(backend)
+    if backend != "pyav":
+        kept_open.close()
     times_s, shape = task.timeline.times_s[wanted], (len(wanted), *framing.size, 3)
     # The mapping goes with its last reference: close() fails while a traceback refers to it.
     size = times_s.nbytes + math.prod(shape)

@@ -39,6 +39,8 @@ _LIMITS = {"max_pixels": str(MAX_PIXELS)}
 _ALLOWED = {"format_whitelist": _FORMATS, "protocol_whitelist": "file,concat,subfile"}
 _DOLBY_ONLY = r"^ +DOVI configuration record: .*profile: (5|(?:10|20)(?=,.* compatibility id: 0)),"
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+kept_open = contextlib.ExitStack()
+"""The video that a backend leaves open for the next request. No other is opened beside it."""
 
 
 def check_regular_file(path: Path) -> tuple[int, ...]:
@@ -64,6 +66,7 @@ def check_regular_file(path: Path) -> tuple[int, ...]:
 def open_video(path: Path, file_name: str = "") -> Iterator[tuple[Any, Any]]:
     """Yield a file's PyAV container and main video stream, set up for exact decoding. FFmpeg
     considers the extension of ``file_name``, by default that of ``path``."""
+    kept_open.close()
     version = *check_regular_file(path), file_name
     with path.open("rb", buffering=0) as file:
         head = os.pread(file.fileno(), 2**12, 0)

@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -373,13 +374,16 @@ def _times_by_decoding(
     return pts, durations, None
 
 
-def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -> Any:
+def decode_frames(
+    container: Any, stream: Any, num_packets: int | None = None, wanted: Sequence[int] = ()
+) -> Any:
     """Yield decoded frames in presentation order, from the container's position.
 
     What cannot be decoded before the first whole frame is skipped, as players do with a stream
     that starts in the middle. Later errors and damaged frames raise SourceError ``corrupt``, or
     MemoryError. The decoder restarts at a key frame where the timestamps do: each of several
-    joined files is decoded as if it were alone.
+    joined files is decoded as if it were alone. Between ``wanted``, sorted times of packets that
+    are frames, those to which no frame refers are left out if the decoder knows them.
     """
     count = 0
     packets = _with_restarts(islice(container.demux(stream), num_packets), container, stream)
@@ -390,6 +394,10 @@ def decode_frames(container: Any, stream: Any, num_packets: int | None = None) -
             if is_restart and packet.is_keyframe:
                 frames += decoder.decode(None)
                 decoder.flush_buffers()
+            if wanted and packet.pts is not None:
+                at = bisect_left(wanted, packet.pts)  # What comes after the last is kept.
+                is_wanted = at == len(wanted) or wanted[at] == packet.pts
+                decoder.skip_frame = "DEFAULT" if is_wanted else "NONREF"  # for this packet alone
             frames += decoder.decode(packet)
         except (av.EOFError, StopIteration):
             return

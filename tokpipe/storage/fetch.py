@@ -60,6 +60,7 @@ class LocalVideo:
     def close(self) -> None:
         """Free the space of a copy."""
         if self.copy is not None:
+            os.ftruncate(self.copy, 0)  # A decoder may still have it open.
             os.close(self.copy)
             self.copy = None
 
