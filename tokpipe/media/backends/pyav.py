@@ -12,6 +12,7 @@ from tokpipe.errors import SourceError
 from tokpipe.media.backends import Task
 from tokpipe.media.container import damaged, open_video
 from tokpipe.media.framing import Painter
+from tokpipe.media.partial import PartialPath, fetch_span
 from tokpipe.media.timeline import decode_frames
 
 
@@ -25,9 +26,16 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
     Every frame is checked against the timeline. The same file always stops at the same frame."""
     keys, pts = task.timeline.key_frames, task.timeline.pts
     if pts is not None and len(keys := keys[keys[:, 0] <= pts[task.wanted[0]]]) > 1:
+        entry = keys[-1].tolist()
+        if isinstance(task.path, PartialPath):  # then errors are decided by the whole file
+            num_errors, _ = av.logging.get_last_error()
+            _decode_from(entry, task, out)
+            if av.logging.get_last_error()[0] != num_errors:
+                raise SourceError("corrupt", "FFmpeg reported an error")
+            return None
         # Not every key frame is a clean start, so an error is decided from the beginning.
         with contextlib.suppress(SourceError):
-            return _decode_from(keys[-1].tolist(), task, out)
+            return _decode_from(entry, task, out)
     return _decode_from(None, task, out)
 
 
@@ -40,10 +48,14 @@ def _decode_from(entry: list[int] | None, task: Task, out: NDArray[np.uint8]) ->
     with open_video(task.path, task.file_name) as (container, stream):
         index = 0
         frames = decode_frames(container, stream)
+        if timeline.pts is not None:
+            fetch_span(task.path, container, stream, entry, timeline.pts[wanted[-1]])
         if entry is not None:
             assert timeline.pts is not None
             pts, dts = entry
-            container.seek(dts, stream=stream, backward=True)
+            # In MP4, where FFmpeg expects a PTS, the DTS may lead one key frame too far back.
+            at = pts if isinstance(task.path, PartialPath) else dts
+            container.seek(at, stream=stream, backward=True)
             index = bisect_left(timeline.pts, pts)
             frames = (frame for frame in frames if frame.pts is None or frame.pts >= pts)
         try:
