@@ -208,7 +208,7 @@ def test_everything_else_is_fetched_whole(
     monkeypatch.setattr(DecodeStage, "_first", lambda *_: None)
     stage._tried(
         item("memory://partial/index-first.mp4", changes.get("start_s", 8.0)), lambda *_, **__: None
-    )  # type: ignore[arg-type, return-value]
+    )
     assert stage.fetched_bytes == (folder / "index-first.mp4").stat().st_size
     stage.close()
 

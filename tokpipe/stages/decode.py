@@ -188,8 +188,8 @@ class DecodeStage:
         planned = None if item.follows else item.version
         if member is None:
             # Other decoders need whole files, and so do outputs that are reused by their hash.
-            is_whole = item.media != VIDEO or self.decode.backends != ("pyav",) or self.reuses
-            is_whole = is_whole or item.start_s is item.end_s is None
+            is_whole = item.media != VIDEO or self.decode.backends != ("pyav",)
+            is_whole |= bool(self.reuses) or item.start_s is item.end_s is None
             return get(None, version=planned, count=None if is_whole else self._count)
         if member.column is not None:
             return self._embedded.copy(member, max_bytes, planned)
