@@ -1,5 +1,7 @@
 """Of a large remote video only the index and the spans that are used are fetched."""
 
+import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from tokpipe.errors import NodeTrouble, StorageError
 from tokpipe.stages.decode import DecodeStage
 from tokpipe.storage import Store, fetch
 from tokpipe.storage.client import Client
+from tokpipe.storage.ranged import RangedFile
 from tokpipe.types import Cut, DecodedClip, Rejected, WorkItem
 
 NUM_FRAMES = 300  # 12 s
@@ -154,6 +157,7 @@ def outcome(stage: DecodeStage, *items: WorkItem) -> list[Any]:
 
 @pytest.mark.parametrize("name", [*INDEXED, *OTHERS])
 @given(spans=st.lists(SPANS, min_size=1, max_size=4))
+@example(spans=[(6.69, 6.73)])
 @example(spans=[(6.0, 6.5), (0.0, 1.0), (11.5, 20.0), (15.0, 16.0), (0.0, 12.0)])
 @settings(max_examples=3, deadline=None, suppress_health_check=[*HealthCheck])
 def test_spans_are_the_same_from_parts_as_from_the_whole_file(
@@ -249,3 +253,46 @@ def test_trouble_of_the_store_or_the_disk_rejects_nothing(
                 stage.process([item(uri, 9.0, 10.0)])
     assert outcome(stage, item(uri, 9.0, 10.0)) == whole
     stage.close()
+
+
+def test_frames_beyond_4_gib_are_found(folder: Path, tmp_path: Path) -> None:
+    """The hole costs nothing, neither here nor in the copy."""
+    path, gap = tmp_path / "far.mp4", 5 * 2**30
+    _move_frames(folder / "no-b-frames.mov", path, gap)
+    counts: list[int] = []
+    size = path.stat().st_size
+    with fetch.new_copy(".mp4") as (video, file):
+        file.truncate(size)
+    stage = new_stage()
+    with path.open("rb") as stored:
+        ranged = RangedFile(size, lambda a, b: os.pread(stored.fileno(), b - a, a))
+        video.parts = fetch.Parts("far", ranged, lambda count, _: counts.append(count))
+        found, known = (
+            stage._decoder.decode(one, start_s=8.0, end_s=8.5)
+            for one in (video, folder / "no-b-frames.mov")
+        )
+    assert np.array_equal(found.frames, known.frames)
+    assert np.array_equal(found.pts_s, known.pts_s)
+    assert sum(counts) < 2**20 < size
+    stage.close()
+    video.close()
+
+
+def _move_frames(source: Path, target: Path, gap: int) -> None:
+    """Insert a box of ``gap`` bytes before the frames, whose places then take 64 bits."""
+    data = bytearray(source.read_bytes())
+    at = data.index(b"moov")
+    head = data.index(b"mdat") - 4
+    place = data.index(b"stco", at)
+    count = int.from_bytes(data[place + 8 : place + 12], "big")
+    places = struct.unpack_from(f">{count}I", data, place + 12)
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stco"):
+        at = data.index(name, at)
+        length = int.from_bytes(data[at - 4 : at], "big")
+        data[at - 4 : at] = (length + 4 * count).to_bytes(4, "big")
+    moved = struct.pack(f">{count}Q", *(one + gap for one in places))
+    data[place : place + 12 + 4 * count] = b"co64" + data[place + 4 : place + 12] + moved
+    with target.open("wb") as file:
+        file.write(data[:head] + struct.pack(">I4sQ", 1, b"free", gap))
+        file.seek(head + gap)
+        file.write(data[head:])

@@ -83,17 +83,12 @@ def use_index(path: Path, stream: Any, packets: Any) -> None:
         packets.is_key = [one.is_keyframe for one in entries]
 
 
-def fetch_span(path: Path, container: Any, stream: Any, entry: list[int] | None, last: int) -> None:
-    """Fetch at once what is decoded from ``entry`` to the frame shown at ``last``. ``entry`` is the
-    (PTS, DTS) of a packet, which must be a key frame also by its contents; None is the first."""
+def fetch_span(path: Path, stream: Any, entry: list[int] | None, last: int) -> None:
+    """Fetch at once what is decoded from ``entry``, (PTS, DTS) of a key frame, or the beginning, up
+    to the frame shown at ``last``."""
     if isinstance(path, PartialPath):
         start = entry[1] if entry else stream.index_entries[0].timestamp
         # No packet is decoded later than it is shown.
         needed = [one for one in stream.index_entries if start <= one.timestamp <= last]
         ends = [one.pos + one.size for one in needed]
         path.ask(min((one.pos for one in needed), default=0), max(ends, default=0))
-        if entry:
-            container.seek(entry[0], stream=stream, backward=True)
-            packet = next(container.demux(stream))
-            if [packet.pts, packet.dts] != entry or not packet.is_keyframe:
-                raise SourceError("corrupt", "a key frame in the index is not one")

@@ -27,20 +27,24 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
     keys, pts = task.timeline.key_frames, task.timeline.pts
     if pts is not None and len(keys := keys[keys[:, 0] <= pts[task.wanted[0]]]) > 1:
         entry = keys[-1].tolist()
-        if isinstance(task.path, PartialPath):  # then errors are decided by the whole file
+        # Not every key frame is a clean start, so an error is decided from an earlier one, and
+        # then from the beginning; but by the whole file if it is not here.
+        with contextlib.suppress(*[SourceError] * (not isinstance(task.path, PartialPath))):
             num_errors, _ = av.logging.get_last_error()
-            _decode_from(entry, task, out)
-            if av.logging.get_last_error()[0] != num_errors:
-                raise SourceError("corrupt", "FFmpeg reported an error")
-            return None
-        # Not every key frame is a clean start, so an error is decided from the beginning.
+            _decode_from(entry, task, out, is_exact=True)
+            if av.logging.get_last_error()[0] == num_errors:
+                return None
+            raise SourceError("corrupt", "FFmpeg reported an error")
         with contextlib.suppress(SourceError):
             return _decode_from(entry, task, out)
     return _decode_from(None, task, out)
 
 
-def _decode_from(entry: list[int] | None, task: Task, out: NDArray[np.uint8]) -> None:
-    """``entry``: PTS and DTS of the key frame to begin with; None for the beginning."""
+def _decode_from(
+    entry: list[int] | None, task: Task, out: NDArray[np.uint8], *, is_exact: bool = False
+) -> None:
+    """``entry``: PTS and DTS of the key frame to begin with; None for the beginning. In MP4 the
+    one before it leads there, unless ``is_exact``."""
     painter = Painter(task.framing)
     task.painted.clear()
     task.num_written = 0
@@ -49,16 +53,20 @@ def _decode_from(entry: list[int] | None, task: Task, out: NDArray[np.uint8]) ->
         index = 0
         frames = decode_frames(container, stream)
         if timeline.pts is not None:
-            fetch_span(task.path, container, stream, entry, timeline.pts[wanted[-1]])
-        if entry is not None:
-            assert timeline.pts is not None
-            pts, dts = entry
-            # In MP4, where FFmpeg expects a PTS, the DTS may lead one key frame too far back.
-            at = pts if isinstance(task.path, PartialPath) else dts
-            container.seek(at, stream=stream, backward=True)
-            index = bisect_left(timeline.pts, pts)
-            frames = (frame for frame in frames if frame.pts is None or frame.pts >= pts)
+            fetch_span(task.path, stream, entry, timeline.pts[wanted[-1]])
         try:
+            if entry is not None:
+                assert timeline.pts is not None
+                pts, dts = entry
+                if is_exact:
+                    container.seek(pts, stream=stream, backward=True)
+                    packet = next(container.demux(stream), None)
+                    now = packet and [packet.pts, packet.dts, packet.is_keyframe]
+                    if now != [*entry, True]:
+                        raise SourceError("corrupt", "seeking does not lead to the key frame")
+                container.seek(pts if is_exact else dts, stream=stream, backward=True)
+                index = bisect_left(timeline.pts, pts)
+                frames = (frame for frame in frames if frame.pts is None or frame.pts >= pts)
             for frame in frames:
                 _check_place(frame, index, timeline.pts)
                 first = task.num_written
