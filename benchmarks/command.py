@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, str] = {
     "encoder": "the encode path against eager float32, and against FLOPs and bandwidth",
     "decode": "frames per second of each decoder against ffmpeg, by codec and size",
     "spans": "few frames of H.264 with B-frames, and spans, against ffmpeg decoding all",
+    "ranged": "bytes fetched of long videos in a store for a few spans, and for many",
     "pipeline": "a whole job against its slowest stage alone; how busy the accelerator is",
     "control": "clips per second of dispatcher and Ray with stages that do nothing",
     "plan": "10 million clips planned from Parquet: seconds and memory",

@@ -29,8 +29,9 @@ from tokpipe.media.backends import Task, load_backend, versions_of
 from tokpipe.media.container import check_regular_file, kept_open
 from tokpipe.media.framing import Framing
 from tokpipe.media.geometry import nearest_size
+from tokpipe.media.partial import PartialPath
 from tokpipe.media.timeline import Selection, Timeline, read_timeline
-from tokpipe.types import Cut, Media
+from tokpipe.types import VIDEO, Cut, Media
 
 _F_SETSIG = 10  # from Linux's <fcntl.h>; Python's fcntl module lacks it
 _MAX_TIMELINES = 4  # The timeline of a three-hour video takes about 20 MB
@@ -62,7 +63,7 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
                 os.lseek(2, 0, os.SEEK_SET)
                 if fetched is not None:  # a file without a name on disk
                     request["path"] = f"/proc/self/fd/{fetched}"
-                _answer(channel, request, memory)
+                _answer_partly(channel, request, memory)
             except ConnectionError:
                 raise
             except (SourceError, MemoryError) as error:
@@ -75,14 +76,31 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
                     os.close(fetched)
 
 
+def _answer_partly(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
+    """Answer from the parts of a file that are needed; if anything is unusual, from all of it."""
+    if request["is_partial"]:
+        path = PartialPath(request["path"])
+        path.channel = channel
+        if Media(*request["media"]) == VIDEO and path.is_indexed():
+            try:
+                _answer(channel, {**request, "path": path, "salvage": False}, memory)
+                return
+            except SourceError as error:
+                if error.reason == "too_short":
+                    raise
+        path.ask(0, path.stat().st_size)
+    _answer(channel, {**request, "path": Path(request["path"])}, memory)
+
+
 def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
     """Send ``trying`` before a backend decodes, then ``done``; or raise why there are no frames.
 
     ``memory``, sent with ``done``, has the times, then the frames, or their end (``only_probe``).
     """
-    path, file_name = Path(request["path"]), request["file_name"]
+    path, file_name = request["path"], request["file_name"]
     asked = file_name, request["salvage"], Media(*request["media"])
-    timeline = _timeline(path, *asked, check_regular_file(path))
+    version = *check_regular_file(path), isinstance(path, PartialPath)
+    timeline = _timeline(path, *asked, version)
     selection = _select(timeline, request)
     framing = _framing(timeline, request)
     if request["only_probe"]:

@@ -4,6 +4,7 @@ import logging
 import mmap
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -153,13 +154,14 @@ class VideoDecoder:
             file = LocalVideo(file.absolute())
         path, names = file.path, {"path": os.fspath(file.path), "file_name": file.file_name}
         request = {**self._settings, **asked, **names, "media": media}
+        request["is_partial"] = file.parts is not None and 0 in file.parts.has
         if media != VIDEO and not self._has_pictures:
             self.close()  # The next child loads Pillow as well
             self._has_pictures = True
         backends, outside_kills = list(self._backends), 0
         while True:
             try:
-                answer = self._attempt({**request, "backend": backends[0]}, file.copy)
+                answer = self._attempt({**request, "backend": backends[0]}, file)
             except SourceError as error:
                 # Final: what is found before a backend is tried, and the answer of the last one.
                 if error.backend not in backends[:-1]:
@@ -179,21 +181,25 @@ class VideoDecoder:
                 )
 
     def _attempt(
-        self, request: dict[str, Any], copy: int | None
+        self, request: dict[str, Any], file: LocalVideo
     ) -> tuple[dict[str, Any], int] | None:
         """Return a child's answer; None if it was killed from outside, or before it saw the clip.
-
-        ``copy`` is a descriptor to read in place of the path.
-        """
+        Meanwhile, fetch what it needs of ``file``."""
         child = self.start()
         tried: dict[str, Any] | None = None  # The backend, and the number of segments
         deadline_s = self._config.deadline_s
         try:
-            wire.send(child.channel, request, copy)
-            answer, fd = wire.receive(child.channel, deadline_s)
-            while "trying" in answer:
-                tried = answer["trying"]
-                answer, fd = wire.receive(child.channel, deadline_s)
+            wire.send(child.channel, request, file.copy)
+            answer, fd = wire.receive(child.channel, left_s := deadline_s)
+            while "trying" in answer or "needs" in answer:
+                if "trying" in answer:
+                    tried, left_s = answer["trying"], deadline_s
+                elif file.parts and file.copy is not None:  # fetching takes none of the time
+                    filled = file.parts.fill(file.copy, *answer["needs"])
+                    wire.send(child.channel, {"has": filled})
+                started = time.monotonic()
+                answer, fd = wire.receive(child.channel, left_s)
+                left_s = max(left_s - (time.monotonic() - started), 1e-3)
         except TimeoutError:
             self.close()
             message = f"decoding took longer than decode.deadline_s = {deadline_s:g} s"

@@ -27,6 +27,7 @@ from tokpipe.media.container import (
     read_description,
 )
 from tokpipe.media.geometry import Crop, Orientation, orientation_of
+from tokpipe.media.partial import list_only, use_index
 from tokpipe.types import Cut
 
 # Containers that store a presentation time per frame, and codecs in which a packet is one shown
@@ -150,6 +151,7 @@ def read_timeline(path: Path, file_name: str = "", *, salvage: bool = False) -> 
             damage = damage or SourceError("truncated", where)
         if damage is not None and not salvage:
             raise damage
+        use_index(path, stream, packets)
         codec = stream.codec_context.codec.canonical_name
         parts: list[Any] = np.split(packets, 1 + np.flatnonzero(packets.is_restart[1:]))
         trusted = name in _TIMED_FORMATS and codec in _PLAIN_CODECS and all(map(_are_frames, parts))
@@ -274,6 +276,8 @@ def _read_packets(path: Path, container: Any, stream: Any) -> tuple[Any, Any, So
                 # A stream may start in the middle. That no frame follows is found later.
                 with contextlib.suppress(av.FFmpegError):
                     first = next((one for one in packet.decode() if not one.is_corrupt), None)
+                if first is not None:
+                    list_only(path, stream)
     except av.FFmpegError as error:
         damage = damaged(f"the file cannot be read past video packet {len(rows)}", error)
         damage.__cause__ = error

@@ -19,6 +19,7 @@ from tokpipe.storage.client import ALLOWED, split_protocol
 from tokpipe.storage.fetch import LocalVideo, check_folders, check_readable, fetch_to_file
 from tokpipe.telemetry.redact import redact
 from tokpipe.types import (
+    VIDEO,
     ArchiveMember,
     ClipRef,
     Cut,
@@ -141,8 +142,10 @@ class DecodeStage:
             video = self._fetch(item)
             try:
                 return call(video, start_s=item.start_s, end_s=item.end_s, media=item.media)
-            except (SourceError, RuntimeError):
+            except (SourceError, RuntimeError) as error:
                 check_readable(video.path)  # the fault may be that of a disk or a mount
+                if video.parts and getattr(error, "reason", None) == "changed":
+                    self._held.popitem()[1].close()  # the next item takes what is there now
                 raise
         except SourceError as fault:
             if fault.reason == "missing":
@@ -170,9 +173,13 @@ class DecodeStage:
             ALLOWED.reset(unlimited)
             self.fetched_s += time.monotonic() - started
         self._held[source] = held
-        if is_new:
+        if is_new and held.parts is None:
             self.fetched_bytes += held.path.stat().st_size
         return held
+
+    def _count(self, num_bytes: int, seconds: float) -> None:
+        self.fetched_bytes += num_bytes
+        self.fetched_s += seconds
 
     def _get(self, item: WorkItem) -> LocalVideo:
         """Fetch an item's source, or what has its name now if the item follows that."""
@@ -180,7 +187,10 @@ class DecodeStage:
         get = partial(fetch_to_file, uri, options=self.storage, max_bytes=max_bytes)
         planned = None if item.follows else item.version
         if member is None:
-            return get(None, version=planned)
+            # Other decoders need whole files, and so do outputs that are reused by their hash.
+            is_whole = item.media != VIDEO or self.decode.backends != ("pyav",)
+            is_whole |= bool(self.reuses) or item.start_s is item.end_s is None
+            return get(None, version=planned, count=None if is_whole else self._count)
         if member.column is not None:
             return self._embedded.copy(member, max_bytes, planned)
         try:

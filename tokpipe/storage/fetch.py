@@ -8,8 +8,9 @@ import re
 import socket
 import stat
 import tempfile
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -28,14 +29,43 @@ from tokpipe.errors import (
 )
 from tokpipe.identity import MEMBER_VERSION_BYTES, TAR_BLOCK, version_of
 from tokpipe.storage.client import Client, client_of, split_protocol
-from tokpipe.storage.ranged import ranged_file
+from tokpipe.storage.ranged import RangedFile, ranged_file
 from tokpipe.storage.trouble import Trouble, classify
 from tokpipe.types import ArchiveMember
 
 PIECE_BYTES = 16 * 2**20  # Bytes that are read, and held in memory, at a time
+MIN_PARTIAL_BYTES = 64 * 2**20  # Of smaller videos, a few more calls take longer than all bytes
+_BLOCK_BYTES = 2**16
 
 _REASONS = {Changed: "changed", NotFound: "missing", AccessDenied: "access_denied"}
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}$")
+
+
+class Parts:
+    """The blocks of a stored video that a copy has. ``count(bytes, seconds)`` is told of others."""
+
+    def __init__(self, source: str, file: RangedFile, count: Callable[[int, float], None]) -> None:
+        self._source, self._file, self._count = source, file, count
+        self.has = bytearray(-(-file.size // _BLOCK_BYTES))  # By block: 1 or 0
+
+    def fill(self, copy: int, start: int, end: int) -> tuple[int, int]:
+        """Fetch what a copy lacks of a range, or raise as ``fetch_to_file`` does; return the range
+        around ``start`` that it has now."""
+        first, last = start // _BLOCK_BYTES, min(-(-end // _BLOCK_BYTES), len(self.has))
+        with source_errors(self._source), _node_trouble():
+            while (at := self.has.find(0, first, last)) >= 0:
+                stop = self.has.find(1, at, last) % (last + 1)
+                stop, started = min(stop, at + PIECE_BYTES // _BLOCK_BYTES), time.monotonic()
+                self._file.seek(at * _BLOCK_BYTES)
+                data = self._file.read((stop - at) * _BLOCK_BYTES)
+                with open(copy, "r+b", closefd=False) as file:
+                    file.seek(at * _BLOCK_BYTES)
+                    file.write(data)
+                self.has[at:stop] = b"\1" * (stop - at)
+                self._count(len(data), time.monotonic() - started)
+            os.utime(copy, ns=(0, 0))  # it remains the same version
+        stop = self.has.find(0, first) % (len(self.has) + 1)
+        return (self.has.rfind(0, 0, first) + 1) * _BLOCK_BYTES, stop * _BLOCK_BYTES
 
 
 @dataclass(slots=True)
@@ -47,10 +77,13 @@ class LocalVideo:
     version: int | None = None
     copy: int | None = None  # The descriptor of a copy
     file_name: str = ""  # Of a copy: another one each time, with the video's extension
+    parts: Parts | None = None  # Of a copy that is filled as it is read
 
     @property
     def sha256(self) -> str:
-        """Of its bytes as they are now, in hex; empty if they cannot be read."""
+        """Of its bytes as they are now, in hex; empty if not all were fetched, or can be read."""
+        if self.parts is not None:
+            return ""
         with contextlib.suppress(OSError):  # decoders find out whose fault it is
             now = self.path.stat()
             state = self.file_name, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
@@ -75,10 +108,12 @@ def fetch_to_file(
     options: StoreOptions,
     max_bytes: int,
     version: int | None = None,
+    count: Callable[[int, float], None] | None = None,
 ) -> LocalVideo:
     """Return a local file with the video ``uri``: itself, or a copy in ``TMPDIR``. Raises
     ``SourceError`` for what is the fault of this video, also if it is another ``version``, and
-    other errors for what is the fault of the store or of this node."""
+    other errors for what is the fault of the store or of this node. With ``count``,
+    as in ``Parts``, the copy of a large object is empty, and ``VideoDecoder`` fills it."""
     protocol, path = split_protocol(uri)
     if member is None and protocol == "file":
         found = _local_version(Path(path), max_bytes)
@@ -101,6 +136,10 @@ def fetch_to_file(
             _copy_stream(client, source, file, max_bytes)
             return video
         stored = ranged_file(client, source, info)
+        if count and member is None and info.version and size > MIN_PARTIAL_BYTES:
+            file.truncate(size)
+            video.parts = Parts(source, stored, count)
+            return video
         if start + size > stored.size:
             what = f"{source}: ends at byte {stored.size}, but its member at byte {start + size}"
             # A member of a known version was whole when it was planned.

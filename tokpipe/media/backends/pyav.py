@@ -13,6 +13,7 @@ from tokpipe.errors import SourceError
 from tokpipe.media.backends import Task
 from tokpipe.media.container import check_regular_file, damaged, kept_open, open_video
 from tokpipe.media.framing import Painter
+from tokpipe.media.partial import PartialPath, fetch_span
 from tokpipe.media.timeline import Timeline, decode_frames
 
 _Entry = tuple[int, int]  # PTS and DTS of a key frame
@@ -32,13 +33,15 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
     all are decoded: from the key frame before the first wanted one, and then, since not every key
     frame is a clean start, from the beginning. So the same file always stops at the same frame.
     The video stays open. The next request goes on from there if it would get there in any case.
+    Of a copy with holes, an error is final: all of it is fetched then, and decides.
     """
-    version = *check_regular_file(task.path), task.file_name
+    is_partial = isinstance(task.path, PartialPath)
+    version = *check_regular_file(task.path), task.file_name, is_partial
     first, entry = int(task.wanted[0]), _entry(task.timeline, int(task.wanted[0]))
     if version in _kept and _kept[version].entry == entry and _kept[version].index <= first:
         with contextlib.suppress(SourceError):
             return _paint_sparse(version, task, out)
-    with contextlib.suppress(SourceError):
+    with contextlib.suppress(*[SourceError] * (not is_partial)):
         opened = kept_open.enter_context(open_video(task.path, task.file_name))
         kept_open.callback(_kept.clear)
         _kept[version] = _Video(opened, task, entry, sparse=True)
@@ -57,17 +60,19 @@ class _Video:
         (self._container, self._stream), self._sparse = opened, sparse
         self._wanted: list[int] = []  # PTS, if others can be left out
         self._num_errors, self.log = av.logging.get_last_error()[0], []  # type: int, list[Any]
-        self.want(task)
+        self.want(task, entry)
         self._start(entry)
 
-    def want(self, task: Task) -> None:
-        """Take the frames to come from ``task``."""
+    def want(self, task: Task, entry: _Entry | None) -> None:
+        """Take the frames to come, which are decoded from ``entry``, from ``task``."""
         self._timeline, self._pts = task.timeline, task.timeline.pts or ()
         self._is_whole = task.wanted[-1] < len(set(task.wanted))
         # Packets must be frames. VP9's frames may change how later ones are decoded though none
         # refers to them, and FFmpeg tells AV1's apart only for a whole stream.
         if self._sparse and task.timeline.from_packets and task.timeline.codec in ("h264", "hevc"):
             self._wanted[:] = sorted({self._pts[index] for index in task.wanted})
+        if self._pts:
+            fetch_span(task.path, self._stream, entry, self._pts[task.wanted[-1]])
 
     def _start(self, entry: _Entry | None) -> None:
         self.entry, self.index = entry, 0  # where decoding begins, and the next frame
@@ -122,7 +127,7 @@ def _entry(timeline: Timeline, index: int) -> _Entry | None:
 
 def _paint_sparse(version: tuple[object, ...], task: Task, out: NDArray[np.uint8]) -> None:
     video = _kept.pop(version)  # not used again if anything goes wrong
-    video.want(task)
+    video.want(task, video.entry)
     with contextlib.ExitStack() as after, av.logging.Capture() as video.log:
         after.callback(av.logging.set_level, av.logging.get_level())
         av.logging.set_level(av.logging.DEBUG)  # H.264 lacks a frame that said nobody needs it
