@@ -280,7 +280,7 @@ def test_only_what_the_author_of_a_job_wrote_is_requested_wherever_it_is(
     assert item.allowed == allowed
     seen: list[WorkItem] = []
     both: Any = object.__new__(SideBySide)  # without its tokenizer and its decoding process
-    both._sources = SimpleNamespace(items=lambda _: [item]), SimpleNamespace(process=seen.extend)
+    both._opened = SimpleNamespace(items=lambda _: [item]), SimpleNamespace(process=seen.extend)
     clip: Any = SimpleNamespace(plan_row=0, segment=0, num_segments=1)
     for is_own in (False, True):
         both._output = SimpleNamespace(trust=SimpleNamespace(sources=is_own))

@@ -157,8 +157,8 @@ class Fleet:
             actor.head_since = self._out.now
         actor.leases[flight.attempt] = self.attempts[flight.attempt] = flight
         self.num_leased[actor.stage] += 1
-        if lease.stage == "decode":
-            actor.source_uri = lease.items[-1].source_uri
+        if lease.stage == "decode" and lease.clips:
+            actor.source_uri = lease.clips[-1].item.source_uri
         self._shelve(actor_id, takes_more=not alone)
         self._out.emit(flight)
 
