@@ -40,22 +40,27 @@ def cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def has_spans(rows: pa.Table) -> bool:
-    return any(rows.column(name).null_count < rows.num_rows for name in ("start_s", "end_s"))
+def videos_of(rows: pa.Table) -> _Hashes:
+    """Return a hash per row of its source's URI; nothing if no row is a span of its source."""
+    if all(rows.column(name).null_count == rows.num_rows for name in ("start_s", "end_s")):
+        return np.empty(0, np.uint64)
+    return _hash_videos(rows)
 
 
-def hash_videos(rows: pa.Table) -> _Hashes:
-    """Return a hash per row of its source's URI."""
+def _hash_videos(rows: pa.Table) -> _Hashes:
     uris = rows.column("source_uri").cast(pa.binary()).to_pylist()
     packed = b"".join(hashlib.blake2b(uri, digest_size=8).digest() for uri in uris)
     return np.frombuffer(packed, "<u8")
 
 
-def order_by_video(rows: pa.Table) -> NDArray[np.int64]:
-    """Return the rows' positions by where their source first appears, then by their start."""
-    if not has_spans(rows):
+def order_by_video(rows: pa.Table, videos: _Hashes) -> NDArray[np.int64]:
+    """Return the rows' positions by where their source first appears, then by their start.
+
+    ``videos``: what ``videos_of`` returns.
+    """
+    if not len(videos):
         return np.arange(rows.num_rows)
-    _, firsts, inverse = np.unique(hash_videos(rows), return_index=True, return_inverse=True)
+    _, firsts, inverse = np.unique(videos, return_index=True, return_inverse=True)
     starts = rows.column("start_s").fill_null(0.0).to_numpy()
     return np.lexsort((starts, firsts[inverse]))
 
@@ -82,11 +87,12 @@ def together(store: Store, parts: Sequence[PlanPart]) -> Iterator[pa.Table]:
             rows = read_part(store, part)
             for path in paths[len(writers) :]:
                 writers.append(stack.enter_context(pa.ipc.new_stream(path, rows.schema)))
-            hashes = hash_videos(rows)
+            hashes = _hash_videos(rows)
             for number, writer in enumerate(writers):
                 writer.write_table(rows.filter(pa.array(hashes % num_files == number)))
         stack.close()
         for path in paths:
             with pa.ipc.open_stream(path) as reader:
                 rows = reader.read_all()
-            yield from cut(iter(rows.take(pa.array(order_by_video(rows))).to_batches()))
+            order = order_by_video(rows, videos_of(rows))
+            yield from cut(iter(rows.take(pa.array(order)).to_batches()))

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
 from tokpipe.identity import row_digests
-from tokpipe.plan.parts import cut, do_recur, has_spans, hash_videos, order_by_video, together
+from tokpipe.plan.parts import cut, do_recur, order_by_video, together, videos_of
 from tokpipe.plan.stored import (
     OWN_COLUMNS,
     ROW_ID,
@@ -40,14 +39,20 @@ class _Part:
     """A stored part, with what is needed only until the plan is complete."""
 
     def __init__(
-        self, store: Store, key: str, rows: pa.Table, source: int, hashes: _Hashes, numbers: Any
+        self,
+        store: Store,
+        key: str,
+        rows: pa.Table,
+        source: int,
+        hashes: _Hashes,
+        numbers: NDArray[np.int64],
+        videos: _Hashes,
     ) -> None:
         self.stored = store_part(store, key, rows, source)
         self.num_problems = num_problems(rows)
         self.hashes = hashes
         self.numbers = numbers  # Those of the rows in their source
-        may_recur = rows.filter(rows.column("problem").is_null()) if has_spans(rows) else rows[:0]
-        self.videos = hash_videos(may_recur)
+        self.videos = videos[rows.column("problem").is_null().to_numpy()[: len(videos)]]
 
 
 def num_problems(rows: pa.Table) -> int:
@@ -138,11 +143,12 @@ def _store_all(
 
     def put(number: int, source: int, table: pa.Table, first: int) -> _Part:
         table, hashes = with_row_ids(job.dataset, table)
-        own = order_by_video(table)
+        videos = videos_of(table)
+        own = order_by_video(table, videos)
         if job.part:
             own = own[hashes[own] % job.part.of == job.part.index]
         rows = table.take(pa.array(own)), source, hashes[own], first + own
-        return _Part(store, f"{prefix}{number:05d}.parquet", *rows)
+        return _Part(store, f"{prefix}{number:05d}.parquet", *rows, videos[own[: len(videos)]])
 
     futures, num_read = list[Future[_Part]](), 0
     with ThreadPoolExecutor(_WRITERS) as pool:
@@ -202,8 +208,8 @@ def _without_rows(store: Store, parts: Sequence[_Part], dropped: Collection[int]
             kept.append(part)
         else:
             table = read_part(store, part.stored).filter(pa.array(keep))
-            rest = table, part.stored.source, part.hashes[keep], np.array(part.numbers)[keep]
-            kept.append(_Part(store, part.stored.key, *rest))
+            rest = table, part.stored.source, part.hashes[keep], part.numbers[keep]
+            kept.append(_Part(store, part.stored.key, *rest, videos_of(table)))
     return kept
 
 
