@@ -38,14 +38,16 @@ def decode(task: Task, out: NDArray[np.uint8]) -> None:
     is_partial = isinstance(task.path, PartialPath)
     version = *check_regular_file(task.path), task.file_name, is_partial
     first, entry = int(task.wanted[0]), _entry(task.timeline, int(task.wanted[0]))
-    if version in _kept and _kept[version].entry == entry and _kept[version].index <= first:
+    kept = _kept.pop(version, None)  # not used again if anything goes wrong
+    if kept and kept.entry == entry and kept.index <= first:
         with contextlib.suppress(SourceError):
-            return _paint_sparse(version, task, out)
+            kept.want(task, entry)
+            return _paint_sparse(version, kept, task, out)
     with contextlib.suppress(*[SourceError] * (not is_partial)):
         opened = kept_open.enter_context(open_video(task.path, task.file_name))
         kept_open.callback(_kept.clear)
-        _kept[version] = _Video(opened, task, entry, sparse=True)
-        return _paint_sparse(version, task, out)
+        video = _Video(opened, task, entry, sparse=True)
+        return _paint_sparse(version, video, task, out)
     if entry is not None:
         with contextlib.suppress(SourceError), open_video(task.path, task.file_name) as opened:
             return _paint(_Video(opened, task, entry), task, out)
@@ -125,9 +127,9 @@ def _entry(timeline: Timeline, index: int) -> _Entry | None:
     return (int(keys[at, 0]), int(keys[at, 1])) if at > 0 else None
 
 
-def _paint_sparse(version: tuple[object, ...], task: Task, out: NDArray[np.uint8]) -> None:
-    video = _kept.pop(version)  # not used again if anything goes wrong
-    video.want(task, video.entry)
+def _paint_sparse(
+    version: tuple[object, ...], video: _Video, task: Task, out: NDArray[np.uint8]
+) -> None:
     with contextlib.ExitStack() as after, av.logging.Capture() as video.log:
         after.callback(av.logging.set_level, av.logging.get_level())
         av.logging.set_level(av.logging.DEBUG)  # H.264 lacks a frame that said nobody needs it
