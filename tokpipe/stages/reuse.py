@@ -1,7 +1,7 @@
 """Clips that other outputs have: found by the bytes of their sources, whatever the names."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -47,8 +47,8 @@ def reused_outputs(
             raise ConfigError(f"reuse: {uri} is the job's own output: remove it from the list")
         settled = output.record.settled(job)
         same = {"weights_hash": old["weights"], "decoders": old["decode"]["libraries"]}
-        new = settings or fingerprint_settings(settled, device=settled.encode.device, **same)
-        new = new if settings else {**new, "libraries": old["libraries"]}
+        loaded = fingerprint_settings(settled, device=settled.encode.device, **same)
+        new = settings or {**loaded, "libraries": old["libraries"]}
         changed = {text: effect_of(text) for text in differences(old, new, "->")}
         if others := [text for text, effect in changed.items() if EFFECTS[effect][0] is always]:
             what = f"{uri} has other codes than this job would make, because settings differ"
@@ -77,7 +77,7 @@ class ReusedOutput:
         columns = ["source_uri", "source_version"] if job.reuse_trusts_etags else []
         read = partial(output.side_table, columns=["source_sha256", *columns])
         tables = read_ahead(read, output.shards, _SHARDS_AHEAD)
-        self._index = ClipIndex([*_contents(table.to_pylist())] for table in tables)
+        self._index = ClipIndex(_contents(*(c.to_pylist() for c in one.columns)) for one in tables)
 
     def find(self, item: WorkItem, sha256: str, probe: Callable[[], Probe]) -> EncodedClip | None:
         """Return an item's clip, under its name there, if its source has this SHA-256.
@@ -152,12 +152,12 @@ class ReusedOutput:
         ]
 
 
-def _contents(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """What identifies the bytes of each clip's source: its hash, and in S3 size and ETag."""
-    for record in records:
-        yield record["source_sha256"]
-        if record.get("source_version") and _is_on_s3(record["source_uri"]):
-            yield str(record["source_version"])
+def _contents(
+    hashes: Sequence[str], uris: Sequence[str] = (), versions: Sequence[int | None] = ()
+) -> list[str]:
+    """What identifies the bytes of clips' sources: hashes, and in S3 size and ETag."""
+    listed = zip(uris, versions, strict=True)
+    return [*hashes, *(str(version) for uri, version in listed if version and _is_on_s3(uri))]
 
 
 def _is_on_s3(uri: str) -> bool:
