@@ -20,9 +20,10 @@ def place_of(
         ConfigError: the folder is no such export of this output, or has tokens of another template.
         NotFound: there is no such token, or it stands for no code.
     """
+    clips = folder / "clips.jsonl"
     try:
         about = json.loads((folder / "metadata.json").read_text())
-        lines = (folder / "clips.jsonl").read_text().splitlines()
+        clips.stat()
     except (OSError, ValueError) as error:
         found = f"{folder} is not a finished export to memmap or megatron ({error})"
         raise ConfigError(f"{found}: name the folder that tokpipe export wrote") from error
@@ -35,16 +36,18 @@ def place_of(
         raise ConfigError(f"{found}: pass the template file of the export, and none without")
     unit = "image" if template is None else "token"
     size = math.prod(about.get(side, 1) for side in "hwc") if template is None else 1
-    for clip in map(json.loads, lines):
-        place = token - size * clip[f"first_{unit}"]
-        if place >= size * clip[f"num_{unit}s"]:
-            continue
-        if template:
-            made = output.clip(clip["clip_id"])
-            code = template.code_at(made.codes, values_of(output, made), place)
-            if code is None:
-                found = f"{folder}: token {token:,}, of clip {made.clip_id}"
-                raise NotFound(f"{found}, is text or a special token, not a code")
-            place = code
+    with clips.open() as lines:
+        listed = map(json.loads, lines)
+        ends = ((one, size * (one[f"first_{unit}"] + one[f"num_{unit}s"])) for one in listed)
+        clip = next((one for one, end in ends if token < end), None)
+    if clip is None:
+        raise NotFound(f"{folder} has no token {token:,}: count from 0, over all clips")
+    place = token - size * clip[f"first_{unit}"]
+    if template is None:
         return clip["clip_id"], place
-    raise NotFound(f"{folder} has no token {token:,}: count from 0, over all clips")
+    made = output.clip(clip["clip_id"])
+    code = template.code_at(made.codes, values_of(output, made), place)
+    if code is None:
+        found = f"{folder}: token {token:,}, of clip {made.clip_id}"
+        raise NotFound(f"{found}, is text or a special token, not a code")
+    return made.clip_id, code
