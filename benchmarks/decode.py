@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -205,6 +205,11 @@ def _by_ffmpeg(program: str, clip: Encoded, way: str) -> tuple[float, float]:
         *("-vf", scale if fps is None else f"fps={fps:g},{scale}"),
         *("-pix_fmt", "rgb24", "-f", "null", "-"),
     )
+    return seconds_of(command)
+
+
+def seconds_of(command: Sequence[str]) -> tuple[float, float]:
+    """Wall and CPU seconds of a command of ffmpeg's, as its ``-benchmark`` prints them."""
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = re.search(r"utime=([\d.]+)s stime=([\d.]+)s rtime=([\d.]+)s", done.stderr)
     assert found, done.stderr

@@ -12,8 +12,6 @@ which no other refers: the most that leaving out can bring if no such frame is w
 
 import os
 import random
-import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +22,7 @@ from typing import Any
 
 import av
 
-from benchmarks.decode import Contestant, ffmpeg_program, on_one_core
+from benchmarks.decode import Contestant, ffmpeg_program, on_one_core, seconds_of
 from benchmarks.encoded import SOURCE, pictures
 from benchmarks.figures import Figure, Result, Skipped
 from benchmarks.timing import Times, by_turns, ratio
@@ -188,11 +186,7 @@ def _by_ffmpeg(program: str, path: Path, fps: int) -> tuple[float, float]:
         *("-vf", f"fps={fps},scale={SIZE * 16 // 9}:{SIZE}:flags=bilinear"),
         *("-pix_fmt", "rgb24", "-f", "null", "-"),
     )
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = re.search(r"utime=([\d.]+)s stime=([\d.]+)s rtime=([\d.]+)s", done.stderr)
-    assert found, done.stderr
-    user, system, wall = map(float, found.groups())
-    return wall, user + system
+    return seconds_of(command)
 
 
 def _decoding_s(path: Path, skipped: str, rounds: int) -> Times:
