@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, str] = {
     "storage": "bits per code against the entropy of the codes",
     "reader": "codes per second against raw arrays, first and second epoch",
     "nodes": "bytes fetched and memory of 1, 2 and 8 nodes that read an epoch",
+    "startup": "imports, seconds to the first clip and memory by process, against an empty Ray job",
     "peers": "the same job by a DataLoader loop and by hand-written Ray Data",
 }
 """What each measures, by name."""

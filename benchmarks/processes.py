@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -62,22 +63,41 @@ def resident_mb() -> float:
 
 def cpu_seconds() -> float:
     """CPU seconds of this process and of its descendants that still run."""
-    parents: dict[int, int] = {}
-    seconds: dict[int, float] = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            status = (folder / "stat").read_text()
-        except OSError:
-            continue  # it has ended
-        fields = status[status.rindex(")") + 2 :].split()
-        parents[int(folder.name)] = int(fields[1])
-        seconds[int(folder.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    ticks = os.sysconf("SC_CLK_TCK")
+    family = [os.getpid(), *descendants()]
+    return sum(sum(map(int, stat[11:13])) / ticks for one in family if (stat := _stat(one)))
+
+
+def descendants() -> list[int]:
+    """Ids of the processes that this one started, directly or not, and that still run."""
+    numbers = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+    parents = {one: int(stat[1]) for one in numbers if (stat := _stat(one))}
     family = {os.getpid()}
     while children := {one for one, parent in parents.items() if parent in family} - family:
         family |= children
-    return sum(seconds.get(one, 0.0) for one in family)
+    return sorted(family - {os.getpid()})
+
+
+def memory_mb(process: int) -> dict[str, float]:
+    """Resident memory: ``rss`` counts pages that processes share in each of them, ``pss`` a part of
+    them in each, so that it adds up, and ``uss`` only pages that are not shared."""
+    kib: Counter[str] = Counter()
+    for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]:
+        name, _, rest = line.partition(":")
+        kib[_KINDS.get(name, "")] += int(rest.split()[0])
+    return {kind: kib[kind] / 1024 for kind in ("rss", "pss", "uss")}
+
+
+_KINDS = {"Rss": "rss", "Pss": "pss", "Private_Clean": "uss", "Private_Dirty": "uss"}
+
+
+def _stat(process: int) -> list[str] | None:
+    """Fields of a process from its state on; None if it has ended."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return None
+    return text[text.rindex(")") + 2 :].split()
 
 
 def _measure(

@@ -8,7 +8,6 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import acero
 
 from tokpipe.errors import ConfigError
 from tokpipe.formats.checks import damaged, explained, sha256
@@ -132,6 +131,8 @@ def _is_enough(keep: Any, table: pa.Table) -> bool:
 
 def _evaluated(keep: Any, table: pa.Table) -> pa.ChunkedArray:
     """Return the expression for each row. In this thread alone: Arrow's own can outlive it."""
+    from pyarrow import acero  # only here, because it imports pandas if that is installed
+
     source = acero.Declaration("table_source", acero.TableSourceNodeOptions(table))
     result = acero.ProjectNodeOptions([keep], ["keep"])
     plan = acero.Declaration.from_sequence([source, acero.Declaration("project", result)])

@@ -1,7 +1,5 @@
 """From a job to a run: look up its output or start it, then assemble the parts of the run."""
 
-from __future__ import annotations
-
 import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator
@@ -11,13 +9,11 @@ from datetime import UTC, datetime
 from functools import cache, cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 import tokpipe
-from tokpipe.config.job import ChunkingConfig, JobConfig
-from tokpipe.config.tokenizer import TokenizerConfig
+from tokpipe.config.job import JobConfig
 from tokpipe.errors import NotFound, PlanMismatch
 from tokpipe.formats import job_record
 from tokpipe.formats.job_record import JobRecord, check_same, compared
@@ -32,6 +28,7 @@ from tokpipe.runtime.commit import Committer
 from tokpipe.runtime.console import say
 from tokpipe.runtime.dispatch import Dispatcher, Limits
 from tokpipe.runtime.dispatch.protocol import Planned
+from tokpipe.stages import encode_stage
 from tokpipe.stages.chunks import largest_chunk, pieces_of, plan_chunks
 from tokpipe.stages.decode import DecodeStage, decoder_versions, ref_of
 from tokpipe.stages.fit import EncoderMemory
@@ -43,9 +40,6 @@ from tokpipe.storage.store import Landmark
 from tokpipe.telemetry.logs import log_event
 from tokpipe.types import REMOVED, Rejected, WorkItem
 from tokpipe.weights.read import read_weights
-
-if TYPE_CHECKING:
-    from tokpipe.stages.encode import EncodeStage
 
 LEASE_BYTES = 64 * 2**20  # Most pixels in a lease, unless one clip has more: a GPU takes < 1 s
 USUAL_CLIPS = 8
@@ -236,7 +230,7 @@ class Run:
             folders=tuple(folders_of(uris)),
         )
         largest = largest_chunk(job) if device == "cuda" else None  # CPUs would take minutes
-        self.encode = partial(_encode_stage, job.tokenizer, job.chunking, job.encode, largest)
+        self.encode = partial(encode_stage, job.tokenizer, job.chunking, job.encode, largest)
         self.write = WriteStage(job.output, job.storage, record.tokenizer, record.fingerprint, plan)
         self.weights = output.weights.encoding  # Of encoder and quantizer; None for random ones
         self.shard_prefix = f"{plan.plan_id[:12]}-{output.driver}"  # Of no other driver's shards
@@ -276,12 +270,6 @@ def _most_clips(job: JobConfig, lease_bytes: int) -> int:
 def usual_clips(job: JobConfig, device: str) -> int:
     """Clips per lease until their cost has been measured."""
     return min(USUAL_CLIPS, _most_clips(job, USUAL_BYTES[device]))
-
-
-def _encode_stage(tokenizer: TokenizerConfig, chunking: ChunkingConfig, *rest: Any) -> EncodeStage:
-    from tokpipe.stages.encode import EncodeStage  # in its actor, because that imports torch
-
-    return EncodeStage(tokenizer, chunking, *rest)
 
 
 def folders_of(uris: Iterable[str]) -> Iterator[Path]:

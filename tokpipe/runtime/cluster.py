@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
+import ray._private.node
 import ray._private.ray_constants
 import ray._private.services
 import ray._private.state
@@ -89,6 +90,7 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
             elif address != "auto":
                 _check_cluster(address, where)
             ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
+            ray._private.node.Node = _LocalNode  # type: ignore[misc]
             # Ray would print the deaths of workers too, in colour even into files.
             ray._private.worker.listen_error_messages = lambda *_: None
             # Off, as on macOS, a new Ray uses the loopback address, whatever _node_ip_address says.
@@ -105,6 +107,7 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
         finally:
             ray._private.ray_constants.ENABLE_RAY_CLUSTER = True
             ray._private.services.ConsolePopen = _Service.__base__  # type: ignore[misc, assignment]
+            ray._private.node.Node = _LocalNode.__base__  # type: ignore[misc, assignment]
         at_end.callback(ray.shutdown)
         try:
             yield unused, address == "local"
@@ -138,6 +141,18 @@ class _Service(ray._private.services.ConsolePopen):
         for one in [*psutil.Process(self.pid).children(recursive=True), self]:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
+
+
+class _LocalNode(ray._private.node.Node):
+    """A node without what would only delay the job: nobody sees a dashboard of it or the output of
+    its workers, and it never gets other nodes. Ray waits until the dashboard is up."""
+
+    def start_api_server(self, **_: Any) -> None:
+        self._webui_url = ""
+
+    def start_monitor(self) -> None: ...
+
+    def start_log_monitor(self) -> None: ...
 
 
 def _set_token(variables: dict[str, str]) -> None:

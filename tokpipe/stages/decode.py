@@ -1,20 +1,19 @@
 """The decode stage: turns work items into pixels, resampled and resized, or rejections."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
-from tokpipe.formats.embedded import EmbeddedVideos
 from tokpipe.identity import clip_id
 from tokpipe.media.child_process import ChildProcess
 from tokpipe.media.decoder import Probe, VideoDecoder
-from tokpipe.sources.webdataset import find_members
-from tokpipe.stages.reuse import ReusedOutput
 from tokpipe.storage.client import ALLOWED, split_protocol
 from tokpipe.storage.fetch import LocalVideo, check_folders, check_readable, fetch_to_file
 from tokpipe.telemetry.redact import redact
@@ -30,6 +29,10 @@ from tokpipe.types import (
     Rejected,
     WorkItem,
 )
+
+if TYPE_CHECKING:  # where one is needed, it is imported: pyarrow is half of a decoder's memory
+    from tokpipe.formats.embedded import EmbeddedVideos
+    from tokpipe.stages.reuse import ReusedOutput
 
 KEPT_SOURCES = 8  # Source files that one decoder holds for the next pieces of streamed clips
 
@@ -64,8 +67,13 @@ class DecodeStage:
             *(self.decode, self.sampling, self.frames), pieces=self.pieces, versions=self.versions
         )
         self._decoder.start()
-        self._embedded = EmbeddedVideos(self.storage)
         self._held: dict[tuple[str, ArchiveMember | None], LocalVideo] = {}  # Oldest first
+
+    @cached_property
+    def _embedded(self) -> EmbeddedVideos:
+        from tokpipe.formats.embedded import EmbeddedVideos
+
+        return EmbeddedVideos(self.storage)
 
     def close(self) -> None:
         """End the decoding child and drop fetched sources."""
@@ -198,6 +206,8 @@ class DecodeStage:
         except SourceError as error:
             if error.reason != "changed" or not item.follows:
                 raise
+        from tokpipe.sources.webdataset import find_members
+
         ending = uri.rpartition(".")[2].lower()
         row = find_members(member.archive_uri, ending, self.storage.model_dump_json()).get(uri)
         if row is None:
