@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figure, Result
-from benchmarks.processes import descendants, keep_to_cores, memory_mb
+from benchmarks.processes import cpu_seconds, descendants, keep_to_cores, memory_mb
 from benchmarks.sample_job import sample_job
 from benchmarks.timing import by_turns, ratio
 
@@ -75,11 +75,15 @@ def _times(runs: list[Facts], empty: list[Facts]) -> Iterator[Figure]:
         shares = [one[stage] / other["first"] for one, other in zip(runs, empty, strict=True)]
         details = {
             "seconds": statistics.median(one[stage] for one in runs),
+            "cpu_s": statistics.median(one[f"{stage}_cpu_s"] for one in runs),
             "empty_ray_job_s": statistics.median(one["first"] for one in empty),
+            "empty_ray_job_cpu_s": statistics.median(one["first_cpu_s"] for one in empty),
             "rounds": len(runs),
         }
         name = f"tokpipe run to its first {stage}d clip / empty Ray job, {CORES} cores"
-        remark = "both from the start of their process, with a new local Ray"
+        remark = (
+            "both from the start of their process, with a new local Ray; cpu_s of all processes"
+        )
         yield Figure(name, statistics.median(shares), "x", None, "lower", details, remark)
 
 
@@ -118,8 +122,8 @@ def _empty_job(began: float) -> Facts:
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     actor: Any = ray.remote(_Empty).remote()
     ray.get(actor.work.remote())
-    first = time.time() - began
-    return {"first": first, **_all_memory({"actor": "ray::_Empty"})}
+    first = {"first": time.time() - began, "first_cpu_s": cpu_seconds()}
+    return {**first, **_all_memory({"actor": "ray::_Empty"})}
 
 
 class _Empty:
@@ -137,8 +141,9 @@ def _job(folder: Path, began: float) -> Facts:
     handle = Dispatcher.handle
 
     def watched(self: Dispatcher, event: Event, now: float) -> list[Command]:
-        if isinstance(event, LeaseDone) and (flight := self.fleet.attempts.get(event.attempt)):
-            facts.setdefault(flight.lease.stage, time.time() - began)
+        flight = self.fleet.attempts.get(event.attempt) if isinstance(event, LeaseDone) else None
+        if flight and (stage := flight.lease.stage) not in facts:
+            facts[stage], facts[f"{stage}_cpu_s"] = time.time() - began, cpu_seconds()
         commands = handle(self, event, now)
         if commands and isinstance(commands[-1], Finish):
             actors = {

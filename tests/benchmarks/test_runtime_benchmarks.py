@@ -11,7 +11,7 @@ from benchmarks.requests import requests_of
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["control", "pipeline", "peers"])
+@pytest.mark.parametrize("name", ["control", "pipeline", "peers", "startup"])
 def test_quick_forms_yield_figures(name: str) -> None:
     results = list(load(name)(True))
     figures = [result for result in results if isinstance(result, Figure)]

@@ -185,3 +185,15 @@ def test_a_local_ray_leaves_neither_its_token_nor_after_a_good_end_its_folder(
     assert folder.parents[1] == Path("/tmp"), "names of sockets are limited"
     assert folder.parent.exists() == (ended != "well"), "its logs may help"
     shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+@pytest.mark.ray
+def test_a_local_ray_has_no_more_services_than_a_job_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with connected("local"):
+        found = set(ray._private.worker._global_node.all_processes)
+        assert found <= {"gcs_server", "raylet", "reaper"}
+        assert ray.get(ray.remote(lambda: 1).remote()) == 1
+    assert ray._private.node.Node.__name__ == "Node"

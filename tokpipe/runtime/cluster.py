@@ -21,6 +21,7 @@ import ray._private.node
 import ray._private.ray_constants
 import ray._private.services
 import ray._private.state
+import ray._private.utils
 import ray.exceptions
 from ray._private.services import psutil  # type: ignore[attr-defined]
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -149,6 +150,13 @@ class _LocalNode(ray._private.node.Node):
 
     def start_api_server(self, **_: Any) -> None:
         self._webui_url = ""
+
+    def start_raylet(self, *arguments: Any) -> None:
+        utils, installed = ray._private.utils, ray._private.utils.get_dashboard_dependency_error
+        if OF_LOCAL_RAY.items() <= os.environ.items():  # no metrics: its agent needs no web server
+            utils.get_dashboard_dependency_error = lambda: ImportError("not needed")
+        super().start_raylet(*arguments)
+        utils.get_dashboard_dependency_error = installed
 
     def start_monitor(self) -> None: ...
 
