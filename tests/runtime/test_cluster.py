@@ -193,7 +193,8 @@ def test_a_local_ray_has_no_more_services_than_a_job_uses(
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with connected("local"):
-        found = set(ray._private.worker._global_node.all_processes)
+        node: Any = ray._private.worker._global_node
+        found = set(node.all_processes)
         assert found <= {"gcs_server", "raylet", "reaper"}
         assert ray.get(ray.remote(lambda: 1).remote()) == 1
     assert ray._private.node.Node.__name__ == "Node"

@@ -17,11 +17,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ray
-import ray._private.node
 import ray._private.ray_constants
 import ray._private.services
 import ray._private.state
-import ray._private.utils
 import ray.exceptions
 from ray._private.services import psutil  # type: ignore[attr-defined]
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -90,7 +88,7 @@ def connected(cluster: str) -> Iterator[tuple[list[str], bool]]:
                 _set_token({"RAY_AUTH_TOKEN": secrets.token_hex(32), **before})
             elif address != "auto":
                 _check_cluster(address, where)
-            ray._private.services.ConsolePopen = _Service  # type: ignore[misc]
+            ray._private.services.ConsolePopen = _Service  # type: ignore[misc, assignment]
             ray._private.node.Node = _LocalNode  # type: ignore[misc]
             # Ray would print the deaths of workers too, in colour even into files.
             ray._private.worker.listen_error_messages = lambda *_: None
@@ -135,8 +133,10 @@ class _Service(ray._private.services.ConsolePopen):
     """A process of a local Ray, in another session: what ends the driver's group, such as
     `timeout`, must not end Ray before the driver has committed."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, start_new_session=True, **options)
+    def __init__(self, command: list[str], *arguments: Any, **options: Any) -> None:
+        if OF_LOCAL_RAY.items() <= os.environ.items():  # no metrics: the agent needs no web server
+            command = [one + " --minimal" * ("/dashboard/agent.py" in one) for one in command]
+        super().__init__(command, *arguments, start_new_session=True, **options)
 
     def terminate(self) -> None:  # it may block SIGTERM: see ``Signals``
         for one in [*psutil.Process(self.pid).children(recursive=True), self]:
@@ -148,19 +148,7 @@ class _LocalNode(ray._private.node.Node):
     """A node without what would only delay the job: nobody sees a dashboard of it or the output of
     its workers, and it never gets other nodes. Ray waits until the dashboard is up."""
 
-    def start_api_server(self, **_: Any) -> None:
-        self._webui_url = ""
-
-    def start_raylet(self, *arguments: Any) -> None:
-        utils, installed = ray._private.utils, ray._private.utils.get_dashboard_dependency_error
-        if OF_LOCAL_RAY.items() <= os.environ.items():  # no metrics: its agent needs no web server
-            utils.get_dashboard_dependency_error = lambda: ImportError("not needed")
-        super().start_raylet(*arguments)
-        utils.get_dashboard_dependency_error = installed
-
-    def start_monitor(self) -> None: ...
-
-    def start_log_monitor(self) -> None: ...
+    start_api_server = start_monitor = start_log_monitor = lambda *_, **__: None
 
 
 def _set_token(variables: dict[str, str]) -> None:

@@ -1,15 +1,10 @@
 """The stages of a job, as plain classes."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tokpipe.stages.encode import EncodeStage
+from typing import Any
 
 
-def encode_stage(*arguments: Any) -> EncodeStage:
-    """Make an encode stage where that is called: its module imports torch."""
+def encode_stage(*arguments: Any) -> Any:
+    """Make an encode stage where this is called: its module imports torch."""
     from tokpipe.stages.encode import EncodeStage
 
     return EncodeStage(*arguments)

@@ -1,13 +1,11 @@
 """The decode stage: turns work items into pixels, resampled and resized, or rejections."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from tokpipe.config.job import DecodeConfig, FramesConfig, SamplingConfig, StoreOptions
 from tokpipe.errors import SourceError
@@ -29,10 +27,6 @@ from tokpipe.types import (
     Rejected,
     WorkItem,
 )
-
-if TYPE_CHECKING:  # where one is needed, it is imported: pyarrow is half of a decoder's memory
-    from tokpipe.formats.embedded import EmbeddedVideos
-    from tokpipe.stages.reuse import ReusedOutput
 
 KEPT_SOURCES = 8  # Source files that one decoder holds for the next pieces of streamed clips
 
@@ -60,7 +54,7 @@ class DecodeStage:
     """Time that the last call of ``process`` spent fetching sources."""
     fetched_bytes: int = field(default=0, init=False)  # The same; also of sources on local disk
 
-    def setup(self, reuses: Sequence[ReusedOutput] = ()) -> None:
+    def setup(self, reuses: Sequence[Any] = ()) -> None:  # ReusedOutput, which imports pyarrow
         """Start up inside the actor. NodeTrouble: the job's decoders do not load here."""
         self.reuses = reuses
         self._decoder = VideoDecoder(
@@ -70,10 +64,10 @@ class DecodeStage:
         self._held: dict[tuple[str, ArchiveMember | None], LocalVideo] = {}  # Oldest first
 
     @cached_property
-    def _embedded(self) -> EmbeddedVideos:
-        from tokpipe.formats.embedded import EmbeddedVideos
+    def _copy_embedded(self) -> Callable[..., LocalVideo]:
+        from tokpipe.formats.embedded import EmbeddedVideos  # pyarrow would double the memory
 
-        return EmbeddedVideos(self.storage)
+        return EmbeddedVideos(self.storage).copy
 
     def close(self) -> None:
         """End the decoding child and drop fetched sources."""
@@ -200,13 +194,13 @@ class DecodeStage:
             is_whole |= bool(self.reuses) or item.start_s is item.end_s is None
             return get(None, version=planned, count=None if is_whole else self._count)
         if member.column is not None:
-            return self._embedded.copy(member, max_bytes, planned)
+            return self._copy_embedded(member, max_bytes, planned)
         try:
             return get(member, version=item.version)
         except SourceError as error:
             if error.reason != "changed" or not item.follows:
                 raise
-        from tokpipe.sources.webdataset import find_members
+        from tokpipe.sources.webdataset import find_members  # pyarrow, too
 
         ending = uri.rpartition(".")[2].lower()
         row = find_members(member.archive_uri, ending, self.storage.model_dump_json()).get(uri)
