@@ -148,7 +148,7 @@ class _LocalNode(ray._private.node.Node):
     """A node without what would only delay the job: nobody sees a dashboard of it or the output of
     its workers, and it never gets other nodes. Ray waits until the dashboard is up."""
 
-    start_api_server = start_monitor = start_log_monitor = lambda *_, **__: None
+    start_api_server = start_monitor = start_log_monitor = lambda *_, **__: None  # type: ignore
 
 
 def _set_token(variables: dict[str, str]) -> None:
