@@ -90,8 +90,7 @@ class _Memory:
             self._mapped = b""
             os.ftruncate(self.fd, size)
             # All pages at once, which is far faster than one page fault each.
-            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-            self._mapped = mmap.mmap(self.fd, size, flags=flags)
+            self._mapped = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         return self._mapped
 
 
