@@ -54,10 +54,9 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
             wire.send(channel, {"problem": str(error)})
             return
         _limit_address_space(memory_bytes)
+        memory = _Memory()
         while True:
             request, fetched = wire.receive(channel)
-            # Not in /dev/shm: anonymous memory goes with its last user, however that user ends.
-            memory = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC)
             try:
                 wire.send(channel, {"trying": {}})
                 os.lseek(2, 0, os.SEEK_SET)
@@ -71,12 +70,31 @@ def main(channel_fd: int, lifeline_fd: int, memory_bytes: int, backends: list[st
             except Exception:  # a bug or a failing disk, which the parent raises
                 wire.send(channel, {"fault": traceback.format_exc()[-10_000:]})
             finally:
-                os.close(memory)
                 if fetched is not None:
                     os.close(fetched)
 
 
-def _answer_partly(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
+class _Memory:
+    """Memory for answers, which the parent copies before it asks again: for the kernel, to find
+    other pages for a frame is as much work as to decode a small one."""
+
+    def __init__(self) -> None:
+        # Not in /dev/shm: anonymous memory goes with its last user, however that user ends.
+        self.fd = os.memfd_create("tokpipe-frames", os.MFD_CLOEXEC)
+        self._mapped: mmap.mmap | bytes = b""
+
+    def take(self, size: int) -> mmap.mmap | bytes:
+        """Return memory of just this size, with whatever was left in it."""
+        if size != len(self._mapped):
+            # The mapping goes with its last reference: close() fails while a traceback has one.
+            self._mapped = b""
+            os.ftruncate(self.fd, size)
+            # All pages at once, which is far faster than one page fault each.
+            self._mapped = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        return self._mapped
+
+
+def _answer_partly(channel: socket.socket, request: dict[str, Any], memory: _Memory) -> None:
     """Answer from the parts of a file that are needed; if anything is unusual, from all of it."""
     if request["is_partial"]:
         path = PartialPath(request["path"])
@@ -92,7 +110,7 @@ def _answer_partly(channel: socket.socket, request: dict[str, Any], memory: int)
     _answer(channel, {**request, "path": Path(request["path"])}, memory)
 
 
-def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> None:
+def _answer(channel: socket.socket, request: dict[str, Any], memory: _Memory) -> None:
     """Send ``trying`` before a backend decodes, then ``done``; or raise why there are no frames.
 
     ``memory``, sent with ``done``, has the times, then the frames, or their end (``only_probe``).
@@ -108,7 +126,7 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
         rows, columns, aspect = timeline.shown
         ends_s = np.append(timeline.times_s, timeline.end_s)
         times_s = ends_s[np.append(selection.indices, selection.indices[-1:] + 1)]
-        os.pwrite(memory, times_s.tobytes(), 0)
+        np.frombuffer(memory.take(times_s.nbytes))[:] = times_s
         probed = {
             "num_segments": selection.num_segments,
             "num_frames": selection.num_frames,
@@ -117,7 +135,7 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
             "source_fps": timeline.average_fps,
             "is_picture": timeline.is_picture,
         }
-        wire.send(channel, {"done": probed}, memory)
+        wire.send(channel, {"done": probed}, memory.fd)
         return
     name = "pillow" if timeline.is_picture else request["backend"]
     trying = {"backend": name, "num_segments": selection.num_segments or None}
@@ -130,7 +148,7 @@ def _answer(channel: socket.socket, request: dict[str, Any], memory: int) -> Non
         "backend": name,
         **_decode(task, name, memory, request["min_clip_frames"] if request["salvage"] else None),
     }
-    wire.send(channel, {"done": decoded}, memory)
+    wire.send(channel, {"done": decoded}, memory.fd)
 
 
 def _fields(error: SourceError | MemoryError) -> dict[str, str | None]:
@@ -167,8 +185,8 @@ def _framing(timeline: Timeline, request: dict[str, Any]) -> Framing:
     return Framing(size, request["fit"], *stored, **chosen, has_fields=timeline.has_fields)
 
 
-def _decode(task: Task, backend: str, memory: int, least: int | None) -> dict[str, Any]:
-    """Write times and frames to ``memory``, an open file descriptor, and describe them.
+def _decode(task: Task, backend: str, memory: _Memory, least: int | None) -> dict[str, Any]:
+    """Write times and frames to ``memory``, and describe them.
 
     If damage ends the clip early, it is shortened, but not below ``least`` frames: None keeps none.
     """
@@ -179,14 +197,10 @@ def _decode(task: Task, backend: str, memory: int, least: int | None) -> dict[st
     if backend != "pyav":
         kept_open.close()
     times_s, shape = task.timeline.times_s[wanted], (len(wanted), *framing.size, 3)
-    # The mapping goes with its last reference: close() fails while a traceback refers to it.
-    size = times_s.nbytes + math.prod(shape)
-    os.ftruncate(memory, size)
-    # All pages at once, which is far faster than one page fault each.
-    mapped = mmap.mmap(memory, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
-    mapped[: times_s.nbytes] = times_s.tobytes()
+    taken = memory.take(times_s.nbytes + math.prod(shape))
+    np.frombuffer(taken, count=len(wanted))[:] = times_s
     try:
-        decoder.decode(task, np.ndarray(shape, np.uint8, mapped, times_s.nbytes))
+        decoder.decode(task, np.ndarray(shape, np.uint8, taken, times_s.nbytes))
     except SourceError as error:
         num = task.num_written
         if least is None or num < least or error.reason == "hdr":

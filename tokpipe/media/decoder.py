@@ -1,7 +1,7 @@
 """Decodes clips in a child process that can be killed: hostile files do hang and crash decoders."""
 
 import logging
-import mmap
+import math
 import os
 import signal
 import time
@@ -118,12 +118,11 @@ class VideoDecoder:
         span = {"start_s": start_s, "end_s": end_s, "segment": segment}
         video, fd = self._answer(file, media, **span, num_segments=num_segments)
         shape = tuple(video.pop("shape"))
-        try:
-            memory = mmap.mmap(fd, 0)  # as long as frames refer to it
-        finally:
-            os.close(fd)
-        pts_s = np.frombuffer(memory, np.float64, shape[0]).copy()
-        frames = np.ndarray(shape, np.uint8, memory, video.pop("offset"))
+        with open(fd, "rb") as memory:  # noqa: PTH123 (a descriptor)
+            memory.seek(0)  # It is as far as it was read before
+            pts_s = np.fromfile(memory, np.float64, shape[0])
+            memory.seek(video.pop("offset"))
+            frames = np.fromfile(memory, np.uint8, math.prod(shape)).reshape(shape)
         return Video(frames, pts_s, **video)
 
     def probe(
@@ -137,6 +136,7 @@ class VideoDecoder:
         """Read the container of a local file without decoding it; raises as ``decode`` does."""
         probe, fd = self._answer(file, media, start_s=start_s, end_s=end_s, only_probe=True)
         with open(fd, "rb") as answer:  # noqa: PTH123 (a descriptor)
+            answer.seek(0)
             times_s = np.frombuffer(answer.read(), np.float64)
         height, width, aspect = probe.pop("shown")
         shown, size = (height, width, Fraction(aspect)), tuple(probe.pop("size"))

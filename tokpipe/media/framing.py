@@ -69,7 +69,7 @@ class Painter:
         fit = self.framing.fit(height, width)
         if fit.box is None and not tags.has_alpha:
             size = upright.oriented(*fit.resized)
-            picture = upright.apply(self._scaled(frame, tags, crop, size))
+            picture = upright.apply(self._scaled(frame, tags, crop, size, fit))
         else:
             # Composed before it is scaled, so that hidden colours do not bleed into edges.
             picture = upright.apply(self._scaled(frame, tags, crop, (height, width)))
@@ -82,15 +82,15 @@ class Painter:
         fit.place(picture, self.framing.background, out)
         return tags
 
-    def _scaled(self, frame: Any, tags: Tags, crop: Crop, size: Size) -> Any:
-        return self._scaler((frame.height, frame.width), tags, crop, size)(frame)
+    def _scaled(self, frame: Any, *how: Any) -> Any:
+        return self._scaler((frame.height, frame.width), *how)(frame)
 
 
 def _scaler(
-    framing: Framing, whole: Size, tags: Tags, crop: Crop, size: Size
+    framing: Framing, whole: Size, tags: Tags, crop: Crop, size: Size, fit: Fit | None = None
 ) -> Callable[[Any], NDArray[np.uint8]]:
-    """A function from frames of (height, width) ``whole`` to (H, W, 3) RGB, or 4 with alpha. The
-    array is often a view of memory that FFmpeg holds for it."""
+    """A function from frames of (height, width) ``whole`` to (H, W, 3) RGB, or 4 with alpha; with
+    ``fit`` mostly what that keeps. The array is often a view of memory that FFmpeg holds for it."""
     tonemaps = tags.is_hdr and framing.hdr == "tonemap"
     channels, dtype = 3 + tags.has_alpha, np.dtype("u2" if tonemaps else "u1")
     pixel_bytes = channels * dtype.itemsize
@@ -108,6 +108,9 @@ def _scaler(
     if inner != whole:
         steps.append(("crop", f"{inner[1]}:{inner[0]}:{crop.left}:{crop.top}:exact=1"))
     steps += [_scale(size, to_rgb), planes]
+    if fit is not None and min(fit.offset) >= 0 and framing.orientation == Orientation():
+        (top, left), size = fit.offset, fit.size  # before colours are put together, which is slow
+        steps.append(("crop", f"{size[1]}:{size[0]}:{left}:{top}:exact=1"))
     if tags.range == LIMITED and (tags.is_grey or tags.is_rgb):  # scaled as if full range
         steps.append(("lutrgb", _STRETCH))
     steps += [("format", _PACKED[pixel_bytes]), ("buffersink", None)]

@@ -84,8 +84,10 @@ class Fit:
     def place(
         self, resized: NDArray[np.uint8], background: Sequence[int], out: NDArray[np.uint8]
     ) -> None:
-        """Write a resized picture into ``out`` (H, W, 3), with margins of the background."""
-        (row, column), (height, width) = self.offset, self.size
+        """Write a resized picture, whole or cropped already, into ``out`` (H, W, 3), with margins
+        of the background."""
+        row, column = (0, 0) if resized.shape[:2] == self.size else self.offset
+        height, width = self.size
         if min(self.offset) < 0:
             out[:] = background
         part = resized[max(row, 0) : row + height, max(column, 0) : column + width]

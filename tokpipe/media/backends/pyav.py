@@ -68,7 +68,7 @@ class _Video:
     def want(self, task: Task, entry: _Entry | None) -> None:
         """Take the frames to come, which are decoded from ``entry``, from ``task``."""
         self._timeline, self._pts = task.timeline, task.timeline.pts or ()
-        self._is_whole = task.wanted[-1] < len(set(task.wanted))
+        self.is_whole = task.wanted[-1] < len(set(task.wanted))
         # Packets must be frames. VP9's frames may change how later ones are decoded though none
         # refers to them, and FFmpeg tells AV1's apart only for a whole stream.
         if self._sparse and task.timeline.from_packets and task.timeline.codec in ("h264", "hevc"):
@@ -97,7 +97,7 @@ class _Video:
         is_gap = any(text.startswith("Frame num gap") for _, _, text in self.log)
         self.log.clear()
         is_bad = is_gap or av.logging.get_last_error()[0] != self._num_errors
-        if is_bad and (self.entry is not None or (self._wanted and not self._is_whole)):
+        if is_bad and (self.entry is not None or (self._wanted and not self.is_whole)):
             raise SourceError("corrupt", "FFmpeg reported an error")
 
     def frame(self, index: int) -> Any:
@@ -132,7 +132,8 @@ def _paint_sparse(
 ) -> None:
     with contextlib.ExitStack() as after, av.logging.Capture() as video.log:
         after.callback(av.logging.set_level, av.logging.get_level())
-        av.logging.set_level(av.logging.DEBUG)  # H.264 lacks a frame that said nobody needs it
+        if video.entry is not None or not video.is_whole:
+            av.logging.set_level(av.logging.DEBUG)  # H.264 lacks a frame that said nobody needs it
         _paint(video, task, out)
     _kept[version] = video
 
