@@ -136,6 +136,7 @@ def _on_cpu(channels: int, size: int, rounds: int) -> Iterator[Result]:
             "eager_seconds": eager_s,
             "of_these_convolutions": convolutions_s,
             "limit": eager_s / convolutions_s,
+            "share_of_limit": convolutions_s / times["bfloat16"].median,
         },
         remark="" if has_bfloat16 else "this CPU has no bfloat16: it computes in float32, rounded",
     )

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PIECE_ELEMENTS = 2**17
-"""Elements of a piece for each thread, half a MiB of float32: input and result fit a cache, and
+PIECE_ELEMENTS = 2**18
+"""Elements of a piece for each thread, one MiB of float32: input and result fit a cache, and
 outweigh the synchronization of threads."""
 
 BLOCK_ELEMENTS = 2**14  # Elements that one thread sums in float32
@@ -66,7 +66,7 @@ def _sums(rows: Tensor, pivot: Tensor) -> Tensor:
     A mean far from zero would otherwise cancel most digits of the variance."""
     channels = rows.shape[1]
     block = max(1, BLOCK_ELEMENTS // channels)
-    pieces = rows.split(block * (2 * PIECE_ELEMENTS // BLOCK_ELEMENTS))
+    pieces = rows.split(block * (PIECE_ELEMENTS // BLOCK_ELEMENTS))
     buffer = torch.empty(pieces[0].shape, dtype=pivot.dtype)
     sums, squares = list[Tensor](), list[Tensor]()
     for piece in pieces:
