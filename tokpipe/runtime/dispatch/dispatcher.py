@@ -32,8 +32,7 @@ class Dispatcher(Returns):
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time ``now`` (seconds, monotonic); return what must be done."""
         self.out.now = now
-        was_over = self.out.is_over
-        if not was_over:
+        if not self.out.is_over:
             self._react(event)
             self._advance()
             if self.out.is_over:
