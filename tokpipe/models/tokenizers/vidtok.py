@@ -26,7 +26,7 @@ class VidTokTokenizer(CausalTokenizer):
 
     def __init__(self, config: VidTokConfig, *, with_decoder: bool) -> None:
         super().__init__(config.traits)
-        self.encoder = _Network("down", config)
+        self.encoder: _Network = _Network("down", config)
         self.quant_conv = nn.Identity()
         self.quantizer = FSQ(config.levels)
         self.decoder = _Network("up", config) if with_decoder else None
