@@ -32,7 +32,8 @@ class Dispatcher(Returns):
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at time ``now`` (seconds, monotonic); return what must be done."""
         self.out.now = now
-        if not self.out.is_over:
+        was_over = self.out.is_over
+        if not was_over:
             self._react(event)
             self._advance()
             if self.out.is_over:
