@@ -3,7 +3,7 @@
 Code checks types and attributes, never the text of a message.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 
 class TokpipeError(Exception):
@@ -126,3 +126,12 @@ class SourceError(TokpipeError):
         self.backend = backend
         self.num_segments = num_segments
         self.error = error
+
+
+def chain_of(error: BaseException | None, *, contexts: bool = False) -> Iterator[BaseException]:
+    """Yield an error and its causes; with ``contexts`` also what was handled when it was raised."""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (error.__context__ if contexts else None)

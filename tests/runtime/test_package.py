@@ -203,6 +203,18 @@ def test_of_a_folder_without_init_only_the_module_is_sent(tmp_path: Path) -> Non
     assert sent(path, tmp_path / "sent") == {"job.yaml", STARTER, "examples/mine/a.py"}
 
 
+def test_the_module_that_python_would_import_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package comes before a folder without __init__.py, whatever their order on the path."""
+    make_files(tmp_path, "later/both/__init__.py", "later/both/a.py", "first/both/a.py")
+    for name in ("later", "first"):
+        monkeypatch.syspath_prepend(tmp_path / name)
+    path = custom(tmp_path / "project", "both.a:Blocks")
+    wanted = {"job.yaml", STARTER, "both/__init__.py", "both/a.py"}
+    assert sent(path, tmp_path / "sent") == wanted
+
+
 @pytest.mark.parametrize("implementation", ["torch.nn:Identity", "json:X", "sys:X", "nowhere.a:X"])
 def test_what_is_installed_or_missing_is_not_sent(implementation: str, tmp_path: Path) -> None:
     path = custom(tmp_path / "project", implementation)

@@ -72,4 +72,7 @@ def test_the_histogram_of_a_codebook_of_64_bits_does_not_overflow() -> None:
     found = CodeUsage(2**63)
     found.update(np.array([0, 2**62, 2**63 - 1], np.uint64))
     assert found.histogram(4).tolist() == [1, 0, 1, 1]
+    odd = CodeUsage(2**41 + 1)
+    odd.update([0, 2**41])
+    assert odd.histogram(4).tolist() == [1, 0, 0, 1]
     assert found.num_used == 3

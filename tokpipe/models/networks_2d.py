@@ -39,11 +39,17 @@ _STEPS = re.compile(r"(conv|norm)_(in|out)|mid\.\w+|(down|up)\.\d+\.\w+(\.\d+)?"
 
 
 class Network2D(nn.Module):
-    """What encoder and decoder share. An image's result does not depend on others of its batch."""
+    """What the networks share. An image's result does not depend on others of its batch."""
+
+    conv_out: Any
 
     def __init__(self, pyramid: Pyramid) -> None:
         super().__init__()
         self.spatial_stride = pyramid.spatial_stride
+
+    def get_last_layer(self) -> Tensor:
+        """The weight of ``conv_out``, whose gradient is used to balance losses."""
+        return self.conv_out.weight
 
     def forward_with_features_output(self, *given: Any, **named: Any) -> tuple[Any, dict[str, Any]]:
         """The result of ``forward``, and every activation on the way to it, in order.
@@ -139,7 +145,7 @@ class Decoder(Network2D):
         self.mid = MidBlocks(coarsest, block, attn)
         self.up = Levels("up", pyramid, block, attn, Upsample)
         self.norm_out = block_norm(finest, zq_ch, add_conv)
-        self.conv_out: Any = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
+        self.conv_out = self._make_conv()(finest, out_ch, kernel_size=3, stride=1, padding=1)
 
     def _make_attn(self) -> Factory:
         """Return the attention's factory, ``(channels, attn_type=...) -> module``. With ``zq_ch``
@@ -154,10 +160,6 @@ class Decoder(Network2D):
     def _make_conv(self) -> Factory:
         """Return the factory of ``conv_out``: ``(in, out, kernel_size=3, stride=1, padding=1)``."""
         return Conv2d
-
-    def get_last_layer(self) -> Tensor:
-        """The weight of ``conv_out``, whose gradient is used to balance losses."""
-        return self.conv_out.weight
 
     def forward(self, z: Tensor, zq: Tensor | None = None) -> Tensor:
         """(B, z_channels, h, w) -> (B, out_ch, s * h, s * w), about [-1, 1], not clamped. With
@@ -187,7 +189,7 @@ class MOVQDecoder(Decoder):
         super().__init__(z_channels=z_channels, zq_ch=zq_ch, **arguments)
 
 
-class UNet(nn.Module):
+class UNet(Network2D):
     """Predicts noise, or a cleaner image, of the same size, from an image at a known noise level.
 
     Every activation on the way to the coarsest level is concatenated to the input of one block on
@@ -200,9 +202,8 @@ class UNet(nn.Module):
     def __init__(
         self, *, out_ch: int, in_channels: int, use_timestep: bool = True, **shape: Any
     ) -> None:
-        super().__init__()
         pyramid = Pyramid2D(**shape)
-        self.spatial_stride = pyramid.spatial_stride
+        super().__init__(pyramid)
         hidden = 4 * pyramid.ch
         self.temb: Any = None
         if use_timestep:
@@ -241,10 +242,6 @@ class UNet(nn.Module):
             if level.upsample is not None:
                 h = level.upsample(h)
         return self.conv_out(silu(self.norm_out(h)))
-
-    def get_last_layer(self) -> Tensor:
-        """The weight of ``conv_out``, whose gradient is used to balance losses."""
-        return self.conv_out.weight
 
     def _joined(self, x: Tensor, context: Tensor | None) -> Tensor:
         name = "x"

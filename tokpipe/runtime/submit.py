@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from importlib.machinery import PathFinder
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -102,17 +103,21 @@ def _code_of(path: Path, job: JobConfig) -> Iterator[tuple[str, Path]]:
     """Yield the module or package of a custom tokenizer, unless it is installed or not here."""
     if not isinstance(job.tokenizer, CustomConfig):
         return
-    parts = job.tokenizer.implementation.partition(":")[0].split(".")
-    places = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-    stdlib = sysconfig.get_path("stdlib")
-    for folder in (*map(Path, sys.path), project_root(path), path.resolve().parent):
-        for place in places:  # of a folder without __init__.py, only what is named in it
-            for code, file in ((place, f"{place}/__init__.py"), (f"{place}.py", f"{place}.py")):
-                if (folder / file).is_file():
-                    in_site = {"site-packages", "dist-packages"} & {*folder.parts}
-                    if not in_site and not folder.is_relative_to(stdlib):
-                        yield code, folder / code
-                    return
+    folders = [*sys.path, str(project_root(path)), str(path.resolve().parent)]
+    inside = ""
+    for part in job.tokenizer.implementation.partition(":")[0].split("."):
+        if (spec := PathFinder.find_spec(part, folders)) is None:
+            return
+        places = spec.submodule_search_locations
+        if spec.origin is not None:
+            code = Path(spec.origin) if places is None else Path(spec.origin).parent
+            in_site = {"site-packages", "dist-packages"} & {*code.parts}
+            is_own = not in_site and not code.is_relative_to(sysconfig.get_path("stdlib"))
+            if is_own and code.exists():  # not in a zip file
+                yield f"{inside}{code.name}", code
+            return
+        # Of a folder without __init__.py, only what is named in it is sent.
+        folders, inside = [*(places or ())], f"{inside}{part}/"
 
 
 def _not_code(folder: str, names: list[str]) -> set[str]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokpipe.errors import ConfigError, NodeTrouble
+from tokpipe.errors import ConfigError, NodeTrouble, chain_of
 
 _MEMORY = re.compile(
     r"out of memory|out_of_memory|can't allocate memory|cannot allocate memory|alloc_failed"
@@ -40,7 +40,7 @@ def trouble_of(error: BaseException) -> Trouble:
 
     ``memory``: a smaller batch may do. ``broken``: the device or its driver is at fault.
     """
-    chain = list(_chain(error))
+    chain = list(chain_of(error, contexts=True))
     text = "\n".join(map(str, chain))
     kinds = torch.OutOfMemoryError, MemoryError
     if any(isinstance(one, kinds) for one in chain) or _MEMORY.search(text):
@@ -62,16 +62,8 @@ def blaming_device(device: object, *troubles: Trouble) -> Iterator[None]:
 
 def free_frames(error: BaseException) -> None:
     """Free the tensors that the stack of an error still refers to, and keep its lines."""
-    for one in _chain(error):
+    for one in chain_of(error, contexts=True):
         traceback.clear_frames(one.__traceback__)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen = set[int]()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 class Device:

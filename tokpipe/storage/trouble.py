@@ -8,12 +8,11 @@ import contextlib
 import errno
 import time
 import tomllib
-from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from enum import Enum
 from pathlib import Path
 
-from tokpipe.errors import TokpipeError
+from tokpipe.errors import TokpipeError, chain_of
 
 
 class Trouble(Enum):
@@ -43,7 +42,7 @@ def classify(error: BaseException) -> Trouble:
     """Return what ``error`` means, judged by its innermost known cause."""
     if isinstance(error, TokpipeError):
         return Trouble.FOREIGN
-    chain = list(_chain(error))
+    chain = list(chain_of(error))
     found = [_by_class(one, "!") for one in reversed(chain)]
     # Innermost first: fsspec's HTTP file system turns a rejected connection into FileNotFoundError.
     found += [_classify_one(one) for one in reversed(chain)]
@@ -52,7 +51,7 @@ def classify(error: BaseException) -> Trouble:
 
 def retry_after_s(error: BaseException) -> float:
     """Return for how long the store asks to wait before the next attempt; 0 if it does not."""
-    for one in _chain(error):
+    for one in chain_of(error):
         response = getattr(one, "response", None)
         if isinstance(response, dict):
             headers = response.get("ResponseMetadata", {}).get("HTTPHeaders")
@@ -65,12 +64,6 @@ def retry_after_s(error: BaseException) -> float:
                 with contextlib.suppress(ValueError):
                     return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     return 0.0
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def _classify_one(error: BaseException) -> Trouble | None:

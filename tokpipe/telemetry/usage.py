@@ -38,7 +38,8 @@ class CodeUsage:
     def histogram(self, num_bins: int) -> NDArray[np.int64]:
         """Return how many codes fell into each of ``num_bins`` equal parts of the codebook."""
         shift = max(0, self.codebook_size.bit_length() - 40)  # the product must fit 64 bits
-        bins = (self.codes >> shift) * num_bins // max(1, self.codebook_size >> shift)
+        size = -(-self.codebook_size >> shift)  # rounded up, so that the last code is in it
+        bins = (self.codes >> shift) * num_bins // size
         return np.bincount(bins, self.counts, num_bins).astype(np.int64)
 
     def most_frequent(self, number: int = 5) -> list[tuple[int, float]]:

@@ -64,8 +64,8 @@ def _steps(job: JobConfig, num_sampled: int, seed: int, extend: bool) -> Iterato
         yield _not_checked(others, "they were tried on this machine only")
 
 
-def _warning(text: str) -> CheckResult:
-    return CheckResult("warning", f"warning: {text}", {"warning": text})
+def _warning(text: str, **facts: Any) -> CheckResult:
+    return CheckResult("warning", f"warning: {text}", {"warning": text, **facts})
 
 
 def _not_checked(what: str, why: str) -> CheckResult:
@@ -220,8 +220,8 @@ def _changes(job: JobConfig, output: Output) -> CheckResult:
     plan = StoredPlan.of(output.record, output.state.growth)
     found = SourceChanges.of_output(job, output.store, plan)
     if found.text:
-        text = f"warning: since the output was planned: {found.text}. {HOW_TO_EXTEND}"
-        return CheckResult("warning", text, {"warning": text, **asdict(found)})
+        since = f"since the output was planned: {found.text}. {HOW_TO_EXTEND}"
+        return _warning(since, **asdict(found))
     return CheckResult("changes", "  sources are as they were planned", asdict(found))
 
 

@@ -13,46 +13,20 @@ from tokpipe.config.native_parts import FSQConfig, GumbelConfig, LFQConfig, Quan
 from tokpipe.config.tokenizer import NativeConfig
 from tokpipe.errors import ConfigError
 from tokpipe.models import FSQ, LFQ, EMAVectorQuantizer, GumbelQuantizer, Quantizer, VectorQuantizer
-from tokpipe.models.autoencoder_3d import Encoder3D, MOVQDecoder3D
+from tokpipe.models.autoencoder_3d import Encoder3D, MOVQDecoder3D, Network3D
 from tokpipe.models.operations import Conv3d
 from tokpipe.models.streaming import StreamState
 from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite
 
 
-class NativeTokenizer(VideoTokenizer):
-    """Causal 3D encoder, quantizer and, if there is one, MoVQ decoder.
+class CausalTokenizer(VideoTokenizer):
+    """A causal encoder, a quantizer and, if there is one, a decoder, all in turn."""
 
-    Keys of the state_dict are ``encoder.*``, ``quant_conv.*``, ``quantizer.*`` and ``decoder.*``.
-    ``compute_in`` applies to the decoder and most of the encoder. Squares of ``patch_size`` pixels
-    become channels before the encoder, by ``pixel_unshuffle``, and pixels after the decoder.
-    """
-
-    def __init__(self, config: NativeConfig, *, with_decoder: bool) -> None:
-        super().__init__(config.traits)
-        self.patch_size = config.patch_size
-        self.encoder = Encoder3D(
-            **config.encoder.model_dump(exclude={"kind", "in_channels"}),
-            in_channels=config.pixel_channels,
-            double_z=False,
-            norm=config.norm,
-        )
-        channels = config.encoder.z_channels, config.quantizer.latent_dim
-        self.quant_conv = Conv3d(*channels, 1) if config.quant_conv else nn.Identity()
-        self.quantizer = _quantizer(config.quantizer)
-        self.decoder: MOVQDecoder3D | None = None
-        if with_decoder:
-            if config.decoder is None:
-                raise ConfigError(
-                    "tokenizer: has no decoder section, so its codes cannot become pixels again: "
-                    "add the settings and weights of the decoder trained with this encoder"
-                )
-            self.decoder = MOVQDecoder3D(
-                **config.decoder.model_dump(exclude={"kind"}),
-                out_ch=config.pixel_channels,
-                z_channels=config.quantizer.codebook_dim,
-                temporal_compress_times=self.encoder.temporal_stride,
-                norm=config.norm,
-            )
+    encoder: Network3D
+    quant_conv: nn.Module
+    quantizer: Quantizer
+    decoder: Network3D | None
+    patch_size = 1
 
     def latent_of(self, x: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> (B, z, t, h, w) for the quantizer. With gradients."""
@@ -79,6 +53,49 @@ class NativeTokenizer(VideoTokenizer):
     def _vectors(self, codes: Tensor) -> Tensor:
         return self.quantizer.vectors_of(codes).to(self.dtype)
 
+    def _patched(self, x: Tensor, shuffle: Callable[..., Tensor] = F.pixel_unshuffle) -> Tensor:
+        """(B, 3, T, H, W) -> (B, 3 p p, T, H/p, W/p): colour, then row, then column of a patch."""
+        return x if (p := self.patch_size) == 1 else shuffle(x.transpose(1, 2), p).transpose(1, 2)
+
+    def _unpatched(self, x: Tensor) -> Tensor:
+        return self._patched(x, F.pixel_shuffle)
+
+
+class NativeTokenizer(CausalTokenizer):
+    """Causal 3D encoder, quantizer and, if there is one, MoVQ decoder.
+
+    Keys of the state_dict are ``encoder.*``, ``quant_conv.*``, ``quantizer.*`` and ``decoder.*``.
+    ``compute_in`` applies to the decoder and most of the encoder. Squares of ``patch_size`` pixels
+    become channels before the encoder, by ``pixel_unshuffle``, and pixels after the decoder.
+    """
+
+    def __init__(self, config: NativeConfig, *, with_decoder: bool) -> None:
+        super().__init__(config.traits)
+        self.patch_size = config.patch_size
+        self.encoder: Encoder3D = Encoder3D(
+            **config.encoder.model_dump(exclude={"kind", "in_channels"}),
+            in_channels=config.pixel_channels,
+            double_z=False,
+            norm=config.norm,
+        )
+        channels = config.encoder.z_channels, config.quantizer.latent_dim
+        self.quant_conv = Conv3d(*channels, 1) if config.quant_conv else nn.Identity()
+        self.quantizer = _quantizer(config.quantizer)
+        self.decoder: MOVQDecoder3D | None = None
+        if with_decoder:
+            if config.decoder is None:
+                raise ConfigError(
+                    "tokenizer: has no decoder section, so its codes cannot become pixels again: "
+                    "add the settings and weights of the decoder trained with this encoder"
+                )
+            self.decoder = MOVQDecoder3D(
+                **config.decoder.model_dump(exclude={"kind"}),
+                out_ch=config.pixel_channels,
+                z_channels=config.quantizer.codebook_dim,
+                temporal_compress_times=self.encoder.temporal_stride,
+                norm=config.norm,
+            )
+
     def _cast(self, dtype: torch.dtype) -> None:
         self.encoder.compute_in(dtype)
         if self.decoder is not None:
@@ -86,13 +103,6 @@ class NativeTokenizer(VideoTokenizer):
 
     def _input_dtype(self) -> torch.dtype:
         return self.encoder.conv_in.conv.weight.dtype
-
-    def _patched(self, x: Tensor, shuffle: Callable[..., Tensor] = F.pixel_unshuffle) -> Tensor:
-        """(B, 3, T, H, W) -> (B, 3 p p, T, H/p, W/p): colour, then row, then column of a patch."""
-        return x if (p := self.patch_size) == 1 else shuffle(x.transpose(1, 2), p).transpose(1, 2)
-
-    def _unpatched(self, x: Tensor) -> Tensor:
-        return self._patched(x, F.pixel_shuffle)
 
 
 def _quantizer(config: QuantizerConfig) -> Quantizer:

@@ -15,17 +15,19 @@ from tokpipe.models.autoencoder_3d import Network3D
 from tokpipe.models.blocks import AttnBlock2D, Downsample, ResnetBlock, Upsample, silu_conv
 from tokpipe.models.causal_conv import CausalConv3d
 from tokpipe.models.levels import Levels, MidBlocks, Pyramid
-from tokpipe.models.streaming import Stream, StreamState
-from tokpipe.models.tokenizers.base import VideoTokenizer, codes_or_not_finite, renamed_keys
+from tokpipe.models.streaming import Stream
+from tokpipe.models.tokenizers.base import renamed_keys
+from tokpipe.models.tokenizers.native import CausalTokenizer
 
 
-class VidTokTokenizer(VideoTokenizer):
+class VidTokTokenizer(CausalTokenizer):
     """``EncoderCausal3DPadding``, FSQ and ``DecoderCausal3DPadding``, with the published keys.
     Source: arXiv:2412.13061, ``model_3dcausal.py`` and ``model_3dcausal_v1_1.py``."""
 
     def __init__(self, config: VidTokConfig, *, with_decoder: bool) -> None:
         super().__init__(config.traits)
-        self.encoder = _Network("down", config)
+        self.encoder: _Network = _Network("down", config)
+        self.quant_conv = nn.Identity()
         self.quantizer = FSQ(config.levels)
         self.decoder = _Network("up", config) if with_decoder else None
 
@@ -39,22 +41,6 @@ class VidTokTokenizer(VideoTokenizer):
             elif value.ndim == 5 and ".attn_1." in key:
                 renamed[key] = value.flatten(2).unsqueeze(-1)
         return renamed
-
-    def _encode(self, x: Tensor) -> Tensor:
-        return codes_or_not_finite(self.quantizer, self.encoder(x))
-
-    def _encode_piece(self, x: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        latent, after = self.encoder.stream(x, state)
-        return codes_or_not_finite(self.quantizer, latent), after
-
-    def _decode(self, codes: Tensor) -> Tensor:
-        return self._needed(self.decoder)(self._vectors(codes))
-
-    def _decode_piece(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        return self._needed(self.decoder).stream(self._vectors(codes), state)
-
-    def _vectors(self, codes: Tensor) -> Tensor:
-        return self.quantizer.vectors_of(codes).to(self.dtype)
 
 
 class _Network(Network3D):
