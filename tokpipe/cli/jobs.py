@@ -1,6 +1,5 @@
 """Verbs that make, check and run jobs, and make their tokenizers."""
 
-import math
 import os
 import shlex
 import sys
@@ -81,44 +80,11 @@ class Plan(Verb, example="tokpipe plan jobs/webvid.yaml --codes-per-s 250000 --p
         add.text("--codes-per-s", "X", speed, type=positive)
         price = {"dest": "price_per_hour", "type": float}
         add.text("--price", "P", "price of one encoder (GPU) hour", **price)
-        what = "play the job through the spot prices and interruptions in this file"
-        add.text("--spot", "TRACE.csv", f"{what} (see docs/clusters.md)", type=Path)
-        what = "with --spot, which output was timed (default: the job's own)"
-        add.text("--like", "OUT", what)
-        what = "with --spot, the most nodes of a kind (default: all of the trace; repeat as needed)"
-        add.text("--nodes", "KIND=N", what, action="append", type=_number_of_kind)
-        what = "with --spot, seconds from paying for a node until Ray has it (default: 120)"
-        add.text("--node-start-s", "S", what, type=positive, default=120.0)
-        limit = add.one_of()
-        limit.text("--deadline", "HOURS", "with --spot, find the cheapest cluster", type=positive)
-        limit.text("--budget", "COST", "with --spot, find the fastest cluster", type=positive)
 
     def run(self, parsed: Parsed) -> Result:
         from tokpipe.verbs.forecast import Forecast
 
-        job, options = parsed.load_job(), parsed.rest()
-        of_spot = ("spot", "like", "nodes", "node_start_s", "deadline", "budget")
-        trace, like, nodes, start_s, deadline, budget = map(options.pop, of_spot)
-        forecast = Forecast(job, **options)
-        if trace is not None:
-            from tokpipe.runtime.spot.forecast import Plays, measured
-            from tokpipe.runtime.spot.trace import Trace
-            from tokpipe.verbs.locate import find_output
-
-            pace = measured(find_output(like or job.output.uri, job.storage))
-            num_clips = round(forecast.clips.value - forecast.reused.value)
-            plays = Plays(job, num_clips, pace, Trace.read(trace), node_start_s=start_s)
-            forecast.spot = plays.forecast(
-                dict(nodes or ()),
-                deadline_s=3600 * deadline if deadline else math.inf,
-                budget=budget or math.inf,
-            )
-        return forecast
-
-
-def _number_of_kind(text: str) -> tuple[str, int]:
-    kind, _, number = text.rpartition("=")
-    return kind, int(number)
+        return Forecast(parsed.load_job(), **parsed.rest())
 
 
 class Diff(Check, example="tokpipe diff jobs/demo.yaml out/demo"):

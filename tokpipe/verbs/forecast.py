@@ -94,7 +94,6 @@ class Forecast:
         self.memory = [] if job.encode.device == "cpu" else [*EncoderMemory(job).by_size()]
         left = 1 - self.reused.value / max(1.0, self.clips.value)
         self.encoder_s = None if codes_per_s is None else left * self.codes.value / codes_per_s
-        self.spot: Any = None  # A ``SpotForecast``, if there is one
         self.cost: float | None = None  # Of the encoders' time, if known
         if self.encoder_s is not None and price_per_hour is not None:
             self.cost = self.encoder_s / 3600 * price_per_hour
@@ -120,9 +119,7 @@ class Forecast:
             yield "  weights and libraries there are this job's, which a run checks first"
         yield f"  {size_text(self.size_bytes)} in about {counted(self.num_shards, 'shard')}"
         yield from (f"  {one['text']}" for one in self.memory)
-        if self.spot is not None:
-            yield from self.spot.lines()
-        elif self.encoder_s is None:
+        if self.encoder_s is None:
             how = "pass --codes-per-s, which tokpipe status shows for the same tokenizer and GPU"
             yield f"  time unknown: {how}"
         else:

@@ -56,7 +56,7 @@ class Trace:
         in seconds, or ISO 8601 with an offset. ConfigError: names the line."""
         kinds, rows = dict[str, Room](), list[_Row]()
         lines = path.read_text("utf-8-sig").splitlines()
-        reader = csv.DictReader(lines, restkey="after the last column", strict=True)
+        reader = csv.DictReader(lines, strict=True)
         try:
             for line in reader:
                 given = {name: value for name, value in line.items() if value}
@@ -67,7 +67,7 @@ class Trace:
             problem = str(error)
             if isinstance(error, ValidationError):
                 (first, *_) = error.errors()
-                problem = f"{first['loc'][0]}: {first['msg']}"
+                problem = ": ".join([*map(str, first["loc"][:1]), first["msg"]])
             raise ConfigError(f"{path}, line {reader.line_num}: {problem}. {_FORM}") from None
         rows.sort(key=lambda row: row.seconds)
         most = {kind: max(row.nodes for row in rows if row.kind == kind) for kind in kinds}
@@ -78,12 +78,19 @@ class Trace:
         return cls(kinds, most, tuple(changes), rows[-1].seconds - start_s)
 
     def since(self, offset_s: float) -> Iterator[Change]:
-        """Yield what changes from a moment of the trace on, in seconds after it; those before it
-        come at 0. After its end, the trace starts over."""
+        """Yield each kind's state at a moment of the trace, then what changes, by seconds after
+        it. After its end, the trace starts over."""
+        at_first = dict[str, Change]()
         for lap in itertools.count() if self.period_s else (0,):
             for one in self.changes:
                 at_s = one.at_s + lap * self.period_s - offset_s
-                yield one._replace(at_s=max(0.0, at_s))
+                if at_s <= 0:
+                    at_first[one.kind] = one._replace(at_s=0.0)
+                    continue
+                yield from at_first.values()
+                at_first = {}
+                yield one._replace(at_s=at_s)
+        yield from at_first.values()
 
 
 _FORM = (

@@ -3,45 +3,32 @@
 import heapq
 import itertools
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
+from infra.spot.trace import Change
 from tokpipe.errors import ConfigError
 from tokpipe.runtime.dispatch import Dispatcher, Limits, protocol
 from tokpipe.runtime.dispatch.pools import gpus_per_encoder
 from tokpipe.runtime.dispatch.protocol import ActorId, AttemptId, Dispatch, Event, NodeId, Room
-from tokpipe.runtime.spot.trace import Change
 from tokpipe.types import ClipRef, Receipt, Stage, WorkItem
 
+NODE_START_S = 120.0  # From when a node is paid for until Ray has it
 LOST_AFTER_S = 5.0  # Until Ray reports that a node is gone
+WORKER_S = 3.0  # Until Ray has started an actor's process, before what is measured
 LOOK_EVERY_S = 3.0  # How often a driver looks at its nodes
 COMMIT_S = 0.5
-TOO_LONG = 100  # Times what one actor of each stage would need by itself
+TOO_LONG = 20  # Times what one actor of each stage would need by itself
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(NamedTuple):
     """What was measured of a job."""
 
     clip_s: Mapping[Stage, float]  # Seconds that a clip takes an actor
-    start_s: Mapping[Stage, float]  # Seconds from an actor's place on a node to its being up
+    start_s: Mapping[Stage, float]  # Seconds from an actor's first sign of life to its first lease
     codes_per_clip: float
-
-    def times(self, each: int, slower: float) -> "Pace":
-        """That of clips of which one is ``each``, on a cluster that is so much slower."""
-        clip_s = {stage: seconds * each * slower for stage, seconds in self.clip_s.items()}
-        return Pace(clip_s, self.start_s, self.codes_per_clip * each)
-
-
-class Outcome(NamedTuple):
-    """How long a run took, what its nodes cost, and how many actors were up at the most."""
-
-    duration_s: float
-    cost: float
-    actors: Mapping[Stage, int]
 
 
 @dataclass(slots=True)
@@ -73,14 +60,12 @@ class Play:
         num_clips: int,
         kinds: Mapping[str, tuple[Room, int]],
         changes: Iterator[Change],
-        *,
-        node_start_s: float,
         seed: int,
     ) -> None:
         """``kinds``: what a node of each kind has, and how many the job wants."""
         self._limits, self._pace, self._changes = limits, pace, changes
         self._kinds = {name: _Kind(*one) for name, one in kinds.items()}
-        self._node_start_s, self._rng = node_start_s, random.Random(seed)
+        self._rng = random.Random(seed)
         self._dispatcher = Dispatcher(limits, _ref_of)
         self._items = (WorkItem(row, str(row), str(row)) for row in range(num_clips))
         self._rooms: dict[NodeId, Room] = {}  # Of nodes that are up, as far as Ray knows
@@ -90,11 +75,11 @@ class Play:
         self._events: list[tuple[float, int, ActorId | None, Event | Callable[[], object]]] = []
         self._order, self._now = itertools.count(), 0.0
         self._cost, self._paid_until = 0.0, 0.0
-        self._most: Counter[Stage] = Counter()
-        self._end_by = 1e6 + TOO_LONG * num_clips * sum(pace.clip_s.values())
+        self._end_by = 1e5 + TOO_LONG * num_clips * sum(pace.clip_s.values())
 
-    def run(self) -> Outcome:
-        """Play until the job is done. ConfigError: it would never be, or not in a bearable time."""
+    def run(self) -> tuple[float, float]:
+        """Play to the end; return its seconds, and what all nodes cost until then. ConfigError: the
+        job fails, or takes far too long."""
         self._next_change()
         self._look()
         while self._now < self._end_by:
@@ -108,7 +93,7 @@ class Play:
                 match command:
                     case protocol.Finish():
                         self._pay()
-                        return Outcome(self._now, self._cost, self._most)
+                        return self._now, self._cost
                     case protocol.Abort(_, message):
                         raise ConfigError(f"the job would not end well: {message}")
                 self._carry_out(command)
@@ -153,7 +138,7 @@ class Play:
         kind.price, number = change.price, min(change.nodes, kind.wanted)
         while len(kind.nodes) < number:
             kind.nodes.append(node := f"{change.kind} {next(self._order)}")
-            self._post(self._node_start_s, partial(self._join, node, kind))
+            self._post(NODE_START_S, partial(self._join, node, kind))
         while len(kind.nodes) > number:
             self._leave(kind.nodes.pop(self._rng.randrange(len(kind.nodes))))
         self._next_change()
@@ -177,7 +162,6 @@ class Play:
         self._post(LOST_AFTER_S, lambda: self._rooms.pop(node, None))
 
     def _look(self) -> None:
-        self._most |= self._dispatcher.fleet.num_up
         self._post(0.0, protocol.Capacity(dict(self._rooms)))
         self._post(0.0, protocol.Tick())
         self._post(LOOK_EVERY_S, self._look)
@@ -197,8 +181,8 @@ class Play:
                 one.node = max(fits)[-1] if fits else None
                 if one.node is not None:
                     self._occupy(one, 1)
-                    self._post(0.0, protocol.ActorPlaced(actor_id, one.node), actor_id)
-                    start_s = self._pace.start_s[one.stage]
+                    self._post(WORKER_S, protocol.ActorPlaced(actor_id, one.node), actor_id)
+                    start_s = WORKER_S + self._pace.start_s[one.stage]
                     self._post(start_s, protocol.ActorUp(actor_id), actor_id)
 
     def _occupy(self, actor: _Actor, sign: int) -> None:
