@@ -38,12 +38,13 @@ unit: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "(ray or s3) and not slow" || status=1; \
 	exit $$status
 
-# The long forms of the simulation, tests/chaos and tests/hostile: about an hour.
+# The long forms of the simulation, tests/chaos and tests/hostile: about two hours.
 chaos: $(VENV)/.installed-dev
 	TOKPIPE_TEST_SEEDS=20000 $(BIN)/python -m pytest tests/runtime/test_simulation.py
 	TOKPIPE_TEST_PROFILE=explore $(BIN)/python -m pytest -n 2 -m "not ray and not s3 and not slow"
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.chaos.spot
 	$(BIN)/python -m tests.hostile
 
 # An hour, on a machine that does nothing else. The results go into docs/performance.md.

@@ -75,6 +75,7 @@ def material(scene: Scene) -> None:
 PROPS: dict[str, Callable[[Scene], None]] = {
     "examples/demo_tokenizer/README.md": material,
     "README.md": whole_videos,
+    "docs/clusters.md": past_run,
     "docs/monitoring.md": past_run,
     "docs/quickstart.md": quickstart,
     "tokpipe/cli/plan.py": past_run,

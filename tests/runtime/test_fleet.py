@@ -280,3 +280,12 @@ def test_the_seconds_of_actors_are_counted_from_tick_to_tick() -> None:
     bench.tick(3.0)
     assert [bench.account.up_s[stage] for stage in STAGES] == [5.0, 5.0, 2.0]
     assert bench.account.paid_s == 5.0
+
+
+def test_encoders_are_requested_first_so_that_no_decoder_takes_the_last_cpu_beside_a_gpu() -> None:
+    limits = replace(LIMITS, runtime=RuntimeConfig(), on_gpu=True)
+    commands = Dispatcher(limits, ref_of).handle(
+        protocol.Capacity({name: protocol.Room(4, 1) for name in ("a", "b")}), 0.0
+    )
+    starts = [one.stage for one in commands if isinstance(one, protocol.StartActor)]
+    assert starts == ["encode"] * 2 + ["decode"] * 6 + ["write"]

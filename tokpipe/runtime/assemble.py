@@ -220,7 +220,8 @@ class Run:
             job = job.model_copy(update={"encode": encode})
         self.reused = [ReusedOutput(job, *one) for one in reused_outputs(job, record.settings)]
         others = (one.output.totals.encoders for one in self.reused)
-        limits = _limits(job, device, state, chain(state.totals.encoders, *others))
+        encoders = chain(state.totals.encoders, *others)
+        limits = _known(limits_of(job, device), state, encoders)
         self.dispatcher = Dispatcher(limits, partial(ref_of, sampling=job.sampling))
         allowed = (getattr(one, "allowed_prefixes", None) or () for one in job.sources)
         uris = [*(one.uri for one in job.sources), *chain(*allowed)]
@@ -237,9 +238,9 @@ class Run:
         self.log_context = output.log_context
 
 
-def _limits(job: JobConfig, device: str, state: ManifestState, encoders: Iterable[str]) -> Limits:
-    totals, rows, traits = state.totals, state.committed, job.tokenizer.traits
-    rejected = {why: number for why, number in totals.rejected.items() if why != REMOVED}
+def limits_of(job: JobConfig, device: str) -> Limits:
+    """What a dispatcher needs to know of a job that has not begun."""
+    traits = job.tokenizer.traits
     return Limits(
         runtime=job.runtime,
         on_gpu=device == "cuda",
@@ -253,6 +254,15 @@ def _limits(job: JobConfig, device: str, state: ManifestState, encoders: Iterabl
         shard_max_age_s=job.output.shard_max_age_s,
         bytes_per_code=estimated_bytes(10**6, traits.codebook_size) / 1e6,
         max_rejected_fraction=job.max_rejected_fraction,
+    )
+
+
+def _known(limits: Limits, state: ManifestState, encoders: Iterable[str]) -> Limits:
+    """Add what an output has already."""
+    totals, rows = state.totals, state.committed
+    rejected = {why: number for why, number in totals.rejected.items() if why != REMOVED}
+    return replace(
+        limits,
         num_clips=totals.num_clips + sum(rejected.values()) + rows.num_left,
         num_unopened=rows.num_unopened,
         rejected_before=rejected,

@@ -19,7 +19,10 @@ MANIFEST_FORMAT = 4
 since the plan can grow and shards can be replaced; an entry without that is written as 3. An
 earlier version that resumed an output of format 3 would break the chain, so it must not."""
 
-_RECORDED = {"encoders": ("paid_s", "useful_s", "lost_s", "slow_s"), "actors": ("spent_s", "up_s")}
+_RECORDED = {
+    "encoders": ("paid_s", "useful_s", "lost_s", "slow_s"),
+    "actors": ("spent_s", "up_s", "started", "starting_s"),
+}
 """What an entry records of an account, and under which keys."""
 
 _CLIP_FIELDS = list(ClipRef.__slots__)

@@ -16,7 +16,7 @@ clock and no I/O in here: the Ray shell and the simulation drive the same object
 from tokpipe.runtime.dispatch import protocol
 from tokpipe.runtime.dispatch.protocol import ActorId, Command, Event
 from tokpipe.runtime.dispatch.returns import Returns
-from tokpipe.types import STAGES, Stage
+from tokpipe.types import Stage
 
 SHARDS_AHEAD = 4  # Shards per write actor that may wait before encoders pause: codes add up
 
@@ -88,7 +88,8 @@ class Dispatcher(Returns):
         fleet, pools = self.fleet, self.pools
         if (sizes := pools.sizes) is None or pools.capacity is None:
             return
-        for stage in STAGES:
+        # Encoders first: a decoder on the last CPU beside a GPU would keep it idle.
+        for stage in ("encode", "decode", "write"):
             target: int = getattr(sizes, stage)
             if pools.capacity.most(stage):  # else an autoscaler may add a node that may run it
                 fleet.replace_starved(stage)

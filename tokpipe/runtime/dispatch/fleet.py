@@ -33,6 +33,7 @@ class Actor:
     since: float
     zero_cpu: bool  # It requested zero CPUs, so it is not waiting for capacity
     node: NodeId | None = None
+    placed_at: float | None = None
     up: bool = False
     leases: dict[AttemptId, Dispatch] = field(default_factory=dict)  # In the order of its work
     head_since: float = 0.0  # When its first lease got to the front: when its deadline started
@@ -202,7 +203,7 @@ class Fleet:
 
     def placed(self, event: protocol.ActorPlaced) -> None:
         if (actor := self.actors.get(event.actor)) is not None:
-            actor.node = event.node
+            actor.node, actor.placed_at = event.node, self._out.now
             if event.node in self._draining:
                 self._leave(event.actor)
 
@@ -216,6 +217,9 @@ class Fleet:
             actor.up = True
             self.num_up[actor.stage] += 1
             self.starts.came_up(actor.stage)
+            since = actor.since if actor.placed_at is None else actor.placed_at
+            self._out.count("started", by=actor.stage)
+            self._out.count("starting_s", self._out.now - since, by=actor.stage)
             self._shelve(event.actor)
             self._note("actor_up", event.actor, "is up")
         self.hear_path(event.actor, event.path)
