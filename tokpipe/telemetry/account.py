@@ -61,8 +61,6 @@ class Account:
 
     spent_s: Mapping[str, float] = field(default_factory=dict)  # Of actors by activity, kept or not
     up_s: Mapping[str, float] = field(default_factory=dict)  # Seconds that actors were up, by stage
-    started: Mapping[str, int] = field(default_factory=dict)  # Actors that came up, by stage
-    starting_s: Mapping[str, float] = field(default_factory=dict)  # What they took, once placed
     paid_s: float = 0.0  # Seconds that encode actors occupied their part of a node, up or not
     useful_s: float = 0.0  # Encoder seconds that produced committed codes
     slow_s: Mapping[str, float] = field(default_factory=dict)  # Of encoders by ``EncoderPath.slow``
@@ -81,6 +79,8 @@ class Account:
     marked: Mapping[str, int] = field(default_factory=dict)  # Encoded clips by mark
     lost_actors: Mapping[str, int] = field(default_factory=dict)
     """Actors that died, or were killed at a deadline, while they were up, by stage."""
+    started: Mapping[str, int] = field(default_factory=dict)  # Actors that came up, by stage
+    starting_s: Mapping[str, float] = field(default_factory=dict)  # What they took, once placed
 
     def __add__(self, other: "Account") -> "Account":
         return self._plus(other, 1)
