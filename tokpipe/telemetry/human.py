@@ -46,9 +46,9 @@ def short(number: float, *, exact_below: float = 1e7) -> str:
     return f"{number / size:,.4g} {unit}"
 
 
-def counted(number: int, one: str) -> str:
+def counted(number: int, one: str, many: str | None = None) -> str:
     """Return ``1 shard`` or ``2 shards``."""
-    return f"{number:,} {one}{'' if number == 1 else 's'}"
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def counts_text(counts: Mapping[str, int]) -> str:
