@@ -51,7 +51,7 @@ class _Actor:
 
 class Play:
     """One run. ``seed`` decides what a trace leaves open: which nodes go, and how long each lease
-    takes, half to one and a half of the mean."""
+    and each start takes, half to one and a half of the mean."""
 
     def __init__(
         self,
@@ -105,6 +105,9 @@ class Play:
     ) -> None:
         heapq.heappush(self._events, (self._now + delay_s, next(self._order), of, event))
 
+    def _about(self, seconds: float) -> float:
+        return seconds * self._rng.uniform(0.5, 1.5)
+
     def _carry_out(self, command: protocol.Command) -> None:
         match command:
             case protocol.StartActor(actor, stage, zero_cpu):
@@ -138,7 +141,7 @@ class Play:
         kind.price, number = change.price, min(change.nodes, kind.wanted)
         while len(kind.nodes) < number:
             kind.nodes.append(node := f"{change.kind} {next(self._order)}")
-            self._post(NODE_START_S, partial(self._join, node, kind))
+            self._post(self._about(NODE_START_S), partial(self._join, node, kind))
         while len(kind.nodes) > number:
             self._leave(kind.nodes.pop(self._rng.randrange(len(kind.nodes))))
         self._next_change()
@@ -182,7 +185,7 @@ class Play:
                 if one.node is not None:
                     self._occupy(one, 1)
                     self._post(WORKER_S, protocol.ActorPlaced(actor_id, one.node), actor_id)
-                    start_s = WORKER_S + self._pace.start_s[one.stage]
+                    start_s = WORKER_S + self._about(self._pace.start_s[one.stage])
                     self._post(start_s, protocol.ActorUp(actor_id), actor_id)
 
     def _occupy(self, actor: _Actor, sign: int) -> None:
@@ -197,7 +200,7 @@ class Play:
         if lost := tuple(one for one in sources if self._homes.get(one) not in self._free):
             failed = protocol.LeaseFailed(attempt, "inputs_lost", "their node is gone", lost)
             return 0.0, failed, command.actor
-        busy_s = self._pace.clip_s[lease.stage] * len(lease.clips) * self._rng.uniform(0.5, 1.5)
+        busy_s = self._about(self._pace.clip_s[lease.stage] * len(lease.clips))
         actor.free_at = max(self._now, actor.free_at) + busy_s
         self._homes[attempt] = actor.node
         answer: tuple[protocol.Info, ...] | Receipt
