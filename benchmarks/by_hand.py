@@ -1,10 +1,14 @@
-"""The sample job as one would write it without tokpipe: a DataLoader, an encoder, a Parquet file.
+"""The sample job as one would write it without tokpipe: workers that decode, an encoder, a file.
 
-No resume, no checks, no deadline: the comparison shows what they cost.
+The workers are those of a DataLoader or of a pool, and decode with PyAV or torchcodec. No resume,
+no checks, no deadline: the comparison shows what they cost.
 """
 
+import importlib.util
+import itertools
+import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +19,7 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,8 +30,8 @@ from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.weights.read import read_weights
 
 Span = tuple[str, float, float]
-Codes = dict[str, NDArray[np.uint16]]
-"""By the name of their video."""
+Codes = dict[tuple[str, float], NDArray[np.uint16]]
+"""By the name of their video, and the first second."""
 BATCH = 4
 CLIPS_PER_FILE = 64
 
@@ -92,16 +97,78 @@ def small_tokenizer() -> Any:
 
 
 def run_loop(folder: Path, spans: Sequence[Span], num_workers: int) -> PeerRun:
-    """Decode in worker processes, encode in this one, write a file every 64 clips."""
+    """Decode in the workers of a DataLoader."""
     begun = time.monotonic()
     tokenizer = small_tokenizer()
     loader = DataLoader(Clips(spans), batch_size=BATCH, num_workers=num_workers)
+    batches = ((indices.tolist(), pixels) for indices, pixels in loader)
+    return _encode(tokenizer, batches, folder, spans, begun)
+
+
+def run_pool(
+    folder: Path, spans: Sequence[Span], num_workers: int, *, by_torchcodec: bool = False
+) -> PeerRun:
+    """Decode in the processes of a pool."""
+    begun = time.monotonic()
+    tokenizer = small_tokenizer()
+    decode = _frames_by_torchcodec if by_torchcodec else _frames_by_pyav
+    with multiprocessing.get_context("forkserver").Pool(num_workers) as pool:
+        batches = _batched(pool.imap(decode, spans, chunksize=BATCH))
+        return _encode(tokenizer, batches, folder, spans, begun)
+
+
+def _frames_by_pyav(span: Span) -> NDArray[np.uint8]:
+    return frames_of(*span[:2])
+
+
+def _frames_by_torchcodec(span: Span) -> NDArray[np.uint8]:
+    """Scaled by torch, as its guide does it, so some codes differ."""
+    from torchcodec.decoders import VideoDecoder
+
+    path, start_s, _ = span
+    decoder = VideoDecoder(path, num_ffmpeg_threads=1, seek_mode="approximate")
+    found = decoder.get_frames_played_at([start_s + k / FPS + 1e-4 for k in range(CLIP_FRAMES)])
+    height, width = found.data.shape[2:]
+    size = [round(SIZE * side / min(height, width)) for side in (height, width)]
+    scaled = torch.nn.functional.interpolate(
+        found.data.float(), size, mode="bilinear", antialias=True
+    )
+    top, left = ((side - SIZE) // 2 for side in size)
+    cropped = scaled[:, :, top : top + SIZE, left : left + SIZE]
+    return cropped.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def lacks_torchcodec() -> str | None:
+    """Why torchcodec cannot be used; None if it can."""
+    if importlib.util.find_spec("torchcodec") is None:
+        return "torchcodec is not installed here"
+    try:
+        from torchcodec.decoders import VideoDecoder  # noqa: F401
+    except (OSError, RuntimeError) as error:
+        return f"torchcodec does not load: {str(error).splitlines()[0]}"
+    return None
+
+
+def _batched(clips: Iterable[NDArray[np.uint8]]) -> Iterable[tuple[list[int], torch.Tensor]]:
+    numbered = enumerate(clips)
+    while batch := list(itertools.islice(numbered, BATCH)):
+        yield [index for index, _ in batch], torch.from_numpy(np.stack([one for _, one in batch]))
+
+
+def _encode(
+    tokenizer: Any,
+    batches: Iterable[tuple[list[int], torch.Tensor]],
+    folder: Path,
+    spans: Sequence[Span],
+    begun: float,
+) -> PeerRun:
+    """Encode in this process, and write a file every 64 clips."""
     rows: list[dict[str, Any]] = []
     num_files = 0
     ready = time.monotonic()
-    for indices, pixels in loader:
+    for indices, pixels in batches:
         codes = tokenizer.encode(pixels)
-        for index, block in zip(indices.tolist(), codes.numpy(), strict=True):
+        for index, block in zip(indices, codes.numpy(), strict=True):
             path, start_s, _ = spans[index]
             rows.append(row_of(path, start_s, block))
         if len(rows) >= CLIPS_PER_FILE or len(rows) + num_files * CLIPS_PER_FILE >= len(spans):
@@ -122,6 +189,7 @@ def read_codes(folder: Path) -> Codes:
     found: Codes = {}
     for path in sorted(folder.rglob("*.parquet")):
         for row in pq.read_table(path).to_pylist():
-            assert Path(row["path"]).name not in found
-            found[Path(row["path"]).name] = np.asarray(row["codes"], np.uint16)
+            key = Path(row["path"]).name, row["start_s"]
+            assert key not in found
+            found[key] = np.asarray(row["codes"], np.uint16)
     return found

@@ -32,7 +32,7 @@ BENCHMARKS: dict[str, str] = {
     "reader": "codes per second against raw arrays, first and second epoch",
     "nodes": "bytes fetched and memory of 1, 2 and 8 nodes that read an epoch",
     "startup": "imports, seconds to the first clip and memory by process, against an empty Ray job",
-    "peers": "the same job by a DataLoader loop and by hand-written Ray Data",
+    "peers": "the same jobs by a DataLoader loop, a pool of processes and hand-written Ray Data",
 }
 """What each measures, by name."""
 

@@ -1,82 +1,137 @@
-"""The same job by tokpipe, by a DataLoader loop and by Ray Data, on the same machine in turn."""
+"""The same jobs by tokpipe and by what one would write otherwise, on the same machine in turn.
+
+``clips`` are in a file each; ``spans`` follow one another in two long videos, and the table that
+names them is shuffled.
+"""
 
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.by_hand import Codes, PeerRun, run_loop
+from benchmarks.by_hand import Codes, PeerRun, lacks_torchcodec, run_loop, run_pool
 from benchmarks.figures import Figure, Result, Skipped
 from benchmarks.processes import in_fresh_process, keep_to_cores
 from benchmarks.ray_data import MISSING, run_ray_data
-from benchmarks.sample_job import sample_job, spans
+from benchmarks.sample_job import Row, job_over, long_spans, spans
 from benchmarks.watched_run import cluster_of, run_watched
 from tokpipe.reader import open_output
 
 CORES = 2
+Form = Callable[[Path, int], list[Row]]
+FORMS: dict[str, tuple[Form, int]] = {"clips": (spans, 150), "spans": (long_spans, 150)}
+"""Rows of each form, and how many."""
+TARGETS = {("loop", "clips"): 1.2, ("ray_data", "clips"): 1.5, ("ray_data", "spans"): 3.0}
 
 
 def run(quick: bool) -> Iterator[Result]:
     """Seconds of each peer over those of tokpipe, each without its start, which is a detail."""
-    count, rounds = (8, 1) if quick else (150, 3)
-    peers: dict[str, Callable[[int], PeerRun]] = {"loop": _by_loop}
-    if MISSING is None:
-        peers["ray_data"] = _by_ray_data
-    ratios: dict[str, list[float]] = {name: [] for name in peers}
-    details: dict[str, float | int] = {}
+    for form, (rows, count) in FORMS.items():
+        yield from _compare(form, rows, 8 if quick else count, 1 if quick else 3)
+
+
+def _compare(form: str, rows: Form, count: int, rounds: int) -> Iterator[Result]:
+    ratios: dict[str, list[float]] = {name: [] for name in PEERS}
+    details: dict[str, dict[str, float | int]] = {name: {} for name in PEERS}
     for _ in range(rounds):
-        ours = in_fresh_process(_by_tokpipe, count)
-        details |= {"clips": count, "rounds": rounds}
-        details |= {"tokpipe_s": ours.seconds, "tokpipe_start_s": ours.start_s}
-        for name, call in peers.items():
-            theirs = in_fresh_process(call, count)
-            ratios[name].append(theirs.seconds / ours.seconds)
-            details[f"{name}_s"] = theirs.seconds
-            details[f"{name}_start_s"] = theirs.start_s
-            details[f"{name}_equal_codes"] = _equal_fraction(ours.codes, theirs.codes)
-    for name, title, target in (
-        ("loop", f"whole job against a DataLoader loop, {CORES} cores", 1.0),
-        ("ray_data", f"whole job against Ray Data by hand, {CORES} cores", 1.2),
-    ):
-        if name in ratios:
+        ours = in_fresh_process(_by_tokpipe, rows, count)
+        for name, peer in PEERS.items():
+            if peer.lacks is None:
+                theirs = in_fresh_process(peer.run, rows, count)
+                ratios[name].append(theirs.seconds / ours.seconds)
+                details[name] = {
+                    "clips": count,
+                    "rounds": rounds,
+                    "equal_codes": _equal(ours, theirs),
+                    "tokpipe_s": ours.seconds,
+                    "tokpipe_start_s": ours.start_s,
+                    "peer_s": theirs.seconds,
+                    "peer_start_s": theirs.start_s,
+                }
+    for name, peer in PEERS.items():
+        title = f"{form}: whole job against {peer.title}, {CORES} cores"
+        if peer.lacks is None:
             yield Figure(
-                *(title, statistics.median(ratios[name]), "x", target),
-                details=details,
+                *(title, statistics.median(ratios[name]), "x", TARGETS.get((name, form))),
+                details=details[name],
                 remark="from encoders being up to the last file; details are of the last round",
             )
         else:
-            yield Skipped(title, str(MISSING))
+            yield Skipped(title, peer.lacks)
 
 
-def _equal_fraction(ours: Codes, theirs: Codes) -> float:
+def _equal(ours: PeerRun, theirs: PeerRun) -> float:
     """Fraction of equal codes; chunks in other batches may be rounded differently."""
-    assert ours.keys() == theirs.keys()
-    same = sum(int((ours[path] == theirs[path]).sum()) for path in ours)
-    return same / sum(codes.size for codes in ours.values())
+    mine, other = ours.codes, theirs.codes
+    assert mine.keys() == other.keys()
+    return sum(int((mine[key] == other[key]).sum()) for key in mine) / sum(
+        codes.size for codes in mine.values()
+    )
 
 
-def _by_tokpipe(count: int) -> PeerRun:
+def _by_tokpipe(rows: Form, count: int) -> PeerRun:
     keep_to_cores(CORES)
     with tempfile.TemporaryDirectory() as folder, cluster_of(CORES) as address:
-        job = sample_job(Path(folder), count, runtime={"cluster": address})
+        runtime = {"cluster": address}
+        job = job_over(Path(folder), rows(Path(folder), count), runtime=runtime)
         run = run_watched(job)
         assert run.ready is not None
-        codes = {}
+        codes: Codes = {}
         for clip in open_output(job.output.uri, job.storage).clips():
             (chunk,) = clip.chunks
-            codes[Path(clip.source_uri).name] = chunk.codes.astype(np.uint16).ravel()
+            key = Path(clip.source_uri).name, clip.metadata["begins"]
+            codes[key] = chunk.codes.astype(np.uint16).ravel()
     return PeerRun(run.seconds, run.ready - run.began, codes)
 
 
-def _by_loop(count: int) -> PeerRun:
+@dataclass(frozen=True)
+class Peer:
+    """Another way to do the same."""
+
+    title: str
+    run: Callable[[Form, int], PeerRun]
+    lacks: str | None = None
+    """What it needs that is not here."""
+
+
+def _by_loop(rows: Form, count: int) -> PeerRun:
     keep_to_cores(CORES)
     with tempfile.TemporaryDirectory() as folder:
-        return run_loop(Path(folder), spans(Path(folder), count), num_workers=CORES)
+        return run_loop(Path(folder), rows(Path(folder), count), num_workers=CORES)
 
 
-def _by_ray_data(count: int) -> PeerRun:
+def _by_pool(rows: Form, count: int, *, by_torchcodec: bool = False) -> PeerRun:
     keep_to_cores(CORES)
-    with tempfile.TemporaryDirectory() as folder, cluster_of(CORES) as address:
-        return run_ray_data(address, Path(folder), spans(Path(folder), count))
+    with tempfile.TemporaryDirectory() as folder:
+        found = rows(Path(folder), count)
+        return run_pool(Path(folder), found, CORES, by_torchcodec=by_torchcodec)
+
+
+def _by_ray_data(rows: Form, count: int, *, as_advised: bool = False) -> PeerRun:
+    keep_to_cores(CORES)
+    # Its tasks for reading and for checkpoints want whole CPUs, beside those of the actors.
+    num_cpus = 2 * CORES if as_advised else CORES
+    with tempfile.TemporaryDirectory() as folder, cluster_of(num_cpus) as address:
+        found = rows(Path(folder), count)
+        return run_ray_data(address, Path(folder), found, as_advised=as_advised)
+
+
+PEERS = {
+    "loop": Peer("a DataLoader loop", _by_loop),
+    "pool": Peer("a pool of processes with PyAV", _by_pool),
+    "torchcodec": Peer(
+        "a pool of processes with torchcodec",
+        partial(_by_pool, by_torchcodec=True),
+        lacks_torchcodec(),
+    ),
+    "ray_data": Peer("Ray Data by hand", _by_ray_data, MISSING),
+    "ray_data_advised": Peer(
+        "Ray Data with a checkpoint and pools of actors",
+        partial(_by_ray_data, as_advised=True),
+        MISSING,
+    ),
+}

@@ -64,29 +64,54 @@ class _Encoder:
         clips = zip(batch["path"], batch["start_s"], codes, strict=True)
         rows = [row_of(path, start_s, block) for path, start_s, block in clips]
         columns = {name: [row[name] for row in rows] for name in rows[0]}
-        return {**columns, "ready_at": [self.ready_at] * len(rows)}
+        return {**columns, "id": batch["id"], "ready_at": [self.ready_at] * len(rows)}
 
 
 def _decode(row: Batch) -> Batch:
     return {**row, "pixels": frames_of(row["path"], row["start_s"])}
 
 
-def run_ray_data(address: str, folder: Path, spans: Sequence[Span]) -> PeerRun:
+class _Decoder:
+    def __call__(self, row: Batch) -> Batch:
+        return _decode(row)
+
+
+def run_ray_data(
+    address: str, folder: Path, spans: Sequence[Span], *, as_advised: bool = False
+) -> PeerRun:
     """Decode in tasks, encode in two actors, write Parquet, all sharing two cores.
+    ``as_advised``: with a checkpoint of its rows, and pools of actors for both stages.
 
     Ray Data fuses stages with equal resources into one process, which would decode and encode by
     turns. These fractions keep them apart, and let all of them run.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
     import ray.data
+    from ray.data.checkpoint import CheckpointConfig
 
     begun = time.time()
     out = folder / "ray_data"
     with ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR):
         _be_quiet()
-        rows = [{"path": path, "start_s": start} for path, start, _ in spans]
-        clips = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // BATCH))
-        pixels = clips.map(_decode, num_cpus=0.4)
+        rows = [
+            {"id": f"{number:09}", "path": path, "start_s": start}
+            for number, (path, start, _) in enumerate(spans)
+        ]
+        num_blocks = max(1, len(rows) // BATCH)
+        if as_advised:  # Rows must be read from files, and their ids be kept
+            table = folder / "rows.parquet"
+            pq.write_table(pa.Table.from_pylist(rows), table)
+            checkpoint = CheckpointConfig(
+                id_column="id", checkpoint_path=str(folder / "checkpoint")
+            )
+            ray.data.DataContext.get_current().checkpoint_config = checkpoint
+            clips = ray.data.read_parquet(str(table), override_num_blocks=num_blocks)
+            pool = ray.data.ActorPoolStrategy(min_size=1, max_size=2)
+            pixels = clips.map(_Decoder, num_cpus=0.4, compute=pool)  # type: ignore[arg-type]
+        else:
+            clips = ray.data.from_items(rows, override_num_blocks=num_blocks)
+            pixels = clips.map(_decode, num_cpus=0.4)
         codes = pixels.map_batches(
             _Encoder,
             batch_size=BATCH,

@@ -19,8 +19,8 @@ def test_quick_forms_yield_figures(name: str) -> None:
     for figure in figures:
         assert math.isfinite(figure.value), figure.line()
         assert figure.value >= 0, figure.line()
-        for script in ("loop_equal_codes", "ray_data_equal_codes"):
-            assert float(figure.details.get(script, 1.0)) > 0.999, "the peers did another job"
+        if "torchcodec" not in figure.name:  # which scales differently
+            assert float(figure.details.get("equal_codes", 1.0)) > 0.999, figure.line()
 
 
 def test_a_source_costs_three_requests_and_a_shard_three() -> None:
