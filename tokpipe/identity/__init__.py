@@ -34,8 +34,8 @@ def row_digests(dataset: str, source_uris: Iterable[bytes], spans: Iterable[byte
 
 def span_bytes(start_s: float | None, end_s: float | None) -> bytes:
     """Return one span as ``row_digests`` hashes it."""
-    ends = (start_s is not None, (start_s or 0.0) + 0.0), (end_s is not None, (end_s or 0.0) + 0.0)
-    return b"".join(struct.pack("<?d", *end) for end in ends)  # -0.0 becomes 0.0
+    ends = start_s is not None, (start_s or 0.0) + 0.0, end_s is not None, (end_s or 0.0) + 0.0
+    return struct.pack("<?d?d", *ends)  # -0.0 becomes 0.0
 
 
 def clip_id(

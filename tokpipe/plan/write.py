@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tokpipe.config.job import JobConfig
 from tokpipe.errors import ConfigError, StorageError
-from tokpipe.identity import row_digests
+from tokpipe.identity import row_digests, span_bytes
 from tokpipe.plan.parts import cut, do_recur, order_by_video, together, videos_of
 from tokpipe.plan.stored import (
     OWN_COLUMNS,
@@ -215,13 +215,9 @@ def _without_rows(store: Store, parts: Sequence[_Part], dropped: Collection[int]
 
 def with_row_ids(dataset: str, table: pa.Table) -> tuple[pa.Table, _Hashes]:
     """Add the ids of a table's rows as its first column; also return their first 8 bytes."""
-    spans = np.zeros(table.num_rows, np.dtype([("a", "?"), ("b", "<f8"), ("c", "?"), ("d", "<f8")]))
-    for is_set, seconds, name in (("a", "b", "start_s"), ("c", "d", "end_s")):
-        column = table.column(name)
-        spans[is_set] = column.is_valid().to_numpy()
-        spans[seconds] = column.fill_null(0.0).to_numpy() + 0.0  # -0.0 becomes 0.0
+    spans = map(span_bytes, *(table.column(name).to_pylist() for name in ("start_s", "end_s")))
     uris = table.column("source_uri").cast(pa.binary()).to_pylist()
-    ids = row_digests(dataset, uris, spans.view("V18").tolist())
+    ids = row_digests(dataset, uris, spans)
     texts = pa.array([one.hex() for one in ids], pa.string())
     return table.add_column(0, ROW_ID, texts), np.frombuffer(b"".join(ids), "<u8")[::2].copy()
 
