@@ -30,21 +30,23 @@ TARGETS = {("loop", "clips"): 1.2, ("ray_data", "clips"): 1.5, ("ray_data", "spa
 
 def run(quick: bool) -> Iterator[Result]:
     """Seconds of each peer over those of tokpipe, each without its start, which is a detail."""
-    for form, (rows, count) in FORMS.items():
-        yield from _compare(form, rows, 8 if quick else count, 1 if quick else 3)
+    for form, (make, count) in FORMS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            rows = make(Path(folder), 8 if quick else count)
+            yield from _compare(form, rows, 1 if quick else 3)
 
 
-def _compare(form: str, rows: Form, count: int, rounds: int) -> Iterator[Result]:
+def _compare(form: str, rows: list[Row], rounds: int) -> Iterator[Result]:
     ratios: dict[str, list[float]] = {name: [] for name in PEERS}
     details: dict[str, dict[str, float | int]] = {name: {} for name in PEERS}
     for _ in range(rounds):
-        ours = in_fresh_process(_by_tokpipe, rows, count)
+        ours = in_fresh_process(_by_tokpipe, rows)
         for name, peer in PEERS.items():
             if peer.lacks is None:
-                theirs = in_fresh_process(peer.run, rows, count)
+                theirs = in_fresh_process(peer.run, rows)
                 ratios[name].append(theirs.seconds / ours.seconds)
                 details[name] = {
-                    "clips": count,
+                    "clips": len(rows),
                     "rounds": rounds,
                     "equal_codes": _equal(ours, theirs),
                     "tokpipe_s": ours.seconds,
@@ -73,11 +75,11 @@ def _equal(ours: PeerRun, theirs: PeerRun) -> float:
     )
 
 
-def _by_tokpipe(rows: Form, count: int) -> PeerRun:
+def _by_tokpipe(rows: list[Row]) -> PeerRun:
     keep_to_cores(CORES)
     with tempfile.TemporaryDirectory() as folder, cluster_of(CORES) as address:
         runtime = {"cluster": address}
-        job = job_over(Path(folder), rows(Path(folder), count), runtime=runtime)
+        job = job_over(Path(folder), rows, runtime=runtime)
         run = run_watched(job)
         assert run.ready is not None
         codes: Codes = {}
@@ -93,31 +95,29 @@ class Peer:
     """Another way to do the same."""
 
     title: str
-    run: Callable[[Form, int], PeerRun]
+    run: Callable[[list[Row]], PeerRun]
     lacks: str | None = None
     """What it needs that is not here."""
 
 
-def _by_loop(rows: Form, count: int) -> PeerRun:
+def _by_loop(rows: list[Row]) -> PeerRun:
     keep_to_cores(CORES)
     with tempfile.TemporaryDirectory() as folder:
-        return run_loop(Path(folder), rows(Path(folder), count), num_workers=CORES)
+        return run_loop(Path(folder), rows, num_workers=CORES)
 
 
-def _by_pool(rows: Form, count: int, *, by_torchcodec: bool = False) -> PeerRun:
+def _by_pool(rows: list[Row], *, by_torchcodec: bool = False) -> PeerRun:
     keep_to_cores(CORES)
     with tempfile.TemporaryDirectory() as folder:
-        found = rows(Path(folder), count)
-        return run_pool(Path(folder), found, CORES, by_torchcodec=by_torchcodec)
+        return run_pool(Path(folder), rows, CORES, by_torchcodec=by_torchcodec)
 
 
-def _by_ray_data(rows: Form, count: int, *, as_advised: bool = False) -> PeerRun:
+def _by_ray_data(rows: list[Row], *, as_advised: bool = False) -> PeerRun:
     keep_to_cores(CORES)
     # Its tasks for reading and for checkpoints want whole CPUs, beside those of the actors.
     num_cpus = 2 * CORES if as_advised else CORES
     with tempfile.TemporaryDirectory() as folder, cluster_of(num_cpus) as address:
-        found = rows(Path(folder), count)
-        return run_ray_data(address, Path(folder), found, as_advised=as_advised)
+        return run_ray_data(address, Path(folder), rows, as_advised=as_advised)
 
 
 PEERS = {

@@ -86,6 +86,7 @@ def job_over(folder: Path, rows: Sequence[Row], **sections: Any) -> JobConfig:
         "uri_column": "uri",
         "start_column": "start",
         "end_column": "end",
+        "allowed_prefixes": sorted({str(Path(uri).parent) for uri in uris}),
     }
     return job_of(
         {

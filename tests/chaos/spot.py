@@ -28,7 +28,7 @@ from tests.end_to_end.processes import descendants_of
 from tokpipe.config import load_job
 from tokpipe.storage import Store
 
-NUM_CLIPS, CLIP_S = 24, 1.0
+NUM_CLIPS, CLIP_S = 16, 1.0
 MOST_NODES = 3
 PRICES = (600.0, 900.0, 1500.0)
 """Of a node per hour: a run costs some units."""
