@@ -23,13 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.sample_job import CLIP_FRAMES, FPS, SIZE, sample_job
+from benchmarks.sample_job import CLIP_FRAMES, FPS, SIZE, Row, sample_job
 from tokpipe.media.framing import Framing, Painter
 from tokpipe.media.geometry import Orientation
 from tokpipe.models.tokenizers import build_tokenizer
 from tokpipe.weights.read import read_weights
 
-Span = tuple[str, float, float]
 Codes = dict[tuple[str, float], NDArray[np.uint16]]
 """By the name of their video, and the first second."""
 BATCH = 4
@@ -78,7 +77,7 @@ def frames_of(path: str, start_s: float) -> NDArray[np.uint8]:
 class Clips(Dataset[tuple[int, NDArray[np.uint8]]]):
     """Pixels by the number of a span."""
 
-    def __init__(self, spans: Sequence[Span]) -> None:
+    def __init__(self, spans: Sequence[Row]) -> None:
         self.spans = spans
 
     def __len__(self) -> int:
@@ -96,7 +95,7 @@ def small_tokenizer() -> Any:
     return build_tokenizer(job.tokenizer, read_weights(job.tokenizer, job.storage).encoding)
 
 
-def run_loop(folder: Path, spans: Sequence[Span], num_workers: int) -> PeerRun:
+def run_loop(folder: Path, spans: Sequence[Row], num_workers: int) -> PeerRun:
     """Decode in the workers of a DataLoader."""
     begun = time.monotonic()
     tokenizer = small_tokenizer()
@@ -106,7 +105,7 @@ def run_loop(folder: Path, spans: Sequence[Span], num_workers: int) -> PeerRun:
 
 
 def run_pool(
-    folder: Path, spans: Sequence[Span], num_workers: int, *, by_torchcodec: bool = False
+    folder: Path, spans: Sequence[Row], num_workers: int, *, by_torchcodec: bool = False
 ) -> PeerRun:
     """Decode in the processes of a pool."""
     begun = time.monotonic()
@@ -117,11 +116,11 @@ def run_pool(
         return _encode(tokenizer, batches, folder, spans, begun)
 
 
-def _frames_by_pyav(span: Span) -> NDArray[np.uint8]:
+def _frames_by_pyav(span: Row) -> NDArray[np.uint8]:
     return frames_of(*span[:2])
 
 
-def _frames_by_torchcodec(span: Span) -> NDArray[np.uint8]:
+def _frames_by_torchcodec(span: Row) -> NDArray[np.uint8]:
     """Scaled by torch, as its guide does it, so some codes differ."""
     from torchcodec.decoders import VideoDecoder
 
@@ -159,7 +158,7 @@ def _encode(
     tokenizer: Any,
     batches: Iterable[tuple[list[int], torch.Tensor]],
     folder: Path,
-    spans: Sequence[Span],
+    spans: Sequence[Row],
     begun: float,
 ) -> PeerRun:
     """Encode in this process, and write a file every 64 clips."""

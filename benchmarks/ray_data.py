@@ -12,12 +12,12 @@ import numpy as np
 from benchmarks.by_hand import (
     BATCH,
     PeerRun,
-    Span,
     frames_of,
     read_codes,
     row_of,
     small_tokenizer,
 )
+from benchmarks.sample_job import Row
 
 MISSING = (
     None
@@ -77,7 +77,7 @@ class _Decoder:
 
 
 def run_ray_data(
-    address: str, folder: Path, spans: Sequence[Span], *, as_advised: bool = False
+    address: str, folder: Path, spans: Sequence[Row], *, as_advised: bool = False
 ) -> PeerRun:
     """Decode in tasks, encode in two actors, write Parquet, all sharing two cores.
     ``as_advised``: with a checkpoint of its rows, and pools of actors for both stages.

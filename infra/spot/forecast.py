@@ -1,4 +1,4 @@
-"""``tokpipe plan --spot``: what a job may take and cost on spot nodes, and the best cluster."""
+"""What a job may take and cost on spot nodes, and the best cluster."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -191,7 +191,7 @@ class Play:
     def _occupy(self, actor: _Actor, sign: int) -> None:
         if actor.node is not None:
             free = self._free[actor.node]
-            self._free[actor.node] = [f + -sign * n for f, n in zip(free, actor.needs, strict=True)]
+            self._free[actor.node] = [f - sign * n for f, n in zip(free, actor.needs, strict=True)]
 
     def _work(self, command: Dispatch) -> tuple[float, Event, ActorId]:
         """When an actor answers, and what."""

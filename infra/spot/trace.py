@@ -45,6 +45,8 @@ class _Row(Frozen):
 
 @dataclass(frozen=True)
 class Trace:
+    """What the market had over some time."""
+
     kinds: Mapping[str, Room]
     most: Mapping[str, int]  # Nodes of each kind that there ever are
     changes: tuple[Change, ...]  # By time, the first at 0

@@ -1,11 +1,13 @@
-"""Does ``plan --spot`` say what runs then cost? ``python -m tests.chaos.spot``
+"""Does ``infra.spot`` say what runs then cost? ``python -m tests.chaos.spot``
 
 Nodes of a real Ray come and go as in a trace, each run from another moment of it, and are paid for
 as in the trace. Before that, one calm run is timed, and the trace is played, with its times.
 """
 
 import argparse
+import itertools
 import json
+import math
 import random
 import signal
 import statistics
@@ -21,7 +23,7 @@ from ray.cluster_utils import Cluster
 
 from infra.spot import play
 from infra.spot.forecast import Plays, Range, SpotForecast, measured
-from infra.spot.trace import Trace
+from infra.spot.trace import Change, Trace
 from tests.chaos.world import signal_all
 from tests.end_to_end.jobs import files, slow_tokenizer, start, write_job, write_videos
 from tests.end_to_end.processes import descendants_of
@@ -73,19 +75,18 @@ class Nodes:
         """Follow a trace from a moment on, until the run is over; return its seconds and cost."""
         rng, began = random.Random(seed), time.monotonic()
         cost, number, price, paid_until = 0.0, 0, 0.0, 0.0
-        for change in trace.since(offset_s):
-            is_over = over.wait(max(0.0, began + change.at_s - time.monotonic()))
+        never = Change(math.inf, "", 0, 0.0)  # after the only line of a trace
+        for change in itertools.chain(trace.since(offset_s), [never]):
+            left_s = began + change.at_s - time.monotonic()
+            is_over = over.wait(None if change is never else max(0.0, left_s))
             until = time.monotonic() - began if is_over else change.at_s
             cost += number * price * (until - paid_until) / 3600
-            number, price, paid_until = change.nodes, change.price, until
             if is_over:
                 break
+            number, price, paid_until = change.nodes, change.price, until
             self.set_number(number, rng)
-        over.wait()  # of a trace that never changes
-        ended = time.monotonic() - began
-        cost += number * price * max(0.0, ended - paid_until) / 3600 * (not is_over)
         self.set_number(0, rng)
-        return ended, cost
+        return until, cost
 
 
 @dataclass(frozen=True)
